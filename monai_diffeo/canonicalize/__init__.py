@@ -1,0 +1,7 @@
+"""The search for the canonical pose."""
+
+from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
+from monai_diffeo.canonicalize.folder import fit_statistics, load_canonicalizer
+from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED, Canonicalization
+
+__all__ = ["CANONICALIZED", "Canonicalization", "Canonicalizer", "LEFT_ALONE", "REJECTED", "fit_statistics", "load_canonicalizer"]

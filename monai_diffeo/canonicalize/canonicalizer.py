@@ -1,0 +1,215 @@
+"""Images to their canonical pose, by prediction, by optimisation, or by both."""
+
+from __future__ import annotations
+
+import time
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED, Canonicalization, mean_inverse_error
+from monai_diffeo.canonicalize.search import Velocities, minimize, predict
+from monai_diffeo.energies import Energy
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.families import VelocityFamily
+from monai_diffeo.flow import dense_velocity, exp_chain, folding, inverse_chain, warp
+
+__all__ = ["Canonicalizer"]
+
+
+class Canonicalizer(nn.Module):
+    r"""Search, for each image, a diffeomorphism that makes it look like the training images.
+
+    An optional predictor looks at the image ``passes`` times and moves it each time; ``steps`` of Adam then lower
+    ``energy(moved image) + regularizer(velocity, ddf)``. With a predictor and no steps this is the mode *single pass*; with
+    both, *refine*; with neither predictor nor early stopping and the published settings, *faithful*.
+
+    A batch gives what its images give one by one. An image is left alone, bit for bit, when its energy is already within
+    ``gate``, and rejected when it is constant or not finite, when its energy rises by more than ``max_rise``, or when its field
+    still folds after ``shrinkings`` halvings of its velocities; ``status`` says which.
+
+    Args:
+        energy: of images, lower = closer to the training images.
+        family: of the deformations.
+        regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
+        predictor: image to the parameters of ``family``; None starts the search from the identity.
+        steps: optimisation steps at most.
+        passes: looks of the predictor.
+        learning_rate: of Adam, in the family's relative units.
+        patience: steps without improvement after which an image stops; None never stops early.
+        gate: leave alone an image whose energy is at most this; None moves every image.
+        max_rise: energy may rise by this much and the result still counts; None accepts any.
+        search_family: family of the optimisation, ``family`` by default.
+        final_steps: squarings of the exponentials that are returned.
+        shrinkings: how often the velocities of a folding field are halved.
+        seed: of everything random.
+        progress: show a bar over the optimisation steps (needs tqdm).
+    """
+
+    def __init__(
+        self,
+        energy: Energy,
+        family: VelocityFamily,
+        regularizer: nn.Module | None = None,
+        predictor: nn.Module | None = None,
+        steps: int = 0,
+        passes: int = 1,
+        learning_rate: float = 0.01,
+        patience: int | None = 10,
+        gate: float | None = None,
+        max_rise: float | None = 0.0,
+        search_family: VelocityFamily | None = None,
+        final_steps: int = 7,
+        shrinkings: int = 4,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> None:
+        super().__init__()
+        if predictor is None and steps == 0:
+            raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
+        if steps and regularizer is None:
+            raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
+        self.energy, self.family, self.regularizer, self.predictor = energy, family, regularizer, predictor
+        self.search_family = family if search_family is None else search_family
+        self.steps, self.passes, self.learning_rate, self.patience = steps, passes, learning_rate, patience
+        self.gate, self.max_rise, self.final_steps, self.shrinkings = gate, max_rise, final_steps, shrinkings
+        self.seed, self.progress = seed, progress
+        self.requires_grad_(False)
+        super().train(False)
+
+    def train(self, mode: bool = True) -> Canonicalizer:
+        """A canonicaliser has no training mode: its networks are frozen."""
+        return super().train(False)
+
+    def __call__(self, image: Tensor) -> Canonicalization:
+        """Canonicalise a batch of images ``(B, C, *S)``; works under ``no_grad``, ``inference_mode`` and ``autocast``.
+
+        Raises:
+            ShapeError: if ``image`` has another number of axes.
+        """
+        if image.ndim != 2 + self.family.spatial_dims:
+            axes = ", ".join("HWD"[: self.family.spatial_dims])
+            raise ShapeError("canonicalize()", "image", f"(B, C, {axes})", image.shape,
+                             "Add batch and channel axes: image[None, None].")
+        began = time.perf_counter()
+        image = image.as_tensor() if hasattr(image, "as_tensor") else image
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
+            if next(self.buffers(), next(self.parameters(), image)).device != image.device:
+                self.to(image.device)
+            return self._canonicalize(image.detach().clone(), began)
+
+    def _canonicalize(self, given: Tensor, began: float) -> Canonicalization:
+        image = given.float()
+        status = _unusable(image)
+        usable = torch.tensor([s is None for s in status], device=image.device)
+        image = torch.where(usable.view(-1, *[1] * (image.ndim - 1)), image, torch.zeros_like(image))
+        terms = self.energy.terms(image) if hasattr(self.energy, "terms") else {}
+        before = self.energy(image)
+        for i, value in enumerate(before.tolist()):
+            if status[i] is None and self.gate is not None and value <= self.gate:
+                status[i] = f"{LEFT_ALONE}: looks like the training images"
+        velocities, steps = self._search(image, status)
+        velocities, ddf, inverse_ddf = self._unfold(velocities, tuple(image.shape[2:]))
+        folded = folding(ddf)
+        moved = warp(image, ddf)
+        after = self.energy(moved)
+        for i in range(len(status)):
+            status[i] = status[i] or self._verdict(before[i].item(), after[i].item(), folded[i].item())
+        done = torch.tensor([s == CANONICALIZED for s in status], device=image.device)
+        row = done.view(-1, *[1] * (image.ndim - 1))
+        ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
+        velocities = velocities.scaled(done.to(ddf.dtype))
+        return Canonicalization(
+            image=torch.where(row, moved.to(given.dtype), given),
+            velocity=dense_velocity(velocities.generators, velocities.fields, image.shape[2:]),
+            ddf=ddf,
+            inverse_ddf=inverse_ddf,
+            energy_before=before,
+            energy_after=torch.where(done, after, before),
+            folding=folding(ddf),
+            inverse_error=mean_inverse_error(ddf, inverse_ddf),
+            steps=steps,
+            status=tuple(status),
+            seconds=time.perf_counter() - began,
+            terms=terms,
+            generators=velocities.generators,
+            fields=velocities.fields,
+        )
+
+    def _search(self, image: Tensor, status: list[str | None]) -> tuple[Velocities, Tensor]:
+        """Velocities of every image, and the steps of each; images that already have a status are not optimised."""
+        size = tuple(image.shape[2:])
+        found = None if self.predictor is None else predict(image, self.predictor, self.family, self.passes)
+        steps = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
+        if self.steps == 0:
+            return found, steps
+        start = None if found is None else exp_chain(found.generators, found.fields, self.family.steps)
+        rows = torch.tensor([i for i, s in enumerate(status) if s is None], device=image.device, dtype=torch.long)
+        theta = torch.zeros(image.shape[0], self.search_family.num_parameters, device=image.device)
+        if len(rows):
+            with torch.enable_grad(), _Bar(self.progress, self.steps) as bar:
+                best, used = minimize(
+                    image[rows], self.energy, self.search_family, self.regularizer,
+                    None if start is None else type(start)(start.matrix[rows], start.residual[rows]),
+                    self.steps, self.learning_rate, self.patience, seed=self.seed, progress=bar,
+                )
+            theta[rows], steps[rows] = best, used
+        generator, field = self.search_family.velocity(theta, size)
+        if found is None:
+            return Velocities(generator[:, None], field[:, None]), steps
+        return found.then(generator, field), steps
+
+    def _unfold(self, velocities: Velocities, size: tuple[int, ...]) -> tuple[Velocities, Tensor, Tensor]:
+        """Flows there and back; the velocities of a field that folds are halved until it does not."""
+        for attempts_left in reversed(range(self.shrinkings + 1)):
+            ddf = exp_chain(velocities.generators, velocities.fields, self.final_steps).ddf(size)
+            back = inverse_chain(velocities.generators, velocities.fields, self.final_steps).ddf(size)
+            folded = (folding(ddf) > 0) | (folding(back) > 0)
+            if attempts_left and bool(folded.any()):
+                velocities = velocities.scaled(torch.where(folded, 0.5, 1.0))
+            else:
+                break
+        return velocities, ddf, back
+
+    def _verdict(self, before: float, after: float, folded: float) -> str:
+        if not abs(after) < float("inf"):
+            return f"{REJECTED}: energy became {after}"
+        if folded > 0:
+            return f"{REJECTED}: {folded:.2%} of the voxels still fold after {self.shrinkings} halvings"
+        if self.max_rise is not None and after > before + self.max_rise:
+            return f"{REJECTED}: energy rose from {before:.3g} to {after:.3g}"
+        return CANONICALIZED
+
+
+def _unusable(image: Tensor) -> list[str | None]:
+    """Why an image cannot be canonicalised at all, None where it can."""
+    flat = image.flatten(1)
+    finite = torch.isfinite(flat).all(1).tolist()
+    constant = (flat.amax(1) == flat.amin(1)).tolist()
+    return [
+        f"{REJECTED}: the image holds NaN or infinite values" if not f else f"{REJECTED}: the image is constant" if c else None
+        for f, c in zip(finite, constant)
+    ]
+
+
+class _Bar:
+    """A tqdm bar over optimisation steps, or nothing."""
+
+    def __init__(self, show: bool, total: int) -> None:
+        self.show, self.total, self.bar = show, total, None
+
+    def __enter__(self) -> _Bar:
+        if self.show:
+            from tqdm import tqdm
+
+            self.bar = tqdm(total=self.total, desc="canonicalize", unit="step")
+        return self
+
+    def __call__(self, step: int, objective: Tensor) -> None:
+        if self.bar is not None and step:
+            self.bar.update()
+            self.bar.set_postfix(objective=f"{objective.mean().item():.3g}")
+
+    def __exit__(self, *error) -> None:
+        if self.bar is not None:
+            self.bar.close()

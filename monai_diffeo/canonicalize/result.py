@@ -1,0 +1,124 @@
+"""What a canonicalisation gives back: data, with no state left on the canonicaliser."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_diffeo.flow import compose, warp
+from monai_diffeo.flow.grid import voxel_grid
+
+__all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error"]
+
+CANONICALIZED = "canonicalized"
+LEFT_ALONE = "left alone"
+REJECTED = "rejected"
+
+
+@dataclass(frozen=True)
+class Canonicalization:
+    """A batch of images in canonical pose, and the way back.
+
+    Attributes:
+        image: canonical images, shape ``(B, C, *S)``; rows that are not ``"canonicalized"`` hold the input, bit for bit.
+        velocity: the T velocities that were found, shape ``(B, T, D, *S)``, voxels per unit time; ``ddf`` is the composition
+            of their flows.
+        ddf: canonical = ``warp(input, ddf)``; shape ``(B, D, *S)``, voxels; exactly zero for rows left as they were.
+        inverse_ddf: the way back, shape ``(B, D, *S)``, voxels.
+        energy_before: energy of the input, shape ``(B,)``.
+        energy_after: energy of ``image``, shape ``(B,)``.
+        folding: share of folded voxels of ``ddf``, shape ``(B,)``.
+        inverse_error: mean distance of ``ddf`` after ``inverse_ddf`` from the identity, where the way leads through the
+            frame, shape ``(B,)``, voxels.
+        steps: optimisation steps each image used, shape ``(B,)``.
+        status: ``"canonicalized"``, ``"left alone: reason"`` or ``"rejected: reason"``, one an image.
+        seconds: wall time for the batch.
+        terms: named energies before, ``(B,)`` each, for the report.
+        generators, fields: the velocities as :func:`monai_diffeo.flow.exp_chain` takes them, with the margin of the family.
+    """
+
+    image: Tensor
+    velocity: Tensor
+    ddf: Tensor
+    inverse_ddf: Tensor
+    energy_before: Tensor
+    energy_after: Tensor
+    folding: Tensor
+    inverse_error: Tensor
+    steps: Tensor
+    status: tuple[str, ...]
+    seconds: float
+    terms: Mapping[str, Tensor]
+    generators: Tensor
+    fields: Tensor
+
+    @property
+    def moved(self) -> Tensor:
+        """Which images were canonicalised, shape ``(B,)``, bool."""
+        return torch.tensor([s == CANONICALIZED for s in self.status], device=self.image.device)
+
+    @property
+    def largest_displacement(self) -> Tensor:
+        """Largest displacement of each image, shape ``(B,)``, voxels."""
+        return torch.linalg.vector_norm(self.ddf, dim=1).flatten(1).amax(1)
+
+    def warp_back(self, prediction: Any, mode: str = "bilinear") -> Any:
+        """Map what a network answered on ``image`` to the pose of the input.
+
+        Tensors with a value for every voxel (or every few: a lower-resolution head) are warped, in dictionaries, lists and
+        tuples too; vectors, ``None``, integers and everything else pass untouched. Give probabilities or logits and take the
+        argmax afterwards.
+
+        Args:
+            prediction: tensor ``(B, K, *S')`` or any nesting of such.
+            mode: ``"bilinear"`` or, for label maps, ``"nearest"``.
+        """
+        return _map(prediction, lambda p: self._warp_tensor(p, self.inverse_ddf, mode))
+
+    def warp_input(self, companion: Any, mode: str = "bilinear") -> Any:
+        """Bring something that lies on the input, a mask or a second channel, to the canonical pose; as :meth:`warp_back`."""
+        return _map(companion, lambda p: self._warp_tensor(p, self.ddf, mode))
+
+    def _warp_tensor(self, tensor: Tensor, ddf: Tensor, mode: str) -> Tensor:
+        is_map = tensor.ndim == ddf.ndim and tensor.shape[0] == ddf.shape[0]
+        if not is_map or not (tensor.is_floating_point() or mode == "nearest") or not bool(self.moved.any()):
+            return tensor
+        field = _resize_ddf(ddf, tuple(tensor.shape[2:])).to(tensor.device)
+        moved = self.moved.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
+        return torch.where(moved, warp(tensor, field, mode), tensor)
+
+
+def _map(value: Any, function) -> Any:
+    if isinstance(value, Tensor):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: _map(item, function) for key, item in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(_map(item, function) for item in value))
+    if isinstance(value, (list, tuple)):
+        return type(value)(_map(item, function) for item in value)
+    return value
+
+
+def _resize_ddf(ddf: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The same displacement on another number of voxels over the same frame, corners on corners."""
+    if tuple(ddf.shape[2:]) == size:
+        return ddf
+    mode = {4: "bilinear", 5: "trilinear"}[ddf.ndim]
+    factor = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(size, ddf.shape[2:])], device=ddf.device, dtype=ddf.dtype)
+    return F.interpolate(ddf, size, mode=mode, align_corners=True) * factor.view(-1, *[1] * (ddf.ndim - 2))
+
+
+def mean_inverse_error(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
+    """Mean over the voxels whose way stays in the frame of the distance of ``ddf`` after ``inverse_ddf`` from the identity,
+    shape ``(B,)``, voxels."""
+    where = voxel_grid(ddf.shape[2:], ddf.device, ddf.dtype) + inverse_ddf
+    last = torch.tensor([n - 1 for n in ddf.shape[2:]], device=ddf.device, dtype=ddf.dtype).view(-1, *[1] * (ddf.ndim - 2))
+    inside = ((where >= 0) & (where <= last)).all(1)
+    error = torch.linalg.vector_norm(compose(ddf, inverse_ddf), dim=1)
+    return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)

@@ -1,0 +1,49 @@
+"""A dataset in which one bad file never stops the others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from monai.data import Dataset
+
+__all__ = ["FAILURE", "FailSafeDataset", "root_cause"]
+
+FAILURE = "failure"
+
+
+def root_cause(error: BaseException) -> BaseException:
+    """The error that began a chain of ``raise ... from ...``; MONAI wraps what a transform raises."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return error
+
+
+class FailSafeDataset(Dataset):
+    """As ``monai.data.Dataset``, but an item whose transform fails is given as ``{path_key: path, "failure": error}``.
+
+    Load it with ``batch_size=1``. The consumer looks for the key ``"failure"`` before anything else.
+
+    Args:
+        data: items, dictionaries with a path under ``path_key``.
+        transform: applied to each item.
+        path_key: where the path is.
+    """
+
+    def __init__(self, data: Sequence[dict[str, Any]], transform: Callable, path_key: str = "image") -> None:
+        super().__init__(data, transform)
+        self.path_key = path_key
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        path = str(self.data[index][self.path_key])
+        try:
+            return {**super().__getitem__(index), "path": path}
+        except Exception as error:  # whatever a reader meets, the next film must be read
+            return {"path": path, FAILURE: root_cause(error)}
+
+
+def collate_one(batch: list[dict[str, Any]]) -> dict[str, Any]:
+    """Collate a batch of one; a failure passes as it is."""
+    from monai.data import list_data_collate
+
+    return batch[0] if FAILURE in batch[0] else list_data_collate(batch)

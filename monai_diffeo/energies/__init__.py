@@ -1,0 +1,19 @@
+"""How far an image is from the training images, and what a deformation costs."""
+
+from monai_diffeo.energies.base import Energy
+from monai_diffeo.energies.combine import StandardizedEnergy, WeightedEnergy
+from monai_diffeo.energies.learned import AnswerEnergy, CriticEnergy, MotionEnergy, VAEEnergy
+from monai_diffeo.energies.regularizers import DeformationRegularizer, folding_penalty, smoothness
+
+__all__ = [
+    "AnswerEnergy",
+    "CriticEnergy",
+    "DeformationRegularizer",
+    "Energy",
+    "MotionEnergy",
+    "StandardizedEnergy",
+    "VAEEnergy",
+    "WeightedEnergy",
+    "folding_penalty",
+    "smoothness",
+]

@@ -1,0 +1,70 @@
+"""Energies on one scale, and their weighted sum with names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffeo.energies.base import Energy
+
+__all__ = ["StandardizedEnergy", "WeightedEnergy"]
+
+
+class StandardizedEnergy(Energy):
+    """An energy in units of the training films: 0 is their mean, 1 their spread, so that weights mean the same everywhere.
+
+    Args:
+        energy: any energy.
+        mean: of the energy on the training films.
+        std: its spread there, larger than 0.
+    """
+
+    def __init__(self, energy: Energy, mean: float = 0.0, std: float = 1.0) -> None:
+        super().__init__()
+        if not std > 0:
+            raise ValueError(f"StandardizedEnergy: 'std' must be larger than 0, got {std}. Measure it on the training films.")
+        self.energy = energy
+        self.register_buffer("mean", torch.tensor(float(mean)))
+        self.register_buffer("std", torch.tensor(float(std)))
+        self.freeze()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return (self.energy(image) - self.mean) / self.std
+
+
+class WeightedEnergy(Energy):
+    """Weighted sum of named energies; :meth:`terms` gives each by itself.
+
+    Args:
+        energies: by name.
+        weights: by the same names; a missing name weighs 1, a weight of 0 leaves the term out.
+        level: if given, every term counts only as far as it exceeds this level (in its own, standardised, unit). Training
+            films themselves lie around 0; to minimise past their level eats the anatomy.
+
+    Raises:
+        ValueError: for a weight without an energy.
+    """
+
+    def __init__(
+        self, energies: Mapping[str, Energy], weights: Mapping[str, float] | None = None, level: float | None = None
+    ) -> None:
+        super().__init__()
+        unknown = set(weights or {}) - set(energies)
+        if unknown:
+            raise ValueError(f"WeightedEnergy: weights name {sorted(unknown)}, but the energies are {sorted(energies)}.")
+        self.energies = nn.ModuleDict(energies)
+        self.weights = {name: float((weights or {}).get(name, 1.0)) for name in energies}
+        self.level = level
+        self.freeze()
+
+    def terms(self, image: Tensor) -> dict[str, Tensor]:
+        """Each energy with weight, unweighted, shape ``(B,)``."""
+        return {name: energy(image) for name, energy in self.energies.items() if self.weights[name]}
+
+    def forward(self, image: Tensor) -> Tensor:
+        total = image.new_zeros(image.shape[0])
+        for name, value in self.terms(image).items():
+            total = total + self.weights[name] * (value if self.level is None else torch.relu(value - self.level))
+        return total

@@ -1,0 +1,96 @@
+"""Energies that networks have learned from training images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_diffeo.energies.base import Energy
+from monai_diffeo.families import VelocityFamily
+from monai_diffeo.flow import dense_velocity
+from monai_diffeo.networks import EnergyCritic, EnergyVAE, standardize_image
+
+__all__ = ["AnswerEnergy", "CriticEnergy", "MotionEnergy", "VAEEnergy"]
+
+
+def _at_size(image: Tensor, size: tuple[int, ...]) -> Tensor:
+    if tuple(image.shape[2:]) == tuple(size):
+        return image
+    mode = {4: "bilinear", 5: "trilinear"}[image.ndim]
+    return F.interpolate(image, size, mode=mode, align_corners=False)
+
+
+class VAEEnergy(Energy):
+    """Squared error of the reconstruction plus ``beta`` times the divergence, the latent vector at its mean.
+
+    Args:
+        vae: trained network.
+        beta: weight of the divergence.
+        standardize: give the network films of mean 0 and spread 1, so that grey values do not count as deformation; False
+            as published.
+    """
+
+    def __init__(self, vae: EnergyVAE, beta: float = 1.0, standardize: bool = True) -> None:
+        super().__init__()
+        self.vae, self.beta, self.standardize = vae, beta, standardize
+        self.freeze()
+
+    def forward(self, image: Tensor) -> Tensor:
+        image = _at_size(image, self.vae.image_size)
+        image = standardize_image(image) if self.standardize else image
+        rebuilt, mean, log_variance = self.vae(image)
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)
+        return (rebuilt - image).square().flatten(1).sum(1) + self.beta * divergence
+
+
+class CriticEnergy(Energy):
+    """Score of a Wasserstein critic, larger for deformed images; arguments as :class:`VAEEnergy`."""
+
+    def __init__(self, critic: EnergyCritic, standardize: bool = True) -> None:
+        super().__init__()
+        self.critic, self.standardize = critic, standardize
+        self.freeze()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.critic(standardize_image(image) if self.standardize else image)
+
+
+class MotionEnergy(Energy):
+    """How far a predictor would still move the image: root mean square velocity, as share of half the frame.
+
+    Args:
+        predictor: trained :class:`DeformationPredictor`.
+        family: the family whose parameters it gives.
+    """
+
+    def __init__(self, predictor: nn.Module, family: VelocityFamily) -> None:
+        super().__init__()
+        self.predictor, self.family = predictor, family
+        self.freeze()
+
+    def forward(self, image: Tensor) -> Tensor:
+        size = (33,) * self.family.spatial_dims  # theta is relative to the frame: a coarse grid says the same
+        generator, field = self.family.velocity(self.predictor(image), size)
+        v = dense_velocity(generator[:, None], field[:, None], size)[:, 0]
+        return v.square().sum(1).flatten(1).mean(1).clamp(min=1e-12).sqrt() / 16
+
+
+class AnswerEnergy(Energy):
+    """An energy of the *answers* of the network under test: how unlike its answers on training images this one is.
+
+    Args:
+        network: the frozen network under test.
+        energy: an energy that was fitted to its probabilities on training images; no labels are needed.
+        activation: from the network's output to probabilities.
+    """
+
+    def __init__(self, network: nn.Module, energy: Energy, activation: Callable[[Tensor], Tensor] = torch.sigmoid) -> None:
+        super().__init__()
+        self.network, self.energy, self.activation = network, energy, activation
+        self.freeze()
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.energy(self.activation(self.network(image)))

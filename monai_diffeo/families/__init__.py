@@ -1,0 +1,7 @@
+"""Parameters to diffeomorphisms."""
+
+from monai_diffeo.families.base import Family, VelocityFamily
+from monai_diffeo.families.control_grid import ControlGrid
+from monai_diffeo.families.siren import Siren
+
+__all__ = ["ControlGrid", "Family", "Siren", "VelocityFamily"]

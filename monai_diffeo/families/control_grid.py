@@ -1,0 +1,64 @@
+"""Affine Lie algebra plus cubic B-splines on a control grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from monai_diffeo.families.base import VelocityFamily
+
+__all__ = ["ControlGrid"]
+
+
+@lru_cache(maxsize=32)
+def _spline_basis(size: int, controls: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Cubic B-splines, shape ``(size, controls)``; each support lies inside the domain, so value, slope and curvature are
+    zero at both ends."""
+    with torch.inference_mode(False):
+        spacing = (size - 1) / (controls + 3)
+        centers = (torch.arange(controls, device=device, dtype=dtype) + 2) * spacing
+        t = (torch.arange(size, device=device, dtype=dtype)[:, None] - centers).abs() / spacing
+        inner = 2 / 3 - t**2 + t**3 / 2
+        outer = (2 - t).clamp(min=0) ** 3 / 6
+        return torch.where(t < 1, inner, outer)
+
+
+class ControlGrid(VelocityFamily):
+    r"""Velocities :math:`G x + \sum_j c_j B_j(x)`: an affine generator and cubic B-splines on a regular grid.
+
+    The splines live on a frame widened by ``margin`` on each side and vanish smoothly at its border; paths may leave the
+    image and come back, and the inverse stays exact to interpolation.
+
+    Args:
+        spatial_dims: 2 or 3.
+        controls: control points along each axis.
+        affine: whether ``theta`` begins with an affine generator of ``D (D + 1)`` numbers.
+        margin: width added at each side, as share of the frame.
+        steps: squarings of the exponential.
+
+    ``theta``: relative units, 1 = half the frame along the axis; ``[generator.flatten(), controls.flatten()]``.
+    """
+
+    def __init__(
+        self, spatial_dims: int = 2, controls: int = 10, affine: bool = True, margin: float = 0.125, steps: int = 7
+    ) -> None:
+        super().__init__(steps)
+        self.spatial_dims, self.controls, self.affine, self.margin = spatial_dims, controls, affine, margin
+        self.num_affine = spatial_dims * (spatial_dims + 1) if affine else 0
+        self.num_parameters = self.num_affine + spatial_dims * controls**spatial_dims
+
+    def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        dims = self.spatial_dims
+        half = torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=theta.device, dtype=theta.dtype)
+        generator = theta.new_zeros(theta.shape[0], dims, dims + 1)
+        if self.affine:
+            relative = theta[:, : self.num_affine].view(-1, dims, dims + 1)
+            generator = relative * half[:, None] / torch.cat([half, half.new_ones(1)])
+        field = theta[:, self.num_affine :].reshape(-1, dims, *[self.controls] * dims)
+        for n in spatial_size:  # each product moves the next control axis to the end as a voxel axis
+            basis = _spline_basis(n + 2 * round(self.margin * n), self.controls, theta.device, theta.dtype)
+            field = torch.tensordot(field, basis, dims=([2], [1]))
+        return generator, field * half.view(-1, *[1] * dims)

@@ -1,0 +1,28 @@
+"""The mathematics: pure functions on velocities, displacements and images."""
+
+from monai_diffeo.flow.chain import dense_velocity, exp_chain, inverse_chain
+from monai_diffeo.flow.compose import compose, inverse, inverse_error, invert
+from monai_diffeo.flow.deformation import Deformation
+from monai_diffeo.flow.exponential import exp, exp_affine
+from monai_diffeo.flow.jacobian import folding, jacobian, jacobian_determinant
+from monai_diffeo.flow.thin_plate import thin_plate_spline
+from monai_diffeo.flow.warp import warp, warp_points
+
+__all__ = [
+    "Deformation",
+    "compose",
+    "dense_velocity",
+    "exp",
+    "exp_affine",
+    "exp_chain",
+    "folding",
+    "inverse",
+    "inverse_chain",
+    "inverse_error",
+    "invert",
+    "jacobian",
+    "jacobian_determinant",
+    "thin_plate_spline",
+    "warp",
+    "warp_points",
+]

@@ -1,0 +1,90 @@
+"""A batch of maps, each an affine map plus a displacement on a grid."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.warp import sample
+
+__all__ = ["Deformation", "crop_or_pad"]
+
+
+def crop_or_pad(field: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Centred crop, or padding with the border's values, of ``(B, C, *S)`` to ``(B, C, *spatial_size)``.
+
+    Both sizes of an axis must be even or both odd, so that the centre stays a centre.
+    """
+    difference = [int(new) - old for new, old in zip(spatial_size, field.shape[2:])]
+    if not any(difference):
+        return field
+    if any(d % 2 for d in difference):
+        raise ValueError(f"crop_or_pad(): sizes {tuple(field.shape[2:])} and {tuple(spatial_size)} have no common centre.")
+    crop = [slice(max(-d // 2, 0), n - max(-d // 2, 0)) for d, n in zip(difference, field.shape[2:])]
+    pad = [max(d // 2, 0) for d in reversed(difference) for _ in range(2)]
+    return F.pad(field[(..., *crop)], pad, mode="replicate")
+
+
+@dataclass(frozen=True)
+class Deformation:
+    r"""One map for each image, :math:`\phi(x) = M (x, 1) + u(x)`, ``x`` in voxels from the centre of the frame.
+
+    The affine part holds everywhere; ``u`` lives on a grid around the same centre, which may be larger than the image, and
+    continues with its border value. Maps compose without loss in the affine part, so that quarter turns stay exact.
+
+    Attributes:
+        matrix: shape ``(B, D, D + 1)``, last column in voxels.
+        residual: shape ``(B, D, *S)``, voxels.
+    """
+
+    matrix: Tensor
+    residual: Tensor
+
+    @classmethod
+    def identity(cls, batch_size: int, spatial_size: Sequence[int], device="cpu", dtype=torch.float32) -> Deformation:
+        """The map that moves nothing."""
+        dims = len(spatial_size)
+        matrix = torch.eye(dims, dims + 1, device=device, dtype=dtype).repeat(batch_size, 1, 1)
+        return cls(matrix, torch.zeros(batch_size, dims, *spatial_size, device=device, dtype=dtype))
+
+    def _affine(self, points: Tensor) -> Tensor:
+        linear, shift = self.matrix[..., :-1], self.matrix[..., -1]
+        with torch.autocast(points.device.type, enabled=False):
+            return torch.einsum("bij,bj...->bi...", linear, points) + shift.view(*shift.shape, *[1] * (points.ndim - 2))
+
+    def _grid(self) -> Tensor:
+        size = self.residual.shape[2:]
+        return centered_grid(size, self.residual.device, self.residual.dtype).expand(self.residual.shape)
+
+    def after(self, first: Deformation) -> Deformation:
+        """The composition ``x -> self(first(x))``; ``warp(warp(im, a), b)`` equals one warp along ``a.after(b)``."""
+        residual = self.residual
+        where = first._affine(first._grid()) + first.residual
+        center = torch.tensor([(n - 1) / 2 for n in residual.shape[2:]], device=residual.device, dtype=residual.dtype)
+        u = sample(residual, where + center.view(-1, *[1] * (residual.ndim - 2)))
+        linear, shift = self.matrix[..., :-1], self.matrix[..., -1:]
+        with torch.autocast(residual.device.type, enabled=False):
+            matrix = linear @ first.matrix
+            matrix = torch.cat([matrix[..., :-1], matrix[..., -1:] + shift], dim=-1)
+            return Deformation(matrix, torch.einsum("bij,bj...->bi...", linear, first.residual) + u)
+
+    def ddf(self, spatial_size: Sequence[int] | None = None) -> Tensor:
+        """Displacement of every voxel of the centred frame ``spatial_size``, shape ``(B, D, *S)``, voxels."""
+        grid = self._grid()
+        field = self._affine(grid) - grid + self.residual
+        return field if spatial_size is None else crop_or_pad(field, spatial_size)
+
+    def where(self, mask: Tensor, other: Deformation) -> Deformation:
+        """Rows of ``self`` where ``mask`` (B,) is true, of ``other`` elsewhere."""
+        dims = self.matrix.shape[1]
+        matrix = torch.where(mask.view(-1, 1, 1), self.matrix, other.matrix)
+        return Deformation(matrix, torch.where(mask.view(-1, *[1] * (dims + 1)), self.residual, other.residual))
+
+    def detach(self) -> Deformation:
+        """The same maps without a graph."""
+        return Deformation(self.matrix.detach(), self.residual.detach())

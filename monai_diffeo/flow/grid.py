@@ -1,0 +1,44 @@
+"""The one coordinate convention: voxels, axis order ``ij``, ``align_corners`` known only here and in the sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from monai_diffeo.errors import ShapeError
+
+__all__ = ["check_field", "centered_grid", "voxel_grid"]
+
+
+@lru_cache(maxsize=64)
+def _cached_grid(spatial_size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):  # a grid first asked for under inference_mode must still serve autograd later
+        axes = [torch.arange(n, device=device, dtype=dtype) for n in spatial_size]
+        return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+
+
+def voxel_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
+    """Voxel coordinates of every voxel, shape ``(D, *S)``; built once for each size, device and dtype, do not write to it."""
+    return _cached_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
+
+
+@lru_cache(maxsize=64)
+def _cached_centered_grid(spatial_size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        center = torch.tensor([(n - 1) / 2 for n in spatial_size], device=device, dtype=dtype)
+        return _cached_grid(spatial_size, device, dtype) - center.view(-1, *[1] * len(spatial_size))
+
+
+def centered_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
+    """Voxel coordinates measured from the centre of the frame, shape ``(D, *S)``; cached as :func:`voxel_grid`."""
+    return _cached_centered_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
+
+
+def check_field(who: str, argument: str, field: Tensor) -> None:
+    """Raise :class:`ShapeError` unless ``field`` has shape ``(B, D, *S)`` with ``D`` spatial axes, 2 or 3."""
+    if field.ndim not in (4, 5) or field.shape[1] != field.ndim - 2:
+        raise ShapeError(who, argument, "(B, D, *S) with D = 2 or 3 = number of spatial axes", field.shape,
+                         "Component d moves along spatial axis d; add a batch axis with field[None] if it lacks one.")

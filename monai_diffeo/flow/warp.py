@@ -1,0 +1,112 @@
+"""Pull-back of images, labels and points along a displacement."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from monai.config import USE_COMPILED
+from torch import Tensor
+
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.flow.grid import check_field, voxel_grid
+
+__all__ = ["sample", "warp", "warp_points"]
+
+
+def _float(tensor: Tensor) -> Tensor:
+    """At least float32: a voxel grid in half precision is off by whole voxels."""
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+@lru_cache(maxsize=8)
+def _monai_warp(mode: str, padding_mode: str):
+    from monai.networks.blocks import Warp
+
+    return Warp(mode=mode, padding_mode=padding_mode)
+
+
+def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
+    """Values of an image at given points; differentiable in both.
+
+    Args:
+        image: shape ``(B, C, *S)``.
+        points: shape ``(B, D, *T)``, voxel coordinates of ``image``, components in axis order.
+        mode: ``"bilinear"`` (trilinear in 3D), ``"nearest"`` or, in 2D, ``"bicubic"``.
+        padding_mode: ``"border"``, ``"zeros"`` or ``"reflection"``, for points outside the frame.
+
+    Returns:
+        Shape ``(B, C, *T)``.
+    """
+    scale = torch.tensor([2 / max(n - 1, 1) for n in image.shape[2:]], device=points.device, dtype=points.dtype)
+    normalized = (points * scale.view(-1, *[1] * (points.ndim - 2)) - 1).flip(1).movedim(1, -1)
+    with torch.autocast(image.device.type, enabled=False):
+        return F.grid_sample(image, normalized, mode=mode, padding_mode=padding_mode, align_corners=True)
+
+
+def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
+    r"""Pull an image back along a displacement: ``warp(image, ddf)(x) = image(x + ddf(x))``.
+
+    Equals ``monai.networks.blocks.Warp``; where MONAI runs its compiled extension, that is called, elsewhere the same
+    sampling with the grid kept between calls. Works in float32 (float64 for float64), whatever autocast the caller runs.
+
+    Args:
+        image: image or label map, shape ``(B, C, *S)``, any real dtype.
+        ddf: displacement, shape ``(B, D, *S)``, voxels, component d along spatial axis d.
+        mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps.
+        padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
+
+    Returns:
+        Shape and dtype of ``image``.
+
+    Raises:
+        ShapeError: if ``ddf`` is no displacement or does not fit the image.
+
+    Reference: pull-back convention of MONAI's ``Warp``.
+
+    Example:
+        >>> image = torch.arange(9.0).view(1, 1, 3, 3)
+        >>> warp(image, torch.ones(1, 2, 3, 3))[0, 0, 0, 0].item()      # the value one row down, one column right
+        4.0
+    """
+    check_field("warp()", "ddf", ddf)
+    if image.ndim != ddf.ndim or image.shape[2:] != ddf.shape[2:] or image.shape[0] != ddf.shape[0]:
+        raise ShapeError("warp()", "image", f"({ddf.shape[0]}, C, {', '.join(map(str, ddf.shape[2:]))}) as 'ddf'",
+                         image.shape, "Resize one of them, or expand the batch.")
+    field = _float(ddf)
+    values = image.to(field.dtype) if image.dtype != torch.float64 else image
+    field = field.to(values.dtype)
+    if USE_COMPILED and mode != "bicubic":
+        with torch.autocast(image.device.type, enabled=False):
+            moved = _monai_warp(mode, padding_mode)(values, field)
+    else:
+        moved = sample(values, voxel_grid(ddf.shape[2:], ddf.device, field.dtype) + field, mode, padding_mode)
+    if not (image.dtype.is_floating_point or mode == "nearest"):
+        moved = moved.round()
+    return moved.to(image.dtype)
+
+
+def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
+    """Send points through the map: ``p -> p + ddf(p)``.
+
+    ``warp(image, ddf)`` shows at ``x`` what the image has at ``x + ddf(x)``; a landmark of the image therefore moves to
+    the warped image by the *inverse* displacement, and a landmark of the warped image back to the image by ``ddf``.
+
+    Args:
+        points: shape ``(B, N, D)``, voxel coordinates in axis order.
+        ddf: shape ``(B, D, *S)``, voxels.
+
+    Returns:
+        Shape ``(B, N, D)``, voxel coordinates.
+
+    Raises:
+        ShapeError: if ``points`` or ``ddf`` has another shape.
+    """
+    check_field("warp_points()", "ddf", ddf)
+    if points.ndim != 3 or points.shape[0] != ddf.shape[0] or points.shape[2] != ddf.shape[1]:
+        raise ShapeError("warp_points()", "points", f"({ddf.shape[0]}, N, {ddf.shape[1]})", points.shape)
+    dims = ddf.shape[1]
+    where = points.to(ddf.dtype).transpose(1, 2).reshape(points.shape[0], dims, -1, *[1] * (dims - 1))
+    moved = sample(ddf, where)
+    return points + moved.flatten(2).transpose(1, 2).to(points.dtype)

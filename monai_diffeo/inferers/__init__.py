@@ -1,0 +1,5 @@
+"""Inferers."""
+
+from monai_diffeo.inferers.diffeo import DiffeoInferer, parse_switch
+
+__all__ = ["DiffeoInferer", "parse_switch"]

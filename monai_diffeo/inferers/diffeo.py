@@ -1,0 +1,105 @@
+"""The inferer that wraps any network."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from monai.inferers import Inferer, SimpleInferer
+from torch import Tensor
+
+from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
+
+__all__ = ["DiffeoInferer", "parse_switch"]
+
+
+def parse_switch(value: bool | str | int | None) -> bool:
+    """True or false, also from the words that a command line hands on, in any case.
+
+    Raises:
+        ValueError: for any other word.
+    """
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
+            raise ValueError(f"parse_switch(): expected true or false, got {value!r}.")
+        return word in {"true", "1", "yes", "on"}
+    return bool(value)
+
+
+class DiffeoInferer(Inferer):
+    """Canonicalise the whole image, run the inner inferer there, map its answer back by the exact inverse.
+
+    The network and the inner inferer stay as they are. ``enabled=False``, and every image that is not canonicalised, give the
+    inner inferer's output bit for bit.
+
+    Args:
+        canonicalizer: the search for the canonical pose, or a function without arguments that builds it at first use.
+        inferer: inner inferer, ``SimpleInferer()`` by default; sliding windows, patches and slices see the canonical image.
+        enabled: true or false, also as the string that a command line hands on.
+        fallback: what to do with an image that is rejected: ``"identity"`` gives the plain answer for it, ``"raise"`` stops.
+        mode: ``"bilinear"`` to map scores back, ``"nearest"`` if the network answers with labels.
+        on_result: called with each :class:`Canonicalization`, for example to report it. Nothing else is kept: the inferer
+            holds no state of an image and may serve several threads.
+
+    Raises:
+        ValueError: for an unknown ``fallback`` or ``mode``.
+
+    Example::
+
+        inferer = DiffeoInferer(canonicalizer, SlidingWindowInferer(roi_size=(96, 96)))
+        prediction = inferer(images, network)
+    """
+
+    def __init__(
+        self,
+        canonicalizer: Canonicalizer | Callable[[], Canonicalizer],
+        inferer: Inferer | None = None,
+        enabled: bool | str = True,
+        fallback: str = "identity",
+        mode: str = "bilinear",
+        on_result: Callable[[Canonicalization], None] | None = None,
+    ) -> None:
+        super().__init__()
+        if fallback not in ("identity", "raise"):
+            raise ValueError(f"DiffeoInferer: 'fallback' must be 'identity' or 'raise', got {fallback!r}.")
+        if mode not in ("bilinear", "nearest"):
+            raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
+        self.canonicalizer = canonicalizer
+        self.inferer = SimpleInferer() if inferer is None else inferer
+        self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
+
+    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Answer of ``network`` for ``inputs`` ``(B, C, *S)``, in the pose of ``inputs``.
+
+        Further arguments go to the inner inferer as they are; a ``condition`` image is brought to the canonical pose too.
+
+        Raises:
+            RuntimeError: if an image is rejected and ``fallback="raise"``.
+        """
+        if not self.enabled:
+            return self.inferer(inputs, network, *args, **kwargs)
+        if not isinstance(self.canonicalizer, Canonicalizer) and not hasattr(self.canonicalizer, "energy"):
+            self.canonicalizer = self.canonicalizer()
+        result = self.canonicalizer(inputs)
+        self._check(result)
+        if self.on_result is not None:
+            self.on_result(result)
+        canonical = result.image
+        if isinstance(inputs, MetaTensor):
+            canonical = MetaTensor(canonical, meta=inputs.meta, applied_operations=inputs.applied_operations)
+        if isinstance(kwargs.get("condition"), Tensor):
+            kwargs = {**kwargs, "condition": result.warp_input(kwargs["condition"])}
+        answer = self.inferer(canonical, network, *args, **kwargs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            return result.warp_back(answer, self.mode)
+
+    def _check(self, result: Canonicalization) -> None:
+        rejected = [f"image {i} of {len(result.status)}: {s}" for i, s in enumerate(result.status, 1) if s.startswith("rejected")]
+        if rejected and self.fallback == "raise":
+            raise RuntimeError("DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain answer for it.")
+        if rejected:
+            warnings.warn("DiffeoInferer: " + "; ".join(rejected) + "; the plain answer is given for it.", stacklevel=3)

@@ -1,0 +1,45 @@
+"""The Wasserstein critic that tells training images from deformed ones."""
+
+from __future__ import annotations
+
+import torch
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+__all__ = ["EnergyCritic"]
+
+
+class EnergyCritic(nn.Module):
+    """Critic of the paper: 5x5 convolutions on the image and on the features, the image added anew at every layer.
+
+    Layer k computes ``relu(A_k(image) + B_k(features))``; the score is the mean over voxels of the last layer.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        channels: width.
+        layers: number of convolutions on the image; there is one fewer on the features.
+        kernel_size: width of all kernels.
+        stride: stride of the first layer's look at the image, 1 as published; 2 makes it four times faster.
+    """
+
+    def __init__(
+        self, spatial_dims: int = 2, in_channels: int = 1, channels: int = 16, layers: int = 6, kernel_size: int = 5,
+        stride: int = 1,
+    ) -> None:
+        super().__init__()
+        conv = Conv["conv", spatial_dims]
+        self.from_image = nn.ModuleList(
+            conv(in_channels, channels, kernel_size, stride=stride, padding=kernel_size // 2) for _ in range(layers)
+        )
+        self.from_features = nn.ModuleList(
+            conv(channels, channels, kernel_size, padding=kernel_size // 2) for _ in range(layers - 1)
+        )
+        self.score = conv(channels, 1, 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Score of each image, shape ``(B,)``; trained to be larger for deformed images than for training images."""
+        features = torch.relu(self.from_image[0](image))
+        for look, think in zip(self.from_image[1:], self.from_features):
+            features = torch.relu(look(image) + think(features))
+        return self.score(features).flatten(1).mean(1)

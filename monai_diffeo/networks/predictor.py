@@ -1,0 +1,86 @@
+"""A network that looks at an image and says how to move it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv
+from torch import Tensor, nn
+
+__all__ = ["DeformationPredictor", "standardize_image"]
+
+
+def standardize_image(image: Tensor) -> Tensor:
+    """Each image to mean 0 and spread 1 over all channels and voxels; a constant image to zeros. ``(B, C, *S)``."""
+    flat = image.float().flatten(1)
+    mean = flat.mean(1).view(-1, *[1] * (image.ndim - 1))
+    std = flat.std(1).view(-1, *[1] * (image.ndim - 1))
+    return (image.float() - mean) / std.clamp(min=1e-6)
+
+
+class _ResidualUnit(nn.Module):
+    """Strided convolution, then a convolution added to it."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
+        super().__init__()
+        conv = Conv["conv", spatial_dims]
+        self.down = nn.Sequential(
+            conv(in_channels, out_channels, 3, stride=2, padding=1), nn.GroupNorm(min(8, out_channels), out_channels), nn.SiLU()
+        )
+        self.refine = nn.Sequential(
+            conv(out_channels, out_channels, 3, padding=1), nn.GroupNorm(min(8, out_channels), out_channels), nn.SiLU()
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.down(x)
+        return x + self.refine(x)
+
+
+class DeformationPredictor(nn.Module):
+    """Image to the parameters of a family's deformation, in one pass, identity at the start of training.
+
+    Args:
+        num_parameters: length of ``theta``, the family's ``num_parameters``.
+        spatial_dims: 2 or 3.
+        in_channels: channels of the image.
+        image_size: size at which the network looks, one number an axis; other images are resampled to it, since ``theta``
+            is relative to the frame.
+        channels: width after each halving.
+        hidden: width of the last hidden layer.
+        output_scale: factor on the output; small, so that training starts gently.
+    """
+
+    def __init__(
+        self,
+        num_parameters: int,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        image_size: Sequence[int] = (128, 128),
+        channels: Sequence[int] = (24, 48, 96, 160),
+        hidden: int = 384,
+        output_scale: float = 0.1,
+    ) -> None:
+        super().__init__()
+        self.image_size, self.output_scale = tuple(image_size), output_scale
+        widths = [in_channels, *channels]
+        self.features = nn.Sequential(*(_ResidualUnit(spatial_dims, a, b) for a, b in zip(widths, widths[1:])))
+        positions = 1
+        for n in image_size:
+            for _ in channels:
+                n = (n + 1) // 2
+            positions *= n
+        squeeze = max(channels[-1] // 4, 8)
+        self.squeeze = nn.Sequential(Conv["conv", spatial_dims](channels[-1], squeeze, 1), nn.SiLU())
+        self.head = nn.Sequential(nn.Linear(squeeze * positions, hidden), nn.SiLU(), nn.Linear(hidden, num_parameters))
+        nn.init.zeros_(self.head[-1].weight)
+        nn.init.zeros_(self.head[-1].bias)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose."""
+        if tuple(image.shape[2:]) != self.image_size:
+            mode = "bilinear" if image.ndim == 4 else "trilinear"
+            antialias = {"antialias": True} if image.ndim == 4 else {}
+            image = F.interpolate(image.float(), self.image_size, mode=mode, align_corners=False, **antialias)
+        return self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)) * self.output_scale

@@ -1,0 +1,88 @@
+"""One optimisation step for MONAI's ``SupervisedTrainer``, and the curve of its losses."""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffeo.errors import NumericalError
+
+__all__ = ["LossCurve", "TrainingIteration"]
+
+
+class TrainingIteration:
+    """``iteration_update`` of a ``SupervisedTrainer``: minimise the sum of a step's named losses.
+
+    Args:
+        step: ``(network, batch) -> losses by name``.
+        clip: largest norm of the gradient.
+
+    Raises:
+        NumericalError: when a loss is not finite, with its name and the iteration.
+    """
+
+    def __init__(self, step: Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]], clip: float = 1.0) -> None:
+        self.step, self.clip = step, clip
+
+    def __call__(self, engine, batch: Mapping[str, Tensor]) -> dict[str, float]:
+        batch = {k: v.to(engine.state.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+        engine.network.train()
+        engine.optimizer.zero_grad(set_to_none=True)
+        losses = self.step(engine.network, batch)
+        total = sum(losses.values())
+        if not torch.isfinite(total):
+            values = {name: float(value.detach()) for name, value in losses.items()}
+            raise NumericalError(f"TrainingIteration: iteration {engine.state.iteration}: loss became {values}; lower the "
+                                 "learning rate or check that the films lie in [0, 1].")
+        total.backward()
+        torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
+        engine.optimizer.step()
+        return {"loss": float(total.detach()), **{name: float(value.detach()) for name, value in losses.items()}}
+
+
+class LossCurve:
+    """Handler that averages the losses of each epoch and appends them, with the seconds so far, to a CSV file.
+
+    Args:
+        path: file to write; an old one is replaced.
+        progress: print one line an epoch.
+    """
+
+    def __init__(self, path: str | Path, progress: bool = True) -> None:
+        self.path, self.progress = Path(path), progress
+
+    def attach(self, engine) -> None:
+        from ignite.engine import Events
+
+        engine.add_event_handler(Events.STARTED, self._start)
+        engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
+        engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+
+    def _start(self, engine) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.unlink(missing_ok=True)
+        self.began, self.sums, self.count = time.perf_counter(), {}, 0
+
+    def _collect(self, engine) -> None:
+        for name, value in engine.state.output.items():
+            self.sums[name] = self.sums.get(name, 0.0) + value
+        self.count += 1
+
+    def _write(self, engine) -> None:
+        row = {"epoch": engine.state.epoch, **{name: round(s / self.count, 6) for name, s in self.sums.items()}}
+        row["seconds"] = round(time.perf_counter() - self.began, 1)
+        new = not self.path.exists()
+        with open(self.path, "a", newline="") as file:
+            writer = csv.DictWriter(file, row)
+            if new:
+                writer.writeheader()
+            writer.writerow(row)
+        if self.progress:
+            print(f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, "
+                  + ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"), flush=True)
+        self.sums, self.count = {}, 0

@@ -1,0 +1,194 @@
+"""What one training step of each network computes. Each step is a callable ``(network, batch) -> losses by name``; the sum
+of the losses is minimised."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceCELoss
+from torch import Tensor, nn
+
+from monai_diffeo.data.deformations import random_homography, random_svf, tps_protocol
+from monai_diffeo.data.intensity import random_intensity
+from monai_diffeo.families import Family
+from monai_diffeo.flow import compose, exp, warp
+from monai_diffeo.networks import standardize_image
+
+__all__ = ["CriticStep", "PredictorStep", "SegmentationStep", "VAEStep", "random_training_deformation"]
+
+Losses = Mapping[str, Tensor]
+
+
+def random_training_deformation(
+    batch_size: int, spatial_size: tuple[int, ...], generator: torch.Generator, identity_share: float = 0.2, angle: float = 45.0,
+    jitter: float = 0.15,
+) -> Tensor:
+    """Displacements for training a predictor: thin-plate splines of all strengths, views and smooth flows, some identities.
+
+    Returns:
+        Shape ``(B, 2, H, W)``, voxels.
+    """
+    scale = torch.rand(1, generator=generator).item() * 0.35 + 0.75
+    tps = tps_protocol(batch_size, spatial_size, generator, angle=angle, jitter=jitter, scale=scale,
+                       strength=torch.rand(batch_size, generator=generator).sqrt(), fold_free=True)
+    flow = exp(random_svf(batch_size, spatial_size, generator, sigma=0.1,
+                          amplitude=torch.rand(batch_size, generator=generator) * 0.08), 5)
+    view = random_homography(batch_size, spatial_size, generator, shift=0.12)
+    draw = torch.rand(batch_size, 1, 1, 1, generator=generator)
+    kinds = torch.where(draw < 0.7, tps, torch.where(draw < 0.85, compose(view, flow), compose(tps, flow)))
+    still = torch.rand(batch_size, 1, 1, 1, generator=generator) < identity_share
+    return torch.where(still, torch.zeros_like(kinds), kinds)
+
+
+class SegmentationStep:
+    """Dice plus cross entropy of a segmentation network with one logit a class; optionally on deformed films.
+
+    Args:
+        strength: None for films as they are (naive); else the TPS protocol at strengths drawn from [0, ``strength``], half of
+            them at ``strength`` itself (the augmented rival).
+        seed: of the deformations.
+    """
+
+    def __init__(self, strength: float | None = None, seed: int = 0) -> None:
+        self.strength, self.generator = strength, torch.Generator().manual_seed(seed)
+        self.loss = DiceCELoss(sigmoid=True)
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
+        image, label = batch["image"], batch["label"]
+        if self.strength is not None:
+            draw = (2 * torch.rand(len(image), generator=self.generator)).clamp(max=1) * self.strength
+            ddf = tps_protocol(len(image), image.shape[2:], self.generator, strength=draw).to(image)
+            image = warp(image, ddf, padding_mode="zeros")
+            label = (warp(label, ddf, padding_mode="zeros") > 0.5).to(label)
+        return {"segmentation": self.loss(network(image), label)}
+
+
+class VAEStep:
+    """Squared error plus ``beta`` times the Kullback-Leibler divergence, per film, on films of varied grey values.
+
+    Args:
+        beta: weight of the divergence, 1 as published.
+        intensity: strength of the intensity augmentation, 0 as published.
+        seed: of the augmentation.
+    """
+
+    def __init__(self, beta: float = 1.0, intensity: float = 1.0, seed: int = 0) -> None:
+        self.beta, self.intensity, self.generator = beta, intensity, torch.Generator().manual_seed(seed)
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
+        image = batch["image"]
+        if self.intensity:
+            image = standardize_image(random_intensity(image.cpu(), self.generator, self.intensity).to(image))
+        rebuilt, mean, log_variance = network(image)
+        error = (rebuilt - image).square().flatten(1).sum(1).mean()
+        divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1).mean()
+        return {"reconstruction": error, "divergence": self.beta * divergence}
+
+
+class CriticStep:
+    """Wasserstein loss with gradient penalty: real = films, fake = the same films deformed on the fly.
+
+    Args:
+        penalty: weight of the gradient penalty.
+        intensity: strength of the intensity augmentation, 0 as published.
+        seed: of all random numbers.
+
+    Reference: Gulrajani et al. (2017), https://arxiv.org/abs/1704.00028
+    """
+
+    def __init__(self, penalty: float = 10.0, intensity: float = 1.0, seed: int = 0) -> None:
+        self.penalty, self.intensity, self.generator = penalty, intensity, torch.Generator().manual_seed(seed)
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
+        real = batch["image"]
+        if self.intensity:
+            real = random_intensity(real.cpu(), self.generator, self.intensity).to(real)
+        ddf = random_training_deformation(len(real), tuple(real.shape[2:]), self.generator, identity_share=0.0).to(real)
+        fake = warp(real, ddf, padding_mode="zeros")
+        if self.intensity:
+            real, fake = standardize_image(real), standardize_image(fake)
+        mix = torch.rand(len(real), 1, 1, 1, generator=self.generator).to(real)
+        between = (mix * real + (1 - mix) * fake).requires_grad_()
+        (slope,) = torch.autograd.grad(network(between).sum(), between, create_graph=True)
+        penalty = (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()
+        return {"wasserstein": network(real).mean() - network(fake).mean(), "penalty": self.penalty * penalty}
+
+
+class PredictorStep:
+    """Teach a predictor to bring a deformed film back, in passes that compose; no labels are used.
+
+    A film ``x`` is deformed by a random ``g`` and its grey values are varied; each pass moves what the last one left. With
+    ``phi`` the deformation after a pass, three things should hold: ``g`` after ``phi`` is the identity, the film so moved is
+    ``x``, and the network under test answers on the canonical film what it answered on ``x`` there: the equivariance
+    that the whole method is for.
+
+    Args:
+        family: the family whose parameters the predictor gives.
+        network: the frozen network under test; None leaves its term out.
+        activation: from the network's output to probabilities.
+        passes: unrolled passes; each starts from the detached result of the one before.
+        weights: of the terms ``grid`` (voxels), ``image`` (squared error of standardised films), ``answer`` (Dice and cross
+            entropy) and ``smooth`` (squared parameters).
+        intensity: strength of the intensity augmentation.
+        seed: of all random numbers.
+    """
+
+    def __init__(
+        self,
+        family: Family,
+        network: nn.Module | None = None,
+        activation: Callable[[Tensor], Tensor] = torch.sigmoid,
+        passes: int = 2,
+        weights: Mapping[str, float] | None = None,
+        intensity: float = 1.0,
+        seed: int = 0,
+    ) -> None:
+        self.family, self.activation, self.passes, self.intensity = family, activation, passes, intensity
+        self.network = None if network is None else network.eval().requires_grad_(False)
+        self.weights = {"grid": 0.02, "image": 0.5, "answer": 1.0, "smooth": 0.05, **(weights or {})}
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def _losses(self, film: Tensor, shown: Tensor, g: Tensor, ddf: Tensor, theta: Tensor, answer: Tensor | None) -> Losses:
+        whole = compose(g, ddf)
+        losses = {
+            "grid": (whole.square().sum(1) + 1).sqrt().mean() - 1,
+            "image": (warp(film, whole) - film).square().mean(),
+            "smooth": theta.square().sum(1).mean(),
+        }
+        if answer is not None:
+            probability = self.activation(self.network(warp(shown, ddf)))
+            wanted = warp(answer, whole)
+            losses["answer"] = _soft_dice_loss(probability, wanted) + F.binary_cross_entropy(
+                probability.clamp(1e-4, 1 - 1e-4), wanted.clamp(0, 1))
+        return {name: self.weights[name] * value for name, value in losses.items()}
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
+        image = batch["image"]
+        size = tuple(image.shape[2:])
+        g = random_training_deformation(len(image), size, self.generator).to(image)
+        outside = "zeros" if torch.rand((), generator=self.generator) < 0.7 else "border"
+        shown = warp(random_intensity(image.cpu(), self.generator, self.intensity).to(image), g, padding_mode=outside)
+        film = standardize_image(image)
+        with torch.no_grad():
+            answer = None if self.network is None else self.activation(self.network(image))
+        total: dict[str, Tensor] = {}
+        done = None
+        for _ in range(self.passes):
+            with torch.no_grad():
+                moved = shown if done is None else warp(shown, done.ddf(size))
+            theta = network(moved)
+            step = self.family(theta, size)
+            done = step if done is None else done.detach().after(step)
+            for name, value in self._losses(film, shown, g, done.ddf(size), theta, answer).items():
+                total[name] = total.get(name, 0) + value / self.passes
+            done = done.detach()
+        return total
+
+
+def _soft_dice_loss(probability: Tensor, wanted: Tensor) -> Tensor:
+    """One minus the soft Dice of each image and channel, averaged."""
+    axes = tuple(range(2, probability.ndim))
+    overlap = (probability * wanted).sum(axes)
+    return 1 - ((2 * overlap + 1) / (probability.sum(axes) + wanted.sum(axes) + 1)).mean()

@@ -1,0 +1,1 @@
+from monai_diffeo.transforms._shim import LoadImageFilmd
