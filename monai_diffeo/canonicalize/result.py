@@ -13,7 +13,7 @@ from torch import Tensor
 from monai_diffeo.flow import compose, warp
 from monai_diffeo.flow.grid import voxel_grid
 
-__all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error"]
+__all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "resize_ddf"]
 
 CANONICALIZED = "canonicalized"
 LEFT_ALONE = "left alone"
@@ -88,7 +88,7 @@ class Canonicalization:
         is_map = tensor.ndim == ddf.ndim and tensor.shape[0] == ddf.shape[0]
         if not is_map or not (tensor.is_floating_point() or mode == "nearest") or not bool(self.moved.any()):
             return tensor
-        field = _resize_ddf(ddf, tuple(tensor.shape[2:])).to(tensor.device)
+        field = resize_ddf(ddf, tuple(tensor.shape[2:])).to(tensor.device)
         moved = self.moved.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
         return torch.where(moved, warp(tensor, field, mode), tensor)
 
@@ -105,7 +105,7 @@ def _map(value: Any, function) -> Any:
     return value
 
 
-def _resize_ddf(ddf: Tensor, size: tuple[int, ...]) -> Tensor:
+def resize_ddf(ddf: Tensor, size: tuple[int, ...]) -> Tensor:
     """The same displacement on another number of voxels over the same frame, corners on corners."""
     if tuple(ddf.shape[2:]) == size:
         return ddf

@@ -82,9 +82,10 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7) -> Deformation:
         raise ValueError(f"exp_affine(): 'steps' must be at least 0, got {steps}. Use 5 while fitting, 7 or more at the end.")
     v, generator = _float(v), _float(generator)
     with torch.autocast(v.device.type, enabled=False):
-        square = F.pad(generator, (0, 0, 0, 1)) / 2**steps
-        matrix = torch.linalg.matrix_exp(square)[:, :-1]
-        flow = Deformation(matrix, v / 2**steps)
+        # double precision: rounding in the matrix doubles at every squaring and grows with the distance from the centre
+        matrix = torch.linalg.matrix_exp(F.pad(generator, (0, 0, 0, 1)).double() / 2**steps)
+        flow = Deformation(matrix[:, :-1].to(v.dtype), v / 2**steps)
         for _ in range(steps):
-            flow = flow.after(flow)
+            matrix = matrix @ matrix
+            flow = Deformation(matrix[:, :-1].to(v.dtype), flow.after(flow).residual)
         return flow

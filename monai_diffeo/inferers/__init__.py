@@ -1,5 +1,5 @@
 """Inferers."""
 
-from monai_diffeo.inferers.diffeo import DiffeoInferer, parse_switch
+from monai_diffeo.inferers.diffeo import DiffeoInferer, overlay_path, parse_switch
 
-__all__ = ["DiffeoInferer", "parse_switch"]
+__all__ = ["DiffeoInferer", "overlay_path", "parse_switch"]

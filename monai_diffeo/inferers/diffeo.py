@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
 
-__all__ = ["DiffeoInferer", "parse_switch"]
+__all__ = ["DiffeoInferer", "overlay_path", "parse_switch"]
 
 
 def parse_switch(value: bool | str | int | None) -> bool:
@@ -103,3 +104,14 @@ class DiffeoInferer(Inferer):
             raise RuntimeError("DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain answer for it.")
         if rejected:
             warnings.warn("DiffeoInferer: " + "; ".join(rejected) + "; the plain answer is given for it.", stacklevel=3)
+
+
+def overlay_path() -> str:
+    """Path of the overlay configuration that wraps the inferer of any bundle.
+
+    Stack it behind the bundle's ``inference.json``; its ids ``diffeo_folder`` (a folder for :func:`load_canonicalizer`),
+    ``diffeo_mode`` and ``diffeo_enabled`` can be set on the command line::
+
+        python -m monai.bundle run --config_file "['configs/inference.json', '$OVERLAY']" --diffeo_folder FOLDER ...
+    """
+    return str(Path(__file__).with_name("diffeo_overlay.json"))

@@ -3,11 +3,12 @@ of the losses is minimised."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss
+from monai.transforms import MapTransform
 from torch import Tensor, nn
 
 from monai_diffeo.data.deformations import random_homography, random_svf, tps_protocol
@@ -16,7 +17,7 @@ from monai_diffeo.families import Family
 from monai_diffeo.flow import compose, exp, warp
 from monai_diffeo.networks import standardize_image
 
-__all__ = ["CriticStep", "PredictorStep", "SegmentationStep", "VAEStep", "random_training_deformation"]
+__all__ = ["AddAnswerd", "CriticStep", "PredictorStep", "SegmentationStep", "VAEStep", "random_training_deformation"]
 
 Losses = Mapping[str, Tensor]
 
@@ -120,17 +121,19 @@ class PredictorStep:
     """Teach a predictor to bring a deformed film back, in passes that compose; no labels are used.
 
     A film ``x`` is deformed by a random ``g`` and its grey values are varied; each pass moves what the last one left. With
-    ``phi`` the deformation after a pass, three things should hold: ``g`` after ``phi`` is the identity, the film so moved is
-    ``x``, and the network under test answers on the canonical film what it answered on ``x`` there: the equivariance
-    that the whole method is for.
+    ``phi`` the deformation after a pass: ``g`` after ``phi`` should be the identity, the film so moved should be ``x``, what the
+    network under test answers on ``x`` should come to lie on itself, and on the canonical film the network should answer what
+    it answered on ``x`` there: the equivariance that the whole method is for.
 
     Args:
         family: the family whose parameters the predictor gives.
-        network: the frozen network under test; None leaves its term out.
+        network: the frozen network under test, for the term ``answer``; None leaves it out.
         activation: from the network's output to probabilities.
         passes: unrolled passes; each starts from the detached result of the one before.
-        weights: of the terms ``grid`` (voxels), ``image`` (squared error of standardised films), ``answer`` (Dice and cross
-            entropy) and ``smooth`` (squared parameters).
+        weights: of the terms ``grid`` (voxels of a 128 frame), ``image`` (squared error of standardised films), ``overlap``
+            (soft Dice of moved answers; needs ``batch["answer"]``), ``answer`` (soft Dice and cross entropy) and ``smooth``
+            (squared parameters).
+        working_size: size at which the step computes; None takes the films' own.
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
     """
@@ -142,37 +145,45 @@ class PredictorStep:
         activation: Callable[[Tensor], Tensor] = torch.sigmoid,
         passes: int = 2,
         weights: Mapping[str, float] | None = None,
+        working_size: Sequence[int] | None = None,
         intensity: float = 1.0,
         seed: int = 0,
     ) -> None:
         self.family, self.activation, self.passes, self.intensity = family, activation, passes, intensity
         self.network = None if network is None else network.eval().requires_grad_(False)
-        self.weights = {"grid": 0.02, "image": 0.5, "answer": 1.0, "smooth": 0.05, **(weights or {})}
+        self.weights = {"grid": 0.02, "image": 0.5, "overlap": 1.0, "answer": 1.0, "smooth": 0.02, **(weights or {})}
+        self.working_size = None if working_size is None else tuple(working_size)
         self.generator = torch.Generator().manual_seed(seed)
 
     def _losses(self, film: Tensor, shown: Tensor, g: Tensor, ddf: Tensor, theta: Tensor, answer: Tensor | None) -> Losses:
         whole = compose(g, ddf)
+        voxel = 128 / film.shape[-1]
         losses = {
-            "grid": (whole.square().sum(1) + 1).sqrt().mean() - 1,
+            "grid": ((whole * voxel).square().sum(1) + 1).sqrt().mean() - 1,
             "image": (warp(film, whole) - film).square().mean(),
             "smooth": theta.square().sum(1).mean(),
         }
         if answer is not None:
-            probability = self.activation(self.network(warp(shown, ddf)))
             wanted = warp(answer, whole)
-            losses["answer"] = _soft_dice_loss(probability, wanted) + F.binary_cross_entropy(
-                probability.clamp(1e-4, 1 - 1e-4), wanted.clamp(0, 1))
+            losses["overlap"] = _soft_dice_loss(wanted, answer)
+            if self.network is not None:
+                given = self.activation(self.network(warp(shown, ddf)))
+                entropy = F.binary_cross_entropy(given.clamp(1e-4, 1 - 1e-4), wanted.clamp(0, 1))
+                losses["answer"] = _soft_dice_loss(given, wanted) + entropy
         return {name: self.weights[name] * value for name, value in losses.items()}
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        image = batch["image"]
+        image, answer = batch["image"], batch.get("answer")
+        if self.network is not None and answer is None:
+            raise ValueError("PredictorStep: with a network under test, batch['answer'] is needed; add AddAnswerd to the transforms.")
+        if self.working_size is not None:
+            image = F.interpolate(image, self.working_size, mode="area")
+            answer = None if answer is None else F.interpolate(answer, self.working_size, mode="area")
         size = tuple(image.shape[2:])
         g = random_training_deformation(len(image), size, self.generator).to(image)
         outside = "zeros" if torch.rand((), generator=self.generator) < 0.7 else "border"
         shown = warp(random_intensity(image.cpu(), self.generator, self.intensity).to(image), g, padding_mode=outside)
         film = standardize_image(image)
-        with torch.no_grad():
-            answer = None if self.network is None else self.activation(self.network(image))
         total: dict[str, Tensor] = {}
         done = None
         for _ in range(self.passes):
@@ -183,8 +194,25 @@ class PredictorStep:
             done = step if done is None else done.detach().after(step)
             for name, value in self._losses(film, shown, g, done.ddf(size), theta, answer).items():
                 total[name] = total.get(name, 0) + value / self.passes
-            done = done.detach()
         return total
+
+
+class AddAnswerd(MapTransform):
+    """Put what a frozen network answers on ``image`` ``(C, *S)`` under ``answer``, as probabilities; no label is needed.
+
+    Args:
+        network: the network under test.
+        activation: from its output to probabilities.
+    """
+
+    def __init__(self, network: nn.Module, activation: Callable[[Tensor], Tensor] = torch.sigmoid) -> None:
+        super().__init__("image")
+        self.network, self.activation = network.eval().requires_grad_(False), activation
+
+    def __call__(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        with torch.no_grad():
+            answer = self.activation(self.network(torch.as_tensor(data["image"])[None]))[0]
+        return {**data, "answer": answer}
 
 
 def _soft_dice_loss(probability: Tensor, wanted: Tensor) -> Tensor:

@@ -1,1 +1,39 @@
-from monai_diffeo.transforms._shim import LoadImageFilmd
+"""MONAI transforms: read films, write masks, deform at random and invert it, canonicalise and invert it."""
+
+from monai_diffeo.transforms.io import (
+    LoadImageFilm,
+    LoadImageFilmD,
+    LoadImageFilmd,
+    LoadImageFilmDict,
+    SaveFilmMaskD,
+    SaveFilmMaskd,
+    SaveFilmMaskDict,
+)
+from monai_diffeo.transforms.spatial import (
+    Canonicalize,
+    CanonicalizeD,
+    Canonicalized,
+    CanonicalizeDict,
+    RandDiffeomorphism,
+    RandDiffeomorphismD,
+    RandDiffeomorphismd,
+    RandDiffeomorphismDict,
+)
+
+__all__ = [
+    "Canonicalize",
+    "CanonicalizeD",
+    "CanonicalizeDict",
+    "Canonicalized",
+    "LoadImageFilm",
+    "LoadImageFilmD",
+    "LoadImageFilmDict",
+    "LoadImageFilmd",
+    "RandDiffeomorphism",
+    "RandDiffeomorphismD",
+    "RandDiffeomorphismDict",
+    "RandDiffeomorphismd",
+    "SaveFilmMaskD",
+    "SaveFilmMaskDict",
+    "SaveFilmMaskd",
+]

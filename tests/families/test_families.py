@@ -88,7 +88,10 @@ def test_every_parameter_is_felt(family, draw, size):
     assert (theta.grad != 0).float().mean() > 0.99
 
 
-@pytest.mark.parametrize("family", [ControlGrid(2, controls=2, steps=2), Siren(2, hidden=3, layers=1, last=0.5, scale=0.4, steps=2)])
+TINY = [ControlGrid(2, controls=2, steps=2), Siren(2, hidden=3, layers=1, last=0.5, scale=0.4, steps=2)]
+
+
+@pytest.mark.parametrize("family", TINY)
 def test_gradients_with_respect_to_the_parameters_are_right(family):
     theta = (siren_theta(family) if isinstance(family, Siren) else grid_theta(family)).double().requires_grad_()
     assert torch.autograd.gradcheck(lambda t: family(t, (5, 6)).ddf((5, 6)), theta)
@@ -163,7 +166,7 @@ def test_the_first_numbers_of_theta_are_the_affine_generator(size):
     assert_close(shift[0], torch.full(size, 0.25 * (size[0] - 1) / 2))
     assert shift[1].abs().max() == 0
     x = torch.arange(float(size[1])) - (size[1] - 1) / 2
-    assert_close(stretch[1], (0.1 * x).expand(size), atol=1e-4, rtol=0)
+    assert_close(stretch[1], (0.1 * x).expand(size), atol=5e-4, rtol=0)
     assert stretch[0].abs().max() <= 1e-5
 
 

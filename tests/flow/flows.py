@@ -10,7 +10,7 @@ from torch import Tensor
 
 
 def coordinates(spatial_size, dtype=torch.float64) -> Tensor:
-    """Voxel coordinates from the centre of the frame, shape ``(D, *S)``; written anew, so that the package's grid is tested too."""
+    """Voxel coordinates from the centre of the frame, ``(D, *S)``; written anew, to test the package's grid too."""
     axes = [torch.arange(n, dtype=dtype) - (n - 1) / 2 for n in spatial_size]
     return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 

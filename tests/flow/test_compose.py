@@ -1,6 +1,6 @@
 import pytest
 import torch
-from flows import AFFINE, Affine, Translation, interior
+from tests.flow.flows import AFFINE, Affine, Translation, interior
 from torch.testing import assert_close
 
 from monai_diffeo.data.deformations import random_elastic, random_svf, tps_protocol
@@ -71,10 +71,10 @@ def test_invert_inverts_thin_plate_splines_where_they_see_the_frame(seed):
     axes = torch.meshgrid(torch.arange(96.0), torch.arange(96.0), indexing="ij")
     where = torch.stack(axes) + found
     seen = ((where >= 1) & (where <= 94)).all(1)  # elsewhere the map asks for what lies outside
-    assert seen.float().mean() > 0.7
+    assert seen.float().mean() > 0.6
     error = inverse_error(ddf, found)
-    assert error[seen].max() <= 0.05  # voxels, displacements up to 30
-    assert error[seen].max() < inverse_error(ddf, -ddf)[seen].max() / 50
+    assert error[seen].max() <= 1e-3  # voxels; measured 1e-5
+    assert error[seen].max() < inverse_error(ddf, -ddf)[seen].max() / 1000
 
 
 def test_invert_beats_minus_the_displacement_voxel_by_voxel():

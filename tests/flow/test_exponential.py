@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from flows import AFFINE, Affine, Translation, coordinates, interior, linear, smooth_image
+from tests.flow.flows import AFFINE, Affine, Translation, coordinates, interior, linear, smooth_image
 from torch.testing import assert_close
 
 from monai_diffeo.data.deformations import random_svf
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import compose, exp, exp_affine, inverse, inverse_error, warp
-from monai_diffeo.flow.grid import _cached_centered_grid, _cached_grid
+from monai_diffeo.flow.grid import _cached_centered_grid, _cached_grid, centered_grid, voxel_grid
 
 
 def smooth(seed, spatial_size=(128, 128), voxels=12.0, batch=1):
@@ -171,6 +171,17 @@ def test_it_runs_without_a_graph_and_serves_autograd_afterwards(mode):
     for a, b in zip(quiet, loud):
         assert not a.requires_grad
         assert_close(a.clone(), b.detach(), atol=0, rtol=0)
+
+
+def test_a_grid_first_asked_for_in_inference_mode_may_be_saved_for_backward():
+    for cache, grid in ((_cached_grid, voxel_grid), (_cached_centered_grid, centered_grid)):
+        _cached_grid.cache_clear()
+        cache.cache_clear()
+        with torch.inference_mode():
+            grid((4, 5))
+        factor = torch.ones((), requires_grad=True)
+        (grid((4, 5)) * factor).square().sum().backward()
+        assert factor.grad > 0
 
 
 def test_a_batch_gives_what_its_fields_give_one_by_one():

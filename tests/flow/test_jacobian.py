@@ -1,6 +1,6 @@
 import pytest
 import torch
-from flows import AFFINE, Affine, coordinates, linear
+from tests.flow.flows import AFFINE, Affine, coordinates, linear
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError

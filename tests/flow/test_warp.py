@@ -2,7 +2,7 @@ import warnings
 
 import pytest
 import torch
-from flows import coordinates, interior, smooth_image
+from tests.flow.flows import coordinates, interior, smooth_image
 from torch.testing import assert_close
 
 from monai_diffeo.data.deformations import random_svf
@@ -123,7 +123,8 @@ def test_a_landmark_moves_with_the_image_by_the_inverse(spatial_size, start):
     voxels = 0.1 * min(spatial_size)
     v = random_svf(1, spatial_size, torch.Generator().manual_seed(0), amplitude=voxels / min(spatial_size), sigma=0.15)
     center = torch.tensor(start)
-    grid = coordinates(spatial_size, torch.float32) + torch.tensor([(n - 1) / 2 for n in spatial_size]).view(-1, *[1] * len(start))
+    middle = torch.tensor([(n - 1) / 2 for n in spatial_size]).view(-1, *[1] * len(start))
+    grid = coordinates(spatial_size, torch.float32) + middle
     distance = (grid - center.view(-1, *[1] * len(start))).square().sum(0)
     blob = warp(torch.exp(-distance / 4)[None, None], exp(v), padding_mode="zeros")[0, 0]
     seen = (grid * blob).flatten(1).sum(1) / blob.sum()

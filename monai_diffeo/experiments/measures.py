@@ -1,0 +1,98 @@
+"""What the tables say of a method: Dice, its tail, equivariance, folding, seconds; with intervals."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.metrics import compute_dice, compute_iou
+from torch import Tensor, nn
+
+from monai_diffeo.canonicalize import Canonicalizer
+from monai_diffeo.experiments.films import Films
+from monai_diffeo.flow import warp
+from monai_diffeo.inferers import DiffeoInferer
+
+__all__ = ["Answer", "Method", "answer", "bootstrap_interval", "dice_of", "equivariance_error", "evaluate", "iou_of", "plain", "wrapped"]
+
+Method = Callable[[Tensor], "Answer"]
+
+
+@dataclass
+class Answer:
+    """What a method gives for a batch: masks ``(B, 1, H, W)``, folded share and moved or not ``(B,)``."""
+
+    masks: Tensor
+    folding: Tensor
+    moved: Tensor
+    seconds: float = 0.0
+
+
+def plain(network: nn.Module) -> Method:
+    """The network as it is."""
+
+    def run(images: Tensor) -> Answer:
+        with torch.no_grad():
+            masks = (torch.sigmoid(network(images)) > 0.5).float()
+        return Answer(masks, torch.zeros(len(images)), torch.zeros(len(images)))
+
+    return run
+
+
+def wrapped(network: nn.Module, canonicalizer: Canonicalizer) -> Method:
+    """The network inside a ``DiffeoInferer``."""
+
+    def run(images: Tensor) -> Answer:
+        results = []
+        inferer = DiffeoInferer(canonicalizer, on_result=results.append)
+        with torch.no_grad():
+            masks = (torch.sigmoid(inferer(images, network)) > 0.5).float()
+        return Answer(masks, results[0].folding, results[0].moved.float())
+
+    return run
+
+
+def answer(method: Method, images: Tensor, batch_size: int = 16) -> Answer:
+    """Run a method on any number of images; ``seconds`` is a film's mean."""
+    began = time.perf_counter()
+    parts = [method(batch) for batch in images.split(batch_size)]
+    seconds = (time.perf_counter() - began) / len(images)
+    return Answer(*(torch.cat([getattr(p, name) for p in parts]) for name in ("masks", "folding", "moved")), seconds)
+
+
+def dice_of(masks: Tensor, labels: Tensor) -> Tensor:
+    """Dice of each image, shape ``(B,)``."""
+    return compute_dice(masks, labels, ignore_empty=False).flatten()
+
+
+def iou_of(masks: Tensor, labels: Tensor) -> Tensor:
+    """Intersection over union of each image, shape ``(B,)``."""
+    return compute_iou(masks, labels, ignore_empty=False).flatten()
+
+
+def equivariance_error(deformed: Tensor, undeformed: Tensor, ddf: Tensor) -> Tensor:
+    """``1 - Dice(f(g x), g f(x))`` of each image: masks on the deformed film against deformed masks, shape ``(B,)``."""
+    return 1 - dice_of(deformed, (warp(undeformed, ddf, padding_mode="zeros") > 0.5).float())
+
+
+def bootstrap_interval(values: Tensor, seed: int = 0, draws: int = 2000, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean over films."""
+    values = values.double().numpy()
+    picks = np.random.default_rng(seed).integers(0, len(values), (draws, len(values)))
+    low, high = np.quantile(values[picks].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def evaluate(method: Method, films: Films, ddf: Tensor, undeformed: Tensor | None = None) -> dict[str, Tensor | float]:
+    """All columns of one row: ``dice`` and ``iou`` by film, ``error`` of equivariance where ``undeformed`` masks are given."""
+    got = answer(method, films.images)
+    row: dict[str, Tensor | float] = {
+        "masks": got.masks, "dice": dice_of(got.masks, films.labels), "iou": iou_of(got.masks, films.labels),
+        "folding": got.folding.mean().item(), "moved": got.moved.mean().item(), "seconds": got.seconds,
+    }
+    if undeformed is not None:
+        row["error"] = equivariance_error(got.masks, undeformed, ddf)
+    return row

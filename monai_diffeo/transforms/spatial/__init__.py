@@ -1,0 +1,22 @@
+"""Spatial transforms: random diffeomorphisms and canonicalisation, as arrays and as dictionaries."""
+
+from monai_diffeo.transforms.spatial.array import Canonicalize, RandDiffeomorphism
+from monai_diffeo.transforms.spatial.dictionary import (
+    Canonicalized,
+    CanonicalizeD,
+    CanonicalizeDict,
+    RandDiffeomorphismD,
+    RandDiffeomorphismd,
+    RandDiffeomorphismDict,
+)
+
+__all__ = [
+    "Canonicalize",
+    "CanonicalizeD",
+    "CanonicalizeDict",
+    "Canonicalized",
+    "RandDiffeomorphism",
+    "RandDiffeomorphismD",
+    "RandDiffeomorphismDict",
+    "RandDiffeomorphismd",
+]

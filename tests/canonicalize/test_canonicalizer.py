@@ -1,0 +1,186 @@
+import warnings
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from monai_diffeo.canonicalize import Canonicalizer
+from monai_diffeo.energies import DeformationRegularizer, WeightedEnergy
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.families import ControlGrid, Siren
+from monai_diffeo.flow import folding, warp
+from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta, template_canonicalizer, tiny_canonicalizer
+
+
+def test_optimisation_brings_a_shifted_blob_back_and_energy_falls():
+    result = template_canonicalizer()(blob(2, shift=torch.tensor([0.2, -0.15])))
+    assert result.status == ("canonicalized",) * 2
+    assert (result.energy_after < 0.2 * result.energy_before).all()
+    assert_close(result.image, warp(blob(2, shift=torch.tensor([0.2, -0.15])), result.ddf))
+
+
+def test_the_way_back_is_the_inverse():
+    image = blob(2, shift=0.2)
+    result = template_canonicalizer()(image)
+    assert result.inverse_error.max() < 0.02
+    assert (result.warp_back(result.image) - image).abs().max() < 0.05
+
+
+@pytest.mark.parametrize("settings", [{"steps": 0}, {"steps": 15}])
+def test_a_batch_gives_what_its_images_give_one_by_one(settings):
+    family = ControlGrid(2, 3)
+    build = lambda: Canonicalizer(  # noqa: E731
+        WeightedEnergy({"t": FromTemplate(blob())}), family, DeformationRegularizer(), FixedTheta(some_theta(family, 0.03)),
+        learning_rate=0.01, max_rise=50.0, **settings)
+    images = torch.cat([blob(7, shift=torch.linspace(-0.3, 0.3, 7)), torch.zeros(1, 1, 32, 32)])
+    batch = build()(images)
+    for i, image in enumerate(images):
+        alone = build()(image[None])
+        assert alone.status[0] == batch.status[i]
+        assert_close(alone.ddf[0], batch.ddf[i], atol=1e-4, rtol=0)
+        assert alone.steps[0] == batch.steps[i]
+    assert len(set(batch.status)) > 1
+
+
+def test_two_runs_give_identical_bits():
+    image = blob(3, shift=torch.tensor([0.1, 0.2, -0.2]))
+    first, second = template_canonicalizer()(image), template_canonicalizer()(image)
+    assert torch.equal(first.ddf, second.ddf) and torch.equal(first.image, second.image)
+
+
+def test_works_inside_no_grad_inference_mode_and_autocast():
+    image = blob(1, shift=0.2)
+    expected = template_canonicalizer()(image).ddf
+    with torch.no_grad():
+        assert torch.equal(template_canonicalizer()(image).ddf, expected)
+    with torch.inference_mode():
+        made_inside = image + 0
+        assert torch.equal(template_canonicalizer()(made_inside).ddf, expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(template_canonicalizer()(image).ddf, expected)
+
+
+def test_each_image_keeps_its_best_and_stops_by_itself():
+    canonicalizer = template_canonicalizer(steps=60, patience=5)
+    result = canonicalizer(torch.cat([blob(1), blob(1, shift=0.25)]))
+    assert result.steps[0] < result.steps[1]
+    assert (result.energy_after <= result.energy_before + 1e-6).all()
+
+
+def test_unusable_images_are_rejected_in_words_and_do_not_stop_the_others():
+    images = blob(4, shift=0.2)
+    images[1, 0, 3, 3] = float("nan")
+    images[2] = 0.5
+    result = template_canonicalizer()(images)
+    assert result.status[0] == result.status[3] == "canonicalized"
+    assert "NaN" in result.status[1] and "constant" in result.status[2]
+    assert torch.equal(result.image[1].nan_to_num(), images[1].nan_to_num()) and torch.equal(result.image[2], images[2])
+    assert result.ddf[1:3].abs().max() == 0
+    assert_close(result.ddf[0], template_canonicalizer()(images[:1]).ddf[0], atol=1e-4, rtol=0)
+
+
+def test_an_image_within_the_gate_is_left_alone_bit_for_bit():
+    images = torch.cat([blob(1), blob(1, shift=0.3)])
+    result = template_canonicalizer(gate=0.5)(images)
+    assert result.status[0].startswith("left alone") and result.status[1] == "canonicalized"
+    assert torch.equal(result.image[0], images[0])
+    prediction = torch.rand(2, 3, 32, 32)
+    assert torch.equal(result.warp_back(prediction)[0], prediction[0])
+    assert not torch.equal(result.warp_back(prediction)[1], prediction[1])
+
+
+def test_a_result_of_higher_energy_is_rejected():
+    family = ControlGrid(2, 3)
+    away = torch.zeros(1, family.num_parameters)
+    away[0, 2] = 0.4
+    canonicalizer = Canonicalizer(FromTemplate(blob()), family, predictor=FixedTheta(away))
+    result = canonicalizer(blob())
+    assert "energy rose" in result.status[0] and result.ddf.abs().max() == 0
+    assert result.energy_after == result.energy_before
+
+
+@pytest.mark.parametrize("scale", [0.3, 1.0, 3.0])
+def test_never_folds_however_wild_the_prediction(scale):
+    family = ControlGrid(2, 6)
+    for seed in range(5):
+        predictor = FixedTheta(some_theta(family, scale, seed))
+        result = Canonicalizer(Brightness(), family, predictor=predictor, max_rise=None, passes=2)(torch.rand(1, 1, 48, 48))
+        assert folding(result.ddf).item() == 0 == result.folding.item()
+        if result.status[0] != "canonicalized":
+            assert "fold" in result.status[0] and result.ddf.abs().max() == 0
+
+
+def test_a_thousand_canonicalisations_fold_nowhere():
+    family = ControlGrid(2, 8)
+    theta = some_theta(family, 0.12, batch=1000)
+    theta[:, :6] *= 3
+
+    class Drawn(torch.nn.Module):
+        def forward(self, image):
+            return theta[image[:, 0, 0, 0].long()]
+
+    images = torch.rand(1000, 1, 32, 32)
+    images[:, 0, 0, 0] = torch.arange(1000.0)
+    canonicalizer = Canonicalizer(Brightness(), family, predictor=Drawn(), max_rise=None)
+    moved = 0
+    for part in images.split(250):
+        result = canonicalizer(part)
+        assert (folding(result.ddf) == 0).all()
+        moved += int(result.moved.sum())
+    assert moved > 900
+
+
+def test_three_dimensions_and_several_channels():
+    result = tiny_canonicalizer(3)(torch.rand(2, 2, 16, 20, 24))
+    assert result.ddf.shape == (2, 3, 16, 20, 24) and result.velocity.shape == (2, 1, 3, 16, 20, 24)
+    assert result.status == ("canonicalized",) * 2
+
+
+def test_siren_from_scratch_moves_towards_lower_energy():
+    canonicalizer = Canonicalizer(
+        WeightedEnergy({"t": FromTemplate(blob())}), Siren(hidden=32, layers=2, scale=0.05), DeformationRegularizer(0.01),
+        steps=40, learning_rate=0.0039, patience=None)
+    result = canonicalizer(blob(1, shift=0.2))
+    assert result.energy_after < 0.6 * result.energy_before
+
+
+class TestWarpBack:
+    def test_warps_maps_at_every_resolution_and_passes_the_rest(self, canonicalizer):
+        result = canonicalizer(torch.rand(2, 1, 32, 32))
+        full, half, vector, labels = torch.rand(2, 2, 32, 32), torch.rand(2, 4, 16, 16), torch.rand(2, 5), torch.ones(2, 1, 32, 32).long()
+        back = result.warp_back({"full": full, "rest": (half, None, vector, [labels, "word"])})
+        assert_close(back["full"], warp(full, result.inverse_ddf))
+        assert back["rest"][0].shape == half.shape and not torch.equal(back["rest"][0], half)
+        assert back["rest"][1] is None and back["rest"][2] is vector and back["rest"][3][0] is labels
+        assert back["rest"][3][1] == "word"
+
+    def test_low_resolution_agrees_with_full_resolution_on_a_smooth_map(self, canonicalizer):
+        result = canonicalizer(torch.rand(1, 1, 33, 33))
+        smooth = blob(1, (33, 33), width=0.5)
+        coarse = result.warp_back(smooth[..., ::2, ::2])
+        assert (coarse - smooth[..., ::2, ::2]).abs().max() > 0.05
+        assert_close(coarse, result.warp_back(smooth)[..., ::2, ::2], atol=0.015, rtol=0)
+
+
+def test_errors_say_what_to_do(canonicalizer):
+    with pytest.raises(ShapeError, match=r"\(B, C, H, W\), got \(128, 128\).*image\[None, None\]"):
+        canonicalizer(torch.rand(128, 128))
+    with pytest.raises(ValueError, match="predictor"):
+        Canonicalizer(Brightness(), ControlGrid())
+    with pytest.raises(ValueError, match="regularizer"):
+        Canonicalizer(Brightness(), ControlGrid(), steps=3)
+
+
+def test_the_callers_image_is_not_written_to_and_half_precision_comes_back_as_it_came(canonicalizer):
+    image = torch.rand(1, 1, 32, 32).half()
+    kept = image.clone()
+    result = canonicalizer(image)
+    assert torch.equal(image, kept) and result.image.dtype == torch.float16 and result.ddf.dtype == torch.float32
+
+
+def test_progress_bar_is_off_unless_asked_for(capsys):
+    with warnings.catch_warnings():
+        template_canonicalizer(steps=3)(blob())
+        assert capsys.readouterr().err == ""
+        template_canonicalizer(steps=3, progress=True)(blob())
+    assert "canonicalize" in capsys.readouterr().err

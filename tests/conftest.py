@@ -1,0 +1,17 @@
+import os
+
+import pytest
+import torch
+from hypothesis import settings
+
+from tests.helpers import tiny_canonicalizer
+
+settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=20)
+settings.load_profile("fixed")
+torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+
+
+@pytest.fixture
+def canonicalizer():
+    """Moves every image by the same known small deformation."""
+    return tiny_canonicalizer()

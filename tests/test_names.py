@@ -1,0 +1,64 @@
+"""MONAI's config locator scans every module whose name starts with "monai", ours too: a name used twice is ambiguous there."""
+
+import importlib
+import inspect
+import pkgutil
+import sys
+
+import monai  # noqa: F401  (loads all its submodules)
+import pytest
+from monai.bundle.config_item import ComponentLocator
+
+import monai_diffeo
+
+
+def our_modules():
+    names = [m.name for m in pkgutil.walk_packages(monai_diffeo.__path__, "monai_diffeo.") if not m.name.endswith("__main__")]
+    return ["monai_diffeo", *sorted(names)]
+
+
+def load(name):
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("monai_diffeo"):
+            raise
+        pytest.skip(f"{name} needs {error.name}")  # an optional extra
+
+
+@pytest.fixture(scope="module")
+def monai_names():
+    locator = ComponentLocator()
+    theirs = [m for m in locator._find_module_names() if m == "monai" or m.startswith("monai.")]
+    table = locator._find_classes_or_functions(theirs)
+    assert {"Warp", "DVF2DDF", "SimpleInferer", "Compose", "SupervisedTrainer", "DiceCELoss"} <= set(table)  # it did scan
+    return table
+
+
+@pytest.mark.parametrize("name", our_modules())
+def test_no_public_name_is_one_of_monais(name, monai_names):
+    module = load(name)
+    things = {n: getattr(module, n) for n in getattr(module, "__all__", [])}
+    public = [n for n, thing in things.items() if inspect.isclass(thing) or inspect.isfunction(thing)]
+    taken = {n: monai_names[n] for n in public if n in monai_names}
+    taken.pop("ShapeError", None)  # an exception in monai.networks.trt_compiler too; nobody builds errors from a config
+    assert taken == {}
+
+
+@pytest.mark.parametrize("name", our_modules())
+def test_every_name_in_all_exists_and_is_there_once(name):
+    module = load(name)
+    listed = list(getattr(module, "__all__", []))
+    assert len(set(listed)) == len(listed)
+    assert all(hasattr(module, n) for n in listed)
+
+
+def test_no_public_name_means_two_things():
+    homes = {}
+    for name in our_modules():
+        if name not in sys.modules:
+            continue
+        for public in getattr(sys.modules[name], "__all__", []):
+            thing = getattr(sys.modules[name], public)
+            homes.setdefault(public, {})[id(thing)] = name
+    assert {n: list(h.values()) for n, h in homes.items() if len(h) > 1} == {}

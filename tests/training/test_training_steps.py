@@ -1,0 +1,262 @@
+import csv
+import math
+
+import pytest
+import torch
+from monai.engines import SupervisedTrainer
+from torch import nn
+
+from monai_diffeo.errors import NumericalError
+from monai_diffeo.families import ControlGrid
+from monai_diffeo.flow import folding
+from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE
+from monai_diffeo.training import CriticStep, LossCurve, PredictorStep, SegmentationStep, TrainingIteration, VAEStep
+from monai_diffeo.training.steps import random_training_deformation
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SIZE = (32, 32)
+FAMILY = ControlGrid(2, controls=3, steps=4)
+
+
+def films():
+    """Eight ellipses on a ramp, and their masks."""
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 32), torch.linspace(-1, 1, 32), indexing="ij")
+    draw = torch.Generator().manual_seed(0)
+    radius = 0.35 + 0.2 * torch.rand(8, 2, 1, 1, generator=draw)
+    label = ((y / radius[:, 0]) ** 2 + (x / radius[:, 1]) ** 2 < 1).float()[:, None]
+    return {"image": 0.2 + 0.1 * (y + 1) + 0.5 * label, "label": label}
+
+
+def segmenter(seed=0):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Conv2d(1, 8, 5, padding=2), nn.ReLU(), nn.Conv2d(8, 1, 5, padding=2))
+
+
+def recipe(kind):
+    """Step, network and learning rate of a training that a test can afford."""
+    torch.manual_seed(0)
+    if kind == "naive":
+        return SegmentationStep(), segmenter(), 1e-2
+    if kind == "augmented":
+        return SegmentationStep(strength=1.0), segmenter(), 1e-2
+    if kind == "vae":
+        return VAEStep(beta=0.1), EnergyVAE(image_size=SIZE, channels=(8, 8, 8), latent=8), 5e-3
+    if kind == "critic":
+        return CriticStep(penalty=1.0), EnergyCritic(channels=4, layers=3, stride=2), 3e-3
+    network = DeformationPredictor(FAMILY.num_parameters, image_size=SIZE, channels=(8, 16), hidden=32)
+    torch.manual_seed(1)
+    return PredictorStep(FAMILY, segmenter() if kind == "predictor" else None), network, 3e-3
+
+
+KINDS = ["naive", "augmented", "vae", "critic", "predictor", "predictor-without-network", "predictor-without-answers"]
+
+
+def batch_for(kind):
+    batch = films()
+    return {**batch, "answer": 0.05 + 0.9 * batch["label"]} if kind in ("predictor", "predictor-without-network") else batch
+
+
+def train(kind, epochs, *handlers, batch=None, seed=0):
+    step, network, rate = recipe(kind)
+    torch.manual_seed(seed)  # what the VAE draws its latents from
+    history = []
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=epochs, train_data_loader=[batch or batch_for(kind)], network=network,
+        optimizer=torch.optim.Adam(network.parameters(), rate), loss_function=None, iteration_update=TrainingIteration(step),
+        train_handlers=list(handlers),
+    )
+    from ignite.engine import Events
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: history.append(dict(engine.state.output)))
+    trainer.run()
+    return network, history
+
+
+def loss_on_the_same_draws(kind, network):
+    """Paired, since the random deformations move the loss more than a short training does."""
+    step = recipe(kind)[0]
+    torch.manual_seed(0)
+    return sum(float(sum(step(network, batch_for(kind)).values()).detach()) for _ in range(6)) / 6
+
+
+@pytest.mark.parametrize("kind, share", [
+    ("naive", 0.7), ("augmented", 0.7), ("vae", 0.7), ("predictor", 0.97), ("predictor-without-network", 0.95),
+    ("predictor-without-answers", 0.95), ("critic", None),
+])
+def test_training_lowers_the_loss(kind, share):
+    before = loss_on_the_same_draws(kind, recipe(kind)[1])
+    after = loss_on_the_same_draws(kind, train(kind, 30)[0])
+    assert after < (before - 0.3 if share is None else share * before)  # a critic's loss has no zero
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_two_trainings_of_one_seed_are_identical_bit_by_bit(kind):
+    (a, first), (b, second) = train(kind, 3), train(kind, 3)
+    assert first == second
+    for (name, x), y in zip(a.state_dict().items(), b.state_dict().values()):
+        assert torch.equal(x, y), name
+    assert not all(torch.equal(x, y) for x, y in zip(recipe(kind)[1].state_dict().values(), a.state_dict().values()))
+
+
+@pytest.mark.parametrize("kind, make", [
+    ("augmented", lambda seed: SegmentationStep(strength=1.0, seed=seed)),
+    ("vae", lambda seed: VAEStep(seed=seed)),
+    ("critic", lambda seed: CriticStep(seed=seed)),
+    ("predictor", lambda seed: PredictorStep(FAMILY, segmenter(), seed=seed)),
+])
+def test_the_seed_of_a_step_decides_its_random_numbers(kind, make):
+    network = recipe(kind)[1].eval()
+    loss = lambda seed: float(sum(make(seed)(network, films()).values()))  # noqa: E731
+    assert loss(0) == loss(0) != loss(1)
+
+
+@pytest.mark.parametrize("kind, names", [
+    ("naive", {"segmentation"}),
+    ("vae", {"reconstruction", "divergence"}),
+    ("critic", {"wasserstein", "penalty"}),
+    ("predictor", {"grid", "image", "smooth", "overlap", "answer"}),
+    ("predictor-without-network", {"grid", "image", "smooth", "overlap"}),
+    ("predictor-without-answers", {"grid", "image", "smooth"}),
+])
+def test_losses_have_names_and_add_up(kind, names):
+    _, history = train(kind, 1)
+    assert set(history[0]) == names | {"loss"}
+    assert history[0]["loss"] == pytest.approx(sum(history[0][n] for n in names), rel=1e-5)
+    assert all(isinstance(value, float) for value in history[0].values())
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_loss_that_is_not_a_number_stops_the_training_and_says_where(kind):
+    bad = batch_for(kind)
+    bad["image"][3] = math.nan
+    with pytest.raises(NumericalError, match="iteration 1: loss became .*nan.*learning rate"):
+        train(kind, 2, batch=bad)
+
+
+def test_an_infinite_loss_stops_the_training_before_the_weights_are_touched():
+    network = segmenter()
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=1, train_data_loader=[films()], network=network,
+        optimizer=torch.optim.Adam(network.parameters(), 1e-2), loss_function=None,
+        iteration_update=TrainingIteration(lambda net, batch: {"huge": net(batch["image"]).sum() * math.inf}),
+    )
+    with pytest.raises(NumericalError, match="huge"):
+        trainer.run()
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_the_gradient_is_clipped():
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.zeros_(network.weight)
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=1, train_data_loader=[{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}],
+        network=network, optimizer=torch.optim.SGD(network.parameters(), 1.0), loss_function=None,
+        iteration_update=TrainingIteration(lambda net, batch: {"steep": 1000 * net(batch["image"]).sum()}, clip=0.5),
+    )
+    trainer.run()
+    assert network.weight.item() == pytest.approx(-0.5, abs=1e-4)
+
+
+def test_the_loss_curve_is_a_table_of_epochs(tmp_path, capsys):
+    path = tmp_path / "new" / "vae.csv"
+    _, history = train("vae", 3, LossCurve(path))
+    rows = list(csv.DictReader(open(path)))
+    assert list(rows[0]) == ["epoch", "loss", "reconstruction", "divergence", "seconds"]
+    assert [r["epoch"] for r in rows] == ["1", "2", "3"]
+    for row, values in zip(rows, history):  # one batch an epoch
+        assert float(row["loss"]) == pytest.approx(values["loss"], abs=1e-6)
+    assert "vae: epoch 3/3, loss" in capsys.readouterr().out
+
+
+def test_the_loss_curve_averages_an_epoch_replaces_an_old_file_and_can_be_silent(tmp_path, capsys):
+    path = tmp_path / "curve.csv"
+    path.write_text("old")
+    step, network, rate = recipe("naive")
+    losses = []
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"), max_epochs=2, train_data_loader=[films(), films()], network=network, loss_function=None,
+        optimizer=torch.optim.Adam(network.parameters(), rate), iteration_update=TrainingIteration(step),
+        train_handlers=[LossCurve(path, progress=False)],
+    )
+    from ignite.engine import Events
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"]))
+    trainer.run()
+    rows = list(csv.DictReader(open(path)))
+    assert [float(r["loss"]) for r in rows] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], abs=1e-6)
+    assert "curve" not in capsys.readouterr().out
+
+
+def test_the_network_under_test_is_frozen_and_left_alone():
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
+    before = {k: v.clone() for k, v in network.state_dict().items()}
+    step, (_, predictor, rate) = PredictorStep(FAMILY, network), recipe("predictor")
+    optimizer = torch.optim.Adam(predictor.parameters(), rate)
+    for _ in range(2):
+        sum(step(predictor, batch_for("predictor")).values()).backward()
+        optimizer.step()
+    assert not network.training and not any(p.requires_grad for p in network.parameters())
+    assert all(torch.equal(v, before[k]) for k, v in network.state_dict().items())
+
+
+def test_a_perfect_prediction_leaves_no_grid_loss():
+    """The grid term must reward the inverse of the true deformation, not the deformation itself."""
+    from monai_diffeo.flow import exp
+    from monai_diffeo.data.deformations import random_svf
+
+    v = random_svf(2, SIZE, torch.Generator().manual_seed(0), amplitude=0.1)
+    step = PredictorStep(FAMILY)
+    film, theta = films()["image"][:2], torch.zeros(2, FAMILY.num_parameters)
+    grid = lambda ddf: float(step._losses(film, film, exp(v), ddf, theta, None)["grid"])  # noqa: E731
+    assert grid(exp(-v)) < 0.02 * grid(torch.zeros_like(v)) < grid(exp(v))
+
+
+def test_the_answers_term_rewards_the_right_pose():
+    """Whatever the network under test answers, it must count where the answer lies after the whole map."""
+    from monai_diffeo.data.deformations import random_svf
+    from monai_diffeo.flow import exp, warp
+
+    v = random_svf(8, SIZE, torch.Generator().manual_seed(0), amplitude=0.15, sigma=0.12)
+    batch, theta = films(), torch.zeros(8, FAMILY.num_parameters)
+    network = lambda image: 40 * (image - 0.55)  # noqa: E731  (a threshold between ramp and ellipse)
+    step = PredictorStep(FAMILY)
+    step.network = network
+    shown, answer = warp(batch["image"], exp(v)), torch.sigmoid(network(batch["image"]))
+    terms = lambda ddf: step._losses(batch["image"], shown, exp(v), ddf, theta, answer)  # noqa: E731
+    back, still = terms(exp(-v)), terms(torch.zeros_like(v))
+    assert back["overlap"] < 0.5 * still["overlap"]
+    assert back["answer"] < 1.1 * still["answer"]  # equivariant networks answer alike in any pose
+
+
+def test_the_step_may_work_at_another_size_than_the_films():
+    _, predictor, _ = recipe("predictor")
+    step = PredictorStep(FAMILY, working_size=(16, 16))
+    losses = step(predictor, batch_for("predictor"))
+    assert all(torch.isfinite(value) for value in losses.values())
+    large = PredictorStep(FAMILY)(predictor, batch_for("predictor"))
+    assert float(losses["grid"]) == pytest.approx(float(large["grid"]), rel=0.3)  # counted in voxels of one reference frame
+
+
+def test_answers_are_added_to_a_film_without_labels():
+    from monai_diffeo.training.steps import AddAnswerd
+
+    network = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), nn.Dropout(0.5)).train()
+    film = {"image": films()["image"][0], "id": "a"}
+    added = AddAnswerd(network)(film)
+    assert not network.training and not added["answer"].requires_grad and "answer" not in film
+    assert added["id"] == "a" and added["answer"].shape == (1, 32, 32)
+    assert torch.equal(added["answer"], torch.sigmoid(network(film["image"][None]))[0])
+    assert torch.equal(AddAnswerd(network, activation=lambda x: 2 * x)(film)["answer"], 2 * network(film["image"][None])[0])
+
+
+def test_training_deformations_are_seeded_fold_free_and_partly_none():
+    def draw(seed, **more):
+        return random_training_deformation(200, SIZE, torch.Generator().manual_seed(seed), **more)
+
+    ddf = draw(0)
+    assert ddf.shape == (200, 2, *SIZE) and torch.equal(ddf, draw(0)) and not torch.equal(ddf, draw(1))
+    still = (ddf == 0).flatten(1).all(1).float().mean()
+    assert 0.1 < still < 0.3
+    assert not (draw(0, identity_share=0.0) == 0).flatten(1).all(1).any()
+    assert (folding(ddf) > 0).float().mean() <= 0.05  # splines alone never fold; two maps composed rarely do

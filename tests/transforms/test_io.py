@@ -1,0 +1,124 @@
+"""Films in and masks out through MONAI: collation, decollation, inversion and MONAI's own writer."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch, set_track_meta
+from monai.transforms import Compose, EnsureTyped, Invertd, Resized, SaveImage, ScaleIntensityd
+
+from monai_diffeo.errors import FilmError, ShapeError
+from monai_diffeo.transforms import io as film_io
+from monai_diffeo.transforms.io import LoadImageFilm, LoadImageFilmd, SaveFilmMaskd
+
+nibabel = pytest.importorskip("nibabel")
+image_module = pytest.importorskip("PIL.Image")
+pytest.importorskip("pydicom")
+
+from tests.data.dicom_factory import corner_film, save  # noqa: E402
+
+FILM = corner_film(20, 30)
+
+
+@pytest.fixture
+def films(tmp_path):
+    """The same picture in every format, one pair with clashing names."""
+    folder = tmp_path / "in"
+    (folder / "sub").mkdir(parents=True)
+    save(folder / "a.dcm", 4095 - FILM, PhotometricInterpretation="MONOCHROME1", PixelSpacing=[0.2, 0.1])
+    nibabel.save(nibabel.Nifti1Image(FILM.T[..., None], np.diag([-0.1, 0.2, 1, 1])), folder / "a.nii.gz")
+    image_module.fromarray(FILM).save(folder / "sub" / "b.png")
+    save(folder / "1.2.840.9", FILM)
+    return [folder / name for name in ("a.dcm", "a.nii.gz", "sub/b.png", "1.2.840.9")]
+
+
+def test_names():
+    assert film_io.LoadImageFilmD is film_io.LoadImageFilmDict is LoadImageFilmd
+    assert film_io.SaveFilmMaskD is film_io.SaveFilmMaskDict is SaveFilmMaskd
+    assert "LoadImage" in LoadImageFilmd.__name__ and "Save" in SaveFilmMaskd.__name__  # MONAI Deploy strips by name
+
+
+def test_load(films):
+    for path in films:
+        film = LoadImageFilm()(path)
+        assert isinstance(film, MetaTensor) and film.dtype == torch.float32
+        np.testing.assert_array_equal(film[0].numpy(), FILM)
+        assert film.meta["filename_or_obj"] == str(path)
+    assert LoadImageFilm()(films[0]).pixdim.tolist() == pytest.approx([0.2, 0.1, 1.0])
+
+
+def test_load_dictionary(films):
+    data = {"image": films[0], "age": 3}
+    loaded = pickle.loads(pickle.dumps(LoadImageFilmd(["image", "label"], allow_missing_keys=True)))(data)
+    assert loaded["image"].shape == (1, 20, 30) and loaded["age"] == 3 and data["image"] == films[0]
+    with pytest.raises(KeyError):
+        LoadImageFilmd(["image", "label"])(data)
+    with pytest.raises(FilmError, match="FileNotReadable"):
+        LoadImageFilmd("image")({"image": "absent.dcm"})
+
+
+def test_load_without_tracking(films):
+    try:
+        set_track_meta(False)
+        film = LoadImageFilm()(films[0])
+    finally:
+        set_track_meta(True)
+    assert type(film) is torch.Tensor and film.shape == (1, 20, 30)
+
+
+def through_a_loader(films, preprocessing, batch_size):
+    data = Dataset([{"image": str(path)} for path in films], transform=preprocessing)
+    for batch in DataLoader(data, batch_size=batch_size):
+        batch["pred"] = (batch["image"] > 0.5).float()
+        yield from decollate_batch(batch)
+
+
+@pytest.mark.parametrize("batch_size", [1, 4])
+@pytest.mark.parametrize("resize", [False, True])
+def test_masks_come_back_to_every_format(films, tmp_path, batch_size, resize):
+    steps = [LoadImageFilmd("image"), ScaleIntensityd("image")]
+    steps += [Resized("image", (40, 60), mode="nearest")] if resize else []
+    preprocessing = Compose([*steps, EnsureTyped("image")])
+    back = Compose([
+        Invertd("pred", preprocessing, orig_keys="image", nearest_interp=True),
+        SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in"),
+    ])  # fmt: skip
+    done = [back(item) for item in through_a_loader(films, preprocessing, batch_size)]
+    names = ["a_dcm_lungs.nii.gz", "a_nii_gz_lungs.nii.gz", "sub/b_lungs.png", "1.2.840.9_lungs.nii.gz"]
+    assert [item["pred_path"] for item in done] == [str(tmp_path / "out" / name) for name in names]
+    scaled = (FILM - FILM.min()) / (FILM.max() - FILM.min())
+    dicom, nifti, png, uid = [tmp_path / "out" / name for name in names]
+    np.testing.assert_array_equal(nibabel.load(dicom).get_fdata(), scaled > 0.5)
+    np.testing.assert_allclose(nibabel.load(dicom).affine[:2, :2], [[0, -0.1], [-0.2, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(nibabel.load(nifti).get_fdata(), (scaled > 0.5).T[..., None])
+    np.testing.assert_array_equal(nibabel.load(nifti).affine, nibabel.load(films[1]).affine)
+    np.testing.assert_array_equal(np.asarray(image_module.open(png)), 255 * (scaled > 0.5))
+    np.testing.assert_array_equal(nibabel.load(uid).get_fdata(), scaled > 0.5)
+
+
+def test_save_with_the_metadata_of_another_key(films, tmp_path):
+    data = LoadImageFilmd("image")({"image": films[2]})
+    data["pred"] = torch.from_numpy(FILM > 1500)  # (H, W), plain tensor
+    saved = SaveFilmMaskd("pred", tmp_path / "out", films[2], postfix="marker", film_key="image")(data)
+    assert saved["pred_path"] == str(tmp_path / "out" / "b_marker.png") and "pred_path" not in data
+    np.testing.assert_array_equal(np.asarray(image_module.open(saved["pred_path"])), 255 * (FILM > 1500))
+    with pytest.raises(FilmError, match="film_key"):
+        SaveFilmMaskd("pred", tmp_path / "out", films[2])(data)
+
+
+def test_a_mask_of_another_size_is_refused(films, tmp_path):
+    data = LoadImageFilmd("image")({"image": films[0]})
+    data["image"] = data["image"].mT
+    with pytest.raises(ShapeError, match="Invertd"):
+        SaveFilmMaskd("image", tmp_path / "out", tmp_path / "in")(data)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("which", [0, 1])
+def test_monais_own_writer_understands_the_metadata(films, tmp_path, which):
+    film = LoadImageFilm()(films[which])
+    SaveImage(tmp_path, output_postfix="copy", separate_folder=False, resample=False, print_log=False)(film)
+    copy = nibabel.load(tmp_path / "a_copy.nii.gz")
+    np.testing.assert_array_equal(copy.get_fdata(), FILM)
+    np.testing.assert_allclose(copy.affine, film.meta["affine"], rtol=1e-6)
