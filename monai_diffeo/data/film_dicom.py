@@ -132,7 +132,7 @@ def _check_pixel_data(pydicom, dataset) -> None:
         return _check_codestream(pydicom, dataset)
     expected = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
     if len(data) < expected:
-        raise FilmError("TruncatedPixels", f"{expected} bytes of pixels expected, got {len(data)}. Copy the file again.")
+        raise FilmError("TruncatedPixels", f"Expected {expected} bytes of pixels, got {len(data)}. Copy it again.")
 
 
 def _check_codestream(pydicom, dataset) -> None:

@@ -26,8 +26,8 @@ from monai_diffeo.data.film_nifti import read_nifti
 from monai_diffeo.data.film_picture import read_picture
 from monai_diffeo.errors import FilmError
 
-__all__ = ["Film", "FilmReader", "NamedFilm", "film_meta", "format_of_name", "in_plane_affine", "list_films", "read_film"]
-__all__ += ["split_name"]
+__all__ = ["Film", "FilmReader", "NamedFilm", "film_meta", "format_of_name", "in_plane_affine", "list_films"]
+__all__ += ["read_film", "split_name"]
 
 _HEAD = 352  # bytes: a NIfTI-1 header and its extension flag
 
@@ -119,8 +119,8 @@ def film_meta(film: Film, path: PathLike = "") -> dict:
 
     Returns:
         MONAI's own keys, and one flat ``film_*`` key (string, number or boolean) for everything else, so that batches
-        collate: ``film_format``, ``film_rows``, ``film_columns``, ``film_spacing_source``, ``film_spacing_row``, ``film_spacing_column`` and
-        ``film_<detail>`` for each of ``film.details``.
+        collate: ``film_format``, ``film_rows``, ``film_columns``, ``film_spacing_source``, ``film_spacing_row``,
+        ``film_spacing_column`` and ``film_<detail>`` for each of ``film.details``.
     """
     return {
         MetaKeys.AFFINE.value: film.affine.copy(),

@@ -138,7 +138,7 @@ def _meta(film) -> Mapping:
     if "film_format" not in meta:
         raise FilmError(
             "MissingElement",
-            "SaveFilmMaskd needs the metadata that LoadImageFilmd gave: name the film by film_key and keep tracking on.",
+            "SaveFilmMaskd needs the metadata that LoadImageFilmd gave: name the film by film_key, keep tracking on.",
         )
     return meta
 

@@ -9,7 +9,7 @@ CR = "1.2.840.10008.5.1.4.1.1.1"
 
 
 def corner_film(rows=24, columns=32, bits=12):
-    """A ramp with a bright marker at the top left and a dimmer one at the top right: no flip or transpose leaves it alone."""
+    """A ramp with a bright marker at the top left and a dimmer one at the top right: no symmetry leaves it alone."""
     film = np.add.outer(np.arange(rows) * 7, np.arange(columns) * 3) + 100
     film[:4, :5] = 2**bits - 10
     film[:3, -4:] = 2 ** (bits - 1)

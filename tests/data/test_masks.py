@@ -44,7 +44,7 @@ def test_mask_path_of_one_film():
     assert mask_path("x/y.png", "x/y.png", "out", "heart") == Path("out/y_heart.png")
 
 
-@pytest.mark.parametrize("film, postfix", [("/elsewhere/b.dcm", "lungs"), ("in/../b.dcm", "lungs"), ("in/b.dcm", "../x")])
+@pytest.mark.parametrize("film, postfix", [("/else/b.dcm", "lungs"), ("in/../b.dcm", "lungs"), ("in/b.dcm", "../x")])
 def test_masks_stay_in_the_output_folder(film, postfix):
     with pytest.raises(FilmError, match="UnsupportedFile"):
         mask_path(film, "in", "out", postfix)
@@ -76,7 +76,8 @@ def test_a_suffix_that_makes_a_new_collision():
 
 
 def test_one_film_alone_gets_the_name_it_has_among_all(tmp_path):
-    names = ["b.dcm", "b.nii", "b_dcm.dcm", "b.png", "b.jpg", "c.dcm", "c.txt", "ca.dcm", "sub/b.dcm", "1.2.3", "1.2.34"]
+    names = ["b.dcm", "b.nii", "b_dcm.dcm", "b.png", "b.jpg", "c.dcm", "c.txt", "ca.dcm"]
+    names += ["sub/b.dcm", "1.2.3", "1.2.34"]
     for name in names:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"x")

@@ -16,7 +16,7 @@ from monai_diffeo.flow.grid import _cached_centered_grid, _cached_grid, centered
 
 def smooth(seed, spatial_size=(128, 128), voxels=12.0, batch=1):
     amplitude = voxels / min(spatial_size)
-    return random_svf(batch, spatial_size, torch.Generator().manual_seed(seed), amplitude=amplitude)
+    return random_svf(batch, spatial_size, torch.Generator().manual_seed(seed), amplitude=amplitude, sigma=0.08)
 
 
 def affine_error(steps):
@@ -64,7 +64,7 @@ def test_the_flow_of_minus_v_is_the_inverse(seed):
     v = smooth(seed)
     for there, back in ((exp(v), exp(-v)), (exp(-v), inverse(-v))):
         error = inverse_error(there, back)
-        assert error.mean() <= 0.02 and error.max() <= 0.3  # voxels for 12; measured mean .015, max .254 (seed 2)
+        assert error.mean() <= 0.02 and error.max() <= 0.25  # voxels for 12
     assert inverse_error(exp(v), -exp(v)).max() > 3  # the law would notice the cheap inverse
 
 

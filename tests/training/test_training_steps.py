@@ -106,7 +106,7 @@ def test_two_trainings_of_one_seed_are_identical_bit_by_bit(kind):
 ])
 def test_the_seed_of_a_step_decides_its_random_numbers(kind, make):
     network = recipe(kind)[1].eval()
-    loss = lambda seed: float(sum(make(seed)(network, films()).values()))  # noqa: E731
+    loss = lambda seed: float(sum(make(seed)(network, batch_for(kind)).values()))  # noqa: E731
     assert loss(0) == loss(0) != loss(1)
 
 

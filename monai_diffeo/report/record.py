@@ -1,0 +1,215 @@
+"""One film, one flat dictionary: what a line of ``report.jsonl`` says."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import math
+import platform
+from collections.abc import Mapping
+from functools import lru_cache
+from os import PathLike
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+import torch
+
+from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
+from monai_diffeo.errors import FilmError
+from monai_diffeo.report.lungs import lung_areas
+
+__all__ = ["FAILED", "SCHEMA", "SWITCHED_OFF", "failure_record", "film_record", "json_safe", "sha256_of", "versions"]
+
+SCHEMA = 1
+"""Version of the fields below; it rises when a field changes its meaning or goes, not when one is added."""
+
+FAILED = "failed"
+"""Status of a film that could not be read or processed; there is no mask."""
+
+SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"
+"""Status of a film in a run with ``--enabled false``."""
+
+_FOUND = (
+    "energy_before", "energy_after", "energy_terms", "folding", "inverse_error", "largest_displacement", "displacement_share",
+    "frame", "steps",
+)
+_SIGNIFICANT_DIGITS = 7  # what float32 carries
+
+_SENTENCES = (  # first match wins; never the exception's own text, which may quote a path or a DICOM value
+    (FileNotFoundError, "The file was not there when it was its turn. Run again when nothing moves the input."),
+    (PermissionError, "The file may not be read. Check its permissions."),
+    (MemoryError, "There was not enough memory for this film. Run it alone, or on a larger machine."),
+    (torch.cuda.OutOfMemoryError, "There was not enough memory on the device for this film. Use --device cpu or a smaller batch."),
+    (OSError, "The file could not be read or its results could not be written. Check the disk."),
+)
+_UNEXPECTED = "Something unexpected stopped this film. Run it alone on the command line to see the full error."
+
+
+def film_record(
+    name: str | PathLike[str],
+    sha256: str | None,
+    result: Canonicalization | None,
+    index: int = 0,
+    seconds: float | None = None,
+    *,
+    mode: str | None = None,
+    mask: str | PathLike[str] | None = None,
+    figure: str | PathLike[str] | None = None,
+    confidence: float | None = None,
+    lung_mask: np.ndarray | None = None,
+    weights_sha256: str | Mapping[str, str] | None = None,
+    device: str | torch.device | None = None,
+) -> dict[str, Any]:
+    """The line of a film that has a mask, whether it was canonicalised or not.
+
+    Lengths are in voxels of the frame the canonicaliser saw, which ``frame`` gives; ``displacement_share`` is the largest
+    displacement over the shorter side of that frame. Numbers have seven significant digits;
+    NaN and infinity become None.
+
+    Args:
+        name: path of the film relative to the input folder; of an absolute path only the last part is kept.
+        sha256: of the input file, see :func:`sha256_of`.
+        result: of the batch the film was in; None when canonicalisation was switched off.
+        index: row of the film in ``result``.
+        seconds: wall time of this film; None takes an equal share of ``result.seconds``.
+        mode: ``"single_pass"``, ``"refine"`` or ``"faithful"``.
+        mask: path of the mask relative to the output folder.
+        figure: path of the figure relative to the output folder.
+        confidence: of the predictor or the network.
+        lung_mask: the mask that is written, shape ``(H, W)``; its areas are recorded, see :func:`lung_areas`.
+        weights_sha256: of the weights, one or one a network.
+        device: where it ran; None takes the device of ``result``.
+
+    Returns:
+        A dictionary that ``json.dumps(..., allow_nan=False)`` accepts.
+
+    Raises:
+        IndexError: if ``result`` has no row ``index``.
+    """
+    record = {"schema": SCHEMA, "input": _relative(name), "sha256": sha256, **_found(result, index)}
+    if seconds is None and result is not None:
+        seconds = result.seconds / len(result.status)
+    if device is None and result is not None:
+        device = result.image.device
+    record |= {
+        "mode": mode,
+        "seconds": seconds,
+        "confidence": confidence,
+        "areas": None if lung_mask is None else lung_areas(lung_mask),
+        "mask": None if mask is None else _relative(mask),
+        "figure": None if figure is None else _relative(figure),
+        "device": None if device is None else str(device),
+        "weights_sha256": weights_sha256,
+        "versions": versions(),
+    }
+    return json_safe(record)
+
+
+def failure_record(name: str | PathLike[str], error: BaseException, sha256: str | None = None) -> dict[str, Any]:
+    """The line of a film that failed: a class and a sentence, never the raw text of an exception, which may name the patient.
+
+    Looks through the causes of ``error``, because MONAI wraps what a transform raises.
+
+    Args:
+        name: as in :func:`film_record`.
+        error: what was raised.
+        sha256: of the input file, if it could be read.
+    """
+    error = _root(error)
+    if isinstance(error, FilmError):
+        code, sentence = error.code, error.sentence
+    else:
+        code = type(error).__name__
+        sentence = next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)
+    return {
+        "schema": SCHEMA,
+        "input": _relative(name),
+        "sha256": sha256,
+        "status": FAILED,
+        "error": code,
+        "message": sentence,
+        "versions": versions(),
+    }
+
+
+def sha256_of(path: str | PathLike[str], chunk: int = 1 << 20) -> str:
+    """SHA-256 of a file in hexadecimal, read ``chunk`` bytes at a time."""
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(chunk):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Versions of what computed the numbers: monai_diffeo, monai, torch, numpy, python."""
+    return dict(_versions())
+
+
+def json_safe(value: Any) -> Any:
+    """The same value in types JSON knows: one-number tensors and arrays as numbers, paths as POSIX text, NaN and infinity as
+    None, floats with seven significant digits.
+
+    Example:
+        >>> json_safe({"energy": torch.tensor(float("nan")), "steps": np.int64(3), "frame": (2, 2)})
+        {'energy': None, 'steps': 3, 'frame': [2, 2]}
+    """
+    if isinstance(value, (torch.Tensor, np.ndarray, np.generic)):
+        return json_safe(value.tolist())
+    if isinstance(value, float):
+        return float(f"{value:.{_SIGNIFICANT_DIGITS}g}") if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {str(key): json_safe(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [json_safe(item) for item in value]
+    return value.as_posix() if isinstance(value, PurePath) else value
+
+
+def _found(result: Canonicalization | None, index: int) -> dict[str, Any]:
+    """What the canonicaliser found for one film; the same fields when it was switched off."""
+    if result is None:
+        return {"status": SWITCHED_OFF, **dict.fromkeys(_FOUND)}
+    rows = len(result.status)
+    if not -rows <= index < rows:
+        raise IndexError(f"film_record(): 'index' must be a row of a result with {rows} rows, got {index}.")
+    frame, largest = tuple(result.ddf.shape[2:]), result.largest_displacement[index].item()
+    values = (
+        result.energy_before[index],
+        result.energy_after[index],
+        {term: value[index] for term, value in result.terms.items()},
+        result.folding[index],
+        result.inverse_error[index],
+        largest,
+        largest / max(min(frame) - 1, 1),
+        frame,
+        result.steps[index],
+    )
+    return {"status": result.status[index], **dict(zip(_FOUND, values))}
+
+
+def _relative(name: str | PathLike[str]) -> str:
+    """POSIX text of a relative path. What would lead out of its folder tells about the machine: only its last part stays."""
+    path = name if isinstance(name, PurePath) else PurePath(name)
+    return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
+
+
+def _root(error: BaseException) -> BaseException:
+    """The first film error among an error and its causes, otherwise the last cause."""
+    chain = [error]
+    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
+        chain.append(chain[-1].__cause__)
+    return next((e for e in chain if isinstance(e, FilmError)), chain[-1])
+
+
+@lru_cache(maxsize=1)
+def _versions() -> tuple[tuple[str, str], ...]:
+    from monai_diffeo import __version__  # here, because the package may still be importing us
+
+    return (
+        ("monai_diffeo", __version__),
+        ("monai", importlib.metadata.version("monai")),
+        ("torch", str(torch.__version__)),
+        ("numpy", np.__version__),
+        ("python", platform.python_version()),
+    )

@@ -1,0 +1,118 @@
+"""The report of a run: whole lines, on disk before the next film begins, and an exit status for the shell."""
+
+from __future__ import annotations
+
+import json
+import os
+import threading
+from collections import Counter
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
+from monai_diffeo.report.record import FAILED, json_safe
+
+__all__ = ["ALL_WRITTEN", "FINISHED_WITH_FAILURES", "NOTHING_WRITTEN", "ReportWriter"]
+
+ALL_WRITTEN = 0
+"""Exit status: every film has a mask. Films left alone or rejected count as written: their mask is the plain network's."""
+
+FINISHED_WITH_FAILURES = 3
+"""Exit status: the run went to its end, some films have a mask and some failed; the report says which."""
+
+NOTHING_WRITTEN = 4
+"""Exit status: every film failed, or no film was found."""
+
+_STATUSES = (CANONICALIZED, LEFT_ALONE, REJECTED, FAILED)
+
+
+class ReportWriter:
+    """Append-only file of JSON lines, one a film.
+
+    A line is one write to a file opened for appending, followed by fsync: lines of several threads or processes never mix
+    (on a local disk), and a machine that dies loses at most the film it was working on. Threads may share a writer.
+
+    Args:
+        path: of the file, e.g. ``output_dir/report.jsonl``; its folders are created.
+        reset: begin a new file and drop an old one; False appends, after a line that a crash may have cut short.
+
+    Example:
+        >>> import tempfile
+        >>> from monai_diffeo.report import failure_record
+        >>> report = ReportWriter(Path(tempfile.mkdtemp()) / "report.jsonl")
+        >>> report.write(failure_record("a/b.dcm", EOFError()))
+        >>> report.counts["failed"], report.exit_status()
+        (1, 4)
+    """
+
+    def __init__(self, path: str | PathLike[str], reset: bool = True) -> None:
+        self.path = Path(path)
+        self._lock = threading.Lock()
+        self._counts: Counter[str] = Counter()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if reset:
+            self.path.unlink(missing_ok=True)
+        self._append(b"" if _ends_whole(self.path) else b"\n")
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """Lines written by this writer: ``canonicalized``, ``left alone``, ``rejected``, ``failed``."""
+        return {status: self._counts[status] for status in _STATUSES}
+
+    def write(self, record: Mapping[str, Any]) -> None:
+        """Append a record; it is on disk when this returns.
+
+        Args:
+            record: from :func:`film_record` or :func:`failure_record`, with any further fields; NaN becomes null.
+
+        Raises:
+            ValueError: if its status is none of the four.
+            OSError: if the disk does not take the whole line.
+        """
+        kind = str(record.get("status")).split(":")[0]
+        if kind not in _STATUSES:
+            raise ValueError(
+                f"ReportWriter.write(): 'status' must begin with one of {', '.join(_STATUSES)}; got {record.get('status')!r}. "
+                "Make the record with film_record() or failure_record()."
+            )
+        line = json.dumps(json_safe(record), allow_nan=False) + "\n"  # ASCII: a name in any encoding stays one line
+        with self._lock:
+            self._append(line.encode())
+            self._counts[kind] += 1
+
+    def summary(self) -> str:
+        """The run in one line, for the terminal."""
+        counts = self.counts
+        total = sum(counts.values())
+        if total == 0:
+            return "No film was found."
+        parts = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
+        return f"{total} film{'' if total == 1 else 's'}: {parts}."
+
+    def exit_status(self) -> int:
+        """:data:`ALL_WRITTEN`, :data:`FINISHED_WITH_FAILURES` or :data:`NOTHING_WRITTEN`."""
+        failed, total = self._counts[FAILED], sum(self._counts.values())
+        if failed == total:  # also when there was none
+            return NOTHING_WRITTEN
+        return FINISHED_WITH_FAILURES if failed else ALL_WRITTEN
+
+    def _append(self, data: bytes) -> None:
+        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            written = os.write(handle, data)
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+        if written != len(data):
+            raise OSError(f"ReportWriter: the disk took {written} of {len(data)} bytes of a line. Make room and run again.")
+
+
+def _ends_whole(path: Path) -> bool:
+    """Whether the next line can follow what is there."""
+    if not path.exists() or path.stat().st_size == 0:
+        return True
+    with open(path, "rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read() == b"\n"
