@@ -70,7 +70,8 @@ def load_canonicalizer(folder: str | Path, mode: str | None = None, device: str 
 
 
 def fit_statistics(folder: str | Path, images: Iterable[Tensor]) -> dict[str, dict[str, float]]:
-    """Measure every energy of a folder on training images and write its mean and spread to ``statistics.json``.
+    """Measure every energy that a mode of a folder standardises on training images, and write its mean and
+    spread to ``statistics.json``.
 
     Mean and spread are the median and 1.4826 times the median absolute deviation, which a few odd films do not move.
 
@@ -81,7 +82,9 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor]) -> dict[str, di
     folder = Path(folder)
     settings = _read(folder / "canonicalizer.json")
     families = {name: _family(arguments) for name, arguments in settings["families"].items()}
-    energies = {name: _energy(folder, settings, name, families, {}) for name in settings["energies"]}
+    standardized = [mode for mode in settings["modes"].values() if mode.get("standardize", True)]
+    names = [name for name in settings["energies"] if any(name in mode["energies"] for mode in standardized)]
+    energies = {name: _energy(folder, settings, name, families, {}) for name in names}
     values: dict[str, list[Tensor]] = {name: [] for name in energies}
     with torch.no_grad():
         for batch in images:

@@ -7,7 +7,7 @@ from typing import Any
 
 from monai.data import Dataset
 
-__all__ = ["FAILURE", "FailSafeDataset", "root_cause"]
+__all__ = ["FAILURE", "FailSafeDataset", "collate_one", "root_cause"]
 
 FAILURE = "failure"
 

@@ -20,7 +20,7 @@ def standardize_image(image: Tensor) -> Tensor:
     return (image.float() - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
 
 
-class _ResidualUnit(nn.Module):
+class ResidualUnit(nn.Module):
     """Strided convolution, then a convolution added to it."""
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
@@ -65,7 +65,7 @@ class DeformationPredictor(nn.Module):
         super().__init__()
         self.image_size, self.output_scale = tuple(image_size), output_scale
         widths = [in_channels, *channels]
-        self.features = nn.Sequential(*(_ResidualUnit(spatial_dims, a, b) for a, b in zip(widths, widths[1:])))
+        self.features = nn.Sequential(*(ResidualUnit(spatial_dims, a, b) for a, b in zip(widths, widths[1:])))
         positions = 1
         for n in image_size:
             for _ in channels:

@@ -1,6 +1,7 @@
 """What happened to each film: one line of JSON and one figure a film, and the exit status of the run.
 
-Nothing here writes patient data: names are relative paths, errors are a class and a sentence of ours, titles are the caller's.
+Nothing here writes patient data: names are relative paths, errors are a class and a sentence of ours, titles are the
+caller's.
 """
 
 from monai_diffeo.report.figure import film_figure

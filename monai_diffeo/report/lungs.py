@@ -13,8 +13,8 @@ _LONGEST = 512  # areas are measured on at most this many rows or columns
 def split_lungs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """The patient's right lung, left lung, and the rest of a mask, all ``(H, W)`` bool.
 
-    The two largest connected parts are the lungs when the smaller has at least a tenth of the larger one's area; the one nearer to
-    the image's left is the patient's right lung, as films are displayed. Otherwise everything is rest.
+    The two largest connected parts are the lungs when the smaller has at least a tenth of the larger one's area; the
+    one nearer to the image's left is the patient's right lung, as films are displayed. Otherwise everything is rest.
 
     Args:
         mask: shape ``(H, W)``, foreground > 0.5.
@@ -30,7 +30,7 @@ def split_lungs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def lung_areas(mask: np.ndarray) -> dict[str, float | None]:
-    """Share of the frame that is lung: ``total``, and ``right`` and ``left`` where :func:`split_lungs` tells them apart.
+    """Share of the frame that is lung: ``total``; ``right`` and ``left`` where :func:`split_lungs` tells them apart.
 
     Example:
         >>> mask = np.zeros((4, 8)); mask[:, 1:3] = mask[:, 5:6] = 1
@@ -44,10 +44,10 @@ def lung_areas(mask: np.ndarray) -> dict[str, float | None]:
 
 
 def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Parts connected along rows and columns: labels from 1, 0 outside; and their sizes. Joins runs of neighbouring rows."""
+    """Parts connected along rows and columns: labels from 1, 0 outside; and their sizes. Joins runs row by row."""
     edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = (edges == 1).nonzero()
-    stops = (edges == -1).nonzero()[1]
+    rows, starts = (indices.tolist() for indices in (edges == 1).nonzero())
+    stops = (edges == -1).nonzero()[1].tolist()
     parent = list(range(len(rows)))
 
     def root(i: int) -> int:
@@ -67,4 +67,4 @@ def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     labels = np.zeros(mask.shape, dtype=np.int64)
     for row, start, stop, label in zip(rows, starts, stops, run_labels):
         labels[row, start:stop] = label + 1
-    return labels, np.bincount(run_labels, weights=stops - starts, minlength=len(roots)).astype(np.int64)
+    return labels, np.bincount(run_labels, weights=np.subtract(stops, starts), minlength=len(roots)).astype(np.int64)

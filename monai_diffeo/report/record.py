@@ -31,8 +31,8 @@ SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"
 """Status of a film in a run with ``--enabled false``."""
 
 _FOUND = (
-    "energy_before", "energy_after", "energy_terms", "folding", "inverse_error", "largest_displacement", "displacement_share",
-    "frame", "steps",
+    "energy_before", "energy_after", "energy_terms", "folding", "inverse_error", "largest_displacement",
+    "displacement_share", "frame", "steps",
 )
 _SIGNIFICANT_DIGITS = 7  # what float32 carries
 
@@ -40,7 +40,7 @@ _SENTENCES = (  # first match wins; never the exception's own text, which may qu
     (FileNotFoundError, "The file was not there when it was its turn. Run again when nothing moves the input."),
     (PermissionError, "The file may not be read. Check its permissions."),
     (MemoryError, "There was not enough memory for this film. Run it alone, or on a larger machine."),
-    (torch.cuda.OutOfMemoryError, "There was not enough memory on the device for this film. Use --device cpu or a smaller batch."),
+    (torch.cuda.OutOfMemoryError, "There was not enough memory on the device for this film. Use --device cpu."),
     (OSError, "The file could not be read or its results could not be written. Check the disk."),
 )
 _UNEXPECTED = "Something unexpected stopped this film. Run it alone on the command line to see the full error."
@@ -63,9 +63,9 @@ def film_record(
 ) -> dict[str, Any]:
     """The line of a film that has a mask, whether it was canonicalised or not.
 
-    Lengths are in voxels of the frame the canonicaliser saw, which ``frame`` gives; ``displacement_share`` is the largest
-    displacement over the shorter side of that frame. Numbers have seven significant digits;
-    NaN and infinity become None.
+    Lengths are in voxels of the frame the canonicaliser saw, which ``frame`` gives; ``displacement_share`` is the
+    largest displacement over the shorter side of that frame. Numbers have seven significant digits; NaN and infinity
+    become None.
 
     Args:
         name: path of the film relative to the input folder; of an absolute path only the last part is kept.
@@ -107,7 +107,7 @@ def film_record(
 
 
 def failure_record(name: str | PathLike[str], error: BaseException, sha256: str | None = None) -> dict[str, Any]:
-    """The line of a film that failed: a class and a sentence, never the raw text of an exception, which may name the patient.
+    """The line of a film that failed: a class and a sentence, never an exception's raw text, it may name the patient.
 
     Looks through the causes of ``error``, because MONAI wraps what a transform raises.
 
@@ -148,8 +148,8 @@ def versions() -> dict[str, str]:
 
 
 def json_safe(value: Any) -> Any:
-    """The same value in types JSON knows: one-number tensors and arrays as numbers, paths as POSIX text, NaN and infinity as
-    None, floats with seven significant digits.
+    """The same value in types JSON knows: tensors and arrays as numbers and lists, paths as POSIX text, NaN and
+    infinity as None, floats with seven significant digits.
 
     Example:
         >>> json_safe({"energy": torch.tensor(float("nan")), "steps": np.int64(3), "frame": (2, 2)})
@@ -189,7 +189,7 @@ def _found(result: Canonicalization | None, index: int) -> dict[str, Any]:
 
 
 def _relative(name: str | PathLike[str]) -> str:
-    """POSIX text of a relative path. What would lead out of its folder tells about the machine: only its last part stays."""
+    """POSIX text of a relative path; the last part of one that leads out of its folder, which tells of the machine."""
     path = name if isinstance(name, PurePath) else PurePath(name)
     return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
 

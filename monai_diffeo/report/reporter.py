@@ -79,7 +79,7 @@ class FilmReporter:
         figure = mask_path.with_name(mask_path.name.split("_lungs.")[0] + "_report.png") if plain is not None else None
         record = film_record(
             self._name(path), _hash(path), result, 0, seconds, mode=self.mode, device=self.device, mask=self._output(mask_path),
-            figure=None if figure is None else self._output(figure), areas=_areas(mask), weights=self.fingerprint,
+            figure=None if figure is None else self._output(figure), lung_mask=mask, weights_sha256=self.fingerprint,
         )
         if figure is not None:
             self._draw(figure, batch, mask, result, plain, record)
@@ -113,12 +113,6 @@ class FilmReporter:
 
     def _output(self, path: Path) -> str:
         return path.relative_to(self.output_dir).as_posix() if path.is_relative_to(self.output_dir) else path.name
-
-
-def _areas(mask: np.ndarray) -> dict[str, float]:
-    """Share of the frame that is lung, on each half of the film; the patient's right is on the image's left."""
-    middle = mask.shape[1] // 2
-    return {"image_left": float(mask[:, :middle].mean()) / 2, "image_right": float(mask[:, middle:].mean()) / 2}
 
 
 def _hash(path: str) -> str | None:

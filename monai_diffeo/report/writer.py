@@ -17,7 +17,7 @@ from monai_diffeo.report.record import FAILED, json_safe
 __all__ = ["ALL_WRITTEN", "FINISHED_WITH_FAILURES", "NOTHING_WRITTEN", "ReportWriter"]
 
 ALL_WRITTEN = 0
-"""Exit status: every film has a mask. Films left alone or rejected count as written: their mask is the plain network's."""
+"""Exit status: every film has a mask. Those left alone or rejected count as written: theirs is the plain network's."""
 
 FINISHED_WITH_FAILURES = 3
 """Exit status: the run went to its end, some films have a mask and some failed; the report says which."""
@@ -31,8 +31,8 @@ _STATUSES = (CANONICALIZED, LEFT_ALONE, REJECTED, FAILED)
 class ReportWriter:
     """Append-only file of JSON lines, one a film.
 
-    A line is one write to a file opened for appending, followed by fsync: lines of several threads or processes never mix
-    (on a local disk), and a machine that dies loses at most the film it was working on. Threads may share a writer.
+    A line is one write to a file opened for appending, followed by fsync: lines of several threads or processes never
+    mix (on a local disk), and a machine that dies loses at most the film it was working on. Threads may share a writer.
 
     Args:
         path: of the file, e.g. ``output_dir/report.jsonl``; its folders are created.
@@ -74,7 +74,7 @@ class ReportWriter:
         kind = str(record.get("status")).split(":")[0]
         if kind not in _STATUSES:
             raise ValueError(
-                f"ReportWriter.write(): 'status' must begin with one of {', '.join(_STATUSES)}; got {record.get('status')!r}. "
+                f"ReportWriter.write(): 'status' must begin with one of {', '.join(_STATUSES)}; got {kind!r}. "
                 "Make the record with film_record() or failure_record()."
             )
         line = json.dumps(json_safe(record), allow_nan=False) + "\n"  # ASCII: a name in any encoding stays one line
@@ -106,7 +106,7 @@ class ReportWriter:
         finally:
             os.close(handle)
         if written != len(data):
-            raise OSError(f"ReportWriter: the disk took {written} of {len(data)} bytes of a line. Make room and run again.")
+            raise OSError(f"ReportWriter: the disk took {written} of {len(data)} bytes. Make room and run again.")
 
 
 def _ends_whole(path: Path) -> bool:

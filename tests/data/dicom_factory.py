@@ -19,7 +19,7 @@ def corner_film(rows=24, columns=32, bits=12):
 def lut_item(entries, first=0, bits=12):
     """One item of a modality or VOI LUT sequence."""
     item = Dataset()
-    item.LUTDescriptor = [len(entries), first, bits]
+    item.add_new("LUTDescriptor", "SS" if first < 0 else "US", [len(entries), first, bits])
     item.LUTData = np.asarray(entries, "<u2").tobytes()
     item["LUTData"].VR = "OW"
     return item

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from monai_diffeo.data import film_dicom
 from monai_diffeo.data.film_codestream import declared_pixels
 from monai_diffeo.data.film_common import DETAILS
 from monai_diffeo.data.films import FilmReader, film_meta, format_of_name, in_plane_affine, list_films, read_film
@@ -125,6 +126,13 @@ def test_table_of_bytes_does_not_wrap(tmp_path):
     np.testing.assert_array_equal(film.pixels, FILM // 16)
 
 
+@pytest.mark.parametrize("first", [-2048, 65536 - 2048])  # the second as a file with the wrong sign has it
+def test_table_that_begins_below_zero(tmp_path, first):
+    signed = FILM.astype(np.int16) - 2048
+    film = read_film(save(tmp_path / "a.dcm", signed, VOILUTSequence=lut_item(np.arange(4096), first)))
+    np.testing.assert_array_equal(film.pixels, FILM)
+
+
 def test_table_goes_before_window_and_after_rescale(tmp_path):
     options = {"RescaleSlope": 2, "RescaleIntercept": -200, "WindowCenter": 50, "WindowWidth": 10}
     film = read_film(save(tmp_path / "a.dcm", FILM, VOILUTSequence=lut_item(np.arange(8192)[::-1], bits=13), **options))
@@ -183,6 +191,12 @@ def test_padding_range_and_wrong_sign(tmp_path):
     ds.add_new("PixelPaddingRangeLimit", "SS", -1990)
     ds.save_as(tmp_path / "a.dcm", enforce_file_format=True)
     assert read_film(tmp_path / "a.dcm").details["padding_pixels"] == 4 * FILM.shape[1]
+    unsigned = FILM.copy()
+    unsigned[:2] = 65535
+    ds = dataset(unsigned, bits=16)
+    ds.add_new("PixelPaddingValue", "SS", -1)
+    ds.save_as(tmp_path / "b.dcm", enforce_file_format=True)
+    assert read_film(tmp_path / "b.dcm").details["padding_pixels"] == 2 * FILM.shape[1]
 
 
 @pytest.mark.parametrize("syntax", [IMPLICIT, DEFLATED])
@@ -493,12 +507,20 @@ BAD = {
     "rgb.jpg": (lambda: jpeg_bytes(COLOUR), "ColourImage"),
     "cut.png": (lambda: png_bytes(NOISE)[:5000], "TruncatedPixels"),
     "cut.jpg": (lambda: jpeg_bytes(NOISE)[:3000], "TruncatedPixels"),
+    "frames.png": (lambda: animated(GREY), "MultiFrame"),
     "damaged.png": (lambda: patched(png_bytes(GREY), 20, b"\xff" * 40), None),
     "huge.png": (lambda: png_header(60000, 60000), "TooLarge"),
     "large.png": (lambda: png_header(15000, 15000), "TooLarge"),
     "one_row.png": (lambda: png_bytes(GREY[:1]), "TooSmall"),
     "black.png": (lambda: png_bytes(np.zeros((9, 9), np.uint8)), "ConstantImage"),
 }
+
+
+def animated(pixels):
+    stream = io.BytesIO()
+    frames = [image_module.fromarray(frame) for frame in (pixels, 255 - pixels)]
+    frames[0].save(stream, "PNG", save_all=True, append_images=frames[1:])
+    return stream.getvalue()
 
 
 def png_header(width, height):
@@ -592,6 +614,11 @@ def test_no_patient_data_leaves_the_file(tmp_path, options, capfd, recwarn, capl
     heard = said + "".join(capfd.readouterr()) + caplog.text + "".join(str(w.message) for w in recwarn.list)
     assert said and "SECRET" not in heard.replace(str(path), "")
     assert (options == {}) == ("film_format" in said)
+
+
+def test_elements_about_the_patient_are_not_even_parsed(tmp_path):
+    parsed = film_dicom._dataset(pydicom, secretive(tmp_path / "a.dcm"))
+    assert "Rows" in parsed and "PatientName" not in parsed and "StudyDescription" not in parsed
 
 
 def test_warnings_of_others_still_work_afterwards(tmp_path):

@@ -1,5 +1,6 @@
-"""Laws of Canonicalize(d), around a canonicaliser whose predictor always answers the same."""
+"""Laws of Canonicalize(d), around a canonicaliser whose predictor hardly looks at the image."""
 
+import dataclasses
 import pickle
 
 import numpy as np
@@ -26,21 +27,24 @@ class Brightness(Energy):
         return image.flatten(1).mean(1)
 
 
-class Always(nn.Module):
-    """Answers the same ``theta`` for every image, twice as much for images brighter than a half."""
+class Fixed(nn.Module):
+    """Answers a fixed ``theta``, twice as much for images brighter than a half, and another one at the second look."""
 
-    def __init__(self, parameters, seed=0, strength=0.08):
+    def __init__(self, parameters, strength=0.08):
         super().__init__()
-        self.register_buffer("theta", torch.randn(parameters, generator=torch.Generator().manual_seed(seed)) * strength)
+        draws = torch.randn(2, parameters, generator=torch.Generator().manual_seed(0)) * strength
+        self.register_buffer("draws", draws)
+        self.register_buffer("looks", torch.tensor(0))
 
     def forward(self, image):
-        return self.theta * (1 + (image.flatten(1).mean(1, keepdim=True) > 0.5))
+        self.looks += 1
+        return self.draws[self.looks % 2] * (1 + (image.flatten(1).mean(1, keepdim=True) > 0.5))
 
 
 def canonicalizer(dims=2, **options):
     family = ControlGrid(dims, 5)
     options = {"max_rise": None, "passes": 2, **options}
-    return Canonicalizer(Brightness(), family, predictor=Always(family.num_parameters), **options)
+    return Canonicalizer(Brightness(), family, predictor=Fixed(family.num_parameters), **options)
 
 
 def picture(seed=0, size=SIZE, brightness=0.0):
@@ -89,7 +93,7 @@ def test_there_and_back_ends_where_it_began():
     inside = back["ones"][0] > 0.999
     error = (back["grid"] - grid).norm(dim=0)[inside]
     assert inside.float().mean() > 0.7
-    assert error.mean() <= 0.03 and error.max() <= 0.15  # voxels; measured .0165 and .068
+    assert error.mean() <= 0.03 and error.max() <= 0.15  # voxels; measured .015 and .057
 
 
 def test_a_label_there_and_back_is_the_label():
@@ -102,7 +106,7 @@ def test_a_label_there_and_back_is_the_label():
     for other in (moved["label"], back):
         assert other.dtype == torch.uint8 and set(other.unique().tolist()) == {0, 3}
         overlaps.append((2 * ((other > 0) & (label > 0)).sum() / ((other > 0).sum() + (label > 0).sum())).item())
-    assert overlaps[0] < 0.95 and overlaps[1] >= 0.97  # measured .904 and .989
+    assert overlaps[0] < 0.95 and overlaps[1] >= 0.97  # measured .808 and .993
 
 
 def test_two_forwards_before_one_inverse():
@@ -200,8 +204,9 @@ def test_an_image_that_is_not_moved_is_not_touched(image, status):
 def test_what_is_recorded():
     out = Canonicalize(canonicalizer())(picture())
     record = out.applied_operations[0]["extra_info"]
-    assert set(record) == {"generators", "fields", "moved", "status", "spatial_size", "num_steps", "mode", "padding_mode",
-                           "align_corners"}
+    assert set(record) == {"generators", "fields", "moved", "status", "spatial_size", "num_steps"} | {
+        "mode", "padding_mode", "align_corners"
+    }
     assert record["generators"].shape == (2, 2, 3) and record["fields"].shape == (2, 2, 60, 50)
     for tensor in (record["generators"], record["fields"]):
         assert type(tensor) is torch.Tensor and tensor.device.type == "cpu" and not tensor.requires_grad
@@ -212,6 +217,20 @@ def test_what_is_recorded():
         assert numbers[name] == pytest.approx(getattr(result, name).item())
     assert numbers["energy_before"] != numbers["energy_after"] and 0 < numbers["inverse_error"] < 0.1
     assert numbers["seconds"] > 0
+
+
+def test_a_graph_is_not_recorded():
+    """Invertd copies records deeply, which tensors with a graph do not survive."""
+
+    def careless(image):
+        result = canonicalizer()(image)
+        weight = torch.ones((), requires_grad=True)
+        return dataclasses.replace(result, fields=result.fields * weight, generators=result.generators * weight)
+
+    transform = Canonicalized("image", careless)
+    out = transform({"image": picture()})
+    back = Invertd("image", transform, nearest_interp=False)(out)["image"]
+    assert torch.equal(back, transform.inverse(out)["image"])
 
 
 def test_frame_affine_and_the_callers_image_stay():
@@ -282,7 +301,8 @@ def test_back_through_a_whole_pipeline():
     image = picture(size=(96, 80))
     outs = []
     for lazy in (False, True):
-        before = Compose([Resized("image", SIZE), Flipd("image", 0), Canonicalized("image", canonicalizer())], lazy=lazy)
+        chain = [Resized("image", SIZE), Flipd("image", 0), Canonicalized("image", canonicalizer())]
+        before = Compose(chain, lazy=lazy)
         out = before({"image": image})
         assert out["image"].pending_operations == []
         ramp = voxel_grid(SIZE).clone()
@@ -318,7 +338,9 @@ def test_nothing_global_is_drawn():
     assert torch.equal(torch.get_rng_state(), torch_state) and np.array_equal(np.random.get_state()[1], numpy_state)
 
 
-@pytest.mark.parametrize("build", [lambda: Canonicalize(canonicalizer()), lambda: Canonicalized("image", canonicalizer())])
+@pytest.mark.parametrize(
+    "build", [lambda: Canonicalize(canonicalizer()), lambda: Canonicalized("image", canonicalizer())]
+)
 def test_pickles_give_the_same(build):
     transform = build()
     copy = pickle.loads(pickle.dumps(transform))

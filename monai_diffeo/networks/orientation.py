@@ -1,0 +1,63 @@
+"""A network that sees how a film lies: its quarter turn, and whether it is mirrored."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_diffeo.networks.predictor import ResidualUnit, standardize_image
+
+__all__ = ["FilmOrientation", "turn_image", "turn_generator"]
+
+
+def turn_image(image: Tensor, turns: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror square images ``(B, C, N, N)`` left to right where ``mirrored`` (B,) is true, then turn each by its number of
+    quarter turns (B,), counter-clockwise as ``torch.rot90``."""
+    image = torch.where(mirrored.view(-1, 1, 1, 1), image.flip(-1), image)
+    out = torch.empty_like(image)
+    for k in range(4):
+        rows = turns == k
+        out[rows] = torch.rot90(image[rows], k, (2, 3))
+    return out
+
+
+def turn_generator(turns: Tensor) -> Tensor:
+    """Affine generators ``(B, 2, 3)`` whose flow, warped along, turns square images by ``-turns`` quarter turns: back upright."""
+    angle = turns.float() * (-math.pi / 2)
+    generator = torch.zeros(len(turns), 2, 3, device=turns.device)
+    generator[:, 0, 1], generator[:, 1, 0] = angle, -angle
+    return generator
+
+
+class FilmOrientation(nn.Module):
+    """Scores of the eight ways in which a square film can lie.
+
+    Args:
+        in_channels: channels of the image.
+        image_size: size at which the network looks.
+        channels: width after each halving.
+    """
+
+    def __init__(self, in_channels: int = 1, image_size: Sequence[int] = (64, 64), channels: Sequence[int] = (16, 32, 64)) -> None:
+        super().__init__()
+        self.image_size = tuple(image_size)
+        widths = [in_channels, *channels]
+        self.features = nn.Sequential(*(ResidualUnit(2, a, b) for a, b in zip(widths, widths[1:])))
+        positions = math.prod(math.ceil(n / 2 ** len(channels)) for n in image_size)
+        self.squeeze = nn.Sequential(nn.Conv2d(channels[-1], 16, 1), nn.SiLU())
+        self.head = nn.Sequential(nn.Linear(16 * positions, 64), nn.SiLU(), nn.Linear(64, 8))
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Scores ``(B, 2, 4)``: mirrored or not (0 = not), and the number of quarter turns."""
+        if tuple(image.shape[2:]) != self.image_size:
+            image = F.interpolate(image.float(), self.image_size, mode="bilinear", align_corners=False, antialias=True)
+        return self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)).view(-1, 2, 4)
+
+    def probabilities(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Probability of each quarter turn ``(B, 4)``, and that the film is mirrored ``(B,)``."""
+        joint = self(image).flatten(1).softmax(1).view(-1, 2, 4)
+        return joint.sum(1), joint[:, 1].sum(1)

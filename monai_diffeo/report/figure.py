@@ -1,0 +1,183 @@
+"""One picture a film, for the person who signs: what the network saw, what came of it, and how far to trust it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.report import panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["film_figure"]
+
+_WIDTH, _HEIGHT, _DPI = 1500, 1000, 100  # px, px, px per inch
+_PANEL_W, _PANEL_H = 460, 384  # px
+_COLUMNS, _ROWS = (34, 524, 1014), (112, 566)  # px from the left, from the top
+_LONGEST_TITLE = 90  # letters
+_DISCLAIMER = "Research software. Not a medical device; not for diagnosis."
+_SIDES = "R, L: the patient's sides, if the film is displayed as usual"
+
+
+def film_figure(
+    path: str | PathLike[str],
+    film: Any,
+    canonical: Any,
+    ddf: Any,
+    plain_mask: Any | None,
+    mask: Any,
+    canonical_mask: Any | None,
+    title: str,
+    numbers: Mapping[str, Any],
+) -> None:
+    """Write a PNG of 1500 x 1000 pixels that shows what canonicalisation did to a film and to its mask.
+
+    All images share one frame, best of about 512 voxels a side; tensors or arrays, masks with foreground > 0.5.
+    Films are taken as displayed: the patient's right is at the image's left.
+
+    Args:
+        path: of the PNG; its folders are created, and it appears complete or not at all.
+        film: as given, shape ``(H, W)``.
+        canonical: film in canonical pose, shape ``(H, W)``.
+        ddf: canonical = ``warp(film, ddf)``, shape ``(2, H, W)``, voxels.
+        plain_mask: mask without canonicalisation, shape ``(H, W)``, or None.
+        mask: mask that is handed on, on ``film``, shape ``(H, W)``.
+        canonical_mask: mask on ``canonical``, shape ``(H, W)``, or None.
+        title: top line, without patient data.
+        numbers: a :func:`film_record`, or any part of it.
+
+    Raises:
+        ShapeError: if the shapes differ.
+        ImportError: if matplotlib is not installed.
+    """
+    film, canonical, ddf = (_array(x).astype(np.float32) for x in (film, canonical, ddf))
+    given = (plain_mask, mask, canonical_mask)
+    plain_mask, mask, canonical_mask = (None if x is None else _array(x) > 0.5 for x in given)
+    _check(film, canonical=canonical, ddf=ddf, plain_mask=plain_mask, mask=mask, canonical_mask=canonical_mask)
+    figure = _paper(title, panels.status_colour(numbers))
+    still = not ddf.any()
+    overlap = None if plain_mask is None else _dice(plain_mask, mask)
+
+    panels.film(_panel(figure, 0, 0, "Film and final mask", _sides_caption(mask)), film, mask)
+    panels.film(
+        _panel(figure, 0, 1, "What the network saw", _seen_caption(still, canonical_mask)), canonical, canonical_mask
+    )
+    panels.masks(_panel(figure, 0, 2, "What changed", _change_caption(still, plain_mask, mask)), film, plain_mask, mask)
+    caption = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
+    panels.grid(_panel(figure, 1, 0, "Deformation", caption), film, ddf)
+    local = panels.determinant(ddf)
+    axes = _panel(figure, 1, 1, "Local area, film : canonical", _area_caption(still, int((~(local > 0)).sum())))
+    shown = panels.area(axes, local, canonical_mask)
+    panels.colour_bar(_beside(figure, axes), shown)
+    panels.table(_at(figure, _COLUMNS[2], _ROWS[1] - 44, _PANEL_W - 8, _PANEL_H + 44), numbers, overlap)
+    _write(figure, Path(path))
+
+
+def _paper(title: str, colour: str) -> Figure:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("film_figure(): needs matplotlib. Install it: pip install 'monai-diffeo[report]'.") from error
+    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, facecolor=panels.BACKGROUND, layout="none")
+    title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE:]
+    page = _at(figure, 0, 0, _WIDTH, _HEIGHT)
+    page.set_axis_off()
+    page.set_zorder(-1)
+    page.axhspan(1 - 5 / _HEIGHT, 1, color=colour, linewidth=0)
+    page.set(xlim=(0, 1), ylim=(0, 1))
+    panels.words(page, _COLUMNS[0] / _WIDTH, 1 - 36 / _HEIGHT, title, panels.INK, 16, weight="bold", va="center")
+    panels.words(page, _COLUMNS[0] / _WIDTH, 24 / _HEIGHT, _DISCLAIMER, panels.QUIET, 9, va="center")
+    panels.words(page, 1 - _COLUMNS[0] / _WIDTH, 24 / _HEIGHT, _SIDES, panels.QUIET, 9, va="center", ha="right")
+    return figure
+
+
+def _at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
+    """Axes at a place in pixels from the top left corner."""
+    return figure.add_axes((left / _WIDTH, 1 - (top + height) / _HEIGHT, width / _WIDTH, height / _HEIGHT))
+
+
+def _panel(figure: Figure, row: int, column: int, heading: str, caption: str) -> Axes:
+    axes = _at(figure, _COLUMNS[column], _ROWS[row], _PANEL_W, _PANEL_H)
+    axes.set_anchor("W")
+    page, x = figure.axes[0], _COLUMNS[column] / _WIDTH
+    panels.words(page, x, 1 - (_ROWS[row] - 34) / _HEIGHT, heading, panels.INK, 12.5, weight="bold", va="center")
+    panels.words(page, x, 1 - (_ROWS[row] - 13) / _HEIGHT, caption, panels.QUIET, 10, va="center")
+    return axes
+
+
+def _beside(figure: Figure, axes: Axes) -> Axes:
+    """A narrow strip for a colour bar, to the right of the image inside ``axes``."""
+    box = axes.get_position(original=True)
+    axes.set_position([box.x0, box.y0, box.width - 66 / _WIDTH, box.height])
+    axes.apply_aspect()
+    right = axes.get_position(original=False).x1 * _WIDTH
+    return _at(figure, right + 12, _ROWS[1] + 24, 13, _PANEL_H - 48)
+
+
+def _write(figure: Figure, path: Path) -> None:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(unfinished, "wb") as file:
+            FigureCanvasAgg(figure).print_png(file, metadata={"Software": "monai_diffeo"})
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+
+
+def _array(value: Any) -> np.ndarray:
+    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+
+
+def _check(film: np.ndarray, **others: np.ndarray | None) -> None:
+    if film.ndim != 2 or min(film.shape) < 2:
+        raise ShapeError("film_figure()", "film", "(H, W)", film.shape, "Take one slice and one channel: film[0, 0].")
+    for name, value in others.items():
+        expected = (2, *film.shape) if name == "ddf" else film.shape
+        if value is not None and value.shape != expected:
+            remedy = "Bring everything to the frame of 'film'."
+            raise ShapeError("film_figure()", name, f"{expected}", value.shape, remedy)
+
+
+def _dice(a: np.ndarray, b: np.ndarray) -> float:
+    total = int(a.sum()) + int(b.sum())
+    return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
+
+
+def _sides_caption(mask: np.ndarray) -> str:
+    if not mask.any():
+        return "the mask is empty"
+    right, _, rest = panels.split_lungs(mask)
+    if not right.any():
+        return "the mask does not part into two lungs"
+    return "right lung blue, left lung yellow" + (", islands white" if rest.any() else "")
+
+
+def _seen_caption(still: bool, canonical_mask: np.ndarray | None) -> str:
+    seen = "the film as given" if still else "the canonical film"
+    return seen if canonical_mask is None else f"{seen}, with the mask there"
+
+
+def _change_caption(still: bool, plain: np.ndarray | None, mask: np.ndarray) -> str:
+    if plain is None and not still:
+        return "unknown: the plain network was not run"
+    if plain is None or (plain == mask).all():
+        return "nothing: the film was not moved" if still else "nothing: the plain network gives the same mask"
+    return "plain network's mask dashed; gained green, lost red"
+
+
+def _area_caption(still: bool, folded: int) -> str:
+    if still:
+        return "not moved: ×1 everywhere"
+    return f"{folded} voxel{'' if folded == 1 else 's'} folded, in magenta" if folded else "no voxel is folded"

@@ -1,0 +1,227 @@
+"""The panels of a film's figure; each draws one answer on the axes it is given, in the colours of a reading room."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from textwrap import wrap
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
+from monai_diffeo.flow.jacobian import jacobian_determinant
+from monai_diffeo.report.lungs import split_lungs
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+__all__: list[str] = []
+
+BACKGROUND, PANEL, INK, QUIET = "#0c0e11", "#000000", "#e8eaed", "#9aa3ad"
+RIGHT, LEFT, ISLAND = "#4cc9f0", "#ffc94d", "#ffffff"
+ADDED, REMOVED, PLAIN = "#3ddc97", "#ff5d73", "#ffffff"
+GRID, FOLDED = "#7fd4ff", "#ff2bd6"
+AREA = ["#8fd3ff", "#2b7fd4", "#16324f", "#16181c", "#553018", "#d9701f", "#ffd08a"]  # dark where nothing changes
+STATUS_COLOURS = {CANONICALIZED: "#3ddc97", LEFT_ALONE: "#b4bcc6", REJECTED: "#ffb000"}
+
+_GRID_LINES = 17  # along the longer side
+_HALO = 0.55  # opacity of the dark rim that keeps an outline legible on white bone
+
+
+def film(axes: Axes, image: np.ndarray, mask: np.ndarray | None) -> None:
+    """A film with the outline of a mask, one colour a lung."""
+    background(axes, image)
+    if mask is not None:
+        for part, colour in zip(split_lungs(mask), (RIGHT, LEFT, ISLAND)):
+            outline(axes, part, colour, 1.8)
+    sides(axes)
+
+
+def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.ndarray) -> None:
+    """What canonicalisation changed: the final mask bold, the plain network's thin, gained and lost area tinted."""
+    background(axes, image, 0.8)
+    if plain is not None:
+        for part, colour in ((final & ~plain, ADDED), (plain & ~final, REMOVED)):
+            axes.imshow(_tint(part, colour, 0.55), interpolation="nearest", origin="upper", zorder=2)
+    outline(axes, final, ADDED, 2.0)
+    if plain is not None:
+        outline(axes, plain, PLAIN, 0.9, dashed=True)
+    sides(axes)
+
+
+def grid(axes: Axes, image: np.ndarray, ddf: np.ndarray, colour: str = GRID) -> None:
+    """Where the lines of a regular grid on the canonical film lie on the film as given: x + ddf(x)."""
+    from matplotlib.collections import LineCollection
+
+    background(axes, image, 0.6)
+    height, width = image.shape
+    y, x = np.mgrid[:height, :width] + ddf
+    step = (max(height, width) - 1) / (_GRID_LINES - 1)
+    rows, columns = (_inner_lines(n, step) for n in (height, width))
+    fine = max(1, max(height, width) // 128)  # a line needs no more than 128 corners
+    along_x, along_y = (np.unique([*range(0, n, fine), n - 1]) for n in (width, height))
+    lines = [np.stack([x[r, along_x], y[r, along_x]], 1) for r in rows]
+    lines += [np.stack([x[along_y, c], y[along_y, c]], 1) for c in columns]
+    axes.add_collection(LineCollection(lines, colors=colour, linewidths=1.0, alpha=0.85, zorder=3), autolim=False)
+    frame = np.concatenate([np.stack([x[e], y[e]], -1)[:: d] for e, d in
+                            ((np.s_[0, :], 1), (np.s_[:, -1], 1), (np.s_[-1, :], -1), (np.s_[:, 0], -1))])
+    axes.plot(*frame.T, color=colour, linewidth=1.8, zorder=4, scalex=False, scaley=False)
+    sides(axes)
+
+
+def area(axes: Axes, determinant: np.ndarray, mask: np.ndarray | None) -> Any:
+    """Jacobian determinant on a logarithmic scale about 1, folded voxels loud; gives the mappable for a colour bar."""
+    from matplotlib.colors import LinearSegmentedColormap, Normalize
+
+    colours = LinearSegmentedColormap.from_list("area", AREA).with_extremes(bad=FOLDED)
+    folded = ~(determinant > 0)  # NaN is as bad
+    logarithm = np.ma.masked_array(np.log2(np.where(folded, 1, determinant)), folded)
+    reach = 1.0 if folded.all() else float(np.clip(np.quantile(np.abs(logarithm.compressed()), 0.998), 0.55, 3.0))
+    shown = axes.imshow(logarithm, cmap=colours, norm=Normalize(-reach, reach), interpolation="nearest", origin="upper")
+    _bare(axes)
+    if folded.any():
+        outline(axes, folded, FOLDED, 2.0)
+    if mask is not None:
+        outline(axes, mask, INK, 0.9)
+    sides(axes)
+    return shown
+
+
+def colour_bar(axes: Axes, shown: Any) -> None:
+    """Names the colours of :func:`area` by factors of area."""
+    reach = shown.norm.vmax
+    choice = (0.5, 0.7, 0.85, 1.0, 1.2, 1.4, 2.0) if reach <= 1.2 else (0.125, 0.25, 0.5, 1.0, 2.0, 4.0, 8.0)
+    factors = [f for f in choice if abs(np.log2(f)) <= reach + 1e-9]
+    bar = axes.figure.colorbar(shown, cax=axes, ticks=[np.log2(f) for f in factors], extend="both")
+    bar.minorticks_off()
+    bar.set_ticklabels([f"×{f:g}" for f in factors])
+    bar.outline.set_visible(False)
+    axes.tick_params(colors=QUIET, labelsize=9, length=2, pad=2)
+    for label in axes.get_yticklabels():
+        label.set_fontfamily("DejaVu Sans")
+
+
+def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None) -> None:
+    """The verdict in words and colour, then the numbers."""
+    axes.set_axis_off()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    head, _, reason = str(numbers.get("status") or "status not given").partition(": ")
+    words(axes, 0, 0.985, _sentence(head).rstrip("."), status_colour(numbers), 19, weight="bold", va="top")
+    lines = wrap(" ".join(filter(None, (_sentence(reason), _MEANING.get(head)))), 56)
+    for i, line in enumerate(lines[:3]):
+        words(axes, 0, 0.86 - 0.055 * i, line, INK, 10.5, va="top")
+    rows = _rows(numbers, dice)
+    step = 0.077
+    for i, (label, value) in enumerate(rows):
+        y = 0.615 - step * i
+        axes.axhline(y + step / 2, color="#2a2f36", linewidth=0.8)
+        words(axes, 0, y, label, QUIET, 11, va="center")
+        words(axes, 1, y, value, INK, 12, va="center", ha="right")
+
+
+def status_colour(numbers: Mapping[str, Any]) -> str:
+    """Green, grey or amber; ink where no status is known."""
+    return STATUS_COLOURS.get(str(numbers.get("status")).partition(":")[0], INK)
+
+
+_MEANING = {
+    CANONICALIZED: "The network saw the straightened film; its mask was mapped back to this film.",
+    LEFT_ALONE: "The network saw the film as it is.",
+    REJECTED: "The network saw the film as it is.",
+}
+
+
+def _rows(numbers: Mapping[str, Any], dice: float | None) -> list[tuple[str, str]]:
+    def value(name: str, pattern: str, unit: str = "") -> str:
+        number = numbers.get(name)
+        return "–" if number is None or not np.isfinite(number) else pattern.format(number) + unit
+
+    share, areas = numbers.get("displacement_share"), numbers.get("areas") or {}
+    right, left = areas.get("right"), areas.get("left")
+    before, after = value("energy_before", "{:.3g}"), value("energy_after", "{:.3g}")
+    of_frame = f"  ({share:.0%} of frame)" if share else ""
+    rows = [
+        ("Energy (distance from training)", f"{before}  →  {after}"),
+        ("Largest displacement", value("largest_displacement", "{:.1f}", " px") + of_frame),
+        ("Folded area", "< 0.01%" if 0 < (numbers.get("folding") or 0) < 1e-4 else value("folding", "{:.2%}")),
+        ("Error of the way back", value("inverse_error", "{:.2f}", " px")),
+        ("Overlap with plain mask (Dice)", "–" if dice is None else f"{dice:.3f}"),
+        ("Lung area, right / left", f"{right:.1%} / {left:.1%} of film" if right and left else "–"),
+        ("Confidence", value("confidence", "{:.0%}")),
+        ("Time", value("seconds", "{:.2f}", " s")),
+    ]
+    return [row for row in rows if row[0] != "Confidence" or row[1] != "–"]
+
+
+def _sentence(text: str) -> str:
+    return text and text[0].upper() + text[1:].rstrip(".") + "."
+
+
+def background(axes: Axes, image: np.ndarray, brightness: float = 1.0) -> None:
+    """The film between its half-percent and 99.5-percent greys."""
+    finite = image[np.isfinite(image)]
+    low, high = np.quantile(finite, (0.005, 0.995)) if finite.size else (0.0, 1.0)
+    image = np.nan_to_num(image, nan=low, posinf=high, neginf=low)
+    white = low + max(high - low, 1e-12) / brightness
+    axes.imshow(image, cmap="gray", vmin=low, vmax=white, interpolation="bilinear", origin="upper")
+    _bare(axes)
+
+
+def outline(axes: Axes, mask: np.ndarray, colour: str, width: float, dashed: bool = False) -> None:
+    """The border of a mask, closed where it meets the frame."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    if not mask.any():
+        return
+    padded = np.pad(mask.astype(np.float32), 1)
+    ys, xs = (np.arange(-1, n + 1) for n in mask.shape)
+    limits = axes.get_xlim(), axes.get_ylim()
+    contour = axes.contour(xs, ys, padded, levels=[0.5], colors=[colour], linewidths=[width], zorder=5,
+                           linestyles=[(0, (4, 2.5))] if dashed else ["solid"])
+    contour.set_path_effects([Stroke(linewidth=width + 1.4, foreground="black", alpha=_HALO), Normal()])
+    axes.set(xlim=limits[0], ylim=limits[1])
+
+
+def sides(axes: Axes) -> None:
+    """R and L at the borders, as films are displayed: the patient's right is at the image's left."""
+    words(axes, 0.025, 0.5, "R", INK, 12, weight="bold", va="center", frame=True)
+    words(axes, 0.975, 0.5, "L", INK, 12, weight="bold", va="center", ha="right", frame=True)
+
+
+def words(
+    axes: Axes, x: float, y: float, text: str, colour: str, size: float, frame: bool = False, **style: Any
+) -> None:
+    """Text at a place in the axes, letters as they are (a ``$`` is a ``$``)."""
+    from matplotlib.patheffects import Normal, Stroke
+
+    item = axes.text(x, y, text, color=colour, fontsize=size, fontfamily="DejaVu Sans", transform=axes.transAxes,
+                     parse_math=False, usetex=False, zorder=9, **style)
+    if frame:
+        item.set_path_effects([Stroke(linewidth=2.5, foreground="black", alpha=0.8), Normal()])
+
+
+def determinant(ddf: np.ndarray) -> np.ndarray:
+    """Jacobian determinant of ``(2, H, W)``, shape ``(H, W)``."""
+    return jacobian_determinant(torch.from_numpy(ddf)[None])[0].numpy()
+
+
+def _inner_lines(n: int, step: float) -> list[int]:
+    """Grid lines strictly inside an axis of ``n`` voxels, about ``step`` apart, evenly."""
+    pieces = max(round((n - 1) / step), 2)
+    return sorted({round(i * (n - 1) / pieces) for i in range(1, pieces)})
+
+
+def _tint(mask: np.ndarray, colour: str, opacity: float) -> np.ndarray:
+    from matplotlib.colors import to_rgba
+
+    rgba = np.zeros((*mask.shape, 4), dtype=np.float32)
+    rgba[mask] = to_rgba(colour, opacity)
+    return rgba
+
+
+def _bare(axes: Axes) -> None:
+    axes.set(xticks=[], yticks=[], facecolor=PANEL)
+    axes.grid(False)  # whatever the user's matplotlibrc says
+    for spine in axes.spines.values():
+        spine.set_visible(False)

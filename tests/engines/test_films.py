@@ -1,0 +1,83 @@
+import pytest
+import torch
+
+pytest.importorskip("ignite")
+
+from torch.utils.data import DataLoader  # noqa: E402
+
+from monai_diffeo.data.failsafe import FAILURE, FailSafeDataset, collate_one, root_cause  # noqa: E402
+from monai_diffeo.engines import FilmEvaluator  # noqa: E402
+from monai_diffeo.errors import FilmError  # noqa: E402
+from monai_diffeo.inferers import DiffeoInferer  # noqa: E402
+from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
+
+
+class Seen:
+    """A reporter that keeps what it is told."""
+
+    wants_plain = True
+
+    def __init__(self):
+        self.good, self.bad = [], []
+
+    def done(self, path, batch, output, result, plain, seconds):
+        self.good.append((path, output["pred"], result, plain))
+
+    def failed(self, path, error):
+        self.bad.append((path, type(error).__name__))
+
+
+def load(item):
+    if "bad" in item["image"]:
+        raise RuntimeError("applying transform") from FilmError("EmptyFile", "The file is empty.")
+    return {"image": blob(1)[0] * (0 if "black" in item["image"] else 1)}
+
+
+def evaluate(names, network=torch.nn.Identity(), inferer=None, **settings):
+    data = FailSafeDataset([{"image": n} for n in names], load)
+    loader = DataLoader(data, batch_size=1, collate_fn=collate_one)
+    reporter = Seen()
+    inferer = DiffeoInferer(tiny_canonicalizer()) if inferer is None else inferer
+    FilmEvaluator(torch.device("cpu"), loader, network, inferer=inferer, reporter=reporter, **settings).run()
+    return reporter
+
+
+def test_a_film_that_does_not_load_is_reported_and_the_next_one_runs():
+    seen = evaluate(["a", "bad", "c"])
+    assert [name for name, *_ in seen.good] == ["a", "c"]
+    assert seen.bad == [("bad", "FilmError")]
+
+
+def test_a_film_that_fails_in_the_network_or_afterwards_is_reported_too():
+    class Picky(torch.nn.Module):
+        def forward(self, image):
+            if image.abs().max() == 0:
+                raise ZeroDivisionError
+            return image
+
+    with pytest.warns(UserWarning, match="constant"):
+        seen = evaluate(["black", "b"], Picky())
+    assert [n for n, *_ in seen.good] == ["b"] and seen.bad == [("black", "ZeroDivisionError")]
+
+    def post(data):
+        raise OSError("disk full")
+
+    assert evaluate(["a"], postprocessing=post).bad == [("a", "OSError")]
+
+
+def test_the_report_gets_result_answer_and_the_plain_answer():
+    (_, prediction, result, plain), = evaluate(["a"]).good
+    assert result.status == ("canonicalized",)
+    torch.testing.assert_close(prediction[None], result.warp_back(result.image))
+    assert torch.equal(plain, blob(1))
+
+
+def test_without_canonicalisation_there_is_no_result():
+    (_, prediction, result, plain), = evaluate(["a"], inferer=DiffeoInferer(tiny_canonicalizer(), enabled=False)).good
+    assert result is None and plain is None and torch.equal(prediction, blob(1)[0])
+
+
+def test_the_first_cause_of_a_chain_is_found():
+    data = FailSafeDataset([{"image": "bad"}], load)
+    assert isinstance(data[0][FAILURE], FilmError)
+    assert root_cause(ValueError("x")).args == ("x",)

@@ -1,0 +1,24 @@
+"""A canonicalisation with known numbers, made by hand."""
+
+import torch
+
+from monai_diffeo.canonicalize import Canonicalization
+from monai_diffeo.flow import folding, warp
+
+
+STATUS = ("canonicalized", "left alone: looks like the training images")
+
+
+def known_result(status=STATUS, size=(8, 11), shift=3.0, energy=2.5):
+    """The first image is moved by ``shift`` voxels along axis 1, the others not at all."""
+    batch = len(status)
+    ddf = torch.zeros(batch, 2, *size)
+    ddf[0, 1] = shift
+    image = torch.arange(float(batch * size[0] * size[1])).view(batch, 1, *size)
+    return Canonicalization(
+        image=warp(image, ddf), velocity=ddf[:, None], ddf=ddf, inverse_ddf=-ddf,
+        energy_before=torch.full((batch,), energy), energy_after=torch.full((batch,), 1.25), folding=folding(ddf),
+        inverse_error=torch.full((batch,), 0.125), steps=torch.arange(batch), status=status, seconds=4.0,
+        terms={"vae": torch.full((batch,), 0.5), "critic": torch.arange(float(batch))},
+        generators=torch.zeros(batch, 1, 2, 3), fields=ddf[:, None],
+    )
