@@ -20,7 +20,7 @@ from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import load_weights
 
-__all__ = ["main", "segmentation_network"]
+__all__ = ["segmentation_network"]
 
 Row = dict[str, object]
 

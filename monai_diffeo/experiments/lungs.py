@@ -18,7 +18,7 @@ from monai_diffeo.experiments.films import DEFORMATIONS, Films, deform, load_fil
 from monai_diffeo.experiments.measures import Method, bootstrap_interval, evaluate, plain, wrapped
 from monai_diffeo.experiments.tables import markdown_table, write_page
 
-__all__ = ["main", "methods", "table"]
+__all__ = ["methods", "table"]
 
 SOURCES = ("shenzhen", "montgomery", "paediatric_gz", "covid_gb")
 NOTE = ("Masks of paediatric_gz include the lung behind heart and diaphragm, those of shenzhen and montgomery do not; every row's Dice "

@@ -89,7 +89,7 @@ class ReportWriter:
         if total == 0:
             return "No film was found."
         parts = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-        return f"{total} film{'' if total == 1 else 's'}: {parts}."
+        return f"{total} film{'' if total == 1 else 's'}: {parts}. Report: {self.path}"
 
     def exit_status(self) -> int:
         """:data:`ALL_WRITTEN`, :data:`FINISHED_WITH_FAILURES` or :data:`NOTHING_WRITTEN`."""

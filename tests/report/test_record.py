@@ -103,8 +103,8 @@ def test_a_film_error_is_found_inside_what_monai_wraps_around_it():
 
 
 @pytest.mark.parametrize("kind", [
-    ValueError, KeyError, OSError, FileNotFoundError, MemoryError, RuntimeError, ShapeError, torch.cuda.OutOfMemoryError,
-    UnicodeDecodeError,
+    ValueError, KeyError, OSError, FileNotFoundError, MemoryError, RuntimeError, ShapeError,
+    torch.cuda.OutOfMemoryError, UnicodeDecodeError,
 ])
 def test_the_text_of_other_errors_stays_out(kind):
     arguments = {ShapeError: (PATIENT,) * 3 + ((1,),), UnicodeDecodeError: (PATIENT, PATIENT.encode(), 0, 1, PATIENT)}

@@ -35,11 +35,11 @@ def test_the_summary_counts(tmp_path):
     report = ReportWriter(tmp_path / "report.jsonl")
     assert report.summary() == "No film was found."
     report.write({"status": OK})
-    assert report.summary() == "1 film: 1 canonicalized."
+    assert report.summary() == f"1 film: 1 canonicalized. Report: {report.path}"
     for status in (OK, REJECTED, FAILED):
         report.write({"status": status})
     assert report.counts == {"canonicalized": 2, "left alone": 0, "rejected": 1, "failed": 1}
-    assert report.summary() == "4 films: 2 canonicalized, 1 rejected, 1 failed."
+    assert report.summary().startswith("4 films: 2 canonicalized, 1 rejected, 1 failed. ")
 
 
 def test_a_line_is_on_disk_before_the_next_film_begins(tmp_path):
