@@ -13,6 +13,7 @@ from monai_diffeo.energies import Energy
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import VelocityFamily
 from monai_diffeo.flow import dense_velocity, exp_chain, folding, inverse_chain, warp
+from monai_diffeo.networks import FilmOrientation, turn_generator
 
 __all__ = ["Canonicalizer"]
 
@@ -33,6 +34,9 @@ class Canonicalizer(nn.Module):
         family: of the deformations.
         regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
         predictor: image to the parameters of ``family``; None starts the search from the identity.
+        orientation: sees how a square film lies; unless it is sure that a film is upright, the search starts from all four quarter
+            turns, and the lowest energy wins. A film that looks mirrored is only noted: situs inversus exists.
+        sure: smallest probability at which ``orientation`` is believed.
         steps: optimisation steps at most.
         passes: looks of the predictor.
         learning_rate: of Adam, in the family's relative units.
@@ -52,6 +56,8 @@ class Canonicalizer(nn.Module):
         family: VelocityFamily,
         regularizer: nn.Module | None = None,
         predictor: nn.Module | None = None,
+        orientation: FilmOrientation | None = None,
+        sure: float = 0.9,
         steps: int = 0,
         passes: int = 1,
         learning_rate: float = 0.01,
@@ -70,6 +76,7 @@ class Canonicalizer(nn.Module):
         if steps and regularizer is None:
             raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
         self.energy, self.family, self.regularizer, self.predictor = energy, family, regularizer, predictor
+        self.orientation, self.sure = orientation, sure
         self.search_family = family if search_family is None else search_family
         self.steps, self.passes, self.learning_rate, self.patience = steps, passes, learning_rate, patience
         self.gate, self.max_rise, self.final_steps, self.shrinkings = gate, max_rise, final_steps, shrinkings
@@ -108,7 +115,8 @@ class Canonicalizer(nn.Module):
         for i, value in enumerate(before.tolist()):
             if status[i] is None and self.gate is not None and value <= self.gate:
                 status[i] = f"{LEFT_ALONE}: looks like the training images"
-        velocities, steps = self._search(image, status)
+        notes = [""] * len(status)
+        velocities, steps = self._search(image, status, notes)
         velocities, ddf, inverse_ddf = self._unfold(velocities, tuple(image.shape[2:]))
         folded = folding(ddf)
         moved = warp(image, ddf)
@@ -132,14 +140,15 @@ class Canonicalizer(nn.Module):
             status=tuple(status),
             seconds=time.perf_counter() - began,
             terms=terms,
+            notes=tuple(note if ok or "mirrored" in note else "" for note, ok in zip(notes, done.tolist())),
             generators=velocities.generators,
             fields=velocities.fields,
         )
 
-    def _search(self, image: Tensor, status: list[str | None]) -> tuple[Velocities, Tensor]:
+    def _search(self, image: Tensor, status: list[str | None], notes: list[str]) -> tuple[Velocities, Tensor]:
         """Velocities of every image, and the steps of each; images that already have a status are not optimised."""
         size = tuple(image.shape[2:])
-        found = None if self.predictor is None else predict(image, self.predictor, self.family, self.passes)
+        found = self._predict(image, notes)
         steps = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
         if self.steps == 0:
             return found, steps
@@ -158,6 +167,45 @@ class Canonicalizer(nn.Module):
         if found is None:
             return Velocities(generator[:, None], field[:, None]), steps
         return found.then(generator, field), steps
+
+    def _predict(self, image: Tensor, notes: list[str]) -> Velocities | None:
+        """What the predictor finds, from the film as it lies or, where that has a lower energy, from a quarter turn of it."""
+        size = tuple(image.shape[2:])
+        if self.orientation is None or size[0] != size[1]:
+            return None if self.predictor is None else predict(image, self.predictor, self.family, self.passes)
+        turn, mirrored = self.orientation.probabilities(image)
+        turns = torch.zeros(len(image), dtype=torch.long, device=image.device)
+        found = self._from_turn(image, turns)
+        unsure = (turn[:, 0] < self.sure).nonzero().flatten()
+        if len(unsure):
+            lowest = self._energy_of(image[unsure], Velocities(*(part[unsure] for part in found)))
+            for quarter in (1, 2, 3):
+                other = self._from_turn(image[unsure], torch.full_like(unsure, quarter))
+                energy = self._energy_of(image[unsure], other)
+                lower = energy < lowest
+                for part, better in zip(found, other):
+                    part[unsure[lower]] = better[lower]
+                turns[unsure[lower]] = quarter
+                lowest = torch.where(lower, energy, lowest)
+        for i, (quarter, probability) in enumerate(zip(turns.tolist(), mirrored.tolist())):
+            words = [f"turned back by {90 * quarter} degrees"] if quarter else []
+            words += [f"looks mirrored (probability {probability:.2f}); not changed"] if probability >= self.sure else []
+            notes[i] = "; ".join(words)
+        return found
+
+    def _from_turn(self, image: Tensor, turns: Tensor) -> Velocities:
+        """Turn each image back by its quarter turns, then predict."""
+        generator = turn_generator(turns)
+        margin = self.family.velocity(self.family.identity(1, image.device), tuple(image.shape[2:]))[1].shape[2:]
+        turn = Velocities(generator[:, None], image.new_zeros(len(image), 1, 2, *margin))
+        if self.predictor is None:
+            return turn
+        upright = warp(image, exp_chain(turn.generators, turn.fields, 0).ddf(tuple(image.shape[2:])))
+        more = predict(upright, self.predictor, self.family, self.passes)
+        return Velocities(torch.cat([turn.generators, more.generators], 1), torch.cat([turn.fields, more.fields], 1))
+
+    def _energy_of(self, image: Tensor, found: Velocities) -> Tensor:
+        return self.energy(warp(image, exp_chain(found.generators, found.fields, self.family.steps).ddf(tuple(image.shape[2:]))))
 
     def _unfold(self, velocities: Velocities, size: tuple[int, ...]) -> tuple[Velocities, Tensor, Tensor]:
         """Flows there and back; the velocities of a field that folds are halved until it does not."""

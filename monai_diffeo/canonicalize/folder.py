@@ -23,11 +23,11 @@ from monai_diffeo.energies import (
 )
 from monai_diffeo.errors import WeightsError
 from monai_diffeo.families import ControlGrid, Siren, VelocityFamily
-from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, load_weights
+from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, FilmOrientation, load_weights
 
 __all__ = ["fit_statistics", "load_canonicalizer"]
 
-NETWORKS = {"vae": EnergyVAE, "critic": EnergyCritic, "predictor": DeformationPredictor}
+NETWORKS = {"vae": EnergyVAE, "critic": EnergyCritic, "predictor": DeformationPredictor, "orientation": FilmOrientation}
 FAMILIES = {"control_grid": ControlGrid, "siren": Siren}
 
 
@@ -53,6 +53,9 @@ def load_canonicalizer(folder: str | Path, mode: str | None = None, device: str 
     families = {name: _family(arguments) for name, arguments in settings["families"].items()}
     predictor_name = chosen.pop("predictor", None)
     predictor = None if predictor_name is None else _network(folder, settings, predictor_name, families)
+    orientation = chosen.pop("orientation", None)
+    if orientation is not None:
+        chosen["orientation"] = _network(folder, settings, orientation, families)
     statistics = _read(folder / "statistics.json") if chosen.pop("standardize", True) else {}
     weights = chosen.pop("energies")
     energies = {name: _energy(folder, settings, name, families, statistics) for name in weights}

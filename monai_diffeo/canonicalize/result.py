@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffeo.flow import compose, warp
+from monai_diffeo.flow import affine_deformation, compose, exp_chain, inverse_chain, warp
 from monai_diffeo.flow.grid import voxel_grid
 
 __all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "resize_ddf"]
@@ -39,6 +39,8 @@ class Canonicalization:
         status: ``"canonicalized"``, ``"left alone: reason"`` or ``"rejected: reason"``, one an image.
         seconds: wall time for the batch.
         terms: named energies before, ``(B,)`` each, for the report.
+        notes: remarks for the report, one an image: a quarter turn that was taken back, a film that looks mirrored.
+        agreement: how much the answers from several views agree, shape ``(B,)``, 0 to 1; None where there was one view.
         generators, fields: the velocities as :func:`monai_diffeo.flow.exp_chain` takes them, with the margin of the family.
     """
 
@@ -54,6 +56,8 @@ class Canonicalization:
     status: tuple[str, ...]
     seconds: float
     terms: Mapping[str, Tensor]
+    notes: tuple[str, ...]
+    agreement: Tensor | None = field(default=None, kw_only=True)
     generators: Tensor
     fields: Tensor
 
@@ -66,6 +70,39 @@ class Canonicalization:
     def largest_displacement(self) -> Tensor:
         """Largest displacement of each image, shape ``(B,)``, voxels."""
         return torch.linalg.vector_norm(self.ddf, dim=1).flatten(1).amax(1)
+
+    def views(self, given: Tensor, count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0) -> list[Canonicalization]:
+        """Poses around the canonical one: small affine maps, in pairs of a map and its inverse, the same for every image.
+
+        What a network answers on them, mapped back and averaged, leans less on the exact pose than one answer does, and how much the
+        answers agree says how sure it is. An odd ``count`` begins with the canonical pose itself.
+
+        Args:
+            given: the images before canonicalisation, shape ``(B, C, *S)``.
+            count: number of poses, at least 1.
+            spread: standard deviation of the entries of the affine generators' matrices.
+            shift: standard deviation of the translations, 1 = half the frame.
+            seed: of the maps.
+        """
+        poses = [self] if count % 2 else []
+        if not bool(self.moved.any()):
+            return [self] * count
+        size, margin = tuple(self.ddf.shape[2:]), self.fields.shape[3:]
+        there = exp_chain(self.generators, self.fields)
+        back = inverse_chain(self.generators, self.fields)
+        draw = torch.Generator().manual_seed(seed)
+        half = torch.tensor([max(n - 1, 1) / 2 for n in size])
+        row = self.moved.view(-1, *[1] * len(margin), 1)
+        for _ in range(count // 2):
+            linear = torch.randn(len(size), len(size), generator=draw) * spread * half[:, None] / half
+            generator = torch.cat([linear, torch.randn(len(size), 1, generator=draw) * shift * half[:, None]], 1).to(self.ddf)
+            for sign in (1, -1):
+                step, unstep = (affine_deformation(sign * s * generator.expand(len(given), -1, -1), margin) for s in (1, -1))
+                ddf, inverse_ddf = there.after(step).ddf(size), unstep.after(back).ddf(size)
+                ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
+                image = torch.where(row, warp(given, ddf), given)
+                poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
+        return poses
 
     def warp_back(self, prediction: Any, mode: str = "bilinear") -> Any:
         """Map what a network answered on ``image`` to the pose of the input.

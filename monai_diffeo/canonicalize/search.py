@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,8 +15,7 @@ from monai_diffeo.flow import Deformation, dense_velocity, exp_chain, warp
 __all__ = ["Velocities", "minimize", "predict"]
 
 
-@dataclass(frozen=True)
-class Velocities:
+class Velocities(NamedTuple):
     """T velocities for each image: ``generators`` (B, T, D, D + 1) and ``fields`` (B, T, D, *S')."""
 
     generators: Tensor

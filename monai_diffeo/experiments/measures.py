@@ -42,12 +42,12 @@ def plain(network: nn.Module) -> Method:
     return run
 
 
-def wrapped(network: nn.Module, canonicalizer: Canonicalizer) -> Method:
-    """The network inside a ``DiffeoInferer``."""
+def wrapped(network: nn.Module, canonicalizer: Canonicalizer, views: int = 8) -> Method:
+    """The network inside a ``DiffeoInferer``, with the bundle's number of views."""
 
     def run(images: Tensor) -> Answer:
         results = []
-        inferer = DiffeoInferer(canonicalizer, on_result=results.append)
+        inferer = DiffeoInferer(canonicalizer, views=views, on_result=results.append)
         with torch.no_grad():
             masks = (torch.sigmoid(inferer(images, network)) > 0.5).float()
         return Answer(masks, results[0].folding, results[0].moved.float())

@@ -3,13 +3,14 @@
 from monai_diffeo.flow.chain import dense_velocity, exp_chain, inverse_chain
 from monai_diffeo.flow.compose import compose, inverse, inverse_error, invert
 from monai_diffeo.flow.deformation import Deformation
-from monai_diffeo.flow.exponential import exp, exp_affine
+from monai_diffeo.flow.exponential import affine_deformation, exp, exp_affine
 from monai_diffeo.flow.jacobian import folding, jacobian, jacobian_determinant
 from monai_diffeo.flow.thin_plate import thin_plate_spline
 from monai_diffeo.flow.warp import warp, warp_points
 
 __all__ = [
     "Deformation",
+    "affine_deformation",
     "compose",
     "dense_velocity",
     "exp",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -11,7 +13,7 @@ from monai_diffeo.flow.deformation import Deformation
 from monai_diffeo.flow.grid import check_field, voxel_grid
 from monai_diffeo.flow.warp import _float
 
-__all__ = ["exp", "exp_affine"]
+__all__ = ["affine_deformation", "exp", "exp_affine"]
 
 
 def exp(v: Tensor, steps: int = 7) -> Tensor:
@@ -50,6 +52,17 @@ def exp(v: Tensor, steps: int = 7) -> Tensor:
         for _ in range(steps):
             u = u + F.grid_sample(u, base + u.movedim(1, -1), mode="bilinear", padding_mode="border", align_corners=True)
         return u.flip(1) * size
+
+
+def affine_deformation(generator: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    """Flow at time one of an affine velocity alone, by the matrix exponential.
+
+    Args:
+        generator: shape ``(B, D, D + 1)``, as :func:`exp_affine` takes it.
+        spatial_size: of the (empty) residual.
+    """
+    matrix = torch.linalg.matrix_exp(F.pad(generator, (0, 0, 0, 1)).double())[:, :-1].to(generator.dtype)
+    return Deformation(matrix, generator.new_zeros(generator.shape[0], generator.shape[1], *spatial_size))
 
 
 def exp_affine(generator: Tensor, v: Tensor, steps: int = 7) -> Deformation:

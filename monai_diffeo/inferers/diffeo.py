@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
+from monai_diffeo.inferers.answers import agreement, mean_answer
 
 __all__ = ["DiffeoInferer", "overlay_path", "parse_switch"]
 
@@ -42,6 +44,8 @@ class DiffeoInferer(Inferer):
         inferer: inner inferer, ``SimpleInferer()`` by default; sliding windows, patches and slices see the canonical image.
         enabled: true or false, also as the string that a command line hands on.
         fallback: what to do with an image that is rejected: ``"identity"`` gives the plain answer for it, ``"raise"`` stops.
+        views: poses around the canonical one at which the network is asked; their answers are mapped back and averaged, and their
+            agreement goes into the result. 1 asks once, as published.
         mode: ``"bilinear"`` to map scores back, ``"nearest"`` if the network answers with labels.
         on_result: called with each :class:`Canonicalization`, for example to report it. Nothing else is kept: the inferer
             holds no state of an image and may serve several threads.
@@ -61,6 +65,7 @@ class DiffeoInferer(Inferer):
         inferer: Inferer | None = None,
         enabled: bool | str = True,
         fallback: str = "identity",
+        views: int = 1,
         mode: str = "bilinear",
         on_result: Callable[[Canonicalization], None] | None = None,
     ) -> None:
@@ -69,7 +74,9 @@ class DiffeoInferer(Inferer):
             raise ValueError(f"DiffeoInferer: 'fallback' must be 'identity' or 'raise', got {fallback!r}.")
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
-        self.canonicalizer = canonicalizer
+        if views < 1:
+            raise ValueError(f"DiffeoInferer: 'views' must be at least 1, got {views}.")
+        self.canonicalizer, self.views = canonicalizer, views
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
@@ -87,16 +94,23 @@ class DiffeoInferer(Inferer):
             self.canonicalizer = self.canonicalizer()
         result = self.canonicalizer(inputs)
         self._check(result)
+        given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
+        poses = [result] if self.views == 1 else result.views(given, self.views)
+        answers = [self._ask(pose, inputs, network, *args, **kwargs) for pose in poses]
         if self.on_result is not None:
-            self.on_result(result)
-        canonical = result.image
+            self.on_result(replace(result, agreement=agreement(answers, result.moved)))
+        return mean_answer(answers, result.moved)
+
+    def _ask(self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """What the inner inferer answers in one pose, mapped back."""
+        image = pose.image
         if isinstance(inputs, MetaTensor):
-            canonical = MetaTensor(canonical, meta=inputs.meta, applied_operations=inputs.applied_operations)
+            image = MetaTensor(image, meta=inputs.meta, applied_operations=inputs.applied_operations)
         if isinstance(kwargs.get("condition"), Tensor):
-            kwargs = {**kwargs, "condition": result.warp_input(kwargs["condition"])}
-        answer = self.inferer(canonical, network, *args, **kwargs)
+            kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
+        answer = self.inferer(image, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, enabled=False):
-            return result.warp_back(answer, self.mode)
+            return pose.warp_back(answer, self.mode)
 
     def _check(self, result: Canonicalization) -> None:
         rejected = [f"image {i} of {len(result.status)}: {s}" for i, s in enumerate(result.status, 1) if s.startswith("rejected")]

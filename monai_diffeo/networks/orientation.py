@@ -58,6 +58,16 @@ class FilmOrientation(nn.Module):
         return self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)).view(-1, 2, 4)
 
     def probabilities(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of each quarter turn ``(B, 4)``, and that the film is mirrored ``(B,)``."""
-        joint = self(image).flatten(1).softmax(1).view(-1, 2, 4)
+        """Probability of each quarter turn ``(B, 4)``, and that the film is mirrored ``(B,)``.
+
+        The film is looked at in all eight ways and the scores are averaged, so that a turned film gets the same probabilities,
+        turned.
+        """
+        total = image.new_zeros(len(image), 2, 4)
+        backwards = [0, 3, 2, 1]  # turning a mirrored film goes the other way round
+        for k in range(4):
+            scores = self(torch.rot90(image, k, (2, 3))).flatten(1).log_softmax(1).view(-1, 2, 4)
+            mirrored = self(torch.rot90(image.flip(-1), k, (2, 3))).flatten(1).log_softmax(1).view(-1, 2, 4)
+            total = total + scores.roll(-k, 2) + mirrored.roll(-k, 2).flip(1)[:, :, backwards]
+        joint = (total / 8).flatten(1).softmax(1).view(-1, 2, 4)
         return joint.sum(1), joint[:, 1].sum(1)

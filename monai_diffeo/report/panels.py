@@ -108,8 +108,9 @@ def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None) -> None:
     axes.set(xlim=(0, 1), ylim=(0, 1))
     head, _, reason = str(numbers.get("status") or "status not given").partition(": ")
     words(axes, 0, 0.985, _sentence(head).rstrip("."), status_colour(numbers), 19, weight="bold", va="top")
-    lines = wrap(" ".join(filter(None, (_sentence(reason), _MEANING.get(head)))), 56)
-    for i, line in enumerate(lines[:3]):
+    told = (_sentence(reason), _MEANING.get(head), _sentence(str(numbers.get("notes") or "")))
+    lines = wrap(" ".join(filter(None, told)), 56)
+    for i, line in enumerate(lines[:4]):
         words(axes, 0, 0.86 - 0.055 * i, line, INK, 10.5, va="top")
     rows = _rows(numbers, dice)
     step = 0.077
@@ -132,6 +133,9 @@ _MEANING = {
 }
 
 
+_CONFIDENCE = "Confidence (agreement of views)"
+
+
 def _rows(numbers: Mapping[str, Any], dice: float | None) -> list[tuple[str, str]]:
     def value(name: str, pattern: str, unit: str = "") -> str:
         number = numbers.get(name)
@@ -148,10 +152,10 @@ def _rows(numbers: Mapping[str, Any], dice: float | None) -> list[tuple[str, str
         ("Error of the way back", value("inverse_error", "{:.2f}", " px")),
         ("Overlap with plain mask (Dice)", "–" if dice is None else f"{dice:.3f}"),
         ("Lung area, right / left", f"{right:.1%} / {left:.1%} of film" if right and left else "–"),
-        ("Confidence", value("confidence", "{:.0%}")),
+        (_CONFIDENCE, value("confidence", "{:.1%}")),
         ("Time", value("seconds", "{:.2f}", " s")),
     ]
-    return [row for row in rows if row[0] != "Confidence" or row[1] != "–"]
+    return [row for row in rows if row[0] != _CONFIDENCE or row[1] != "–"]
 
 
 def _sentence(text: str) -> str:

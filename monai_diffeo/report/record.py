@@ -32,7 +32,7 @@ SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"
 
 _FOUND = (
     "energy_before", "energy_after", "energy_terms", "folding", "inverse_error", "largest_displacement",
-    "displacement_share", "frame", "steps",
+    "displacement_share", "frame", "steps", "notes",
 )
 _SIGNIFICANT_DIGITS = 7  # what float32 carries
 
@@ -76,7 +76,7 @@ def film_record(
         mode: ``"single_pass"``, ``"refine"`` or ``"faithful"``.
         mask: path of the mask relative to the output folder.
         figure: path of the figure relative to the output folder.
-        confidence: of the predictor or the network.
+        confidence: agreement of the answers from several views, 0 to 1.
         lung_mask: the mask that is written, shape ``(H, W)``; its areas are recorded, see :func:`lung_areas`.
         weights_sha256: of the weights, one or one a network.
         device: where it ran; None takes the device of ``result``.
@@ -184,6 +184,7 @@ def _found(result: Canonicalization | None, index: int) -> dict[str, Any]:
         largest / max(min(frame) - 1, 1),
         frame,
         result.steps[index],
+        result.notes[index],
     )
     return {"status": result.status[index], **dict(zip(_FOUND, values))}
 

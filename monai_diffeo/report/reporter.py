@@ -77,9 +77,11 @@ class FilmReporter:
         mask_path = Path(str(output["pred_path"]))
         mask = np.squeeze(np.asarray(output["pred"])) > 0.5
         figure = mask_path.with_name(mask_path.name.split("_lungs.")[0] + "_report.png") if plain is not None else None
+        agreement = None if result is None or result.agreement is None else result.agreement[0].item()
         record = film_record(
             self._name(path), _hash(path), result, 0, seconds, mode=self.mode, device=self.device, mask=self._output(mask_path),
             figure=None if figure is None else self._output(figure), lung_mask=mask, weights_sha256=self.fingerprint,
+            confidence=agreement,
         )
         if figure is not None:
             self._draw(figure, batch, mask, result, plain, record)

@@ -20,5 +20,5 @@ def known_result(status=STATUS, size=(8, 11), shift=3.0, energy=2.5):
         energy_before=torch.full((batch,), energy), energy_after=torch.full((batch,), 1.25), folding=folding(ddf),
         inverse_error=torch.full((batch,), 0.125), steps=torch.arange(batch), status=status, seconds=4.0,
         terms={"vae": torch.full((batch,), 0.5), "critic": torch.arange(float(batch))},
-        generators=torch.zeros(batch, 1, 2, 3), fields=ddf[:, None],
+        notes=("",) * batch, generators=torch.zeros(batch, 1, 2, 3), fields=ddf[:, None],
     )
