@@ -128,7 +128,8 @@ def _network(folder: Path, settings: Mapping[str, Any], name: str, families: Map
 
 @lru_cache(maxsize=32)
 def _loaded(path: str, stamp: int, kind: str, arguments: str) -> nn.Module:
-    return load_weights(NETWORKS[kind](**json.loads(arguments)), path).requires_grad_(False)
+    network = load_weights(NETWORKS[kind](**json.loads(arguments)), path).requires_grad_(False)
+    return network.double() if kind == "predictor" else network  # see DeformationPredictor.forward
 
 
 def _energy(

@@ -14,10 +14,11 @@ __all__ = ["DeformationPredictor", "standardize_image"]
 
 def standardize_image(image: Tensor) -> Tensor:
     """Each image to mean 0 and spread 1 over all channels and voxels; a constant image to zeros. ``(B, C, *S)``."""
-    flat = image.float().flatten(1)
+    image = image if image.dtype == torch.float64 else image.float()
+    flat = image.flatten(1)
     mean = flat.mean(1).view(-1, *[1] * (image.ndim - 1))
     std = flat.std(1).view(-1, *[1] * (image.ndim - 1))
-    return (image.float() - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
+    return (image - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
 
 
 class ResidualUnit(nn.Module):
@@ -78,9 +79,15 @@ class DeformationPredictor(nn.Module):
         nn.init.zeros_(self.head[-1].bias)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose."""
+        """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose.
+
+        Computed in the precision of the weights: with ``double()`` weights a batch gives what its images give one by one, since
+        rounding, which depends on the batch, no longer grows from pass to pass.
+        """
+        dtype, image = image.dtype, image.to(self.head[-1].weight.dtype)
         if tuple(image.shape[2:]) != self.image_size:
             mode = "bilinear" if image.ndim == 4 else "trilinear"
             antialias = {"antialias": True} if image.ndim == 4 else {}
-            image = F.interpolate(image.float(), self.image_size, mode=mode, align_corners=False, **antialias)
-        return self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)) * self.output_scale
+            image = F.interpolate(image, self.image_size, mode=mode, align_corners=False, **antialias)
+        theta = self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)) * self.output_scale
+        return theta.to(dtype) if dtype.is_floating_point else theta
