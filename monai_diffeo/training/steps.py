@@ -15,6 +15,7 @@ from monai_diffeo.data.deformations import random_homography, random_svf, tps_pr
 from monai_diffeo.data.intensity import random_intensity
 from monai_diffeo.families import Family
 from monai_diffeo.flow import compose, exp, warp
+from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.networks import standardize_image, turn_image
 
 __all__ = ["AddAnswerd", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep", "random_training_deformation"]
@@ -24,9 +25,10 @@ Losses = Mapping[str, Tensor]
 
 def random_training_deformation(
     batch_size: int, spatial_size: tuple[int, ...], generator: torch.Generator, identity_share: float = 0.2, angle: float = 45.0,
-    jitter: float = 0.15,
+    jitter: float = 0.15, framing_share: float = 0.4,
 ) -> Tensor:
-    """Displacements for training a predictor: thin-plate splines of all strengths, views and smooth flows, some identities.
+    """Displacements for training a predictor: thin-plate splines of all strengths, views and smooth flows, other frames, some
+    identities.
 
     Returns:
         Shape ``(B, 2, H, W)``, voxels.
@@ -39,8 +41,21 @@ def random_training_deformation(
     view = random_homography(batch_size, spatial_size, generator, shift=0.12)
     draw = torch.rand(batch_size, 1, 1, 1, generator=generator)
     kinds = torch.where(draw < 0.7, tps, torch.where(draw < 0.85, compose(view, flow), compose(tps, flow)))
+    framed = torch.rand(batch_size, 1, 1, 1, generator=generator) < framing_share
+    kinds = torch.where(framed, compose(kinds, _random_framing(batch_size, spatial_size, generator)), kinds)
     still = torch.rand(batch_size, 1, 1, 1, generator=generator) < identity_share
     return torch.where(still, torch.zeros_like(kinds), kinds)
+
+
+def _random_framing(batch_size: int, spatial_size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Displacements of another frame around the same anatomy: each axis stretched or squeezed, and shifted into the room that is left,
+    as collimation and black margins do; shape ``(B, 2, H, W)``, voxels."""
+    half = torch.tensor([(n - 1) / 2 for n in spatial_size])
+    scale = torch.rand(batch_size, 2, generator=generator) * 0.65 + 0.85
+    room = (scale - 1).clamp(min=0.05) * half
+    shift = (torch.rand(batch_size, 2, generator=generator) * 2 - 1) * room
+    grid = centered_grid(spatial_size)
+    return (scale - 1).view(-1, 2, 1, 1) * grid + shift.view(-1, 2, 1, 1)
 
 
 class SegmentationStep:
