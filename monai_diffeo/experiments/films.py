@@ -20,7 +20,8 @@ from torch import Tensor
 
 from monai_diffeo.data.deformations import random_elastic, random_homography, random_svf, tps_protocol
 from monai_diffeo.data.manifest import read_manifest
-from monai_diffeo.flow import exp, warp
+from monai_diffeo.flow import affine_deformation, exp, warp
+from monai_diffeo.networks import turn_generator
 from monai_diffeo.transforms import LoadImageFilmd
 
 __all__ = ["DEFORMATIONS", "Films", "deform", "load_films"]
@@ -63,6 +64,11 @@ def _tps(strength: float = 1.0, **settings: float) -> Deformer:
     return lambda size, generator: tps_protocol(1, size, generator, strength=strength, **settings)
 
 
+def _turned(quarters: int) -> Deformer:
+    generator = -turn_generator(torch.tensor([quarters]))
+    return lambda size, _: affine_deformation(generator, size).ddf()
+
+
 DEFORMATIONS: dict[str, Deformer | None] = {
     "plain": None,
     "TPS/2": _tps(0.5),
@@ -71,6 +77,9 @@ DEFORMATIONS: dict[str, Deformer | None] = {
     "TPS 60°/0.25": _tps(angle=60.0, jitter=0.25),
     "SVF": lambda size, generator: exp(random_svf(1, size, generator, amplitude=0.1, sigma=0.08)),
     "elastic": lambda size, generator: random_elastic(1, size, generator, amplitude=0.06, sigma=0.05),
+    "turned 90°": _turned(1),
+    "turned 180°": _turned(2),
+    "turned 270°": _turned(3),
     "perspective": lambda size, generator: random_homography(1, size, generator, shift=0.15),
 }
 
