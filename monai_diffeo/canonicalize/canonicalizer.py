@@ -34,8 +34,8 @@ class Canonicalizer(nn.Module):
         family: of the deformations.
         regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
         predictor: image to the parameters of ``family``; None starts the search from the identity.
-        orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned back as
-            well, and the lower energy wins. A film that looks mirrored is only noted: situs inversus exists.
+        orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned back. A
+            film that looks mirrored is only noted: situs inversus exists.
         sure: smallest probability at which ``orientation`` is believed.
         steps: optimisation steps at most.
         passes: looks of the predictor.
@@ -169,27 +169,17 @@ class Canonicalizer(nn.Module):
         return found.then(generator, field), steps
 
     def _predict(self, image: Tensor, notes: list[str]) -> Velocities | None:
-        """What the predictor finds, from the film as it lies or, where that has the lower energy, from the film turned back."""
+        """What the predictor finds, from the film as it lies or, where a quarter turn is sure, from the film turned back."""
         size = tuple(image.shape[2:])
         if self.orientation is None or size[0] != size[1]:
             return None if self.predictor is None else predict(image, self.predictor, self.family, self.passes)
         turn, mirrored = self.orientation.probabilities(image)
-        turns = torch.zeros(len(image), dtype=torch.long, device=image.device)
-        found = self._from_turn(image, turns)
-        turned = ((turn.argmax(1) > 0) & (turn.amax(1) >= self.sure)).nonzero().flatten()
-        if len(turned):
-            quarters = turn[turned].argmax(1)
-            other = self._from_turn(image[turned], quarters)
-            as_it_lies = Velocities(*(part[turned] for part in found))
-            lower = self._energy_of(image[turned], other) < self._energy_of(image[turned], as_it_lies)
-            for part, better in zip(found, other):
-                part[turned[lower]] = better[lower]
-            turns[turned[lower]] = quarters[lower]
+        turns = torch.where(turn.amax(1) >= self.sure, turn.argmax(1), 0)
         for i, (quarter, probability) in enumerate(zip(turns.tolist(), mirrored.tolist())):
             words = [f"turned back by {90 * quarter} degrees"] if quarter else []
             words += [f"looks mirrored (probability {probability:.2f}); not changed"] if probability >= self.sure else []
             notes[i] = "; ".join(words)
-        return found
+        return self._from_turn(image, turns)
 
     def _from_turn(self, image: Tensor, turns: Tensor) -> Velocities:
         """Turn each image back by its quarter turns, then predict."""
@@ -201,9 +191,6 @@ class Canonicalizer(nn.Module):
         upright = warp(image, exp_chain(turn.generators, turn.fields, 0).ddf(tuple(image.shape[2:])))
         more = predict(upright, self.predictor, self.family, self.passes)
         return Velocities(torch.cat([turn.generators, more.generators], 1), torch.cat([turn.fields, more.fields], 1))
-
-    def _energy_of(self, image: Tensor, found: Velocities) -> Tensor:
-        return self.energy(warp(image, exp_chain(found.generators, found.fields, self.family.steps).ddf(tuple(image.shape[2:]))))
 
     def _unfold(self, velocities: Velocities, size: tuple[int, ...]) -> tuple[Velocities, Tensor, Tensor]:
         """Flows there and back; the velocities of a field that folds are halved until it does not."""

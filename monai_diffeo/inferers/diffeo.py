@@ -40,7 +40,7 @@ class DiffeoInferer(Inferer):
     inner inferer's output bit for bit.
 
     Args:
-        canonicalizer: the search for the canonical pose, or a function without arguments that builds it at first use.
+        canonicalizer: the search for the canonical pose, a :class:`Canonicalizer` or anything that is called like one.
         inferer: inner inferer, ``SimpleInferer()`` by default; sliding windows, patches and slices see the canonical image.
         enabled: true or false, also as the string that a command line hands on.
         fallback: what to do with an image that is rejected: ``"identity"`` gives the plain answer for it, ``"raise"`` stops.
@@ -61,7 +61,7 @@ class DiffeoInferer(Inferer):
 
     def __init__(
         self,
-        canonicalizer: Canonicalizer | Callable[[], Canonicalizer],
+        canonicalizer: Canonicalizer | Callable[[Tensor], Canonicalization],
         inferer: Inferer | None = None,
         enabled: bool | str = True,
         fallback: str = "identity",
@@ -90,8 +90,6 @@ class DiffeoInferer(Inferer):
         """
         if not self.enabled:
             return self.inferer(inputs, network, *args, **kwargs)
-        if not isinstance(self.canonicalizer, Canonicalizer) and not hasattr(self.canonicalizer, "energy"):
-            self.canonicalizer = self.canonicalizer()
         result = self.canonicalizer(inputs)
         self._check(result)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs

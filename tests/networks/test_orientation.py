@@ -44,12 +44,14 @@ def test_a_turned_film_gets_the_same_probabilities_turned_and_a_mirrored_one_mir
 class Knows(torch.nn.Module):
     """Says of every film that it lies at the given turn, and whether it is mirrored."""
 
-    def __init__(self, turn, mirrored=0.0):
+    def __init__(self, turn, mirrored=0.0, sure=1.0):
         super().__init__()
-        self.turn, self.mirrored = turn, mirrored
+        self.turn, self.mirrored, self.sure = turn, mirrored, sure
 
     def probabilities(self, image):
-        return torch.eye(4)[self.turn].expand(len(image), 4), torch.full((len(image),), self.mirrored)
+        turns = torch.full((4,), (1 - self.sure) / 3)
+        turns[self.turn] = self.sure
+        return turns.expand(len(image), 4), torch.full((len(image),), self.mirrored)
 
 
 def build(orientation):
@@ -72,8 +74,8 @@ def test_a_turned_film_is_turned_back_and_the_note_says_so():
     assert result.notes == ("turned back by 90 degrees",) and result.status == ("canonicalized",)
 
 
-def test_a_turn_that_does_not_lower_the_energy_is_not_taken():
-    result = build(Knows(2))(corner())
+def test_a_turn_that_is_not_sure_is_not_taken():
+    result = build(Knows(2, sure=0.8))(corner())
     assert_close(result.image, corner(), atol=1e-5, rtol=0)
     assert result.notes == ("",)
 
