@@ -43,6 +43,7 @@ class Canonicalizer(nn.Module):
         patience: steps without improvement after which an image stops; None never stops early.
         gate: leave alone an image whose energy is at most this; None moves every image.
         max_rise: energy may rise by this much and the result still counts; None accepts any.
+        doubt_above: note of an image whose energy is still higher than this that it remains unlike the training images; None never.
         search_family: family of the optimisation, ``family`` by default.
         final_steps: squarings of the exponentials that are returned.
         shrinkings: how often the velocities of a folding field are halved.
@@ -64,6 +65,7 @@ class Canonicalizer(nn.Module):
         patience: int | None = 10,
         gate: float | None = None,
         max_rise: float | None = 0.0,
+        doubt_above: float | None = None,
         search_family: VelocityFamily | None = None,
         final_steps: int = 7,
         shrinkings: int = 4,
@@ -80,7 +82,7 @@ class Canonicalizer(nn.Module):
         self.search_family = family if search_family is None else search_family
         self.steps, self.passes, self.learning_rate, self.patience = steps, passes, learning_rate, patience
         self.gate, self.max_rise, self.final_steps, self.shrinkings = gate, max_rise, final_steps, shrinkings
-        self.seed, self.progress = seed, progress
+        self.seed, self.progress, self.doubt_above = seed, progress, doubt_above
         self.requires_grad_(False)
         super().train(False)
 
@@ -124,6 +126,9 @@ class Canonicalizer(nn.Module):
         for i in range(len(status)):
             status[i] = status[i] or self._verdict(before[i].item(), after[i].item(), folded[i].item())
         done = torch.tensor([s == CANONICALIZED for s in status], device=image.device)
+        notes = [note if ok else note.partition("turned back")[0].rstrip("; ") for note, ok in zip(notes, done.tolist())]
+        energy = torch.where(done, after, before)
+        notes = [self._with_doubt(note, value) for note, value in zip(notes, energy.tolist())]
         row = done.view(-1, *[1] * (image.ndim - 1))
         ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
         velocities = velocities.scaled(done.to(ddf.dtype))
@@ -133,14 +138,14 @@ class Canonicalizer(nn.Module):
             ddf=ddf,
             inverse_ddf=inverse_ddf,
             energy_before=before,
-            energy_after=torch.where(done, after, before),
+            energy_after=energy,
             folding=folding(ddf),
             inverse_error=mean_inverse_error(ddf, inverse_ddf),
             steps=steps,
             status=tuple(status),
             seconds=time.perf_counter() - began,
             terms=terms,
-            notes=tuple(note if ok or "mirrored" in note else "" for note, ok in zip(notes, done.tolist())),
+            notes=tuple(notes),
             generators=velocities.generators,
             fields=velocities.fields,
         )
@@ -176,8 +181,8 @@ class Canonicalizer(nn.Module):
         turn, mirrored = self.orientation.probabilities(image)
         turns = torch.where(turn.amax(1) >= self.sure, turn.argmax(1), 0)
         for i, (quarter, probability) in enumerate(zip(turns.tolist(), mirrored.tolist())):
-            words = [f"turned back by {90 * quarter} degrees"] if quarter else []
-            words += [f"looks mirrored (probability {probability:.2f}); not changed"] if probability >= self.sure else []
+            words = [f"looks mirrored (probability {probability:.2f}) and is not changed"] if probability >= self.sure else []
+            words += [f"turned back by {90 * quarter} degrees"] if quarter else []
             notes[i] = "; ".join(words)
         return self._from_turn(image, turns)
 
@@ -203,6 +208,11 @@ class Canonicalizer(nn.Module):
             else:
                 break
         return velocities, ddf, back
+
+    def _with_doubt(self, note: str, energy: float) -> str:
+        if self.doubt_above is None or not energy > self.doubt_above:
+            return note
+        return "; ".join(filter(None, [note, f"remains unlike the training images (energy {energy:.3g})"]))
 
     def _verdict(self, before: float, after: float, folded: float) -> str:
         if not abs(after) < float("inf"):

@@ -121,7 +121,8 @@ class CriticStep:
         real = batch["image"]
         if self.intensity:
             real = random_intensity(real.cpu(), self.generator, self.intensity).to(real)
-        ddf = random_training_deformation(len(real), tuple(real.shape[2:]), self.generator, identity_share=0.0).to(real)
+        size = tuple(real.shape[2:])
+        ddf = random_training_deformation(len(real), size, self.generator, identity_share=0.0, framing_share=0.0).to(real)
         fake = warp(real, ddf, padding_mode="zeros")
         if self.intensity:
             real, fake = standardize_image(real), standardize_image(fake)

@@ -184,3 +184,11 @@ def test_progress_bar_is_off_unless_asked_for(capsys):
         assert capsys.readouterr().err == ""
         template_canonicalizer(steps=3, progress=True)(blob())
     assert "canonicalize" in capsys.readouterr().err
+
+
+def test_an_image_that_remains_unlike_the_training_images_is_noted():
+    family = ControlGrid(2, 3)
+    still = FixedTheta(torch.zeros(1, family.num_parameters))
+    canonicalizer = Canonicalizer(FromTemplate(blob()), family, predictor=still, doubt_above=1.0)
+    result = canonicalizer(torch.cat([blob(), blob(shift=0.4)]))
+    assert result.notes[0] == "" and "remains unlike the training images" in result.notes[1]
