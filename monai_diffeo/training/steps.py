@@ -208,7 +208,8 @@ class PredictorStep:
             losses["overlap"] = _soft_dice_loss(wanted, answer)
             if self.network is not None:
                 given = self.activation(self.network(warp(shown, ddf)))
-                entropy = F.binary_cross_entropy(given.clamp(1e-4, 1 - 1e-4), wanted.clamp(0, 1))
+                sure = given.clamp(1e-4, 1 - 1e-4)  # by hand: torch's own stops at NaN before the iteration can say where it was
+                entropy = -(wanted * sure.log() + (1 - wanted) * (1 - sure).log()).mean()
                 losses["answer"] = _soft_dice_loss(given, wanted) + entropy
         return {name: self.weights[name] * value for name, value in losses.items()}
 
