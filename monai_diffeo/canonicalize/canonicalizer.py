@@ -47,6 +47,7 @@ class Canonicalizer(nn.Module):
         search_family: family of the optimisation, ``family`` by default.
         final_steps: squarings of the exponentials that are returned.
         shrinkings: how often the velocities of a folding field are halved.
+        views: how many poses a :class:`DiffeoInferer` should ask at unless it is told otherwise.
         seed: of everything random.
         progress: show a bar over the optimisation steps (needs tqdm).
     """
@@ -69,6 +70,7 @@ class Canonicalizer(nn.Module):
         search_family: VelocityFamily | None = None,
         final_steps: int = 7,
         shrinkings: int = 4,
+        views: int = 1,
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -82,6 +84,7 @@ class Canonicalizer(nn.Module):
         self.search_family = family if search_family is None else search_family
         self.steps, self.passes, self.learning_rate, self.patience = steps, passes, learning_rate, patience
         self.gate, self.max_rise, self.final_steps, self.shrinkings = gate, max_rise, final_steps, shrinkings
+        self.views = views
         self.seed, self.progress, self.doubt_above = seed, progress, doubt_above
         self.requires_grad_(False)
         super().train(False)
@@ -103,8 +106,7 @@ class Canonicalizer(nn.Module):
         began = time.perf_counter()
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-            if next(self.buffers(), next(self.parameters(), image)).device != image.device:
-                self.to(image.device)
+            self.to(image.device)
             return self._canonicalize(image.detach().clone(), began)
 
     def _canonicalize(self, given: Tensor, began: float) -> Canonicalization:

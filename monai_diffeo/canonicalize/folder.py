@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from functools import lru_cache
@@ -123,7 +124,7 @@ def _network(folder: Path, settings: Mapping[str, Any], name: str, families: Map
         arguments["num_parameters"] = families[entry["family"]].num_parameters
     path = folder / entry["file"]
     stamp = path.stat().st_mtime_ns if path.is_file() else 0
-    return _loaded(str(path), stamp, entry["kind"], json.dumps(arguments, sort_keys=True))
+    return copy.deepcopy(_loaded(str(path), stamp, entry["kind"], json.dumps(arguments, sort_keys=True)))
 
 
 @lru_cache(maxsize=32)

@@ -86,7 +86,7 @@ class Canonicalization:
         """
         poses = [self] if count % 2 else []
         if not bool(self.moved.any()):
-            return [self] * count
+            return [self]
         size, margin = tuple(self.ddf.shape[2:]), self.fields.shape[3:]
         there = exp_chain(self.generators, self.fields)
         back = inverse_chain(self.generators, self.fields)
@@ -108,11 +108,12 @@ class Canonicalization:
         """Map what a network answered on ``image`` to the pose of the input.
 
         Tensors with a value for every voxel (or every few: a lower-resolution head) are warped, in dictionaries, lists and
-        tuples too; vectors, ``None``, integers and everything else pass untouched. Give probabilities or logits and take the
-        argmax afterwards.
+        tuples too, integers by nearest neighbour; vectors, ``None`` and everything else pass untouched. Give probabilities or
+        logits and take the argmax afterwards.
 
         Args:
-            prediction: tensor ``(B, K, *S')`` or any nesting of such.
+            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, or any nesting of
+                such.
             mode: ``"bilinear"`` or, for label maps, ``"nearest"``.
         """
         return _map(prediction, lambda p: self._warp_tensor(p, self.inverse_ddf, mode))
@@ -122,12 +123,16 @@ class Canonicalization:
         return _map(companion, lambda p: self._warp_tensor(p, self.ddf, mode))
 
     def _warp_tensor(self, tensor: Tensor, ddf: Tensor, mode: str) -> Tensor:
-        is_map = tensor.ndim == ddf.ndim and tensor.shape[0] == ddf.shape[0]
-        if not is_map or not (tensor.is_floating_point() or mode == "nearest") or not bool(self.moved.any()):
+        dims = ddf.ndim - 2
+        without_channel = tensor.ndim == dims + 1 and tensor.shape[1:] == ddf.shape[2:]
+        is_map = tensor.ndim >= ddf.ndim or without_channel
+        if not is_map or tensor.shape[0] != ddf.shape[0] or not bool(self.moved.any()):
             return tensor
-        field = resize_ddf(ddf, tuple(tensor.shape[2:])).to(tensor.device)
-        moved = self.moved.to(tensor.device).view(-1, *[1] * (tensor.ndim - 1))
-        return torch.where(moved, warp(tensor, field, mode), tensor)
+        maps = tensor.reshape(tensor.shape[0], -1, *tensor.shape[tensor.ndim - dims :])
+        field = resize_ddf(ddf, tuple(maps.shape[2:])).to(tensor.device)
+        moved = self.moved.to(tensor.device).view(-1, *[1] * (maps.ndim - 1))
+        warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest")
+        return torch.where(moved, warped, maps).view(tensor.shape)
 
 
 def _map(value: Any, function) -> Any:

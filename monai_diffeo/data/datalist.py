@@ -25,10 +25,11 @@ def film_datalist(dataset_dir: str | Path | None = None, exclude: Sequence[str |
 
     Args:
         dataset_dir: folder or file; None for the sample film.
-        exclude: folders to leave out, such as the output folder.
+        exclude: folders to leave out, such as the output folder; folders with the report of an earlier run are left out too.
 
     Raises:
         FileNotFoundError: if ``dataset_dir`` does not exist.
+        ValueError: if it is the output folder of this run or of an earlier one.
     """
     if dataset_dir in (None, "", "None"):
         film = packaged_film()
@@ -37,4 +38,10 @@ def film_datalist(dataset_dir: str | Path | None = None, exclude: Sequence[str |
     if not path.exists():
         raise FileNotFoundError(f"film_datalist(): no folder or file at {path}. Give --dataset_dir a folder of films.")
     root = path if path.is_dir() else path.parent
+    if any(Path(folder).resolve() == root.resolve() for folder in exclude):
+        raise ValueError(f"film_datalist(): films and results would share the folder {path}. Give --output_dir another folder.")
+    results = [report.parent for report in root.rglob("report.jsonl")] if path.is_dir() else []
+    if root in results:
+        raise ValueError(f"film_datalist(): {path} holds the report.jsonl of an earlier run; give --dataset_dir the folder of the films.")
+    exclude = [*exclude, *results]
     return FilmList([{"image": str(film)} for film in list_films(path, exclude)], root)

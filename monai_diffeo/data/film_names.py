@@ -63,7 +63,8 @@ def format_of_name(name: str) -> str | None:
 def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] = ()) -> list[Path]:
     """Every regular file below a folder, sorted; nothing is left out for its suffix, `read_film` refuses by name.
 
-    Links, hidden files and hidden folders below `folder` are left out; `folder` itself may be a link.
+    Hidden files and hidden folders below `folder` are left out, and linked folders are not entered; links to files are
+    followed. `folder` itself may be a link.
 
     Args:
         folder: a folder, or one file.
@@ -90,8 +91,12 @@ def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] =
 
 
 def is_plain(folder: str | os.PathLike, name: str) -> bool:
-    """Whether `name` in `folder` is a regular file, neither hidden nor a link."""
-    return not name.startswith(".") and stat.S_ISREG(os.lstat(os.path.join(folder, name)).st_mode)
+    """Whether `name` in `folder` is a regular file, a link to one or a link that leads nowhere, and not hidden."""
+    path = os.path.join(folder, name)
+    mode = os.lstat(path).st_mode
+    return not name.startswith(".") and (
+        stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and (os.path.isfile(path) or not os.path.exists(path)))
+    )
 
 
 def _refuse_folder(error: OSError) -> None:

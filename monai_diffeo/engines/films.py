@@ -28,11 +28,15 @@ class FilmEvaluator(SupervisedEvaluator):
         super().__init__(*args, **kwargs)
         self.reporter = reporter
         self._result: Canonicalization | None = None
+        self._also: Callable[[Canonicalization], None] | None = None
         if hasattr(self.inferer, "on_result"):
+            self._also = self.inferer.on_result
             self.inferer.on_result = self._remember
 
     def _remember(self, result: Canonicalization) -> None:
         self._result = result
+        if self._also is not None:
+            self._also(result)
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict | Sequence:
         path = batchdata["path"] if isinstance(batchdata["path"], str) else batchdata["path"][0]

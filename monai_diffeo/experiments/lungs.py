@@ -34,7 +34,7 @@ def methods(bundle: str | Path, rows: Sequence[str]) -> dict[str, Method]:
     known = {
         "naive": lambda: plain(naive),
         "augmented": lambda: plain(augmented),
-        "DiffeoNN faithful": lambda: wrapped(naive, load_canonicalizer(models / "energy", "faithful"), views=1),
+        "DiffeoNN faithful": lambda: wrapped(naive, load_canonicalizer(models / "energy", "faithful")),
         "DiffeoNN refine": lambda: wrapped(naive, load_canonicalizer(models / "energy", "refine")),
         "DiffeoNN single pass": lambda: wrapped(naive, load_canonicalizer(models / "energy", "single_pass")),
         "augmented + DiffeoNN": lambda: wrapped(augmented, load_canonicalizer(models / "energy", "single_pass")),

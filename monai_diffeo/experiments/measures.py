@@ -42,8 +42,8 @@ def plain(network: nn.Module) -> Method:
     return run
 
 
-def wrapped(network: nn.Module, canonicalizer: Canonicalizer, views: int = 8) -> Method:
-    """The network inside a ``DiffeoInferer``, with the bundle's number of views."""
+def wrapped(network: nn.Module, canonicalizer: Canonicalizer, views: int | None = None) -> Method:
+    """The network inside a ``DiffeoInferer``, with the number of views of its mode, or another."""
 
     def run(images: Tensor) -> Answer:
         results = []

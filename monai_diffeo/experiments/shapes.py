@@ -102,8 +102,8 @@ def main(argv: list[str] | None = None) -> None:
     refine = Canonicalizer(WeightedEnergy(energies, level=0.0), family, DeformationRegularizer(100.0, 10.0), predictor, steps=30, passes=3,
                            max_rise=2.0)
     test = Films(*nested_shapes(100, SIZE, draw), tuple(f"shape{i}" for i in range(100)))
-    rows = {"naive": plain(naive), "augmented": plain(augmented), "DiffeoNN refine": wrapped(naive, refine),
-            "DiffeoNN single pass": wrapped(naive, single), "augmented + DiffeoNN": wrapped(augmented, single)}
+    rows = {"naive": plain(naive), "augmented": plain(augmented), "DiffeoNN refine": wrapped(naive, refine, 8),
+            "DiffeoNN single pass": wrapped(naive, single, 8), "augmented + DiffeoNN": wrapped(augmented, single, 8)}
     parts, undeformed = [], {}
     for name in ("plain", "TPS/2", "TPS"):
         parts.append(f"## X_{'E' if name == 'plain' else 'TE'}: {name}, 100 shapes\n\n" + markdown_table(table(test, name, rows, undeformed)))

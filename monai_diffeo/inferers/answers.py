@@ -12,7 +12,7 @@ __all__ = ["agreement", "mean_answer"]
 
 
 def mean_answer(answers: Sequence[Any], moved: Tensor) -> Any:
-    """Mean of answers of one structure, tensor by tensor.
+    """Mean of answers of one structure, tensor by tensor; of integers the most frequent value.
 
     Rows of images that were not moved, and everything that cannot be averaged, are those of the first answer, bit for bit.
 
@@ -24,9 +24,12 @@ def mean_answer(answers: Sequence[Any], moved: Tensor) -> Any:
     if len(answers) == 1:
         return first
     if isinstance(first, Tensor):
-        if not first.is_floating_point() or first.ndim == 0 or first.shape[0] != len(moved):
+        if first.ndim == 0 or first.shape[0] != len(moved):
             return first
-        mean = torch.stack([a.float() for a in answers]).mean(0).to(first.dtype)
+        if first.is_floating_point():
+            mean = torch.stack([a.float() for a in answers]).mean(0).to(first.dtype)
+        else:
+            mean = torch.stack([a.long() for a in answers]).mode(0).values.to(first.dtype)
         return torch.where(moved.to(first.device).view(-1, *[1] * (first.ndim - 1)), mean, first)
     if isinstance(first, Mapping):
         return {key: mean_answer([a[key] for a in answers], moved) for key in first}

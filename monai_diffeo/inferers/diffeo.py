@@ -14,6 +14,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
+from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.answers import agreement, mean_answer
 
 __all__ = ["DiffeoInferer", "overlay_path", "parse_switch"]
@@ -40,12 +41,13 @@ class DiffeoInferer(Inferer):
     inner inferer's output bit for bit.
 
     Args:
-        canonicalizer: the search for the canonical pose, a :class:`Canonicalizer` or anything that is called like one.
+        canonicalizer: the search for the canonical pose, a :class:`Canonicalizer` or anything that is called like one;
+            None is enough for an inferer that is switched off.
         inferer: inner inferer, ``SimpleInferer()`` by default; sliding windows, patches and slices see the canonical image.
         enabled: true or false, also as the string that a command line hands on.
         fallback: what to do with an image that is rejected: ``"identity"`` gives the plain answer for it, ``"raise"`` stops.
         views: poses around the canonical one at which the network is asked; their answers are mapped back and averaged, and their
-            agreement goes into the result. 1 asks once, as published.
+            agreement goes into the result. 1 asks once, as published; None takes the canonicaliser's ``views``, or 1.
         mode: ``"bilinear"`` to map scores back, ``"nearest"`` if the network answers with labels.
         on_result: called with each :class:`Canonicalization`, for example to report it. Nothing else is kept: the inferer
             holds no state of an image and may serve several threads.
@@ -61,11 +63,11 @@ class DiffeoInferer(Inferer):
 
     def __init__(
         self,
-        canonicalizer: Canonicalizer | Callable[[Tensor], Canonicalization],
+        canonicalizer: Canonicalizer | Callable[[Tensor], Canonicalization] | None,
         inferer: Inferer | None = None,
         enabled: bool | str = True,
         fallback: str = "identity",
-        views: int = 1,
+        views: int | None = None,
         mode: str = "bilinear",
         on_result: Callable[[Canonicalization], None] | None = None,
     ) -> None:
@@ -74,8 +76,10 @@ class DiffeoInferer(Inferer):
             raise ValueError(f"DiffeoInferer: 'fallback' must be 'identity' or 'raise', got {fallback!r}.")
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
-        if views < 1:
+        if views is not None and views < 1:
             raise ValueError(f"DiffeoInferer: 'views' must be at least 1, got {views}.")
+        if canonicalizer is None and parse_switch(enabled):
+            raise ValueError("DiffeoInferer: 'canonicalizer' is None; give one, for example load_canonicalizer(folder).")
         self.canonicalizer, self.views = canonicalizer, views
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
@@ -86,14 +90,15 @@ class DiffeoInferer(Inferer):
         Further arguments go to the inner inferer as they are; a ``condition`` image is brought to the canonical pose too.
 
         Raises:
-            RuntimeError: if an image is rejected and ``fallback="raise"``.
+            NumericalError: if an image is rejected and ``fallback="raise"``.
         """
         if not self.enabled:
             return self.inferer(inputs, network, *args, **kwargs)
         result = self.canonicalizer(inputs)
         self._check(result)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        poses = [result] if self.views == 1 else result.views(given, self.views)
+        views = getattr(self.canonicalizer, "views", 1) if self.views is None else self.views
+        poses = [result] if views == 1 else result.views(given, views)
         answers = [self._ask(pose, inputs, network, *args, **kwargs) for pose in poses]
         if self.on_result is not None:
             self.on_result(replace(result, agreement=agreement(answers, result.moved)))
@@ -103,7 +108,8 @@ class DiffeoInferer(Inferer):
         """What the inner inferer answers in one pose, mapped back."""
         image = pose.image
         if isinstance(inputs, MetaTensor):
-            image = MetaTensor(image, meta=inputs.meta, applied_operations=inputs.applied_operations)
+            image = MetaTensor(image)
+            image.copy_meta_from(inputs, copy_attr=False)
         if isinstance(kwargs.get("condition"), Tensor):
             kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
         answer = self.inferer(image, network, *args, **kwargs)
@@ -113,7 +119,7 @@ class DiffeoInferer(Inferer):
     def _check(self, result: Canonicalization) -> None:
         rejected = [f"image {i} of {len(result.status)}: {s}" for i, s in enumerate(result.status, 1) if s.startswith("rejected")]
         if rejected and self.fallback == "raise":
-            raise RuntimeError("DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain answer for it.")
+            raise NumericalError("DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain answer for it.")
         if rejected:
             warnings.warn("DiffeoInferer: " + "; ".join(rejected) + "; the plain answer is given for it.", stacklevel=3)
 

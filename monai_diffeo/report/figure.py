@@ -79,6 +79,10 @@ def film_figure(
     shown = panels.area(axes, local, canonical_mask)
     panels.colour_bar(_beside(figure, axes), shown)
     panels.table(_at(figure, _COLUMNS[2], _ROWS[1] - 44, _PANEL_W - 8, _PANEL_H + 44), numbers, overlap)
+    if "mirrored" not in str(numbers.get("notes")):
+        for axes in figure.axes:
+            if axes.images:
+                panels.sides(axes)
     _write(figure, Path(path))
 
 

@@ -35,7 +35,6 @@ def film(axes: Axes, image: np.ndarray, mask: np.ndarray | None) -> None:
     if mask is not None:
         for part, colour in zip(split_lungs(mask), (RIGHT, LEFT, ISLAND)):
             outline(axes, part, colour, 1.8)
-    sides(axes)
 
 
 def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.ndarray) -> None:
@@ -47,7 +46,6 @@ def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.nda
     outline(axes, final, ADDED, 2.0)
     if plain is not None:
         outline(axes, plain, PLAIN, 0.9, dashed=True)
-    sides(axes)
 
 
 def grid(axes: Axes, image: np.ndarray, ddf: np.ndarray, colour: str = GRID) -> None:
@@ -67,7 +65,6 @@ def grid(axes: Axes, image: np.ndarray, ddf: np.ndarray, colour: str = GRID) -> 
     frame = np.concatenate([np.stack([x[e], y[e]], -1)[:: d] for e, d in
                             ((np.s_[0, :], 1), (np.s_[:, -1], 1), (np.s_[-1, :], -1), (np.s_[:, 0], -1))])
     axes.plot(*frame.T, color=colour, linewidth=1.8, zorder=4, scalex=False, scaley=False)
-    sides(axes)
 
 
 def area(axes: Axes, determinant: np.ndarray, mask: np.ndarray | None) -> Any:
@@ -84,7 +81,6 @@ def area(axes: Axes, determinant: np.ndarray, mask: np.ndarray | None) -> Any:
         outline(axes, folded, FOLDED, 2.0)
     if mask is not None:
         outline(axes, mask, INK, 0.9)
-    sides(axes)
     return shown
 
 
@@ -133,7 +129,7 @@ _MEANING = {
 }
 
 
-_CONFIDENCE = "Confidence (agreement of views)"
+_AGREEMENT = "Agreement of the views"
 
 
 def _rows(numbers: Mapping[str, Any], dice: float | None) -> list[tuple[str, str]]:
@@ -152,10 +148,10 @@ def _rows(numbers: Mapping[str, Any], dice: float | None) -> list[tuple[str, str
         ("Error of the way back", value("inverse_error", "{:.2f}", " px")),
         ("Overlap with plain mask (Dice)", "–" if dice is None else f"{dice:.3f}"),
         ("Lung area, right / left", f"{right:.1%} / {left:.1%} of film" if right and left else "–"),
-        (_CONFIDENCE, value("confidence", "{:.1%}")),
+        (_AGREEMENT, value("agreement", "{:.1%}")),
         ("Time", value("seconds", "{:.2f}", " s")),
     ]
-    return [row for row in rows if row[0] != _CONFIDENCE or row[1] != "–"]
+    return [row for row in rows if row[0] != _AGREEMENT or row[1] != "–"]
 
 
 def _sentence(text: str) -> str:

@@ -43,7 +43,7 @@ _SENTENCES = (  # first match wins; never the exception's own text, which may qu
     (torch.cuda.OutOfMemoryError, "There was not enough memory on the device for this film. Use --device cpu."),
     (OSError, "The file could not be read or its results could not be written. Check the disk."),
 )
-_UNEXPECTED = "Something unexpected stopped this film. Run it alone on the command line to see the full error."
+_UNEXPECTED = "Something unexpected stopped this film. Run it alone with --debug true to see the full error."
 
 
 def film_record(
@@ -56,7 +56,7 @@ def film_record(
     mode: str | None = None,
     mask: str | PathLike[str] | None = None,
     figure: str | PathLike[str] | None = None,
-    confidence: float | None = None,
+    agreement: float | None = None,
     lung_mask: np.ndarray | None = None,
     weights_sha256: str | Mapping[str, str] | None = None,
     device: str | torch.device | None = None,
@@ -76,7 +76,7 @@ def film_record(
         mode: ``"single_pass"``, ``"refine"`` or ``"faithful"``.
         mask: path of the mask relative to the output folder.
         figure: path of the figure relative to the output folder.
-        confidence: agreement of the answers from several views, 0 to 1.
+        agreement: agreement of the answers from several views, 0 to 1.
         lung_mask: the mask that is written, shape ``(H, W)``; its areas are recorded, see :func:`lung_areas`.
         weights_sha256: of the weights, one or one a network.
         device: where it ran; None takes the device of ``result``.
@@ -95,7 +95,7 @@ def film_record(
     record |= {
         "mode": mode,
         "seconds": seconds,
-        "confidence": confidence,
+        "agreement": agreement,
         "areas": None if lung_mask is None else lung_areas(lung_mask),
         "mask": None if mask is None else _relative(mask),
         "figure": None if figure is None else _relative(figure),

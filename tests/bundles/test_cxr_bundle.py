@@ -113,6 +113,9 @@ def test_switched_off_it_is_the_plain_network_and_writes_no_deformation(tmp_path
     assert off.returncode == on.returncode == 0, off.stdout + off.stderr + on.stderr
     assert report_off["film.png"]["status"] == "left alone: canonicalisation is switched off"
     assert report_on["film.png"]["status"] != "left alone: canonicalisation is switched off"
+    assert all((tmp_path / d / r["film.png"]["figure"]).exists() for d, r in (("off", report_off), ("on", report_on)))
+    without, report = run(tmp_path / "without", "--dataset_dir", films, "--figures", "false")
+    assert without.returncode == 0 and report["film.png"]["figure"] is None and not list((tmp_path / "without").glob("*_report.png"))
 
 
 @pytest.mark.parametrize("mode", ["single_pass", "refine"])
@@ -124,6 +127,32 @@ def test_modes_and_other_weights_run_from_the_command_line(tmp_path, small_film,
     done, report = run(tmp_path / "out", "--dataset_dir", films, "--mode", mode, "--network_weights", weights, "--device", "cpu")
     assert done.returncode == 0, done.stdout + done.stderr
     assert report["film.png"]["mode"] == mode
+
+
+def test_a_wrong_option_keeps_the_last_report_and_results_are_not_taken_for_films(tmp_path, small_film):
+    films = tmp_path / "films"
+    films.mkdir()
+    Image.fromarray(small_film).save(films / "film.png")
+    done, report = run(films / "res", "--dataset_dir", films)
+    assert done.returncode == 0 and set(report) == {"film.png"}
+    done, report = run(films / "res", "--dataset_dir", films, "--mode", "fast")
+    assert done.returncode == 1 and set(report) == {"film.png"} and "fast" in done.stderr
+    done, report = run(tmp_path / "again", "--dataset_dir", films)
+    assert done.returncode == 0 and set(report) == {"film.png"}
+    done, _ = run(films, "--dataset_dir", films)
+    assert done.returncode == 1 and "--output_dir" in done.stderr
+
+
+def test_evaluate_runs_on_a_manifest(tmp_path, small_film):
+    Image.fromarray(small_film).save(tmp_path / "a.png")
+    Image.fromarray(small_film[::-1]).save(tmp_path / "b.png")
+    Image.fromarray(((small_film < 128) * 255).astype(np.uint8)).save(tmp_path / "m.png")
+    (tmp_path / "manifest.csv").write_text("image,mask,split,source\na.png,m.png,test,x\nb.png,m.png,test,x\n")
+    configs = [str(BUNDLE / "configs" / name) for name in ("inference.json", "evaluate.json")]
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(configs), "--bundle_root", str(BUNDLE),
+               "--workflow_type", "infer", "--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "eval"), "--sources", "['x']"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0 and "mean Dice" in done.stdout, done.stdout + done.stderr
 
 
 def test_an_empty_folder_and_a_missing_one_are_said(tmp_path):

@@ -71,3 +71,20 @@ def test_switched_off_it_is_the_bundle_as_it_was(bundle):
 
 def test_another_mode_by_name(bundle):
     assert run(bundle, [overlay_path()], diffeo_mode="refine").evaluator.inferer.canonicalizer.steps == 3
+
+
+def test_batches_that_carry_a_loaders_metadata_are_wrapped_and_decollate(bundle, tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    from monai.data import DataLoader, Dataset, decollate_batch
+    from monai.transforms import LoadImaged
+
+    for i in range(2):
+        nibabel.save(nibabel.Nifti1Image(torch.rand(32, 32).numpy(), torch.diag(torch.tensor([2.0, 2, 1, 1])).numpy()), tmp_path / f"{i}.nii")
+    data = Dataset([{"image": str(tmp_path / f"{i}.nii")} for i in range(2)], LoadImaged("image", ensure_channel_first=True))
+    (batch,) = DataLoader(data, batch_size=2)
+    seen = []
+    inferer = DiffeoInferer(load_canonicalizer(bundle / "models" / "energy"), views=2)
+    out = inferer(batch["image"], lambda x: seen.append(x) or x * 2)
+    assert all(x.is_batch for x in seen) and out.shape == (2, 1, 32, 32)
+    items = decollate_batch({"pred": seen[0]})
+    assert [str(i["pred"].meta["filename_or_obj"])[-5:] for i in items] == ["0.nii", "1.nii"]

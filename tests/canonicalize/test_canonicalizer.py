@@ -151,8 +151,18 @@ class TestWarpBack:
         back = result.warp_back({"full": full, "rest": (half, None, vector, [labels, "word"])})
         assert_close(back["full"], warp(full, result.inverse_ddf))
         assert back["rest"][0].shape == half.shape and not torch.equal(back["rest"][0], half)
-        assert back["rest"][1] is None and back["rest"][2] is vector and back["rest"][3][0] is labels
+        assert back["rest"][1] is None and back["rest"][2] is vector and torch.equal(back["rest"][3][0], labels)
         assert back["rest"][3][1] == "word"
+
+    def test_labels_maps_without_channels_and_stacked_heads_are_warped_too(self, canonicalizer):
+        result = canonicalizer(torch.rand(2, 1, 32, 32))
+        scores = torch.rand(2, 3, 32, 32)
+        labels = scores.argmax(1, keepdim=True)
+        assert torch.equal(result.warp_back(labels), warp(labels, result.inverse_ddf, "nearest")) and result.warp_back(labels).dtype == torch.long
+        assert not torch.equal(result.warp_back(labels), labels)
+        assert_close(result.warp_back(scores[:, 0]), result.warp_back(scores)[:, 0])
+        assert_close(result.warp_back(scores[:, None]), result.warp_back(scores)[:, None])
+        assert result.warp_back(labels == 1).dtype == torch.bool
 
     def test_low_resolution_agrees_with_full_resolution_on_a_smooth_map(self, canonicalizer):
         result = canonicalizer(torch.rand(1, 1, 33, 33))

@@ -68,3 +68,11 @@ def test_a_pickled_payload_is_not_executed(tmp_path):
     with pytest.raises(WeightsError):
         load_canonicalizer(folder)
     assert not witness.exists()
+
+
+def test_two_canonicalizers_of_one_folder_share_nothing_that_can_be_changed(folder):
+    first, second = load_canonicalizer(folder), load_canonicalizer(folder)
+    for parameter in first.parameters():
+        parameter.zero_()
+    assert any(p.abs().max() > 0 for p in second.parameters())
+    assert any(p.abs().max() > 0 for p in load_canonicalizer(folder).parameters())

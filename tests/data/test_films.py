@@ -645,11 +645,13 @@ def test_format_of_name(name, expected):
 
 
 def test_list_films(tmp_path):
-    listed = ["a.nii.gz", "b/1.dcm", "b/2.png", "b/out/1.dcm", "note.txt"]
-    for name in (*reversed(listed), ".hidden.dcm", ".git/x.dcm", "out/m.nii.gz"):
+    listed = ["a.nii.gz", "b/1.dcm", "b/2.png", "b/out/1.dcm", "link.dcm", "lost.dcm", "note.txt"]
+    for name in (*(n for n in reversed(listed) if n not in ("link.dcm", "lost.dcm")), ".hidden.dcm", ".git/x.dcm", "out/m.nii.gz"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "link.dcm").symlink_to(tmp_path / "a.nii.gz")
+    (tmp_path / "lost.dcm").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "pipe-link.dcm").symlink_to(tmp_path / "pipe.dcm")
     (tmp_path / "b" / "loop").symlink_to(tmp_path)
     os.mkfifo(tmp_path / "pipe.dcm")
     found = list_films(tmp_path, exclude=[tmp_path / "b" / ".." / "out"])

@@ -80,6 +80,7 @@ def test_agreement_of_scores_is_the_share_that_chooses_as_the_mean_does():
 
 def test_the_mean_keeps_what_cannot_be_averaged():
     labels = torch.ones(1, 1, 2, 2, dtype=torch.long)
-    assert mean_answer([labels, labels * 3], torch.tensor([True])) is labels
+    assert torch.equal(mean_answer([labels * 3, labels, labels], torch.tensor([True])), labels)
+    assert mean_answer(["word", "other"], torch.tensor([True])) == "word"
     with pytest.raises(ValueError, match="views"):
         DiffeoInferer(tiny_canonicalizer(), views=0)

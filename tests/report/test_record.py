@@ -35,14 +35,14 @@ def test_each_film_gets_its_own_row_of_the_result():
 def test_a_record_survives_json_unchanged_and_carries_what_an_audit_asks_for():
     record = film_record(
         Path("ward") / "film.png", "00ff", known_result(), seconds=0.5, mode="refine",
-        mask=Path("ward") / "film_lungs.png", figure="ward/film_report.png", confidence=0.75, lung_mask=np.eye(4) > 2,
+        mask=Path("ward") / "film_lungs.png", figure="ward/film_report.png", agreement=0.75, lung_mask=np.eye(4) > 2,
         weights_sha256={"network": "ab"},
         device=torch.device("cpu"),
     )
     assert through_json(record) == record
     assert (record["schema"], record["input"], record["sha256"]) == (SCHEMA, "ward/film.png", "00ff")
     assert (record["mask"], record["figure"]) == ("ward/film_lungs.png", "ward/film_report.png")
-    assert (record["mode"], record["confidence"], record["seconds"], record["device"]) == ("refine", 0.75, 0.5, "cpu")
+    assert (record["mode"], record["agreement"], record["seconds"], record["device"]) == ("refine", 0.75, 0.5, "cpu")
     assert record["weights_sha256"] == {"network": "ab"} and record["frame"] == [8, 11]
     assert record["areas"] == {"total": 0.0, "right": None, "left": None}
     assert set(versions()) == {"monai_diffeo", "monai", "torch", "numpy", "python"} and record["versions"] == versions()
@@ -51,8 +51,8 @@ def test_a_record_survives_json_unchanged_and_carries_what_an_audit_asks_for():
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
 def test_numbers_that_are_none_become_null(bad):
-    record = through_json(film_record("a.png", None, known_result(energy=bad), confidence=bad))
-    assert record["energy_before"] is None and record["confidence"] is None and record["energy_after"] == 1.25
+    record = through_json(film_record("a.png", None, known_result(energy=bad), agreement=bad))
+    assert record["energy_before"] is None and record["agreement"] is None and record["energy_after"] == 1.25
 
 
 values = st.recursive(
