@@ -160,16 +160,16 @@ class Canonicalizer(nn.Module):
         if self.steps == 0:
             return found, steps
         start = None if found is None else exp_chain(found.generators, found.fields, self.family.steps)
-        rows = torch.tensor([i for i, s in enumerate(status) if s is None], device=image.device, dtype=torch.long)
+        rows = [i for i, s in enumerate(status) if s is None]
         theta = torch.zeros(image.shape[0], self.search_family.num_parameters, device=image.device)
-        if len(rows):
-            with torch.enable_grad(), _Bar(self.progress, self.steps) as bar:
-                best, used = minimize(
-                    image[rows], self.energy, self.search_family, self.regularizer,
-                    None if start is None else type(start)(start.matrix[rows], start.residual[rows]),
+        with torch.enable_grad(), _Bar(self.progress, self.steps * len(rows)) as bar:
+            for i in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
+                row = slice(i, i + 1)
+                theta[row], steps[row] = minimize(
+                    image[row], self.energy, self.search_family, self.regularizer,
+                    None if start is None else type(start)(start.matrix[row], start.residual[row]),
                     self.steps, self.learning_rate, self.patience, seed=self.seed, progress=bar,
                 )
-            theta[rows], steps[rows] = best, used
         generator, field = self.search_family.velocity(theta, size)
         if found is None:
             return Velocities(generator[:, None], field[:, None]), steps
