@@ -12,7 +12,7 @@ __all__ = ["read_manifest"]
 def read_manifest(
     dataset_dir: str | Path,
     split: str | None = None,
-    sources: Iterable[str] | None = None,
+    sources: str | Iterable[str] | None = None,
     manifest: str = "manifest.csv",
     limit: int | None = None,
 ) -> list[dict[str, str]]:
@@ -24,7 +24,7 @@ def read_manifest(
     Args:
         dataset_dir: folder of the manifest.
         split: keep rows of this split; None keeps all.
-        sources: keep rows of these sources; None keeps all.
+        sources: keep rows of this source or these; None or ``"any"`` keeps all.
         manifest: file name below ``dataset_dir``.
         limit: keep the first so many rows.
 
@@ -33,6 +33,8 @@ def read_manifest(
         ValueError: if a column is missing or no row is left.
     """
     root = Path(dataset_dir)
+    if isinstance(sources, str):
+        sources = None if sources.lower() == "any" else [sources]
     if not (root / manifest).is_file():
         raise FileNotFoundError(f"read_manifest(): expected {manifest} in {root}. Write one with a column 'image' "
                                 "(and 'mask', 'split', 'source'), or name another folder with --dataset_dir.")

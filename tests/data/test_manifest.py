@@ -1,5 +1,7 @@
 import csv
 
+from pathlib import Path
+
 import pytest
 
 from monai_diffeo.data.manifest import read_manifest
@@ -82,3 +84,10 @@ def test_an_empty_file_is_an_error(tmp_path):
     (tmp_path / "manifest.csv").write_text("")
     with pytest.raises(ValueError, match="image"):
         read_manifest(tmp_path)
+
+
+def test_one_source_by_its_name_and_any_for_all_even_without_the_column(tmp_path):
+    (tmp_path / "manifest.csv").write_text("image,split\na.png,train\nb.png,train\n")
+    assert len(read_manifest(tmp_path, "train", "any")) == 2
+    (tmp_path / "manifest.csv").write_text("image,split,source\na.png,train,east\nb.png,train,west\n")
+    assert [Path(r["image"]).name for r in read_manifest(tmp_path, "train", "east")] == ["a.png"]
