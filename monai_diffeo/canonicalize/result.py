@@ -84,9 +84,9 @@ class Canonicalization:
             shift: standard deviation of the translations, 1 = half the frame.
             seed: of the maps.
         """
-        poses = [self] if count % 2 else []
         if not bool(self.moved.any()):
             return [self]
+        poses = [self] if count % 2 else []
         size, margin = tuple(self.ddf.shape[2:]), self.fields.shape[3:]
         there = exp_chain(self.generators, self.fields)
         back = inverse_chain(self.generators, self.fields)

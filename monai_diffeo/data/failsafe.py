@@ -7,16 +7,19 @@ from typing import Any
 
 from monai.data import Dataset
 
+from monai_diffeo.errors import FilmError
+
 __all__ = ["FAILURE", "FailSafeDataset", "collate_one", "root_cause"]
 
 FAILURE = "failure"
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The error that began a chain of ``raise ... from ...``; MONAI wraps what a transform raises."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return error
+    """The first film error in a chain of ``raise ... from ...``, else the error that began it; MONAI wraps what a transform raises."""
+    chain = [error]
+    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
+        chain.append(chain[-1].__cause__)
+    return next((e for e in chain if isinstance(e, FilmError)), chain[-1])
 
 
 class FailSafeDataset(Dataset):

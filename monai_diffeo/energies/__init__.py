@@ -2,11 +2,10 @@
 
 from monai_diffeo.energies.base import Energy
 from monai_diffeo.energies.combine import StandardizedEnergy, WeightedEnergy
-from monai_diffeo.energies.learned import AnswerEnergy, CriticEnergy, MotionEnergy, VAEEnergy
+from monai_diffeo.energies.learned import CriticEnergy, MotionEnergy, VAEEnergy
 from monai_diffeo.energies.regularizers import DeformationRegularizer, folding_penalty, smoothness
 
 __all__ = [
-    "AnswerEnergy",
     "CriticEnergy",
     "DeformationRegularizer",
     "Energy",

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -13,7 +10,7 @@ from monai_diffeo.families import VelocityFamily
 from monai_diffeo.flow import dense_velocity
 from monai_diffeo.networks import EnergyCritic, EnergyVAE, standardize_image
 
-__all__ = ["AnswerEnergy", "CriticEnergy", "MotionEnergy", "VAEEnergy"]
+__all__ = ["CriticEnergy", "MotionEnergy", "VAEEnergy"]
 
 
 def _at_size(image: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -76,21 +73,3 @@ class MotionEnergy(Energy):
         generator, field = self.family.velocity(self.predictor(image), size)
         v = dense_velocity(generator[:, None], field[:, None], size)[:, 0]
         return v.square().sum(1).flatten(1).mean(1).clamp(min=1e-12).sqrt() / 16
-
-
-class AnswerEnergy(Energy):
-    """An energy of the *answers* of the network under test: how unlike its answers on training images this one is.
-
-    Args:
-        network: the frozen network under test.
-        energy: an energy that was fitted to its probabilities on training images; no labels are needed.
-        activation: from the network's output to probabilities.
-    """
-
-    def __init__(self, network: nn.Module, energy: Energy, activation: Callable[[Tensor], Tensor] = torch.sigmoid) -> None:
-        super().__init__()
-        self.network, self.energy, self.activation = network, energy, activation
-        self.freeze()
-
-    def forward(self, image: Tensor) -> Tensor:
-        return self.energy(self.activation(self.network(image)))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
+from monai_diffeo.data.failsafe import root_cause
 from monai_diffeo.errors import FilmError
 from monai_diffeo.report.lungs import lung_areas
 
@@ -116,7 +117,7 @@ def failure_record(name: str | PathLike[str], error: BaseException, sha256: str 
         error: what was raised.
         sha256: of the input file, if it could be read.
     """
-    error = _root(error)
+    error = root_cause(error)
     if isinstance(error, FilmError):
         code, sentence = error.code, error.sentence
     else:
@@ -193,14 +194,6 @@ def _relative(name: str | PathLike[str]) -> str:
     """POSIX text of a relative path; the last part of one that leads out of its folder, which tells of the machine."""
     path = name if isinstance(name, PurePath) else PurePath(name)
     return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
-
-
-def _root(error: BaseException) -> BaseException:
-    """The first film error among an error and its causes, otherwise the last cause."""
-    chain = [error]
-    while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
-        chain.append(chain[-1].__cause__)
-    return next((e for e in chain if isinstance(e, FilmError)), chain[-1])
 
 
 @lru_cache(maxsize=1)
