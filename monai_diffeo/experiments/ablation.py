@@ -189,7 +189,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset_dir", required=True, help="folder with manifest.csv")
     parser.add_argument("--weights_dir", default=None, help="keep weights and measured rows here, and take up those that are here")
     parser.add_argument("--bundle", default="bundles/cxr_lung_segmentation")
-    parser.add_argument("--films", type=int, default=8, help="the first so many films of each source")
+    parser.add_argument("--films", type=int, default=6, help="the first so many films of each source")
     parser.add_argument("--iterations", type=int, default=900, help="of the short predictors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="docs/results/ablation.md")
