@@ -124,7 +124,7 @@ def main(argv: list[str] | None = None) -> None:
                 curves.setdefault(source, {}).setdefault(name, {})[GROWING[protocol]] = point
     if set(GROWING) <= set(options.protocols):
         figure = Path(options.output).with_suffix(".png")
-        line_plot(figure, curves, "largest rotation of the TPS protocol, degrees (jitter grows with it to 0.25)")
+        line_plot(figure, curves, "largest rotation of the TPS protocol, degrees")
         parts.insert(1, f"![Dice under growing deformation]({figure.name})")
     command = "python -m monai_diffeo.experiments.lungs --dataset_dir DIR" + "".join(
         f" --{name} {' '.join(repr(v) if ' ' in str(v) else str(v) for v in (value if isinstance(value, (list, tuple)) else [value]))}"
