@@ -22,8 +22,9 @@ from monai_diffeo.families.cpa.tessellation import Tessellation, _to
 
 __all__ = ["cpa_displacement", "cpa_flow", "cpa_jacobian", "cpa_velocity"]
 
-STRETCH = 2.0  # largest norm of a cell's matrix times the duration of a stretch
-SEARCHES = 4  # looks for the end of a stretch; what they leave undone is the beginning of the next stretch
+STRETCH = 1.0  # largest norm of a cell's matrix times the duration of a stretch
+SEARCHES = 3  # looks for the end of a stretch; what they leave undone is the beginning of the next stretch
+CLOSED = 1e9  # height of a face without a cell beyond it
 ROUNDS = 5000  # stretches of one point at most
 CHUNK = {"cpu": 2**17}  # points at a time; elsewhere as many as below
 CHUNK_ELSEWHERE = 2**22
@@ -49,8 +50,10 @@ class _Fields:
     """Affine fields of the cells of B velocity fields, cell c of field b under the number ``b C + c``.
 
     Attributes:
-        forward: rows of q (D + 1), R by columns (D + 1 each), edges from vertex 0 by columns (D each), the norm of A; shape ``(., B C)``.
+        forward: rows of q (D + 1), R by columns (D + 1 each), edges from vertex 0 by columns (D each), what is added to a coordinate whose
+            face is closed since no cell lies beyond (D + 1), the norm of A; shape ``(., B C)``.
         backward: rows of q, R by columns, A by rows.
+        next: the cell across each face and, last, the cell itself, ``(C (D + 2),)``; ``slots``: see :class:`Tessellation`.
     """
 
     def __init__(self, tessellation: Tessellation, velocities: Tensor) -> None:
@@ -66,19 +69,22 @@ class _Fields:
         self.norm = matrix.square().sum((-2, -1)).sqrt()
         q = (slopes @ at[:, :, 0, :, None]).squeeze(-1)
         columns = ((at[:, :, 1:] - at[:, :, :1]) @ slopes.transpose(-1, -2)).flatten(2)
-        self.forward = self._rows(q, columns, edges.flatten(2), self.norm[..., None])
+        neighbours = _to(tessellation, "neighbours", device, torch.long)
+        walls = (neighbours < 0).to(dtype).mul_(CLOSED).expand(batch, -1, -1)
+        self.forward = self._rows(q, columns, edges.flatten(2), walls, self.norm[..., None])
         self.backward = self._rows(q, columns, matrix.flatten(2))
-        self.neighbours = _to(tessellation, "neighbours", device, torch.long).T
+        self.next = torch.cat([neighbours, torch.arange(len(cells), device=device)[:, None]], 1).flatten()
         self.slots = _to(tessellation, "slots", device, torch.long).flatten(0, 1).T.contiguous()
 
     @staticmethod
     def _rows(*parts: Tensor) -> Tensor:
         return torch.cat(parts, -1).flatten(0, 1).T.contiguous()
 
-    def parts(self, table: Tensor, cell: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """q ``(D + 1, n)``, R ``(D, D + 1, n)`` and the remaining rows, in the cells ``(n,)``."""
-        q, columns, rest = table.index_select(1, cell).tensor_split([self.dims + 1, (self.dims + 1) ** 2])
-        return q, columns.unflatten(0, (self.dims, self.dims + 1)), rest
+    def parts(self, table: Tensor, cell: Tensor) -> tuple[Tensor, ...]:
+        """q ``(D + 1, n)``, R ``(D, D + 1, n)``, a matrix ``(D, D, n)`` and the remaining rows, in the cells ``(n,)``."""
+        more = self.dims + 1
+        q, columns, square, rest = table.index_select(1, cell).tensor_split([more, more**2, more**2 + self.dims**2])
+        return q, columns.unflatten(0, (self.dims, more)), square.unflatten(0, (self.dims, self.dims)), rest
 
 
 @lru_cache(maxsize=64)
@@ -128,29 +134,28 @@ def _evaluate(terms: Sequence[Tensor], s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _safe_step(height: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
-    """How far a function of this height and slope is sure to stay positive, its second derivative being above ``-curvature``."""
-    height = height.clamp(min=0)
+    """How far functions of this positive height and slope are sure to stay positive, their second derivatives being above ``-curvature``."""
     root = (slope.square() + 2 * curvature * height).sqrt_()
-    return torch.where(slope < 0, 2 * height / (root + slope.abs()), (slope + root) / curvature)
+    return 2 * height / root.mul_(1 + 4 * torch.finfo(root.dtype).eps).sub_(slope)  # rounded up, lest the difference vanish
 
 
 def _fly(fields: _Fields, cell: Tensor, start: Tensor, order: int, stretch: float, keep: bool) -> tuple[Tensor, list[_Stretch]]:
     """Displacement at time one of points that begin in ``cell`` (n,) at ``start`` (D + 1, n); shape ``(D, n)``, and the way of each."""
     # first, all at once, those that never leave their cell
-    q, columns, rest = fields.parts(fields.forward, cell)
+    q, columns, edges, rest = fields.parts(fields.forward, cell)
     terms = _series(q, columns, start, None, order)
     tail = sum((term.abs() for term in terms[3:]), terms[2].abs())
     # a quadratic below lambda stays positive on [0, 1] where its Bernstein coefficients are positive
     least = torch.minimum(terms[0] / 2, terms[0] + terms[1] - tail).add_(start).amin(0)
-    stays = (least >= 0) & (rest[-1] <= stretch)
-    moved = _apply(rest[:-1].unflatten(0, (fields.dims, fields.dims)), sum(terms[1:], terms[0])[1:])
+    stays = torch.minimum(least, stretch - rest[-1]) >= 0
+    moved = _apply(edges, sum(terms[1:], terms[0])[1:])
     way = []
     if keep:
         rows = stays.nonzero().squeeze(1)
         way.append(_Stretch(rows, cell.index_select(0, rows), start.index_select(1, rows), None))
     rows = stays.logical_not_().nonzero().squeeze(1)
     cell, here = cell.index_select(0, rows), start.index_select(1, rows)
-    left, gone = torch.ones_like(here[0]), torch.zeros_like(moved[:, : len(rows)])
+    left, gone = torch.ones_like(here[0]), torch.zeros_like(here[1:])
     for _ in range(ROUNDS):  # one count of the points under way each round is the only look at results
         if not len(rows):
             return moved, way
@@ -169,40 +174,40 @@ def _fly(fields: _Fields, cell: Tensor, start: Tensor, order: int, stretch: floa
 def _advance(
     fields: _Fields, cell: Tensor, start: Tensor, left: Tensor, gone: Tensor, order: int, stretch: float
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """One stretch of each point: its duration, the time left, the displacement so far, and where the point is."""
-    tolerance = 4 * torch.finfo(start.dtype).eps
-    q, columns, rest = fields.parts(fields.forward, cell)
+    """One stretch of each point: its duration, the time left, the displacement so far, and where the point is.
+
+    Written without masks, which cost more than arithmetic.
+    """
+    tolerance = 4 * torch.finfo(start.dtype).eps  # by which a point may overshoot a face, so that it never halts before one
+    q, columns, edges, rest = fields.parts(fields.forward, cell)
+    walls = rest[:-1]
     longest = torch.minimum(left, stretch / rest[-1])
     terms = _series(q, columns, start, longest, order)
-    curvature = _curvature(terms).add_(torch.finfo(start.dtype).tiny)
-    local = cell.remainder(fields.count)
-    neighbours = fields.neighbours.index_select(1, local)
-    closed = neighbours < 0  # beyond the last cell its field goes on
-    s, change, slope = torch.zeros_like(left), torch.zeros_like(start), terms[0]
+    curvature, base = _curvature(terms), start + walls + tolerance
+    height, slope, s = base, terms[0], torch.zeros_like(left)
     for _ in range(SEARCHES):
-        step = _safe_step(start + change + tolerance, slope, curvature).masked_fill_(closed, math.inf).amin(0)
-        s = (s + step).clamp_(max=1)
+        s = (s + _safe_step(height.clamp(min=tolerance / 2), slope, curvature).amin(0)).clamp_(max=1)
         change, slope = _evaluate(terms, s)
-    here = start + change
-    out = (here <= -tolerance / 2) & (slope < 0) & ~closed
-    depth, face = torch.where(out, here, math.inf).min(0, keepdim=True)
-    crosses = depth < math.inf
-    there = here.scatter(0, face, 0).gather(0, fields.slots.index_select(1, local * (fields.dims + 2) + face[0]))
+        height = base + change
     duration = s * longest
-    return (
-        duration,
-        left - duration,
-        gone + _apply(rest[:-1].unflatten(0, (fields.dims, fields.dims)), change[1:]),
-        torch.where(crosses, there, here),
-        torch.where(crosses[0], neighbours.gather(0, face)[0] + (cell - local), cell),
-    )
+    # out where the height is at most half the tolerance and falls; the last row stands for staying inside
+    falls = torch.add(height, slope.clamp_(min=0), alpha=CLOSED)
+    face = torch.cat([falls, torch.full_like(falls[:1], tolerance / 2)]).min(0).indices
+    local = cell.remainder(fields.count)
+    exit_to = face.add_(local, alpha=fields.dims + 2)
+    here = torch.maximum(start + change, -walls).gather(0, fields.slots.index_select(1, exit_to))
+    return duration, left - duration, gone + _apply(edges, change[1:]), here, fields.next.index_select(0, exit_to) + (cell - local)
 
 
 @lru_cache(maxsize=64)
-def _quadrature(order: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes for products of two series: matrices ``(Q, order + 1)`` from coefficients to values at the nodes, for
-    powers of s, and, times the weights, for powers of 1 - s."""
-    nodes, weights = np.polynomial.legendre.leggauss(order // 2 + 2)
+def _quadrature(order: int, stretch: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """As many Gauss-Legendre nodes as integrate products of two exponentials over a stretch to rounding: matrices ``(Q, order + 1)`` from
+    coefficients to values at the nodes, for powers of s, and, times the weights, for powers of 1 - s."""
+    count, error = 1, math.inf
+    while error > torch.finfo(dtype).eps / 4:
+        count += 1
+        error = (2 * stretch) ** (2 * count) * math.factorial(count) ** 4 / ((2 * count + 1) * math.factorial(2 * count) ** 3)
+    nodes, weights = np.polynomial.legendre.leggauss(count)
     powers = np.arange(order + 1)
     rising = ((nodes + 1) / 2)[:, None] ** powers
     falling = weights[:, None] / 2 * ((1 - nodes) / 2)[:, None] ** powers
@@ -210,7 +215,7 @@ def _quadrature(order: int, device: torch.device, dtype: torch.dtype) -> tuple[T
         return tuple(torch.from_numpy(m).to(device=device, dtype=dtype) for m in (rising, falling))
 
 
-def _fly_back(fields: _Fields, way: Sequence[_Stretch], pull: Tensor, order: int, total: Tensor | None) -> Tensor:
+def _fly_back(fields: _Fields, way: Sequence[_Stretch], pull: Tensor, order: int, stretch: float, total: Tensor | None) -> Tensor:
     """The adjoint: gradients with respect to where points began, from those with respect to where they ended, ``(D, n)``.
 
     The velocity is continuous, so that moving a face that a way crosses changes nothing to first order, and the times of crossing count
@@ -218,10 +223,9 @@ def _fly_back(fields: _Fields, way: Sequence[_Stretch], pull: Tensor, order: int
     are the gradients with respect to the velocities at the cell's corners.
     """
     dims = fields.dims
-    rising, falling = _quadrature(order, pull.device, pull.dtype)
+    rising, falling = _quadrature(order, stretch, pull.device, pull.dtype)
     for rows, cell, start, duration in reversed(way):
-        q, columns, rest = fields.parts(fields.backward, cell)
-        transposed = rest.unflatten(0, (dims, dims))  # rows of A are the columns of its transpose
+        q, columns, transposed, _ = fields.parts(fields.backward, cell)  # rows of A are the columns of its transpose
         transposed = transposed if duration is None else transposed * duration
         adjoint = [pull.index_select(1, rows)]
         for k in range(1, order + 1):
@@ -242,7 +246,7 @@ def _fly_back(fields: _Fields, way: Sequence[_Stretch], pull: Tensor, order: int
 def _plan(fields: _Fields) -> tuple[int, float]:
     """Terms of the series and length of a stretch. On a CPU slow fields get fewer terms; elsewhere this look at them would cost more."""
     fastest = fields.norm.max().item() if fields.norm.device.type == "cpu" else STRETCH
-    stretch = next((s for s in (0.25, 0.5, 1.0) if fastest <= s), STRETCH)
+    stretch = next((s for s in (0.25, 0.5) if fastest <= s), STRETCH)
     return _order(stretch, fields.norm.dtype), stretch
 
 
@@ -267,7 +271,7 @@ class _Displacement(torch.autograd.Function):
         for part in _chunks(numbers):
             moved[:, part], way = _fly(fields, numbers[part], start[:, part], order, stretch, keep)
             ways.append(way)
-        ctx.fields, ctx.order, ctx.ways, ctx.tessellation = fields, order, ways, tessellation
+        ctx.fields, ctx.plan, ctx.ways, ctx.tessellation = fields, (order, stretch), ways, tessellation
         ctx.shapes = velocities.shape, points.shape
         return moved.unflatten(1, (batch, -1)).transpose(0, 1)
 
@@ -278,7 +282,7 @@ class _Displacement(torch.autograd.Function):
         pull = gradient.transpose(0, 1).flatten(1).clone(memory_format=torch.contiguous_format)
         total = gradient.new_zeros(dims * (dims + 1), fields.count * batch) if ctx.needs_input_grad[0] else None
         for part, way in zip(_chunks(pull[0]), ctx.ways):
-            pull[:, part] = _fly_back(fields, way, pull[:, part].contiguous(), ctx.order, total)
+            pull[:, part] = _fly_back(fields, way, pull[:, part].contiguous(), *ctx.plan, total)
         to_velocities = to_points = None
         if total is not None:
             at = total.view(dims, dims + 1, batch, fields.count).permute(2, 3, 1, 0).reshape(batch, -1, dims)
