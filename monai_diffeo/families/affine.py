@@ -75,10 +75,12 @@ class DiffeomorphicAffine(VelocityFamily):
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         return _in_voxels(theta, spatial_size), theta.new_zeros(len(theta), self.spatial_dims, *spatial_size)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The flows of ``theta`` (B, P), in closed form, whatever ``steps``."""
         return affine_deformation(self._float_velocity(theta, spatial_size)[0], spatial_size)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The flows of ``-theta``."""
         return self(-theta, spatial_size)
 
     def jacobian(self, theta: Tensor, spatial_size: Sequence[int]) -> Tensor:

@@ -78,13 +78,15 @@ class VelocityFamily(Family):
         them; the field may cover a margin around the frame."""
         raise TypeError(f"{type(self).__name__} must define velocity(theta, spatial_size).")
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The flows of ``theta`` (B, P) at time one; ``steps`` squarings, by default the family's own."""
         generator, field = self._float_velocity(theta, spatial_size)
-        return exp_affine(generator, field, self.steps)
+        return exp_affine(generator, field, self.steps if steps is None else steps)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The flows of minus the velocities."""
         generator, field = self._float_velocity(theta, spatial_size)
-        return exp_affine(-generator, -field, self.steps)
+        return exp_affine(-generator, -field, self.steps if steps is None else steps)
 
     def _float_velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The velocity in at least float32, whatever autocast the caller runs or the predictor answered in."""

@@ -72,7 +72,8 @@ class CPAB(VelocityFamily):
         generator = theta.new_zeros(len(theta), self.spatial_dims, self.spatial_dims + 1)
         return generator, self._in_voxels(field, spatial_size)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The flows of ``theta`` (B, P); in closed form, whatever ``steps``."""
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             points, start = _frame(self.space.tessellation, tuple(spatial_size), theta.device, theta.dtype)
@@ -80,7 +81,8 @@ class CPAB(VelocityFamily):
             unit = torch.eye(self.spatial_dims, self.spatial_dims + 1).to(theta)
             return Deformation(unit.repeat(len(theta), 1, 1), self._in_voxels(moved, spatial_size))
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The flows of ``-theta``."""
         return self(-theta, spatial_size)
 
     def jacobian(self, theta: Tensor, spatial_size: Sequence[int]) -> Tensor:

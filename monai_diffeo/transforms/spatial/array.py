@@ -17,7 +17,7 @@ from monai_diffeo.canonicalize.result import resize_ddf
 from monai_diffeo.data.deformations import random_svf, tps_protocol
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family
-from monai_diffeo.flow import exp, folding, inverse_chain, invert, warp
+from monai_diffeo.flow import Deformation, exp, folding, invert, warp
 
 __all__ = ["Canonicalize", "RandDiffeomorphism"]
 
@@ -204,7 +204,7 @@ class Canonicalize(InvertibleTransform):
     Use *either* this transform with ``Invertd`` after the network, *or* ``DiffeoInferer`` around the network, never
     both: the inferer's predictions already lie on the input, and a second way back would warp them away from it.
 
-    The velocities are recorded in ``applied_operations``, detached and on the CPU, and the inverse is built from them
+    The map back is recorded in ``applied_operations``, detached and on the CPU, and the inverse is built from it
     alone. An image that is left alone or rejected comes out bit for bit; ``meta["canonicalization"]`` says so, with
     the ``status``, ``energy_before``, ``energy_after``, ``folding``, ``inverse_error`` (voxels),
     ``largest_displacement`` (voxels) and ``seconds`` as plain strings and floats. The frame and the affine stay as
@@ -241,12 +241,11 @@ class Canonicalize(InvertibleTransform):
     def record(self, result: Canonicalization) -> dict[str, Any]:
         """What :meth:`inverse` needs to know of a batch of one."""
         return {
-            "generators": result.generators[0].detach().cpu(),
-            "fields": result.fields[0].detach().cpu(),
+            "matrix": result.back.matrix[0].detach().cpu(),
+            "residual": result.back.residual[0].detach().cpu(),
             "moved": bool(result.moved[0]),
             "status": result.status[0],
             "spatial_size": [int(n) for n in result.image.shape[2:]],
-            "num_steps": int(getattr(self.canonicalizer, "final_steps", 7)),
         }
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
@@ -358,7 +357,6 @@ def _undo_canonicalization(data: Tensor, applied: Mapping[str, Any]) -> Tensor:
     record = applied[TraceKeys.EXTRA_INFO]
     if not record["moved"]:
         return data
-    _check_fits("Canonicalize.inverse()", data, record["fields"].shape[1])
-    generators, fields = (record[name][None].to(data.device) for name in ("generators", "fields"))
-    ddf = inverse_chain(generators, fields, record["num_steps"]).ddf(record["spatial_size"])
+    _check_fits("Canonicalize.inverse()", data, len(record["matrix"]))
+    ddf = Deformation(*(record[name][None].to(data.device) for name in ("matrix", "residual"))).ddf(record["spatial_size"])
     return _deform(data, resize_ddf(ddf, tuple(data.shape[1:]))[0], record["mode"], record["padding_mode"])
