@@ -77,10 +77,12 @@ def cpa_space(tessellation: Tessellation, boundary: str = "free", volume_preserv
     Args:
         tessellation: from :func:`grid_tessellation`, or any other.
         boundary: what holds at the border of the frame and in the margin around it.
-            ``"free"``: nothing; the margin goes on with the affine field of the nearest cell (where several are nearest, with their mean).
-            ``"linear"``: along each side of the frame one slope across the border, so that the cells' own affine fields go on outside and
-            still fit together; the papers' choice, 58 parameters on 4 x 4 rectangles.
-            ``"slide"``: no velocity across the border; the frame is mapped onto itself. The "zero boundary" of libcpab.
+            ``"free"``: nothing; outside, the affine fields of the nearest cells go on for one frame's width (where several are nearest,
+            their mean), and from there on the velocity stays as it is.
+            ``"linear"``: as ``"free"``, and the slope across each side of the frame is one, so that the cells' own affine fields fit
+            together outside; the papers' choice, 58 parameters on 4 x 4 rectangles.
+            ``"slide"``: no velocity across the border; the frame is mapped onto itself. The "zero boundary" of libcpab. Outside, the
+            velocity is that of the border.
             ``"fixed"``: no velocity at the border; points outside stay where they are.
         volume_preserving: whether every cell's matrix has trace zero.
 
@@ -96,12 +98,12 @@ def cpa_space(tessellation: Tessellation, boundary: str = "free", volume_preserv
     """
     if boundary not in BOUNDARIES:
         raise ValueError(f"cpa_space(): 'boundary' must be one of {BOUNDARIES}, got {boundary!r}.")
-    if boundary == "linear" and tessellation.frame_vertices == len(tessellation.vertices):
+    if boundary == "linear" and len(tessellation.shells) == 1:
         raise ValueError("cpa_space(): boundary='linear' needs a tessellation with a margin; use 'free' without one.")
-    dims, count = tessellation.spatial_dims, tessellation.frame_vertices
+    dims, count, whole = tessellation.spatial_dims, tessellation.frame_vertices, len(tessellation.vertices)
     allowed = _unconstrained(tessellation, boundary)  # (V_frame D, K): orthonormal directions at the vertices
     unit = allowed.T.reshape(-1, count, dims)
-    fields = cell_matrices(tessellation, torch.cat([unit, unit.new_zeros(len(unit), len(tessellation.vertices) - count, dims)], 1))
+    fields = cell_matrices(tessellation, torch.cat([unit, unit.new_zeros(len(unit), whole - count, dims)], 1))
     gram = fields.flatten(1) @ fields.flatten(1).T
     whiten = torch.linalg.inv(torch.linalg.cholesky(gram)).T if len(unit) else gram
     coordinates = allowed @ whiten  # Gram-Schmidt; orthonormal as matrices
@@ -116,7 +118,7 @@ def cpa_space(tessellation: Tessellation, boundary: str = "free", volume_preserv
         raise ValueError(f"cpa_space(): no field but zero is left with boundary={boundary!r}, volume_preserving={volume_preserving}. "
                          "Take more cells.")
     inside = coordinates.unflatten(0, (count, dims))
-    return CPASpace(tessellation, boundary, torch.cat([inside, torch.einsum("vw,wdp->vdp", _continuation(tessellation, boundary), inside)]))
+    return CPASpace(tessellation, boundary, torch.einsum("vw,wdp->vdp", _continuation(tessellation, boundary), inside))
 
 
 def _unconstrained(tessellation: Tessellation, boundary: str) -> Tensor:
@@ -157,13 +159,13 @@ def _null_space(matrix: Tensor) -> Tensor:
 
 
 def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What lies nearest to each vertex of the margin.
+    """What lies nearest to each vertex of the margin's first layer.
 
     Returns:
         The nearest points of the frame, ``(V_margin, D)``; the cells with a face on the border of the frame, ``(F,)``; whether that face
         holds the nearest point and the vertex is across from it, ``(V_margin, F)``; across how many sides the vertex lies, ``(V_margin,)``.
     """
-    frame, margin = tessellation.vertices.split([tessellation.frame_vertices, len(tessellation.vertices) - tessellation.frame_vertices])
+    frame, margin = tessellation.vertices[: tessellation.shells[0]], tessellation.vertices[tessellation.shells[0] : tessellation.shells[1]]
     nearest = torch.minimum(torch.maximum(margin, frame.amin(0)), frame.amax(0))
     beyond = margin - nearest
     cells, opposite = torch.tensor(tessellation.frame_faces).T
@@ -175,16 +177,24 @@ def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def _continuation(tessellation: Tessellation, boundary: str) -> Tensor:
-    """Weights of the frame's vertices in the velocity of each vertex of the margin, shape ``(V_margin, V_frame)``."""
-    count = tessellation.frame_vertices
-    weights = torch.zeros(len(tessellation.vertices) - count, count, dtype=torch.float64)
-    if boundary == "fixed" or not len(weights):
+    """Weights of the frame's vertices in the velocity of each vertex, shape ``(V, V_frame)``: themselves, and what follows in the margin."""
+    vertices, shells = tessellation.vertices, tessellation.shells
+    weights = torch.zeros(len(vertices), shells[0], dtype=torch.float64)
+    weights[: shells[0]] = torch.eye(shells[0])
+    if boundary == "fixed" or len(shells) == 1:
         return weights
     nearest, cells, related, _ = _outside(tessellation)
-    where = nearest if boundary == "slide" else tessellation.vertices[count:]
-    for row, x, near in zip(weights, where, related):
-        values = tessellation.coordinates(x.expand(int(near.sum()), -1), cells[near])
-        row.index_add_(0, tessellation.cells[cells[near]].flatten(), values.flatten() / len(values))
+    for v, (point, near) in enumerate(zip(nearest, related), shells[0]):
+        where = point if boundary == "slide" else vertices[v]
+        values = tessellation.coordinates(where.expand(int(near.sum()), -1), cells[near])
+        weights[v].index_add_(0, tessellation.cells[cells[near]].flatten(), values.flatten() / len(values))
+    for before, after in zip(shells[1:], shells[2:]):
+        low, high = vertices[:before].amin(0), vertices[:before].amax(0)
+        points = torch.minimum(torch.maximum(vertices[before:after], low), high)
+        candidates = (tessellation.cells < before).all(1).nonzero().squeeze(1)
+        cell = tessellation._among(points, candidates.expand(len(points), -1))
+        values = tessellation.coordinates(points, cell)
+        weights[before:after] = torch.einsum("nj,njw->nw", values, weights[tessellation.cells[cell]])
     return weights
 
 
@@ -194,7 +204,7 @@ def _kinks(tessellation: Tessellation) -> Tensor:
     dims, count = tessellation.spatial_dims, tessellation.frame_vertices
     _, cells, related, sides = _outside(tessellation)
     rows = []
-    for x, near in zip(tessellation.vertices[count:][sides == 1], related[sides == 1]):
+    for x, near in zip(tessellation.vertices[count : tessellation.shells[1]][sides == 1], related[sides == 1]):
         values = torch.zeros(int(near.sum()), count, dtype=torch.float64)
         values.scatter_(1, tessellation.cells[cells[near]], tessellation.coordinates(x.expand(len(values), -1), cells[near]))
         rows.append(values[1:] - values[:1])

@@ -46,35 +46,76 @@ class _Stretch(NamedTuple):
     duration: Tensor | None  # None for one
 
 
+class _Layout(NamedTuple):
+    """Which cell lies where, in the order of :class:`_Fields`.
+
+    Attributes:
+        cells: the tessellation's cell for each cell and twin, ``(C,)``.
+        twin: the twin of each of the tessellation's cells, or the cell itself where there is none.
+        walls: height of the walls, ``(C,)``.
+        next: the cell across each face and, last, the cell itself, ``(C (D + 2),)``.
+        slots: where barycentric coordinates go at each of these passages, ``(D + 1, C (D + 2))``, see :class:`Tessellation`.
+    """
+
+    cells: Tensor
+    twin: Tensor
+    walls: Tensor
+    next: Tensor
+    slots: Tensor
+
+
+@lru_cache(maxsize=64)
+def _layout(tessellation: Tessellation, device: torch.device) -> _Layout:
+    with torch.inference_mode(False):
+        count = len(tessellation.cells)
+        border = (tessellation.neighbours < 0).any(1).nonzero().squeeze(1)
+        twin = torch.arange(count)
+        twin[border] = torch.arange(count, count + len(border))
+        across = torch.where(tessellation.neighbours < 0, twin[:, None], tessellation.neighbours)
+        itself = torch.arange(count + len(border))
+        enclosed = itself[count:, None].expand(-1, across.shape[1])
+        still = tessellation.slots[:1, -1:].expand(len(border), *tessellation.slots.shape[1:])
+        return _Layout(*(x.to(device) for x in (
+            torch.cat([itself[:count], border]),
+            twin,
+            CLOSED * (itself >= count),
+            torch.cat([torch.cat([across, enclosed]), itself[:, None]], 1).flatten(),
+            torch.cat([tessellation.slots, still]).flatten(0, 1).T.contiguous(),
+        )))
+
+
+def _corners(tessellation: Tessellation, cells: Tensor) -> Tensor:
+    return _to(tessellation, "cells", cells.device, torch.long)[cells]
+
+
 class _Fields:
     """Affine fields of the cells of B velocity fields, cell c of field b under the number ``b C + c``.
 
+    Each cell on the border has a twin at the end of the list, with the same field and no way out: where points go that leave all cells.
+
     Attributes:
-        forward: rows of q (D + 1), R by columns (D + 1 each), edges from vertex 0 by columns (D each), what is added to a coordinate whose
-            face is closed since no cell lies beyond (D + 1), the norm of A; shape ``(., B C)``.
+        forward: rows of q (D + 1), R by columns (D + 1 each), edges from vertex 0 by columns (D each), the height of the walls around the
+            cell (none, or a twin's), the norm of A; shape ``(., B C)``.
         backward: rows of q, R by columns, A by rows.
-        next: the cell across each face and, last, the cell itself, ``(C (D + 2),)``; ``slots``: see :class:`Tessellation`.
+        cells, next, slots: see :class:`_Layout`.
     """
 
     def __init__(self, tessellation: Tessellation, velocities: Tensor) -> None:
-        device, dtype = velocities.device, velocities.dtype
-        dims, batch = tessellation.spatial_dims, len(velocities)
-        cells = _to(tessellation, "cells", device, torch.long)
-        slopes = _to(tessellation, "barycentric", device, dtype)[..., :dims]
-        at = velocities[:, cells]  # (B, C, D + 1, D)
-        corners = _to(tessellation, "vertices", device, dtype)[cells]
+        batch, dims = len(velocities), tessellation.spatial_dims
+        layout = _layout(tessellation, velocities.device)
+        cells = layout.cells
+        corners = _to(tessellation, "vertices", velocities.device, velocities.dtype)[_corners(tessellation, cells)]
+        slopes = _to(tessellation, "barycentric", velocities.device, velocities.dtype)[cells, :, :dims]
+        at = velocities[:, _corners(tessellation, cells)]  # (B, C, D + 1, D)
         edges = (corners[:, 1:] - corners[:, :1]).expand(batch, -1, -1, -1)
         matrix = at.transpose(-1, -2) @ slopes
-        self.dims, self.count = dims, len(cells)
+        self.dims, self.count, self.next, self.slots = dims, len(cells), layout.next, layout.slots
         self.norm = matrix.square().sum((-2, -1)).sqrt()
         q = (slopes @ at[:, :, 0, :, None]).squeeze(-1)
         columns = ((at[:, :, 1:] - at[:, :, :1]) @ slopes.transpose(-1, -2)).flatten(2)
-        neighbours = _to(tessellation, "neighbours", device, torch.long)
-        walls = (neighbours < 0).to(dtype).mul_(CLOSED).expand(batch, -1, -1)
-        self.forward = self._rows(q, columns, edges.flatten(2), walls, self.norm[..., None])
+        walls = layout.walls.to(velocities.dtype).expand(batch, -1)
+        self.forward = self._rows(q, columns, edges.flatten(2), walls[..., None], self.norm[..., None])
         self.backward = self._rows(q, columns, matrix.flatten(2))
-        self.next = torch.cat([neighbours, torch.arange(len(cells), device=device)[:, None]], 1).flatten()
-        self.slots = _to(tessellation, "slots", device, torch.long).flatten(0, 1).T.contiguous()
 
     @staticmethod
     def _rows(*parts: Tensor) -> Tensor:
@@ -180,7 +221,7 @@ def _advance(
     """
     tolerance = 4 * torch.finfo(start.dtype).eps  # by which a point may overshoot a face, so that it never halts before one
     q, columns, edges, rest = fields.parts(fields.forward, cell)
-    walls = rest[:-1]
+    walls = rest[0]
     longest = torch.minimum(left, stretch / rest[-1])
     terms = _series(q, columns, start, longest, order)
     curvature, base = _curvature(terms), start + walls + tolerance
@@ -263,8 +304,9 @@ class _Displacement(torch.autograd.Function):
         batch, dims = len(velocities), tessellation.spatial_dims
         fields = _Fields(tessellation, velocities)
         order, stretch = _plan(fields)
-        shift = torch.arange(batch, device=cell.device)[:, None] * fields.count
-        numbers = (cell + shift).flatten()
+        outside = coordinates.amin(-1) < -1e-6
+        cell = torch.where(outside, _layout(tessellation, cell.device).twin[cell], cell)
+        numbers = (cell + torch.arange(batch, device=cell.device)[:, None] * fields.count).flatten()
         start = coordinates.expand(batch, *coordinates.shape[-2:]).permute(2, 0, 1).flatten(1)
         keep = any(ctx.needs_input_grad[:2])
         moved, ways = start.new_empty(dims, len(numbers)), []
@@ -286,7 +328,7 @@ class _Displacement(torch.autograd.Function):
         to_velocities = to_points = None
         if total is not None:
             at = total.view(dims, dims + 1, batch, fields.count).permute(2, 3, 1, 0).reshape(batch, -1, dims)
-            corners = _to(ctx.tessellation, "cells", gradient.device, torch.long).flatten()
+            corners = _corners(ctx.tessellation, _layout(ctx.tessellation, gradient.device).cells).flatten()
             to_velocities = gradient.new_zeros(batch, vertices, dims).index_add_(1, corners, at)
         if ctx.needs_input_grad[1]:
             to_points = pull.unflatten(1, (batch, -1)).permute(1, 2, 0) - gradient.transpose(1, 2)
@@ -316,7 +358,8 @@ def cpa_flow(tessellation: Tessellation, velocities: Tensor, points: Tensor) -> 
     Exact to rounding (about 1e-6 of the frame in float32, 1e-13 in float64), with exact gradients with respect to the velocities and the
     points. The inverse is the flow of ``-velocities``. Double backward is not supported.
 
-    A point outside all cells moves with the field of the nearest cell, until it enters another across a face of that one.
+    A point that leaves all cells goes on with the affine field of the last, and one that begins outside moves with that of the nearest.
+    Around the frame of :func:`grid_tessellation` there are cells enough that neither happens.
 
     Args:
         tessellation: cells.
@@ -334,7 +377,7 @@ def cpa_flow(tessellation: Tessellation, velocities: Tensor, points: Tensor) -> 
 
     Example:
         >>> from monai_diffeo.families.cpa import grid_tessellation
-        >>> line = grid_tessellation((2,), margin=None)
+        >>> line = grid_tessellation((2,), margins=())
         >>> velocities = torch.tensor([[[0.0], [0.5], [0.0]]])         # a hat over [0, 1]
         >>> cpa_flow(line, velocities, torch.tensor([[0.0], [0.1], [1.0]])).squeeze().tolist()[1]   # 0.1 exp(1)
         0.27182817459106445
@@ -347,7 +390,7 @@ def cpa_velocity(tessellation: Tessellation, velocities: Tensor, points: Tensor,
     """The field itself at points, shape ``(B, N, D)``; arguments as :func:`cpa_displacement`."""
     _check("cpa_velocity()", tessellation, velocities, points)
     cell, coordinates = tessellation.locate(points) if start is None else start
-    corners = _to(tessellation, "cells", cell.device, torch.long)[cell]
+    corners = _corners(tessellation, cell)
     if cell.ndim == 1:
         at = velocities[:, corners]
     else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from functools import cached_property, lru_cache
 
@@ -23,8 +24,9 @@ class Tessellation:
     Args:
         vertices: shape ``(V, D)``, any unit.
         cells: indices of each cell's vertices, shape ``(C, D + 1)``.
-        frame_vertices, frame_cells: how many of the first vertices and cells make up the frame; the others are a margin around it, whose
-            velocities follow from those of the frame. All by default.
+        shells: how many of the first vertices make up the frame, the frame with the first layer of the margin around it, and so on.
+            Velocities in a margin follow from those of the frame. All by default.
+        frame_cells: how many of the first cells make up the frame. All by default.
         boxes: for grids, which of the cells lie in each box, and the coordinates at which boxes begin and end along each axis; makes
             :meth:`locate` independent of the number of cells.
 
@@ -39,7 +41,7 @@ class Tessellation:
     """
 
     def __init__(
-        self, vertices: Tensor | Sequence, cells: Tensor | Sequence, frame_vertices: int | None = None, frame_cells: int | None = None,
+        self, vertices: Tensor | Sequence, cells: Tensor | Sequence, shells: Sequence[int] | None = None, frame_cells: int | None = None,
         boxes: tuple[tuple[Tensor, ...], Tensor] | None = None,
     ) -> None:
         vertices = torch.as_tensor(vertices, dtype=torch.float64, device="cpu")
@@ -52,7 +54,7 @@ class Tessellation:
             raise ValueError(f"Tessellation: 'cells' must name vertices 0 to {len(vertices) - 1}, got {cells.min()} to {cells.max()}.")
         self.vertices, self.cells = vertices, cells.sort(1).values
         self.spatial_dims = vertices.shape[1]
-        self.frame_vertices = len(vertices) if frame_vertices is None else frame_vertices
+        self.shells = (len(vertices),) if shells is None else tuple(shells)
         self.frame_cells = len(cells) if frame_cells is None else frame_cells
         self.boxes = boxes
         corners = vertices[self.cells]
@@ -62,7 +64,12 @@ class Tessellation:
             raise ValueError(f"Tessellation: cell {int((volume / extent).argmin())} is flat. Leave it out or move its vertices.")
 
     def __reduce__(self):
-        return _rebuild, (self.vertices, self.cells, self.frame_vertices, self.frame_cells, self.boxes)
+        return _rebuild, (self.vertices, self.cells, self.shells, self.frame_cells, self.boxes)
+
+    @property
+    def frame_vertices(self) -> int:
+        """How many of the first vertices make up the frame."""
+        return self.shells[0]
 
     @cached_property
     def barycentric(self) -> Tensor:
@@ -113,7 +120,7 @@ class Tessellation:
         return (matrix[..., :-1] @ points.unsqueeze(-1)).squeeze(-1) + matrix[..., -1]
 
     def locate(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The cell of each point, or the nearest one by barycentric coordinates for a point outside.
+        """The cell of each point; for a point outside, the one on the border of which it is least outside, by barycentric coordinates.
 
         Args:
             points: shape ``(..., D)``, unit of the vertices.
@@ -135,6 +142,10 @@ class Tessellation:
                 inner = axis[1:-1].to(x)
                 box = box * (len(axis) - 1) + torch.searchsorted(inner, x.contiguous(), right=True)
             cell = self._among(flat, members.to(flat.device)[box])
+        lost = (self.coordinates(flat, cell).amin(1) < -1e-6).nonzero().squeeze(1)
+        if len(lost):
+            border = (self.neighbours < 0).any(1).nonzero().squeeze(1).to(flat.device)
+            cell[lost] = torch.cat([self._among(p, border.expand(len(p), -1)) for p in flat[lost].split(max(2**22 // len(border), 1))])
         return cell.view(points.shape[:-1]), self.coordinates(flat, cell).view(*points.shape[:-1], -1)
 
     def _among(self, points: Tensor, candidates: Tensor) -> Tensor:
@@ -169,59 +180,55 @@ def _splits(corners: dict[tuple[int, ...], int], center: int | None, index: Sequ
 
 
 @lru_cache(maxsize=32)
-def grid_tessellation(cells: tuple[int, ...], margin: float | None = 1.0) -> Tessellation:
-    """The frame [0, 1]^D cut into boxes, each box into simplices.
+def grid_tessellation(cells: tuple[int, ...], margins: tuple[float, ...] = (1.0, 64.0)) -> Tessellation:
+    """The frame [0, 1]^D cut into boxes, each box into simplices, and layers of more boxes around it.
 
     An interval is one cell. A rectangle becomes four triangles around its centre. A box becomes five tetrahedra, the middle one between
     the corners whose grid indices sum to an even number, so that the faces of neighbouring boxes match.
 
     Args:
         cells: boxes along each of the 1, 2 or 3 axes.
-        margin: width of one more layer of boxes around the frame, in frames; None for none.
+        margins: width of each layer around the frame, in frames, from the inside outwards; the last is so wide that nothing comes to its
+            end. None of them: ``()``.
 
     Raises:
         ValueError: unless there are 1 to 3 axes with at least one box each.
 
     Example:
-        >>> tessellation = grid_tessellation((4, 4), margin=None)
+        >>> tessellation = grid_tessellation((4, 4), margins=())
         >>> len(tessellation.cells), len(tessellation.vertices)        # 16 x 4 triangles, 25 corners and 16 centres
         (64, 41)
     """
     cells = tuple(int(n) for n in cells)
     if len(cells) not in (1, 2, 3) or min(cells) < 1:
         raise ValueError(f"grid_tessellation(): 'cells' must be 1 to 3 numbers, each at least 1, got {cells}.")
-    axes = [[i / n for i in range(n + 1)] for n in cells]
-    ring = 0 if margin is None else 1
-    if ring:
-        axes = [[-margin, *axis, 1 + margin] for axis in axes]
-    places = [range(-ring, n + ring) for n in cells]
+    layers = len(margins)
+    reach = [sum(margins[: k + 1]) for k in range(layers)]
+    axes = [[-r for r in reversed(reach)] + [i / n for i in range(n + 1)] + [1 + r for r in reach] for n in cells]
 
-    def inside(index: Sequence[int], extra: int) -> bool:
-        return all(0 <= i < n + extra for i, n in zip(index, cells))
-
-    def ordered(indices: list[tuple[int, ...]], extra: int) -> list[tuple[int, ...]]:
-        return [i for i in indices if inside(i, extra)] + [i for i in indices if not inside(i, extra)]
-
-    corners = list(itertools.product(*(range(-ring, n + 1 + ring) for n in cells)))
-    boxes = list(itertools.product(*places))
-    centers = boxes if len(cells) == 2 else []
-    named = [("corner", i) for i in corners if inside(i, 1)] + [("center", i) for i in centers if inside(i, 0)]
-    frame_vertices = len(named)
-    named += [("corner", i) for i in corners if not inside(i, 1)] + [("center", i) for i in centers if not inside(i, 0)]
-    number = {name: k for k, name in enumerate(named)}
+    def layer(name: tuple[str, tuple[int, ...]]) -> int:
+        """0 in the frame, else the number of the layer."""
+        kind, index = name
+        last = [n if kind == "corner" else n - 1 for n in cells]
+        return max(max(-i, i - n, 0) for i, n in zip(index, last))
 
     def place(kind: str, index: Sequence[int]) -> list[float]:
-        low = [axis[i + ring] for axis, i in zip(axes, index)]
-        return low if kind == "corner" else [(a + axis[i + ring + 1]) / 2 for a, axis, i in zip(low, axes, index)]
+        low = [axis[i + layers] for axis, i in zip(axes, index)]
+        return low if kind == "corner" else [(a + axis[i + layers + 1]) / 2 for a, axis, i in zip(low, axes, index)]
 
+    boxes = list(itertools.product(*(range(-layers, n + layers) for n in cells)))
+    corners = itertools.product(*(range(-layers, n + 1 + layers) for n in cells))
+    named = [("corner", i) for i in corners] + ([("center", i) for i in boxes] if len(cells) == 2 else [])
+    named.sort(key=layer)  # within a layer the order stays: corners, then centres
+    number = {name: k for k, name in enumerate(named)}
     simplices, members = [], {}
-    for index in ordered(boxes, 0):
+    for index in sorted(boxes, key=lambda i: layer(("box", i))):
         around = {bits: number["corner", tuple(i + b for i, b in zip(index, bits))] for bits in itertools.product((0, 1), repeat=len(cells))}
         parts = _splits(around, number.get(("center", index)), index)
         members[index] = list(range(len(simplices), len(simplices) + len(parts)))
         simplices += parts
-    per_box = len(members[boxes[0]])
     return Tessellation(
-        [place(*name) for name in named], simplices, frame_vertices, per_box * sum(inside(i, 0) for i in boxes),
+        [place(*name) for name in named], simplices, [sum(layer(name) <= k for name in named) for k in range(layers + 1)],
+        len(members[boxes[0]]) * math.prod(cells),
         (tuple(torch.tensor(axis, dtype=torch.float64) for axis in axes), torch.tensor([members[i] for i in boxes])),
     )
