@@ -152,7 +152,7 @@ class AffineCPAB(Family):
         self.num_parameters = self.affine.num_parameters + self.cpab.num_parameters
 
     def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        return theta.split([self.affine.num_parameters, self.cpab.num_parameters], dim=1)
+        return _float(theta).split([self.affine.num_parameters, self.cpab.num_parameters], dim=1)
 
     def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
         affine, cpab = self._split(theta)
@@ -160,7 +160,7 @@ class AffineCPAB(Family):
 
     def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
         """The inverse flow from where the inverse affine map leads, without sampling in between."""
-        affine, cpab = self._split(_float(theta))
+        affine, cpab = self._split(theta)
         back = self.affine.inverse(affine, spatial_size)
         with torch.autocast(theta.device.type, enabled=False):
             frame = 2 * half_frame(spatial_size, back.matrix)
@@ -169,7 +169,7 @@ class AffineCPAB(Family):
             return Deformation(back.matrix, moved.transpose(1, 2).unflatten(2, tuple(spatial_size)))
 
     def jacobian(self, theta: Tensor, spatial_size: Sequence[int]) -> Tensor:
-        affine, cpab = self._split(_float(theta))
+        affine, cpab = self._split(theta)
         linear = self.affine(affine, spatial_size).matrix[..., :-1]
         return torch.einsum("bij,bjk...->bik...", linear, self.cpab.jacobian(cpab, spatial_size))
 
