@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from monai_diffeo.experiments.cpab_speed import rotation_from_libcpab
 from monai_diffeo.families import CPAB
 from monai_diffeo.families.cpa import cpa_flow
 
@@ -22,19 +23,16 @@ def both(cells, zero_boundary):
     """Theirs, ours, and the rotation from their coefficients to ours."""
     theirs = libcpab.Cpab(list(cells[::-1]), zero_boundary=zero_boundary)
     ours = CPAB(cells, "slide" if zero_boundary else "linear")
-    dims, basis = len(cells), torch.from_numpy(theirs.params.basis)
-    matrices = basis.T.reshape(-1, ours.space.tessellation.frame_cells, dims, dims + 1)
-    matrices = torch.cat([matrices[..., :dims].flip(-1), matrices[..., dims:]], -1).flip(-2)  # x last
-    centers = torch.from_numpy(theirs.tesselation.get_cell_centers()).flip(-1)
-    number, inside = ours.space.tessellation.locate(centers)
-    assert inside.min() > 0.2 and torch.equal(number.sort().values, torch.arange(len(centers)))  # the same cells
-    return theirs, ours, ours.space.coefficients(torch.empty_like(matrices).index_copy_(1, number, matrices))
+    return theirs, ours, rotation_from_libcpab(theirs, ours)
 
 
 @pytest.mark.parametrize("cells, zero_boundary", GRIDS)
 def test_both_have_the_same_space_of_fields(cells, zero_boundary):
     theirs, ours, rotation = both(cells, zero_boundary)
     assert theirs.params.d == ours.num_parameters
+    centers = torch.from_numpy(theirs.tesselation.get_cell_centers()).flip(-1)
+    number, inside = ours.space.tessellation.locate(centers)
+    assert inside.min() > 0.2 and torch.equal(number.sort().values, torch.arange(len(centers)))  # the same cells
     assert_close(rotation @ rotation.T, torch.eye(ours.num_parameters, dtype=torch.float64), atol=1e-9, rtol=0)
 
 
