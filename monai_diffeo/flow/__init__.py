@@ -5,7 +5,7 @@ from monai_diffeo.flow.compose import compose, inverse, inverse_error, invert
 from monai_diffeo.flow.deformation import Deformation
 from monai_diffeo.flow.exponential import affine_deformation, exp, exp_affine
 from monai_diffeo.flow.jacobian import folding, jacobian, jacobian_determinant
-from monai_diffeo.flow.thin_plate import thin_plate_spline
+from monai_diffeo.flow.thin_plate import thin_plate_slopes, thin_plate_spline
 from monai_diffeo.flow.warp import warp, warp_points
 
 __all__ = [
@@ -23,6 +23,7 @@ __all__ = [
     "invert",
     "jacobian",
     "jacobian_determinant",
+    "thin_plate_slopes",
     "thin_plate_spline",
     "warp",
     "warp_points",
