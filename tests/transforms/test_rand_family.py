@@ -64,6 +64,7 @@ def test_spreads_are_drawn_from_their_range():
 
 
 def test_all_keys_move_alike_and_come_back_through_a_loader():
+    torch.manual_seed(0)  # the loader draws the seeds of its transforms from torch
     rand = RandDiffeomorphismd(("image", "label"), CPAB((4, 4)), prob=1.0, mode=("bilinear", "nearest"), spread=0.1).set_random_state(seed=0)
     image = MetaTensor(blob(1, SIZE)[0])
     label = (image > 0.5).float()
@@ -73,7 +74,8 @@ def test_all_keys_move_alike_and_come_back_through_a_loader():
         moved = (item["image"] > 0.5).float()
         assert (moved != item["label"]).float().mean() < 0.01
         back = Invertd("image", rand, nearest_interp=False)(item)["image"]
-        assert_close(back.as_tensor(), image.as_tensor(), atol=0.06, rtol=0)
+        error = (back.as_tensor() - image.as_tensor()).abs()
+        assert error.mean() < 0.01 and error.max() < 0.1  # sampled twice
 
 
 def test_a_key_of_another_size_covers_the_same_frame():
