@@ -7,7 +7,7 @@ import time
 import torch
 from torch import Tensor, nn
 
-from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED, Canonicalization, mean_inverse_error
+from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED, Canonicalization, mean_inverse_error, move_image
 from monai_diffeo.canonicalize.search import Chain, minimize, predict
 from monai_diffeo.energies import Energy
 from monai_diffeo.errors import ShapeError
@@ -48,6 +48,7 @@ class Canonicalizer(nn.Module):
         final_steps: squarings of the exponentials that are returned.
         shrinkings: how often the deformations of a folding field are halved.
         views: how many poses a :class:`DiffeoInferer` should ask at unless it is told otherwise.
+        sampling: of the canonical image, ``"bilinear"`` or, in 2D, ``"bicubic"``, which keeps lines a voxel wide sharper.
         seed: of everything random.
         progress: show a bar over the optimisation steps (needs tqdm).
     """
@@ -71,6 +72,7 @@ class Canonicalizer(nn.Module):
         final_steps: int = 7,
         shrinkings: int = 4,
         views: int = 1,
+        sampling: str = "bilinear",
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -79,12 +81,14 @@ class Canonicalizer(nn.Module):
             raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
         if steps and regularizer is None:
             raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
+        if sampling not in ("bilinear", "bicubic")[: 2 if family.spatial_dims == 2 else 1]:
+            raise ValueError(f"Canonicalizer: 'sampling' must be 'bilinear' or, in 2D, 'bicubic', got {sampling!r}.")
         self.energy, self.family, self.regularizer, self.predictor = energy, family, regularizer, predictor
         self.orientation, self.sure = orientation, sure
         self.search_family = family if search_family is None else search_family
         self.steps, self.passes, self.learning_rate, self.patience = steps, passes, learning_rate, patience
         self.gate, self.max_rise, self.final_steps, self.shrinkings = gate, max_rise, final_steps, shrinkings
-        self.views = views
+        self.views, self.sampling = views, sampling
         self.seed, self.progress, self.doubt_above = seed, progress, doubt_above
         self.requires_grad_(False)
         super().train(False)
@@ -124,7 +128,7 @@ class Canonicalizer(nn.Module):
         found, there, back = self._unfold(found, tuple(image.shape[2:]))
         ddf, inverse_ddf = (flow.ddf(image.shape[2:]) for flow in (there, back))
         folded = folding(ddf)
-        moved = warp(image, ddf)
+        moved = move_image(image, ddf, self.sampling)
         after = self.energy(moved)
         for i in range(len(status)):
             status[i] = status[i] or self._verdict(before[i].item(), after[i].item(), folded[i].item())
@@ -151,6 +155,7 @@ class Canonicalizer(nn.Module):
             notes=tuple(notes),
             there=there.where(done, still),
             back=back.where(done, Deformation(still.matrix, torch.zeros_like(back.residual))),
+            sampling=self.sampling,
         )
 
     def _search(self, image: Tensor, status: list[str | None], notes: list[str]) -> tuple[Chain, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from monai_diffeo.flow import Deformation, affine_deformation, compose, warp
 from monai_diffeo.flow.grid import voxel_grid
 
-__all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "resize_ddf"]
+__all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "move_image", "resize_ddf"]
 
 CANONICALIZED = "canonicalized"
 LEFT_ALONE = "left alone"
@@ -42,6 +42,7 @@ class Canonicalization:
         notes: remarks for the report, one an image: a quarter turn that was taken back, a film that looks mirrored.
         agreement: how much the answers from several views agree, shape ``(B,)``, 0 to 1; None where there was one view.
         there, back: the maps of which ``ddf`` and ``inverse_ddf`` are the displacements; they hold outside the frame too.
+        sampling: how ``image`` was sampled, and how :meth:`views` are, see :func:`move_image`.
     """
 
     image: Tensor
@@ -58,6 +59,7 @@ class Canonicalization:
     terms: Mapping[str, Tensor]
     notes: tuple[str, ...]
     agreement: Tensor | None = field(default=None, kw_only=True)
+    sampling: str = field(default="bilinear", kw_only=True)
     there: Deformation
     back: Deformation
 
@@ -98,7 +100,7 @@ class Canonicalization:
                 step, unstep = (affine_deformation(sign * s * generator.expand(len(given), -1, -1), margin) for s in (1, -1))
                 ddf, inverse_ddf = self.there.after(step).ddf(size), unstep.after(self.back).ddf(size)
                 ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
-                image = torch.where(row, warp(given, ddf), given)
+                image = torch.where(row, move_image(given, ddf, self.sampling), given)
                 poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
         return poses
 
@@ -131,6 +133,15 @@ class Canonicalization:
         moved = self.moved.to(tensor.device).view(-1, *[1] * (maps.ndim - 1))
         warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest")
         return torch.where(moved, warped, maps).view(tensor.shape)
+
+
+def move_image(image: Tensor, ddf: Tensor, sampling: str = "bilinear") -> Tensor:
+    """``warp``, with what ``"bicubic"`` sampling overshoots cut off at each image's own range; ``(B, C, *S)``."""
+    moved = warp(image, ddf, sampling)
+    if sampling == "bilinear":
+        return moved
+    low, high = (edge.view(-1, *[1] * (image.ndim - 1)) for edge in image.flatten(1).aminmax(dim=1))
+    return torch.minimum(torch.maximum(moved, low), high)
 
 
 def _map(value: Any, function) -> Any:
