@@ -22,8 +22,9 @@ class Canonicalizer(nn.Module):
     r"""Search, for each image, a diffeomorphism that makes it look like the training images.
 
     An optional predictor looks at the image ``passes`` times and moves it each time; ``steps`` of Adam then lower
-    ``energy(moved image) + regularizer(velocity, ddf)``, where the displacement stands in for the velocity of a family without. With a predictor and no steps this is the mode *single pass*; with
-    both, *refine*; with neither predictor nor early stopping and the published settings, *faithful*.
+    ``energy(moved image) + regularizer(velocity, ddf)``; the displacement stands in for the velocity where a family has none. With a
+    predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping and the
+    published settings, *faithful*.
 
     A batch gives what its images give one by one. An image is left alone, bit for bit, when its energy is already within
     ``gate``, and rejected when it is constant or not finite, when its energy rises by more than ``max_rise``, or when its field
