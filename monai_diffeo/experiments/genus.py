@@ -60,7 +60,7 @@ def ask(
 ) -> dict[Hashable, Choice]:
     """What each network chooses for each image, as it is or inside a ``DiffeoInferer``.
 
-    Images are canonicalised once for all networks; each one's ``seconds`` count that in full.
+    Images are canonicalised once for all networks; each one's ``seconds``, of the processor, count that in full.
 
     Args:
         networks: by name.
@@ -71,9 +71,11 @@ def ask(
     found: dict[Hashable, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in networks}
     seconds = dict.fromkeys(networks, 0.0)
     for batch in images.split(batch_size):
+        began = time.process_time()
         result = None if canonicalizer is None else canonicalizer(batch)
+        moving = time.process_time() - began
         for name, network in networks.items():
-            began = time.perf_counter()
+            began = time.process_time()
             with torch.no_grad():
                 if result is None:
                     scores, folding, moved = network(batch), torch.zeros(len(batch)), torch.zeros(len(batch))
@@ -81,7 +83,7 @@ def ask(
                     scores = DiffeoInferer(lambda _: result, views=canonicalizer.views)(batch, network)
                     folding, moved = result.folding, result.moved.float()
             found[name].append((scores.argmax(1), folding, moved))
-            seconds[name] += time.perf_counter() - began + (0.0 if result is None else result.seconds)
+            seconds[name] += time.process_time() - began + moving
     return {name: Choice(*map(torch.cat, zip(*parts)), seconds[name] / len(images)) for name, parts in found.items()}
 
 
