@@ -12,6 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from monai_diffeo.data.manifest import spread_rows
+
 __all__ = ["Digits", "GENUS", "digit_datalist", "genus_of_digit", "genus_of_image", "packaged_digits", "read_digits"]
 
 SPLITS = {"train": ("train", slice(10000, None)), "val": ("train", slice(6000, 10000)), "test": ("test", slice(None))}
@@ -26,16 +28,10 @@ class Digits:
     digits: Tensor
     ids: tuple[str, ...]
 
-    def first(self, count: int | None) -> Digits:
-        """The first ``count`` digits; None for all."""
-        return self if count is None else Digits(self.images[:count], self.digits[:count], self.ids[:count])
-
     def spread(self, count: int | None) -> Digits:
         """``count`` digits evenly spaced over the set; None for all."""
-        if count is None or count >= len(self.ids):
-            return self
-        rows = torch.linspace(0, len(self.ids) - 1, count).round().long()
-        return Digits(self.images[rows], self.digits[rows], tuple(self.ids[i] for i in rows.tolist()))
+        rows = spread_rows(len(self.ids), count)
+        return Digits(self.images[rows], self.digits[rows], tuple(self.ids[i] for i in rows))
 
 
 def genus_of_digit(digits: Digits) -> Tensor:
@@ -116,14 +112,16 @@ def digit_datalist(
         genus: ``"digit"`` for :func:`genus_of_digit`, ``"euler"`` for :func:`genus_of_image`.
 
     Raises:
-        ValueError: for an unknown ``genus``, or a ``count`` below 1.
+        ValueError: for an unknown ``genus``, a ``count`` below 1, or training digits without a folder.
     """
     if count is not None and count < 1:
         raise ValueError(f"digit_datalist(): 'count' must be at least 1, got {count}.")
     if genus not in GENUS:
         raise ValueError(f"digit_datalist(): 'genus' must be one of {sorted(GENUS)}, got {genus!r}.")
-    found = packaged_digits() if dataset_dir in (None, "", "None") else read_digits(dataset_dir, split)
-    found = found.spread(count)
+    packaged = dataset_dir in (None, "", "None")
+    if packaged and split != "test":
+        raise ValueError(f"digit_datalist(): split {split!r} needs a folder with mnist.npz: give --dataset_dir. The package's digits are for showing.")
+    found = (packaged_digits() if packaged else read_digits(dataset_dir, split)).spread(count)
     columns = zip(found.images, GENUS[genus](found), found.digits, found.ids)
     return [{"image": image, "label": label, "digit": digit, "id": name} for image, label, digit, name in columns]
 

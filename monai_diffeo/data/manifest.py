@@ -6,7 +6,15 @@ import csv
 from collections.abc import Iterable
 from pathlib import Path
 
-__all__ = ["read_manifest"]
+__all__ = ["read_manifest", "spread_rows"]
+
+
+def spread_rows(total: int, count: int | None) -> list[int]:
+    """``count`` row numbers evenly spaced from the first to the last of ``total``; all if None or too many. Lists come sorted by finding or
+    by class: their first rows are no sample of them."""
+    if count is None or count >= total:
+        return list(range(total))
+    return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
 
 
 def read_manifest(
@@ -26,7 +34,7 @@ def read_manifest(
         split: keep rows of this split; None keeps all.
         sources: keep rows of this source or these; None or ``"any"`` keeps all.
         manifest: file name below ``dataset_dir``.
-        limit: keep the first so many rows.
+        limit: keep so many rows, evenly spaced over the list.
 
     Raises:
         FileNotFoundError: if there is no manifest.
@@ -49,7 +57,7 @@ def read_manifest(
     if not kept:
         raise ValueError(f"read_manifest(): no film of split {split!r} and sources {sorted(wanted) if wanted else 'any'} in {manifest}.")
     items = []
-    for row in kept[:limit]:
+    for row in (kept[i] for i in spread_rows(len(kept), limit)):
         item = dict(row, image=str(root / row["image"]))
         if row.get("mask"):
             item["label"] = str(root / row["mask"])

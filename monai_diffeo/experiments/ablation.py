@@ -10,6 +10,7 @@ import argparse
 import hashlib
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -22,7 +23,7 @@ from monai_diffeo.experiments.figures import segmentation_network
 from monai_diffeo.experiments.films import Films, deform, load_films
 from monai_diffeo.experiments.measures import Answer, Method, answer, bootstrap_interval, dice_of, plain, wrapped
 from monai_diffeo.experiments.plots import scatter_plot
-from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.experiments.training import trained
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.inferers import DiffeoInferer
@@ -33,8 +34,10 @@ __all__ = ["Ablation", "match_grey_values", "restarts"]
 
 NOTE = """One change a row against "single pass" (three passes of the predictor, eight views) or "refine" (the same, then at most 30 steps of Adam on
 three standardised energies that count only above the training films' own level). "From the identity" rows have no predictor, no
-orientation network and one view, and search for at most 50 steps. Mean Dice; `mean` is over the four columns; `- default` is the paired difference to single
-pass over all films of the four columns, with its 95 % bootstrap interval. `val` only: this is where settings are chosen."""
+orientation network and one view, and search for at most 50 steps. Mean Dice of {0} films of each source, evenly spaced over its list; `mean` is over the
+four columns of upright films; `- default` is the paired difference to single pass, averaged over a film's two columns, with its 95 % bootstrap interval
+over the films. So few films show what matters, not the third digit. s/film is processor time. `val` only: this is where settings are chosen."""
+TURNED = "turned 90°"
 
 TERMS = ("vae", "critic", "motion")
 
@@ -166,8 +169,8 @@ class Ablation:
             data = {name: F.interpolate(values, (64, 64), mode="area") for name, values in (("image", self.train.images), ("answer", answers))}
             family = ControlGrid(controls=10, steps=5)
             keep = self.weights_dir and f"{self.weights_dir}/ablation_intensity{intensity:g}_{self.iterations}.pt"
-            predictor = DeformationPredictor(family.num_parameters, image_size=(64, 64), channels=(32, 64, 128))
-            trained(keep, predictor, PredictorStep(family, intensity=intensity), data, self.iterations)
+            build = partial(DeformationPredictor, family.num_parameters, image_size=(64, 64), channels=(32, 64, 128))
+            predictor = trained(keep, build, PredictorStep(family, intensity=intensity), data, self.iterations)
             return wrapped(self.network, _motion_only(predictor, family))
 
         return build
@@ -189,40 +192,46 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--dataset_dir", required=True, help="folder with manifest.csv")
     parser.add_argument("--weights_dir", default=None, help="keep weights and measured rows here, and take up those that are here")
     parser.add_argument("--bundle", default="bundles/cxr_lung_segmentation")
-    parser.add_argument("--films", type=int, default=6, help="the first so many films of each source")
+    parser.add_argument("--films", type=int, default=6, help="so many films of each source, evenly spaced")
     parser.add_argument("--iterations", type=int, default=900, help="of the short predictors")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="docs/results/ablation.md")
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
-    shown = {}
-    for source in ("shenzhen", "montgomery"):
-        films = load_films(options.dataset_dir, source, "val", limit=options.films)
-        for protocol in ("plain", "TPS"):
-            shown[f"{source} {protocol}"] = deform(films, protocol, options.seed)[0]
+    films = {source: load_films(options.dataset_dir, source, "val", limit=options.films) for source in ("shenzhen", "montgomery")}
+    shown = {f"{source} {protocol}": deform(films[source], protocol, options.seed)[0] for source in films for protocol in ("plain", "TPS", TURNED)}
     ablation = Ablation(options.bundle, load_films(options.dataset_dir, "shenzhen", "train"), options.weights_dir, options.iterations)
     found: dict[str, dict] = {}
     groups = ablation.rows()
-    for rows in groups.values():
+    stamp = f"{options.films}/{options.iterations}/{options.seed}/{_digest(options.bundle)}"
+    for group, rows in groups.items():
+        sets = {key: films for key, films in shown.items() if TURNED not in key or group in ("modes", "gross orientation")}
         for name, build in rows.items():
-            found[name] = _measured(name, build, shown, options)
+            found[name] = _measured(name, build, sets, stamp, options.weights_dir)
             print(name, {k: f"{torch.tensor(v).mean():.4f}" for k, v in found[name]["dice"].items()}, f"{found[name]['seconds']:.3f} s", flush=True)
-    parts = [NOTE]
+    parts = [NOTE.format(options.films)]
     for group, rows in groups.items():
         first = [] if group == "modes" else [_row("single pass", found, "single pass")]
         parts.append(f"## {group[0].upper()}{group[1:]}\n\n" + markdown_table(first + [_row(name, found, "single pass") for name in rows]))
     figure = Path(options.output).with_suffix(".png")
     deformed = [k for k in shown if k.endswith("TPS")]
     scatter_plot(figure, [(name, row["seconds"], sum(torch.tensor(row["dice"][k]).mean().item() for k in deformed) / len(deformed))
-                          for name, row in found.items()], "seconds a film, one thread", "mean Dice under TPS, shenzhen and montgomery val")
+                          for name, row in found.items()], "processor seconds a film", "mean Dice under TPS, shenzhen and montgomery val")
     parts.insert(1, f"![Seconds against Dice]({figure.name})")
-    write_page(options.output, "Ablation", "python -m monai_diffeo.experiments.ablation --dataset_dir DIR --weights_dir KEEP", parts, options.seed)
+    write_page(options.output, "Ablation", command_text("ablation", parser, options), parts, options.seed)
 
 
-def _measured(name: str, build: Callable[[], Method], shown: dict[str, Films], options: argparse.Namespace) -> dict:
+def _digest(bundle: str | Path) -> str:
+    """Of the bundle's weights and settings, so that rows measured with others are not taken up."""
+    digest = hashlib.sha256()
+    for path in sorted((Path(bundle) / "models").rglob("*")):
+        digest.update(path.read_bytes() if path.is_file() else b"")
+    return digest.hexdigest()
+
+
+def _measured(name: str, build: Callable[[], Method], shown: dict[str, Films], stamp: str, weights_dir: str | None) -> dict:
     """Dice of each film by set, and seconds a film; from ``weights_dir`` if the row was measured there before."""
-    stamp = hashlib.sha256(f"{name}/{options.films}/{options.iterations}/{options.seed}".encode()).hexdigest()[:12]
-    kept = options.weights_dir and Path(options.weights_dir) / f"ablation_{stamp}.json"
+    kept = weights_dir and Path(weights_dir) / f"ablation_{hashlib.sha256(f'{name}/{stamp}'.encode()).hexdigest()[:12]}.json"
     if kept and kept.is_file():
         return json.loads(kept.read_text())
     method, seconds, dice = build(), 0.0, {}
@@ -239,10 +248,13 @@ def _measured(name: str, build: Callable[[], Method], shown: dict[str, Films], o
 
 def _row(name: str, found: dict[str, dict], default: str) -> dict[str, str]:
     dice = {key: torch.tensor(values) for key, values in found[name]["dice"].items()}
-    difference = torch.cat([dice[key] - torch.tensor(found[default]["dice"][key]) for key in dice])
+    sources = dict.fromkeys(key.split()[0] for key in dice)  # a film's columns are averaged first: they are not independent
+    difference = torch.cat([torch.stack([dice[k] - torch.tensor(found[default]["dice"][k]) for k in dice if k.split()[0] == source and TURNED not in k])
+                            .mean(0) for source in sources])
     low, high = bootstrap_interval(difference)
     out = {"row": name, **{key: f"{values.mean():.4f}" for key, values in dice.items()}}
-    out["mean"] = f"{sum(v.mean().item() for v in dice.values()) / len(dice):.4f}"
+    upright = [values.mean().item() for key, values in dice.items() if TURNED not in key]
+    out["mean"] = f"{sum(upright) / len(upright):.4f}"
     out["- default"] = "" if name == default else f"{difference.mean():+.4f} [{low:+.3f}, {high:+.3f}]"
     out["s/film"] = f"{found[name]['seconds']:.3f}"
     return out

@@ -1,4 +1,4 @@
-"""Dice against the number of training films: networks and canonicalisers trained anew on the first 20, 50, 100 and on all films.
+"""Dice against the number of training films: networks and canonicalisers trained anew on 20, 50, 100 and on all films.
 
 ``python -m monai_diffeo.experiments.data_efficiency --dataset_dir DIR --weights_dir KEEP`` trains on a CPU what does not lie in
 ``KEEP`` yet, and writes table and figure.
@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 from pathlib import Path
 
 import torch
@@ -17,14 +18,14 @@ from monai_diffeo.experiments.films import DEFORMATIONS, Films, load_films
 from monai_diffeo.experiments.lungs import interval_points, table_rows
 from monai_diffeo.experiments.measures import Method, plain, wrapped
 from monai_diffeo.experiments.plots import line_plot
-from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.experiments.training import fit_canonicalizers, fit_published, trained
 from monai_diffeo.training import SegmentationStep
 
 __all__ = ["fit_methods"]
 
 NOTE = ("Every number of films has the same, short training: naive {0} iterations of 16 films, augmented {1}, predictor {2}, VAE {3}; a canonicaliser sees "
-        "only the films that its network saw, and no label. The bundle's own weights ([lungs.md](lungs.md)) were trained longer on the 354 films.")
+        "only the films that its network saw, and no label. Fewer films are evenly spaced over the list, which is sorted by finding. s/film is processor time. The bundle's own weights ([lungs.md](lungs.md)) were trained longer on the 354 films.")
 
 
 def _unet() -> nn.Module:
@@ -43,8 +44,8 @@ def fit_methods(films: Films, iterations: int, seed: int = 0, keep: str | None =
     """
     data = {"image": films.images, "label": films.labels}
     third = max(iterations // 3, 1)
-    naive = trained(keep and f"{keep}_naive.pt", _unet(), SegmentationStep(seed=seed), data, third, seed)
-    augmented = trained(keep and f"{keep}_augmented.pt", _unet(), SegmentationStep(1.0, seed), data, 2 * third, seed)
+    naive = trained(keep and f"{keep}_naive.pt", _unet, SegmentationStep(seed=seed), data, third, seed)
+    augmented = trained(keep and f"{keep}_augmented.pt", _unet, SegmentationStep(1.0, seed), data, 2 * third, seed)
     with torch.no_grad():
         answers = torch.cat([torch.sigmoid(naive(part)) for part in films.images.split(16)])
     fitted = fit_canonicalizers(films.images, answers, iterations, controls=10, channels=(32, 64, 128), seed=seed, keep=keep)
@@ -66,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--iterations", type=int, default=900)
     parser.add_argument("--sources", nargs="+", default=["shenzhen", "montgomery"])
     parser.add_argument("--protocols", nargs="+", default=["plain", "TPS"], choices=list(DEFORMATIONS))
-    parser.add_argument("--films", type=int, default=None, help="the first so many test films of each source")
+    parser.add_argument("--films", type=int, default=None, help="so many test films of each source, evenly spaced")
     parser.add_argument("--slow_films", type=int, default=16, help="films of each source for the rows refine and faithful; 0 leaves them out")
     parser.add_argument("--faithful", action="store_true", help="with the published method")
     parser.add_argument("--seed", type=int, default=0)
@@ -76,19 +77,21 @@ def main(argv: list[str] | None = None) -> None:
     parts = [NOTE.format(third, 2 * third, options.iterations, options.iterations // 2)]
     panels: dict[str, dict[str, dict]] = {}
     tests = {source: load_films(options.dataset_dir, source, "test", limit=options.films) for source in options.sources}
-    train = load_films(options.dataset_dir, "shenzhen", "train", limit=max(options.counts))
+    train = load_films(options.dataset_dir, "shenzhen", "train")
     for count in options.counts:
-        keep = options.weights_dir and f"{options.weights_dir}/films{count}_{options.iterations}_seed{options.seed}"
-        methods = fit_methods(train.first(count), options.iterations, options.seed, keep, options.faithful)
+        chosen = train.spread(count)
+        stamp = hashlib.sha256(" ".join(chosen.ids).encode()).hexdigest()[:8]
+        keep = options.weights_dir and f"{options.weights_dir}/films{count}_{stamp}_{options.iterations}_seed{options.seed}"
+        methods = fit_methods(chosen, options.iterations, options.seed, keep, options.faithful)
         quick = {name: method for name, method in methods.items() if name not in ("DiffeoNN refine", "DiffeoNN faithful")}
         for source, films in tests.items():
-            for rows, shown, remark in ((quick, films, ""), (methods, films.first(options.slow_films), ", with the slow rows")):
+            for rows, shown, remark in ((quick, films, ""), (methods, films.spread(options.slow_films), ", with the slow rows")):
                 if not shown.ids:
                     continue
                 undeformed: dict[str, Tensor] = {}
                 for protocol in options.protocols:
                     measured = table_rows(shown, protocol, rows, undeformed, options.seed)
-                    parts.append(f"## {min(count, len(train.ids))} training films: {source} `test`, {protocol}, {len(shown.ids)} films{remark}\n\n"
+                    parts.append(f"## {len(chosen.ids)} training films: {source} `test`, {protocol}, {len(shown.ids)} films{remark}\n\n"
                                  + markdown_table(measured.text))
                     print(parts[-1], flush=True)
                     if not remark:
@@ -97,8 +100,7 @@ def main(argv: list[str] | None = None) -> None:
     figure = Path(options.output).with_suffix(".png")
     line_plot(figure, panels, "training films", log_x=True)
     parts.insert(1, f"![Dice against the number of training films]({figure.name})")
-    write_page(options.output, "Data efficiency", "python -m monai_diffeo.experiments.data_efficiency --dataset_dir DIR --weights_dir KEEP"
-               + (f" --iterations {options.iterations}" if options.iterations != 900 else ""), parts, options.seed)
+    write_page(options.output, "Data efficiency", command_text("data_efficiency", parser, options), parts, options.seed)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from monai.transforms import (
 from torch import Tensor
 
 from monai_diffeo.data.deformations import random_elastic, random_homography, random_svf, tps_protocol
-from monai_diffeo.data.manifest import read_manifest
+from monai_diffeo.data.manifest import read_manifest, spread_rows
 from monai_diffeo.flow import affine_deformation, exp, warp
 from monai_diffeo.networks import turn_generator
 from monai_diffeo.transforms import LoadImageFilmd
@@ -37,15 +37,16 @@ class Films:
     labels: Tensor
     ids: tuple[str, ...]
 
-    def first(self, count: int | None) -> Films:
-        """The first ``count`` films; None for all."""
-        return self if count is None else Films(self.images[:count], self.labels[:count], self.ids[:count])
+    def spread(self, count: int | None) -> Films:
+        """``count`` films evenly spaced over the set; None for all."""
+        rows = spread_rows(len(self.ids), count)
+        return Films(self.images[rows], self.labels[rows], tuple(self.ids[i] for i in rows))
 
 
 def load_films(
     dataset_dir: str | Path, source: str, split: str, size: Sequence[int] = (128, 128), limit: int | None = None
 ) -> Films:
-    """Films of a manifest, prepared as the bundle prepares them."""
+    """Films of a manifest, prepared as the bundle prepares them; ``limit`` of them, evenly spaced over the list."""
     keys = ["image", "label"]
     prepare = Compose([
         LoadImageFilmd(keys),

@@ -19,7 +19,7 @@ from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
 from monai_diffeo.data.genus import GENUS, Digits, read_digits
 from monai_diffeo.experiments.films import DEFORMATIONS, Films, deform
 from monai_diffeo.experiments.measures import bootstrap_interval
-from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import load_weights
 
@@ -175,7 +175,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--output", default="docs/results/genus.md")
     options = parser.parse_args(argv)
     torch.manual_seed(options.seed)
-    digits = read_digits(options.dataset_dir, options.split).first(options.digits)
+    digits = read_digits(options.dataset_dir, options.split).spread(options.digits)
     counts = {"refine": options.refine_digits, "faithful": options.faithful_digits}
     chosen = measure(options.bundle, digits, options.protocols, counts, options.seed)
     parts = [NOTE]
@@ -189,10 +189,7 @@ def main(argv: list[str] | None = None) -> None:
         if asked := _asked(labels, by_protocol):
             parts.append(f"### {TITLES[genus]}, asked and measured\n\n{markdown_table(asked)}")
     print("\n\n".join(parts))
-    command = "python -m monai_diffeo.experiments.genus --dataset_dir DIR" + "".join(
-        f" --{name} {' '.join(repr(v) if ' ' in str(v) else str(v) for v in (value if isinstance(value, list) else [value]))}"
-        for name, value in vars(options).items() if value != parser.get_default(name) and name != "dataset_dir")
-    write_page(options.output, "MNIST genus", command, parts, options.seed)
+    write_page(options.output, "MNIST genus", command_text("genus", parser, options), parts, options.seed)
 
 
 if __name__ == "__main__":

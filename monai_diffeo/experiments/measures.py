@@ -12,11 +12,13 @@ from monai.metrics import compute_dice, compute_iou
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import Canonicalizer
+from monai_diffeo.energies import Energy
 from monai_diffeo.experiments.films import Films
+from monai_diffeo.families import ControlGrid
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoInferer
 
-__all__ = ["Answer", "Method", "answer", "bootstrap_interval", "dice_of", "equivariance_error", "evaluate", "iou_of", "plain", "wrapped"]
+__all__ = ["Answer", "Method", "answer", "bootstrap_interval", "dice_of", "equivariance_error", "evaluate", "iou_of", "plain", "views_only", "wrapped"]
 
 Method = Callable[[Tensor], "Answer"]
 
@@ -53,6 +55,26 @@ def wrapped(network: nn.Module, canonicalizer: Canonicalizer, views: int | None 
         return Answer(masks, results[0].folding, results[0].moved.float())
 
     return run
+
+
+def views_only(network: nn.Module, views: int = 8) -> Method:
+    """The network asked in the poses of a ``DiffeoInferer`` around the film as it came: what averaging over views gives without moving."""
+    family = ControlGrid(controls=2)
+    return wrapped(network, Canonicalizer(_NoEnergy(), family, predictor=_NoMotion(family.num_parameters), max_rise=None), views)
+
+
+class _NoEnergy(Energy):
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.zeros(len(image))
+
+
+class _NoMotion(nn.Module):
+    def __init__(self, num_parameters: int) -> None:
+        super().__init__()
+        self.num_parameters = num_parameters
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.zeros(len(image), self.num_parameters)
 
 
 def answer(method: Method, images: Tensor, batch_size: int = 16) -> Answer:

@@ -71,10 +71,10 @@ def paired_histogram(path: str | Path, panels: Mapping[str, Mapping[str, Tensor]
 
     figure, axes = _axes(len(panels))
     for ax, (title, samples) in zip(axes, panels.items()):
-        values = {name: sample.clamp(min=1e-3).numpy() for name, sample in samples.items()}
+        values = {name: sample.clamp(min=1e-3).numpy() for name, sample in samples.items()}  # a logarithmic axis has no 0
         edges = np.geomspace(min(v.min() for v in values.values()), max(v.max() for v in values.values()), 40)
-        for (name, sample), colour in zip(values.items(), ("#d1495b", "#1d6fb8")):
-            ax.hist(sample, edges, color=colour, alpha=0.6, label=f"{name}, median {np.median(sample):.3g}")
+        for (name, sample), colour in zip(samples.items(), ("#d1495b", "#1d6fb8")):
+            ax.hist(values[name], edges, color=colour, alpha=0.6, label=f"{name}, median {sample.quantile(0.5):.3g}")
         ax.set(title=title, xlabel=x_label, xscale="log")
         ax.legend(frameon=False, fontsize=8)
     axes[0].set_ylabel("pairs")

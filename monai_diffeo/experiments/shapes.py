@@ -19,7 +19,7 @@ from monai_diffeo.experiments.films import Films
 from monai_diffeo.experiments.lungs import table
 from monai_diffeo.experiments.measures import plain, wrapped
 from monai_diffeo.experiments.plots import paired_histogram
-from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.experiments.training import fit_canonicalizers, fit_published, trained
 from monai_diffeo.flow import warp
 from monai_diffeo.training import SegmentationStep
@@ -27,6 +27,12 @@ from monai_diffeo.training import SegmentationStep
 __all__ = ["invariance"]
 
 SIZE = 64
+NOTE = """400 training images of a bright ellipse with a dark rounded box and a disc in it, in almost one pose (X_E); the box is segmented. X_TE are
+others of the same kind under the TPS protocol. Everything is trained here: `augmented` twice as long as `naive`, on shapes under the protocol;
+the energies of single pass and refine see the images and the naive network's own answers. `error` is 1 - Dice(f(g x), g f(x)); differences are
+paired over shapes, brackets are 95 % bootstrap intervals of the mean. `faithful` takes the published settings."""
+INVARIANCE = """The energies of refine are hinged: they count above the training shapes' mean only. Its search stops there, so that for many pairs both
+energies are 0 and differ by nothing; the figure puts differences below 0.001 at 0.001."""
 
 
 def _unet() -> nn.Module:
@@ -67,8 +73,8 @@ def main(argv: list[str] | None = None) -> None:
     test = Films(*nested_shapes(options.shapes, SIZE, draw), tuple(f"shape{i}" for i in range(options.shapes)))
     data, fifth = {"image": images, "label": labels}, max(options.iterations // 5, 1)
     keep = options.weights_dir and f"{options.weights_dir}/shapes_{options.iterations}_seed{options.seed}"
-    naive = trained(keep and f"{keep}_naive.pt", _unet(), SegmentationStep(), data, fifth, options.seed)
-    augmented = trained(keep and f"{keep}_augmented.pt", _unet(), SegmentationStep(1.0, options.seed), data, 2 * fifth, options.seed)
+    naive = trained(keep and f"{keep}_naive.pt", _unet, SegmentationStep(), data, fifth, options.seed)
+    augmented = trained(keep and f"{keep}_augmented.pt", _unet, SegmentationStep(1.0, options.seed), data, 2 * fifth, options.seed)
     with torch.no_grad():
         answers = torch.sigmoid(naive(images))
     fitted = fit_canonicalizers(images, answers, options.iterations, (SIZE, SIZE), seed=options.seed, keep=keep)
@@ -77,8 +83,8 @@ def main(argv: list[str] | None = None) -> None:
             "DiffeoNN refine": wrapped(naive, fitted["refine"]), "DiffeoNN single pass": wrapped(naive, fitted["single pass"]),
             "augmented + DiffeoNN": wrapped(augmented, fitted["single pass"])}
     quick = {name: row for name, row in rows.items() if name != "DiffeoNN faithful"}
-    parts = []
-    for shapes, methods, remark in ((test, quick, ""), (test.first(16), rows, ", with the slow published method")):
+    parts = [NOTE]
+    for shapes, methods, remark in ((test, quick, ""), (test.spread(16), rows, ", with the slow published method")):
         undeformed: dict[str, Tensor] = {}
         for name in ("plain", "TPS/2", "TPS"):
             title = f"## X_{'E' if name == 'plain' else 'TE'}: {name}, {len(shapes.ids)} shapes{remark}"
@@ -87,8 +93,7 @@ def main(argv: list[str] | None = None) -> None:
     parts.append(_invariance_part({mode: fitted[mode] for mode in ("single pass", "refine")}, test.images[:20], options.deformations,
                                   Path(options.output)))
     print(parts[-1])
-    write_page(options.output, "Nested shapes", f"python -m monai_diffeo.experiments.shapes --seed {options.seed} --iterations "
-               f"{options.iterations}", parts, options.seed)
+    write_page(options.output, "Nested shapes", command_text("shapes", parser, options), parts, options.seed)
 
 
 def _invariance_part(modes: dict[str, Canonicalizer], images: Tensor, count: int, page: Path) -> str:
@@ -96,13 +101,13 @@ def _invariance_part(modes: dict[str, Canonicalizer], images: Tensor, count: int
     lines, panels = [], {}
     for mode, canonicalizer in modes.items():
         before, after = invariance(canonicalizer, images, count)
-        lines.append({"mode": mode, "median of abs(E(g x) - E(x))": f"{before.median():.2f}",
-                      "median of abs(E(can(g x)) - E(can(x)))": f"{after.median():.2f}",
-                      "ratio of the medians": f"{after.median() / before.median():.3f}", "median ratio": f"{(after / before).median():.3f}"})
+        lines.append({"mode": mode, "median of abs(E(g x) - E(x))": f"{before.quantile(0.5):.2f}",
+                      "median of abs(E(can(g x)) - E(can(x)))": f"{after.quantile(0.5):.2f}",
+                      "ratio of the medians": f"{after.quantile(0.5) / before.quantile(0.5):.3f}", "median ratio": f"{(after / before).quantile(0.5):.3f}"})
         panels[mode] = {"E(g x) - E(x)": before, "E(can(g x)) - E(can(x))": after}
     figure = page.with_name(f"{page.stem}_invariance.png")
     paired_histogram(figure, panels, "absolute difference of energies, in spreads of the training shapes")
-    return (f"## Invariance of the energy, {len(images)} shapes, {count} deformations each\n\n{markdown_table(lines)}\n\n"
+    return (f"## Invariance of the energy, {len(images)} shapes, {count} deformations each\n\n{INVARIANCE}\n\n{markdown_table(lines)}\n\n"
             f"![Differences of energies before and after canonicalisation]({figure.name})")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import datetime
 import platform
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -11,7 +13,22 @@ import monai
 import numpy
 import torch
 
-__all__ = ["markdown_table", "write_page"]
+PLACES = {"dataset_dir": "DIR", "weights_dir": "KEEP"}
+
+__all__ = ["command_text", "markdown_table", "write_page"]
+
+
+def command_text(name: str, parser: argparse.ArgumentParser, options: argparse.Namespace) -> str:
+    """The command of the experiment ``name`` that these options came from: folders as DIR and KEEP, and what is not the default."""
+    words = [f"python -m monai_diffeo.experiments.{name}"]
+    for option, value in vars(options).items():
+        if option in PLACES:
+            words += [f"--{option} {PLACES[option]}"] if value is not None else []
+        elif value is True:
+            words.append(f"--{option}")
+        elif value != parser.get_default(option):
+            words.append(f"--{option} {shlex.join(map(str, value if isinstance(value, (list, tuple)) else [value]))}")
+    return " ".join(words)
 
 
 def markdown_table(rows: Sequence[Mapping[str, object]]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,14 +37,20 @@ def train(
     return network.eval()
 
 
-def trained(path: str | Path | None, network: nn.Module, *arguments, **settings) -> nn.Module:
-    """:func:`train`, unless the weights lie at ``path`` already; what was trained is kept there. None keeps nothing.
+def trained(
+    path: str | Path | None, build: Callable[[], nn.Module], step: Callable, data: Mapping[str, Tensor], iterations: int, seed: int = 0,
+    rate: float = 2e-3,
+) -> nn.Module:
+    """Build and :func:`train` a network, unless its weights lie at ``path`` already; what was trained is kept there. None keeps nothing.
 
-    The file's name has to say all that the weights depend on.
+    The same seed gives the same weights, whatever was trained or taken up before. The file's name has to say all that they depend on.
     """
-    if path is not None and Path(path).is_file():
-        return load_weights(network, path)
-    network = train(network, *arguments, **settings)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = build()
+        if path is not None and Path(path).is_file():
+            return load_weights(network, path)
+        network = train(network, step, data, iterations, seed, rate=rate)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), path)
@@ -77,10 +84,11 @@ def fit_canonicalizers(
     if answers is not None:
         data["answer"] = F.interpolate(answers, tuple(size), mode="bilinear", antialias=True)
     family = ControlGrid(controls=controls, steps=5)
-    predictor = DeformationPredictor(family.num_parameters, in_channels=images.shape[1], image_size=size, channels=channels, hidden=256)
-    trained(f"{keep}_predictor.pt" if keep else None, predictor, PredictorStep(family, seed=seed), data, iterations, seed)
-    vae = EnergyVAE(in_channels=images.shape[1], image_size=tuple(size), channels=(16, 32, 64, 64), latent=32)
-    trained(f"{keep}_vae.pt" if keep else None, vae, VAEStep(seed=seed), {"image": small}, iterations // 2, seed)
+    predictor = trained(
+        keep and f"{keep}_predictor.pt", partial(DeformationPredictor, family.num_parameters, in_channels=images.shape[1], image_size=size,
+                                                 channels=channels, hidden=256), PredictorStep(family, seed=seed), data, iterations, seed)
+    vae = trained(keep and f"{keep}_vae.pt", partial(EnergyVAE, in_channels=images.shape[1], image_size=tuple(size), channels=(16, 32, 64, 64),
+                                                     latent=32), VAEStep(seed=seed), {"image": small}, iterations // 2, seed)
     predictor.double()  # see DeformationPredictor.forward
     energies = {"vae": _standardized(VAEEnergy(vae), images), "motion": _standardized(MotionEnergy(predictor, family), images)}
     settings = {"family": family, "predictor": predictor, "passes": 3, "views": 8, "max_rise": 2.0}
@@ -95,11 +103,11 @@ def fit_published(images: Tensor, iterations: int, seed: int = 0, keep: str | Pa
     100 steps; 128 latents and as many halvings as reach two voxels. Arguments as :func:`fit_canonicalizers`."""
     side = images.shape[-1]
     channels = (16, 32, 64, 64, 128, 128)[: side.bit_length() - 2]
-    vae = EnergyVAE(in_channels=images.shape[1], image_size=(side, side), channels=channels)
-    trained(f"{keep}_published_vae.pt" if keep else None, vae, VAEStep(intensity=0.0, seed=seed), {"image": images}, iterations, seed)
-    critic = EnergyCritic(in_channels=images.shape[1])
-    trained(f"{keep}_published_critic.pt" if keep else None, critic, CriticStep(intensity=0.0, seed=seed), {"image": images},
-            max(iterations // 10, 1), seed, rate=1e-4)
+    data = {"image": images}
+    vae = trained(keep and f"{keep}_published_vae.pt", partial(EnergyVAE, in_channels=images.shape[1], image_size=(side, side), channels=channels),
+                  VAEStep(intensity=0.0, seed=seed), data, iterations, seed)
+    critic = trained(keep and f"{keep}_published_critic.pt", partial(EnergyCritic, in_channels=images.shape[1]),
+                     CriticStep(intensity=0.0, seed=seed), data, max(iterations // 10, 1), seed, rate=1e-4)
     energies = {"vae": VAEEnergy(vae, standardize=False), "critic": CriticEnergy(critic, standardize=False)}
     return Canonicalizer(WeightedEnergy(energies, {"vae": 0.01, "critic": 0.001}), Siren(), DeformationRegularizer(1.0, 1.0), steps=100,
                          learning_rate=0.0039, patience=None, max_rise=None)

@@ -1,11 +1,14 @@
+import argparse
+
 import pytest
 import torch
 from torch.testing import assert_close
 
+from monai_diffeo.experiments import lungs
 from monai_diffeo.experiments.films import DEFORMATIONS, Films, deform
-from monai_diffeo.experiments.lungs import table
-from monai_diffeo.experiments.measures import answer, bootstrap_interval, dice_of, equivariance_error, evaluate, plain, wrapped
-from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.lungs import _row, asked, table
+from monai_diffeo.experiments.measures import answer, bootstrap_interval, dice_of, equivariance_error, evaluate, plain, views_only, wrapped
+from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.flow import folding, warp
 from tests.helpers import blob, tiny_canonicalizer
 
@@ -58,7 +61,10 @@ def test_measures_are_those_of_the_definition():
     assert_close(dice_of(a, b), torch.tensor([0.5]))
     shift = torch.zeros(1, 2, 4, 4)
     shift[:, 0] = -1
-    assert_close(equivariance_error(warp(a, shift, padding_mode="zeros"), a, shift), torch.zeros(1))
+    moved = warp(a, shift, padding_mode="zeros")
+    assert_close(equivariance_error(moved, a, shift), torch.zeros(1))
+    assert_close(equivariance_error(b, a, torch.zeros_like(shift)), torch.tensor([0.5]))
+    assert equivariance_error(moved, a, -shift).item() > 0.3
 
 
 def test_the_interval_holds_the_mean_and_narrows_with_more_films():
@@ -68,6 +74,58 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_films():
         assert low < values.mean() < high
     assert (lambda x: x[1] - x[0])(bootstrap_interval(many)) < 0.3 * (lambda x: x[1] - x[0])(bootstrap_interval(few))
     assert bootstrap_interval(few) == bootstrap_interval(few)
+    normal = 2 * 1.96 * many.std().item() / len(many) ** 0.5
+    assert abs((lambda x: x[1] - x[0])(bootstrap_interval(many)) / normal - 1) < 0.1
+
+
+def test_differences_are_paired_over_films():
+    better = torch.tensor([0.1, 0.5, 0.9])
+    measured = {name: {"dice": better + gain, "iou": better, "folding": 0.0, "moved": 0.0, "seconds": 0.0}
+                for name, gain in (("naive", 0.0), ("augmented", 0.05))}
+    assert _row("augmented", measured["augmented"], measured)["- naive"] == "+0.0500 [+0.050, +0.050]"
+
+
+def test_views_without_moving_are_what_they_say():
+    shown, _ = deform(films(), "TPS/2")
+    one, eight = plain(Threshold())(shown.images), views_only(Threshold())(shown.images)
+    assert (one.masks != eight.masks).any() and dice_of(eight.masks, one.masks).min() > 0.9
+    assert torch.equal(views_only(Threshold(), 1)(shown.images).masks, one.masks)
+
+
+@pytest.mark.parametrize("shift, met", [(0.0, "yes"), (-0.2, "**no**")])
+def test_what_was_asked_is_set_beside_what_was_measured(shift, met):
+    naive = torch.full((20,), 0.8)
+    rows = {"naive": naive, "augmented": naive + 0.1, "DiffeoNN single pass": naive + 0.12 + shift, "augmented + DiffeoNN": naive + 0.12 + shift}
+    lines = asked({(source, protocol): rows for source in ("shenzhen", "montgomery", "covid_gb") for protocol in ("plain", "TPS/2", "TPS")})
+    assert [r["met"] for r in lines if "single pass" in r["what"]] == [met] * 7 and len(lines) == 16 and {r["met"] for r in lines} == {met}
+    assert "0.9150" in next(r["asked"] for r in lines if r["what"] == "DiffeoNN single pass, montgomery, TPS/2")
+
+
+def test_a_command_names_what_is_not_the_default():
+    parser = argparse.ArgumentParser()
+    for name, default in (("dataset_dir", None), ("weights_dir", None), ("films", 6), ("rows", ["a"]), ("seed", 0)):
+        parser.add_argument(f"--{name}", default=default, nargs="+" if name == "rows" else None)
+    parser.add_argument("--faithful", action="store_true")
+    options = parser.parse_args(["--dataset_dir", "/secret", "--rows", "a b", "c", "--faithful"])
+    assert command_text("lungs", parser, options) == "python -m monai_diffeo.experiments.lungs --dataset_dir DIR --rows 'a b' c --faithful"
+
+
+def test_the_lung_page_is_written_from_a_folder(tmp_path, monkeypatch):
+    image_file = pytest.importorskip("PIL.Image")
+    for i, image in enumerate(films(2, (128, 128)).images[:, 0]):
+        for name, values in ((f"{i}.png", image), (f"{i}_mask.png", image > 0.5)):
+            image_file.fromarray((values * 255).byte().numpy()).save(tmp_path / name)
+    lines = ["image,mask,split,source,id", *(f"{i}.png,{i}_mask.png,test,shenzhen,film{i}" for i in range(2))]
+    (tmp_path / "manifest.csv").write_text("\n".join(lines))
+    made = {"naive": plain(Threshold()), "augmented": plain(Threshold()), "DiffeoNN single pass": views_only(Threshold(), 2),
+            "augmented + DiffeoNN": views_only(Threshold(), 2)}
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(lungs, "methods", lambda bundle, rows: made)
+    monkeypatch.setattr(lungs, "train_missing", lambda *_: [])
+    lungs.main(["--dataset_dir", str(tmp_path), "--sources", "shenzhen", "--protocols", *lungs.GROWING, "--output", "page.md"])
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("| augmented + DiffeoNN |") == 5 and "## Asked and measured" in page and str(tmp_path) not in page
+    assert (tmp_path / "page.png").stat().st_size > 5000
 
 
 def test_a_table_has_a_row_a_method_with_paired_differences(tmp_path):
@@ -76,7 +134,9 @@ def test_a_table_has_a_row_a_method_with_paired_differences(tmp_path):
     table(films(), "plain", methods, undeformed)
     rows = table(films(), "TPS", methods, undeformed)
     assert [r["method"] for r in rows] == ["naive", "DiffeoNN"]
-    assert rows[0]["- naive"] == "" and rows[1]["- naive"][0] in "+-" and rows[1]["error"] and rows[1]["moved"] == "100%"
+    difference = float(rows[1]["Dice"].split()[0]) - float(rows[0]["Dice"].split()[0])
+    assert rows[0]["- naive"] == "" and abs(float(rows[1]["- naive"].split()[0]) - difference) < 2e-4
+    assert float(rows[1]["error"]) > 0 and rows[1]["moved"] == "100%"
     write_page(tmp_path / "a" / "page.md", "Title", "python -m x", [markdown_table(rows)], seed=3)
     text = (tmp_path / "a" / "page.md").read_text()
     assert text.startswith("# Title") and "python -m x" in text and "Seed 3; monai" in text and text.count("\n| ") == 3

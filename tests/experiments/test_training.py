@@ -3,6 +3,7 @@
 import csv
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from monai_diffeo.experiments import data_efficiency, shapes, weights
 from monai_diffeo.experiments.ablation import match_grey_values, restarts
 from monai_diffeo.experiments.measures import dice_of
 from monai_diffeo.experiments.plots import line_plot, paired_histogram, scatter_plot
-from monai_diffeo.experiments.training import fit_canonicalizers, fit_published, train, trained
+from monai_diffeo.experiments.training import fit_canonicalizers, fit_published, trained
 from monai_diffeo.flow import warp
 from tests.helpers import blob, tiny_canonicalizer
 
@@ -28,6 +29,9 @@ class Distance:
 
     def __call__(self, network, batch):
         return {"distance": (network(batch["image"]) - batch["image"]).square().mean()}
+
+
+Linear = partial(torch.nn.Linear, 4, 4)
 
 
 @pytest.fixture(scope="module")
@@ -52,23 +56,23 @@ def dataset(tmp_path_factory):
 def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights():
     data = {"image": torch.randn(32, 4, generator=torch.Generator().manual_seed(0))}
 
-    def run():
-        torch.manual_seed(0)
-        return train(torch.nn.Linear(4, 4), Distance(), data, 60, rate=0.05)
+    def run(seed=0):
+        return trained(None, Linear, Distance(), data, 60, seed, rate=0.05)
 
     network = run()
+    torch.randn(7)  # whatever was drawn before
     assert Distance()(network, data)["distance"] < 0.05 and not network.training
-    assert torch.equal(network.weight, run().weight)
+    assert torch.equal(network.weight, run().weight) and not torch.equal(network.weight, run(1).weight)
 
 
 def test_what_was_trained_is_taken_up_again(tmp_path):
     data, path = {"image": torch.randn(8, 4)}, tmp_path / "a" / "linear.pt"
-    first = trained(path, torch.nn.Linear(4, 4), Distance(), data, 3)
-    again = trained(path, torch.nn.Linear(4, 4), Distance(), data, 3000)
+    first = trained(path, Linear, Distance(), data, 3)
+    again = trained(path, Linear, Distance(), data, 3000)
     assert torch.equal(first.weight, again.weight)
     path.unlink()
-    assert not torch.equal(trained(path, torch.nn.Linear(4, 4), Distance(), data, 3).weight, first.weight)
-    trained(None, torch.nn.Linear(4, 4), Distance(), data, 1)
+    assert not torch.equal(trained(path, Linear, Distance(), data, 4).weight, first.weight)
+    trained(None, Linear, Distance(), data, 1)
 
 
 def test_a_fitted_canonicaliser_brings_moved_shapes_back():
