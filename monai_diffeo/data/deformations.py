@@ -1,4 +1,4 @@
-"""Random deformations: the paper's thin-plate-spline protocol, and others that nothing was trained on."""
+"""Random deformations: the paper's thin-plate-spline protocol, and other kinds."""
 
 from __future__ import annotations
 

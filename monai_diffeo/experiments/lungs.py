@@ -147,6 +147,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--protocols", nargs="+", default=["plain", "TPS/2", "TPS"], choices=list(DEFORMATIONS))
     parser.add_argument("--rows", nargs="+", default=ROWS)
     parser.add_argument("--films", type=int, default=None, help="so many films of each source, evenly spaced")
+    parser.add_argument("--title", default="Lungs")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="docs/results/lungs.md")
     options = parser.parse_args(argv)
@@ -167,9 +168,9 @@ def main(argv: list[str] | None = None) -> None:
         parts.append(f"## Asked and measured\n\n{markdown_table(goals)}")
     if set(GROWING) <= set(options.protocols):
         figure = Path(options.output).with_suffix(".png")
-        line_plot(figure, curves, "largest rotation of the TPS protocol, degrees")
+        line_plot(figure, curves, "largest rotation of the TPS protocol, degrees (jitter grows with it, 0 to 0.25)")
         parts.insert(1, f"![Dice under growing deformation]({figure.name})")
-    write_page(options.output, "Lungs", command_text("lungs", parser, options), parts, options.seed)
+    write_page(options.output, options.title, command_text("lungs", parser, options), parts, options.seed)
 
 
 if __name__ == "__main__":
