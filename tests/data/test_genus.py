@@ -107,3 +107,8 @@ def test_every_packaged_digit_is_in_the_rows_that_no_part_uses(packaged):
         left_out = {image.tobytes() for image in file["x_train"][:6000]}
     assert {(image * 255).round().byte().numpy().tobytes() for image in packaged.images} <= left_out
     assert all(rows.start >= 6000 for part, rows in SPLITS.values() if part == "train")
+
+
+def test_the_packages_digits_are_never_trained_on_by_mistake():
+    with pytest.raises(ValueError, match="--dataset_dir"):
+        digit_datalist(None, "train")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from monai_diffeo.data.manifest import read_manifest
+from monai_diffeo.data.manifest import read_manifest, spread_rows
 
 ROWS = [
     {"id": "a", "image": "films/a.png", "mask": "masks/a.png", "split": "train", "source": "east", "age": "31"},
@@ -91,3 +91,9 @@ def test_one_source_by_its_name_and_any_for_all_even_without_the_column(tmp_path
     assert len(read_manifest(tmp_path, "train", "any")) == 2
     (tmp_path / "manifest.csv").write_text("image,split,source\na.png,train,east\nb.png,train,west\n")
     assert [Path(r["image"]).name for r in read_manifest(tmp_path, "train", "east")] == ["a.png"]
+
+
+def test_rows_are_spread_from_the_first_to_the_last():
+    assert spread_rows(10, 4) == [0, 3, 6, 9] and spread_rows(10, 1) == [0]
+    assert spread_rows(3, None) == spread_rows(3, 5) == [0, 1, 2]
+    assert len(set(spread_rows(354, 100))) == 100

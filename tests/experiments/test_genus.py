@@ -1,6 +1,8 @@
 import pytest
 import torch
 
+from monai_diffeo.data.genus import Digits
+from monai_diffeo.experiments import genus
 from monai_diffeo.experiments.genus import Choice, _asked, ask, genus_table
 from monai_diffeo.inferers import DiffeoInferer
 from tests.helpers import blob, tiny_canonicalizer
@@ -58,3 +60,28 @@ def test_what_was_asked_is_set_beside_what_was_measured(wrong, met):
     tps, refine = _asked(labels, {"TPS": {"augmented": right, "DiffeoNN single pass": ours, "DiffeoNN refine": choice([0] * 200)}})
     assert tps["met"] == met and "1.0000" in tps["measured"]
     assert refine["met"] == ("yes" if wrong == 1 else "**no**") and "first 200" in refine["what"]
+
+
+class Always(torch.nn.Module):
+    """A classifier of one mind."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, image):
+        return torch.nn.functional.one_hot(torch.full((len(image),), self.answer), 4).float()
+
+
+def test_every_row_has_the_answers_of_its_own_network(monkeypatch):
+    minds = {"model.pt": 0, "augmented.pt": 1, "euler.pt": 2, "euler_augmented.pt": 3}
+    monkeypatch.setattr(genus, "classifier", lambda path: Always(minds[path.name]))
+    monkeypatch.setattr(genus, "load_canonicalizer", lambda folder, mode: tiny_canonicalizer())
+    digits = Digits(blob(3, (28, 28)), torch.tensor([0, 1, 8]), ("a", "b", "c"))
+    chosen = genus.measure("bundle", digits, ["plain", "TPS"], {"refine": 2, "faithful": 1})
+    for name, naive, augmented in (("digit", 0, 1), ("euler", 2, 3)):
+        for rows in chosen[name].values():
+            assert list(rows) == list(genus.ROWS)
+            for row, choice in rows.items():
+                assert set(choice.answers.tolist()) == {augmented if "augmented" in row else naive}
+            assert [len(rows[r].answers) for r in ("DiffeoNN faithful", "DiffeoNN refine", "DiffeoNN single pass")] == [1, 2, 3]

@@ -14,8 +14,9 @@ from monai_diffeo.data.deformations import tps_protocol
 from monai_diffeo.data.shapes import nested_shapes
 from monai_diffeo.energies import Energy
 from monai_diffeo.experiments import data_efficiency, shapes, weights
-from monai_diffeo.experiments.ablation import match_grey_values, restarts
-from monai_diffeo.experiments.measures import dice_of
+from monai_diffeo.experiments.ablation import Ablation, _digest, _measured, match_grey_values, restarts
+from monai_diffeo.experiments.films import Films
+from monai_diffeo.experiments.measures import Answer, dice_of
 from monai_diffeo.experiments.plots import line_plot, paired_histogram, scatter_plot
 from monai_diffeo.experiments.training import fit_canonicalizers, fit_published, trained
 from monai_diffeo.flow import warp
@@ -129,6 +130,8 @@ def test_only_what_a_bundle_lacks_is_trained(dataset, tmp_path):
     (bundle / "models" / "energy" / "statistics.json").unlink()
     (bundle / "models" / "energy" / "orientation.pt").unlink()
     assert weights.train_missing(bundle, dataset, epochs=1) == ["models/energy/orientation.pt", "models/energy/statistics.json"]
+    (bundle / "models" / "energy" / "orientation.pt").unlink()
+    assert "models/energy/statistics.json" in weights.train_missing(bundle, dataset, epochs=1)  # of the old networks: measured anew
     assert json.loads((bundle / "models" / "energy" / "statistics.json").read_text())["vae"]["films"] == 4
 
 
@@ -172,3 +175,28 @@ def test_figures_are_written(tmp_path):
     scatter_plot(tmp_path / "scatter.png", [("naive", 0.01, 0.8), ("refine", 2.0, 0.9)], "seconds", "Dice")
     paired_histogram(tmp_path / "histogram.png", {"mode": {"before": torch.rand(20) * 10, "after": torch.rand(20)}}, "difference")
     assert all((tmp_path / name).stat().st_size > 3000 for name in ("a/line.png", "scatter.png", "histogram.png"))
+
+
+def test_every_row_of_the_ablation_can_be_built(tmp_path):
+    images, labels = nested_shapes(4, 128, torch.Generator().manual_seed(0))
+    rows = [item for group in Ablation(BUNDLE, Films(images, labels, tuple("abcd")), str(tmp_path), 1).rows().values() for item in group.items()]
+    assert len({name for name, _ in rows}) == len(rows) > 30
+    methods = {name: build() for name, build in rows}
+    assert methods["2 passes, one view"](images).masks.shape == labels.shape
+
+
+def test_a_row_is_measured_anew_with_other_weights(tmp_path):
+    shape = Films(*nested_shapes(2, 32, torch.Generator().manual_seed(0)), ("a", "b"))
+
+    def constant(value):
+        return lambda: lambda images: Answer(torch.full_like(images, value), torch.zeros(len(images)), torch.zeros(len(images)))
+
+    first = _measured("row", constant(1.0), {"shenzhen plain": shape}, "stamp", str(tmp_path))
+    assert _measured("row", constant(0.0), {"shenzhen plain": shape}, "stamp", str(tmp_path)) == first
+    assert _measured("row", constant(0.0), {"shenzhen plain": shape}, "other", str(tmp_path))["dice"] != first["dice"]
+    digests = []
+    for text in ("a", "b"):
+        (tmp_path / "models").mkdir(exist_ok=True)
+        (tmp_path / "models" / "canonicalizer.json").write_text(text)
+        digests.append(_digest(tmp_path))
+    assert digests[0] != digests[1]
