@@ -1,0 +1,232 @@
+"""Distorted digits, and the small networks that read them with and without a spatial transformer in front."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_diffeo.data.genus import Digits
+from monai_diffeo.experiments.measures import student_interval
+from monai_diffeo.experiments.training import train
+from monai_diffeo.families import CPAB, Family
+from monai_diffeo.families.base import half_frame
+from monai_diffeo.flow import Deformation, folding, warp
+from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLayer
+
+__all__ = [
+    "Coarse", "DISTORTIONS", "DigitStep", "cnn", "compared", "distort", "fcn", "fit", "kept", "measure_digits", "narrowed", "parameter_count",
+    "with_interval",
+]
+
+
+def _rigid(angle: Tensor, scale: Tensor, shift: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    """Pull-back maps that show an image turned by ``angle`` (B,), enlarged by ``scale`` (B,) and moved by ``shift`` (B, 2) voxels."""
+    cos, sin = angle.cos() / scale, angle.sin() / scale
+    linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
+    matrix = torch.cat([linear, -(linear @ shift[..., None])], 2)
+    return Deformation(matrix, matrix.new_zeros(len(matrix), 2, *spatial_size))
+
+
+def _uniform(count: int, low: float, high: float, draw: torch.Generator) -> Tensor:
+    return torch.rand(count, generator=draw) * (high - low) + low
+
+
+def _shifts(count: int, most: float, draw: torch.Generator) -> Tensor:
+    return torch.stack([_uniform(count, -most, most, draw) for _ in range(2)], 1)
+
+
+def rotation(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
+    """Turned by up to 90 degrees either way."""
+    return _rigid(_uniform(count, -math.pi / 2, math.pi / 2, draw), torch.ones(count), torch.zeros(count, 2), spatial_size)
+
+
+def rotation_translation_scale(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
+    """Turned by up to 45 degrees, 0.7 to 1.2 times as large, moved by up to 7 voxels along each axis."""
+    angle, scale = _uniform(count, -math.pi / 4, math.pi / 4, draw), _uniform(count, 0.7, 1.2, draw)
+    return _rigid(angle, scale, _shifts(count, 7.0, draw), spatial_size)
+
+
+def cpab_translation(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
+    """Random flows of velocities on 4 x 4 rectangles, moved by up to 7 voxels along each axis."""
+    family = CPAB((4, 4), length_scale=0.2)
+    flow = family(family.draw(count, 0.15, draw), spatial_size)
+    return flow.after(_rigid(torch.zeros(count), torch.ones(count), _shifts(count, 7.0, draw), spatial_size))
+
+
+DISTORTIONS: dict[str, Callable[[int, Sequence[int], torch.Generator], Deformation]] = {
+    "rotated": rotation, "RTS": rotation_translation_scale, "CPAB": cpab_translation,
+}
+
+
+def distort(digits: Digits, distortion: str, side: int, seed: int = 0, batch_size: int = 500) -> dict[str, Tensor]:
+    """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once.
+
+    Returns:
+        ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit.
+    """
+    draw, margin, parts = torch.Generator().manual_seed(seed), (side - digits.images.shape[-1]) // 2, []
+    for images in digits.images.split(batch_size):
+        canvas = F.pad(images, (margin,) * 4)
+        moved = DISTORTIONS[distortion](len(images), (side, side), draw).ddf()
+        parts.append((warp(canvas, moved, padding_mode="zeros") * 255).round().byte())
+    return {"image": torch.cat(parts), "label": digits.digits}
+
+
+class DigitStep:
+    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope of the displacement of a transformer in front.
+
+    Slopes are differences of the displacement between neighbours, without unit.
+    """
+
+    def __init__(self, penalty: float = 0.0) -> None:
+        self.penalty = penalty
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        image = batch["image"].float() / 255
+        if not self.penalty:
+            return {"cross_entropy": F.cross_entropy(network(image), batch["label"])}
+        transformer, classifier = network
+        ddf = transformer.deformation(image).ddf()
+        slopes = sum(ddf.diff(dim=d).square().mean() for d in range(2, ddf.ndim))
+        moved = warp(image, ddf, padding_mode=transformer.padding_mode)
+        return {"cross_entropy": F.cross_entropy(classifier(moved), batch["label"]), "smoothness": self.penalty * slopes}
+
+
+class Coarse(Family):
+    """A family computed on every ``factor``-th voxel only, and interpolated between: cheaper for small images.
+
+    Args:
+        family: any, ``theta`` as it has it.
+        factor: how many voxels from one point to the next, about: the corners of the frame stay corners.
+    """
+
+    def __init__(self, family: Family, factor: int = 2) -> None:
+        super().__init__()
+        self.family, self.factor = family, factor
+        self.spatial_dims, self.num_parameters = family.spatial_dims, family.num_parameters
+
+    def _size(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
+        return tuple((n - 1) // self.factor + 1 for n in spatial_size)
+
+    def _spread(self, found: Deformation, spatial_size: Sequence[int]) -> Deformation:
+        scale = half_frame(spatial_size, found.residual) / half_frame(found.residual.shape[2:], found.residual)
+        residual = F.interpolate(found.residual, tuple(spatial_size), mode="bilinear", align_corners=True)
+        # a matrix acts on voxels, whose size may differ between the axes
+        columns = torch.cat([1 / scale, scale.new_ones(1)])
+        return Deformation(found.matrix * scale[:, None] * columns, residual * scale.view(-1, *[1] * len(scale)))
+
+    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        return self._spread(self.family(theta, self._size(spatial_size)), spatial_size)
+
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        return self._spread(self.family.inverse(theta, self._size(spatial_size)), spatial_size)
+
+
+def fcn(outputs: int, width: int, side: int) -> nn.Module:
+    """Two hidden layers of ``width`` on the pixels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(side**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+def cnn(
+    outputs: int, width: int, side: int, channels: Sequence[int] = (16, 32), kernels: Sequence[int] = (5, 3), pool_first: bool = True
+) -> nn.Module:
+    """Two convolutions, the first in steps of 2 voxels, then one hidden layer of ``width``.
+
+    Args:
+        outputs: of the last layer.
+        width: of the hidden layer.
+        side: of the images.
+        channels: of the convolutions.
+        kernels: their sizes.
+        pool_first: whether a maximum over 2 x 2 follows the first convolution too, and not the second alone.
+    """
+    (first, second), (a, b) = channels, kernels
+    rest = ((side - a) // 2 + 1) // (2 if pool_first else 1)
+    return nn.Sequential(
+        nn.Conv2d(1, first, a, stride=2), nn.ReLU(), nn.MaxPool2d(2) if pool_first else nn.Identity(), nn.Conv2d(first, second, b), nn.ReLU(),
+        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(second * ((rest - b + 1) // 2) ** 2, width), nn.ReLU(), nn.Linear(width, outputs),
+    )
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trained numbers of a network."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def narrowed(build: Callable[[int], nn.Module], parameters: int, widest: int = 1024) -> nn.Module:
+    """``build(width)`` with the width that comes nearest to a number of parameters, which grows with it."""
+    low, high = 1, widest
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if parameter_count(build(middle)) > parameters else (middle, high)
+    return min((build(low), build(high)), key=lambda network: abs(parameter_count(network) - parameters))
+
+
+def measure_digits(network: nn.Module, data: Mapping[str, Tensor], batch_size: int = 500) -> dict[str, float]:
+    """``accuracy``; where a spatial transformer comes first, ``folded`` (share of voxels with a Jacobian determinant of at most 0) and
+    ``folded_samples`` (number of images with such a voxel, of so many ``samples``)."""
+    layers = (SpatialTransformerLayer, SpatialTransformerChain)
+    transformer = network[0] if isinstance(network, nn.Sequential) and isinstance(network[0], layers) else None
+    right, folded = [], []
+    with torch.no_grad():
+        for rows in torch.arange(len(data["label"])).split(batch_size):
+            image = data["image"][rows].float() / 255
+            right.append(network(image).argmax(1) == data["label"][rows])
+            if transformer is not None:
+                folded.append(folding(transformer.deformation(image).ddf()))
+    found = {"accuracy": torch.cat(right).double().mean().item()}
+    if transformer is not None:
+        shares = torch.cat(folded)
+        found |= {"folded": shares.double().mean().item(), "folded_samples": int((shares > 0).sum()), "samples": len(shares)}
+    return found
+
+
+def fit(
+    network: nn.Module, step: DigitStep, data: Mapping[str, Tensor], shown: Mapping[str, Tensor], iterations: int, seed: int, batch_size: int,
+    rate: float, cycle: bool = True,
+) -> dict[str, float]:
+    """Train a network and measure it on what is ``shown``; with its ``parameters``, and ``seconds`` of processor time an iteration."""
+    began = time.process_time()
+    train(network, step, data, iterations, seed, batch_size, rate, cycle)
+    seconds = (time.process_time() - began) / max(iterations, 1)
+    for module in network.modules():
+        if isinstance(module, Coarse):
+            module.factor = 1
+    return {**measure_digits(network, shown), "parameters": parameter_count(network), "seconds": seconds}
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Mean of some runs, in brackets its 95 % interval by Student's t."""
+    low, high = student_interval(values)
+    return f"{statistics.fmean(values):.4f} [{low:.4f}, {high:.4f}]"
+
+
+def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict[str, str]:
+    """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed."""
+    differences = [a - b for a, b in zip(first, second)]
+    low, high = student_interval(differences)
+    mean = statistics.fmean(differences)
+    verdict = "**no**" if mean < 0 else "yes" if low > 0 else "yes, within the interval"
+    return {"asked": what, "difference": f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]", "holds": verdict}
+
+
+def kept(folder: str | Path | None, settings: Mapping[str, object], run: Callable[[], dict]) -> dict:
+    """What ``run`` gives, from ``folder`` if the same settings were run before; None keeps nothing."""
+    text = json.dumps(settings, sort_keys=True)
+    path = folder and Path(folder) / f"{settings.get('experiment', 'run')}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if path and path.is_file():
+        return json.loads(path.read_text())["found"]
+    found = run()
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"settings": dict(settings), "found": found}))
+    return found

@@ -1,0 +1,134 @@
+"""Distorted digits read by networks of equal size, with and without spatial transformers: table 2 of Detlefsen et al. (2018).
+
+``python -m monai_diffeo.experiments.distorted_mnist --dataset_dir DIR --weights_dir KEEP`` trains every network on a CPU core, keeps what
+each run found in ``KEEP``, and takes up the runs that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import nn
+
+from monai_diffeo.data.genus import read_digits
+from monai_diffeo.experiments.digits import (
+    Coarse, DigitStep, cnn, compared, distort, fcn, fit, kept, narrowed, parameter_count, with_interval,
+)
+from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.families import CPAB, AffineMatrix, DiffeomorphicAffine, Family
+from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, SpatialTransformerLayer, start_at_identity
+
+__all__ = ["ROWS", "build"]
+
+SIDE, PARAMETERS, BATCH = 42, 60_000, 100
+VERSION = 2  # of what a run is, so that those kept from another are not taken up
+PAPER = {
+    "FCN": {"RTS": 0.945, "CPAB": 0.918}, "CNN": {"RTS": 0.974, "CPAB": 0.952},
+    "ST-Affine FCN": {"RTS": 0.986, "CPAB": 0.964}, "ST-Affine CNN": {"RTS": 0.992, "CPAB": 0.974},
+    "ST-CPAB FCN": {"RTS": 0.980, "CPAB": 0.980}, "ST-CPAB CNN": {"RTS": 0.982, "CPAB": 0.989},
+    "ST-Affine+CPAB CNN": {"RTS": 0.996, "CPAB": 0.993},
+}
+NOTE = """NOTE {0} {1} {2} {3}"""
+
+
+def _layer(family: Family, localizer: str) -> SpatialTransformerLayer:
+    if localizer == "FCN":
+        looks = nn.Sequential(nn.AvgPool2d(2), FCNLocalizer(family.num_parameters, (SIDE // 2, SIDE // 2), hidden=(32, 32)))
+    else:
+        looks = start_at_identity(cnn(family.num_parameters, 32, SIDE, (8, 16)))
+    return SpatialTransformerLayer(looks, family, padding_mode="zeros")
+
+
+def _cpab() -> Family:
+    return Coarse(CPAB((4, 4)), 3)
+
+
+ROWS: dict[str, Callable[[], nn.Module | None]] = {
+    "FCN": lambda: None,
+    "CNN": lambda: None,
+    "ST-Affine FCN": lambda: _layer(AffineMatrix(), "FCN"),
+    "ST-Affine CNN": lambda: _layer(AffineMatrix(), "CNN"),
+    "ST-CPAB FCN": lambda: _layer(_cpab(), "FCN"),
+    "ST-CPAB CNN": lambda: _layer(_cpab(), "CNN"),
+    "ST-Affine+CPAB CNN": lambda: SpatialTransformerChain(_layer(DiffeomorphicAffine(), "CNN"), _layer(_cpab(), "CNN")),
+}
+
+
+def build(row: str, seed: int = 0) -> nn.Module:
+    """The network of a row, with about 60 000 parameters: its classifier's hidden layer is as wide as the transformer leaves room for."""
+    torch.manual_seed(seed)
+    transformer, classifier = ROWS[row](), fcn if row == "FCN" else cnn
+    room = PARAMETERS - (0 if transformer is None else parameter_count(transformer))
+    network = narrowed(lambda width: classifier(10, width, SIDE), room)
+    return network if transformer is None else nn.Sequential(transformer, network)
+
+
+def _page(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[dict]]]) -> None:
+    """Write table and comparisons of the runs that there are."""
+    lines, accuracy = [], {row: {d: [r["accuracy"] for r in runs] for d, runs in by.items()} for row, by in found.items()}
+    for row, by in found.items():
+        runs = [r for some in by.values() for r in some]
+        line: dict[str, object] = {"network": row, "parameters": runs[0]["parameters"]}
+        for distortion in by:
+            line[distortion] = with_interval(accuracy[row][distortion])
+            line[f"paper, {distortion}"] = PAPER.get(row, {}).get(distortion, "")
+        if "folded" in runs[0]:
+            line["folded samples"] = f"{sum(r['folded_samples'] for r in runs)} of {sum(r['samples'] for r in runs)}"
+        lines.append({**line, "ms an iteration": f"{1e3 * statistics.median(r['seconds'] for r in runs):.0f}"})
+    asked = []
+    for distortion in options.distortions:
+        for first, others, words in _claims(distortion):
+            for other in others:
+                if {first, other} <= set(accuracy):
+                    asked.append(compared(f"{distortion}: {first} {words} {other}", accuracy[first][distortion], accuracy[other][distortion]))
+    parts = [NOTE.format(options.iterations, options.rate, min(len(runs) for by in found.values() for runs in by.values()), options.split),
+             markdown_table(lines), "## The order of ranks\n\nDifferences of accuracy, seed by seed.\n\n" + markdown_table(asked)]
+    write_page(options.output, "Distorted MNIST", "python -m monai_diffeo.experiments.distorted_mnist --dataset_dir DIR --weights_dir KEEP "
+               f"--seeds {options.seeds} --iterations {options.iterations} --rate {options.rate:g} --split {options.split}", parts)
+
+
+def _claims(distortion: str) -> list[tuple[str, list[str], str]]:
+    """What the paper's table says: which row is at least as accurate as which others."""
+    both = "ST-Affine+CPAB CNN"
+    claims = [(both, [row for row in ROWS if row != both], "before")]
+    if distortion == "CPAB":
+        claims.append(("ST-CPAB CNN", ["ST-Affine FCN", "ST-Affine CNN", "ST-CPAB FCN"], "before"))
+    else:
+        claims.append(("ST-Affine CNN", ["ST-Affine FCN", "ST-CPAB FCN", "ST-CPAB CNN"], "before"))
+    return claims
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--dataset_dir", required=True, help="folder of mnist.npz")
+    parser.add_argument("--weights_dir", default=None, help="keep what each run found here, and take up what is here")
+    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
+    parser.add_argument("--distortions", nargs="+", default=["RTS", "CPAB"], choices=["RTS", "CPAB"])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--iterations", type=int, default=1000)
+    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--digits", type=int, default=None, help="train on, and show, the first so many digits of each split; all by default")
+    parser.add_argument("--split", default="test", choices=["val", "test"])
+    parser.add_argument("--output", default="docs/results/distorted_mnist.md")
+    options = parser.parse_args(argv)
+    torch.set_num_threads(1)
+    digits = [read_digits(options.dataset_dir, split).first(options.digits) for split in ("train", options.split)]
+    sets = {name: [distort(some, name, SIDE, seed) for seed, some in enumerate(digits, 1)] for name in options.distortions}
+    found: dict[str, dict[str, list[dict]]] = {row: {name: [] for name in sets} for row in options.rows}
+    for seed in range(options.seeds):
+        for name, (data, shown) in sets.items():
+            for row in options.rows:
+                settings = {"experiment": "distorted_mnist", "row": row, "distortion": name, "seed": seed, "iterations": options.iterations,
+                            "rate": options.rate, "digits": options.digits, "split": options.split, "version": VERSION}
+                got = kept(options.weights_dir, settings,
+                           lambda: fit(build(row, seed), DigitStep(), data, shown, options.iterations, seed, BATCH, options.rate))
+                found[row][name].append(got)
+                print(name, row, seed, got, flush=True)
+        _page(options, found)
+
+
+if __name__ == "__main__":
+    main()
