@@ -1,10 +1,11 @@
-"""Distorted digits, and the small networks that read them with and without a spatial transformer in front."""
+"""Small networks that read digits, with and without a spatial transformer in front: how they are built, trained, measured and compared."""
 
 from __future__ import annotations
 
+import argparse
+import copy
 import hashlib
 import json
-import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -14,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_diffeo.data.genus import Digits
 from monai_diffeo.experiments.measures import student_interval
 from monai_diffeo.experiments.training import train
 from monai_diffeo.families import CPAB, Family
@@ -23,62 +23,9 @@ from monai_diffeo.flow import Deformation, folding, warp
 from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLayer
 
 __all__ = [
-    "Coarse", "DISTORTIONS", "DigitStep", "cnn", "compared", "distort", "fcn", "fit", "kept", "measure_digits", "narrowed", "parameter_count",
+    "Coarse", "DigitStep", "InSpreads", "cnn", "command_of", "compared", "fcn", "fit", "kept", "measure_digits", "narrowed", "parameter_count", "run_options",
     "with_interval",
 ]
-
-
-def _rigid(angle: Tensor, scale: Tensor, shift: Tensor, spatial_size: Sequence[int]) -> Deformation:
-    """Pull-back maps that show an image turned by ``angle`` (B,), enlarged by ``scale`` (B,) and moved by ``shift`` (B, 2) voxels."""
-    cos, sin = angle.cos() / scale, angle.sin() / scale
-    linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
-    matrix = torch.cat([linear, -(linear @ shift[..., None])], 2)
-    return Deformation(matrix, matrix.new_zeros(len(matrix), 2, *spatial_size))
-
-
-def _uniform(count: int, low: float, high: float, draw: torch.Generator) -> Tensor:
-    return torch.rand(count, generator=draw) * (high - low) + low
-
-
-def _shifts(count: int, most: float, draw: torch.Generator) -> Tensor:
-    return torch.stack([_uniform(count, -most, most, draw) for _ in range(2)], 1)
-
-
-def rotation(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
-    """Turned by up to 90 degrees either way."""
-    return _rigid(_uniform(count, -math.pi / 2, math.pi / 2, draw), torch.ones(count), torch.zeros(count, 2), spatial_size)
-
-
-def rotation_translation_scale(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
-    """Turned by up to 45 degrees, 0.7 to 1.2 times as large, moved by up to 7 voxels along each axis."""
-    angle, scale = _uniform(count, -math.pi / 4, math.pi / 4, draw), _uniform(count, 0.7, 1.2, draw)
-    return _rigid(angle, scale, _shifts(count, 7.0, draw), spatial_size)
-
-
-def cpab_translation(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
-    """Random flows of velocities on 4 x 4 rectangles, moved by up to 7 voxels along each axis."""
-    family = CPAB((4, 4), length_scale=0.2)
-    flow = family(family.draw(count, 0.15, draw), spatial_size)
-    return flow.after(_rigid(torch.zeros(count), torch.ones(count), _shifts(count, 7.0, draw), spatial_size))
-
-
-DISTORTIONS: dict[str, Callable[[int, Sequence[int], torch.Generator], Deformation]] = {
-    "rotated": rotation, "RTS": rotation_translation_scale, "CPAB": cpab_translation,
-}
-
-
-def distort(digits: Digits, distortion: str, side: int, seed: int = 0, batch_size: int = 500) -> dict[str, Tensor]:
-    """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once.
-
-    Returns:
-        ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit.
-    """
-    draw, margin, parts = torch.Generator().manual_seed(seed), (side - digits.images.shape[-1]) // 2, []
-    for images in digits.images.split(batch_size):
-        canvas = F.pad(images, (margin,) * 4)
-        moved = DISTORTIONS[distortion](len(images), (side, side), draw).ddf()
-        parts.append((warp(canvas, moved, padding_mode="zeros") * 255).round().byte())
-    return {"image": torch.cat(parts), "label": digits.digits}
 
 
 class DigitStep:
@@ -131,6 +78,28 @@ class Coarse(Family):
         return self._spread(self.family.inverse(theta, self._size(spatial_size)), spatial_size)
 
 
+class InSpreads(Family):
+    """CPAB whose ``theta`` counts in standard deviations of the family's smoothness prior, so that a step along it moves a lot where fields
+    are smooth and little where they are rough; the same deformations.
+
+    Args:
+        family: as it is.
+        spread: of the prior, in halves of the frame.
+    """
+
+    def __init__(self, family: CPAB, spread: float = 0.3) -> None:
+        super().__init__()
+        self.family, self.spatial_dims, self.num_parameters = family, family.spatial_dims, family.num_parameters
+        covariance = torch.linalg.inv(family.prior(spread).precision)
+        self.register_buffer("root", torch.linalg.cholesky(covariance).float(), persistent=False)
+
+    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        return self.family(theta @ self.root.T.to(theta), spatial_size)
+
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        return self.family.inverse(theta @ self.root.T.to(theta), spatial_size)
+
+
 def fcn(outputs: int, width: int, side: int) -> nn.Module:
     """Two hidden layers of ``width`` on the pixels."""
     return nn.Sequential(nn.Flatten(), nn.Linear(side**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
@@ -152,8 +121,9 @@ def cnn(
     (first, second), (a, b) = channels, kernels
     rest = ((side - a) // 2 + 1) // (2 if pool_first else 1)
     return nn.Sequential(
-        nn.Conv2d(1, first, a, stride=2), nn.ReLU(), nn.MaxPool2d(2) if pool_first else nn.Identity(), nn.Conv2d(first, second, b), nn.ReLU(),
-        nn.MaxPool2d(2), nn.Flatten(), nn.Linear(second * ((rest - b + 1) // 2) ** 2, width), nn.ReLU(), nn.Linear(width, outputs),
+        nn.Conv2d(1, first, a, stride=2), nn.ReLU(), nn.MaxPool2d(2) if pool_first else nn.Identity(),
+        nn.Conv2d(first, second, b), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(second * ((rest - b + 1) // 2) ** 2, width), nn.ReLU(), nn.Linear(width, outputs),
     )
 
 
@@ -171,37 +141,58 @@ def narrowed(build: Callable[[int], nn.Module], parameters: int, widest: int = 1
     return min((build(low), build(high)), key=lambda network: abs(parameter_count(network) - parameters))
 
 
-def measure_digits(network: nn.Module, data: Mapping[str, Tensor], batch_size: int = 500) -> dict[str, float]:
-    """``accuracy``; where a spatial transformer comes first, ``folded`` (share of voxels with a Jacobian determinant of at most 0) and
-    ``folded_samples`` (number of images with such a voxel, of so many ``samples``)."""
+def measure_digits(network: nn.Module, data: Mapping[str, Tensor], batch_size: int = 500, unfolded: int | None = None) -> dict[str, float]:
+    """``accuracy``; where a spatial transformer comes first, how its deformations of the first ``unfolded`` digits (None for all) fold:
+    ``folded`` (share of voxels with a Jacobian determinant of at most 0) and ``folded_samples`` (number of digits with such a voxel, of so
+    many ``samples``). For this a :class:`Coarse` family is computed on every voxel."""
     layers = (SpatialTransformerLayer, SpatialTransformerChain)
     transformer = network[0] if isinstance(network, nn.Sequential) and isinstance(network[0], layers) else None
-    right, folded = [], []
+    rows = torch.arange(len(data["label"]))
     with torch.no_grad():
-        for rows in torch.arange(len(data["label"])).split(batch_size):
-            image = data["image"][rows].float() / 255
-            right.append(network(image).argmax(1) == data["label"][rows])
-            if transformer is not None:
-                folded.append(folding(transformer.deformation(image).ddf()))
-    found = {"accuracy": torch.cat(right).double().mean().item()}
-    if transformer is not None:
-        shares = torch.cat(folded)
-        found |= {"folded": shares.double().mean().item(), "folded_samples": int((shares > 0).sum()), "samples": len(shares)}
+        right = [network(data["image"][part].float() / 255).argmax(1) == data["label"][part] for part in rows.split(batch_size)]
+        found = {"accuracy": torch.cat(right).double().mean().item()}
+        if transformer is not None:
+            exact = copy.deepcopy(transformer)
+            for module in exact.modules():
+                if isinstance(module, Coarse):
+                    module.factor = 1
+            maps = (exact.deformation(data["image"][part].float() / 255) for part in rows[:unfolded].split(batch_size))
+            shares = torch.cat([folding(deformation.ddf()) for deformation in maps])
+            found |= {"folded": shares.double().mean().item(), "folded_samples": int((shares > 0).sum()), "samples": len(shares)}
     return found
 
 
 def fit(
-    network: nn.Module, step: DigitStep, data: Mapping[str, Tensor], shown: Mapping[str, Tensor], iterations: int, seed: int, batch_size: int,
-    rate: float, cycle: bool = True,
+    network: nn.Module, step: DigitStep, data: Mapping[str, Tensor], shown: Mapping[str, Tensor], iterations: int, seed: int,
+    batch_size: int, rate: float, cycle: bool = True, unfolded: int | None = None,
 ) -> dict[str, float]:
     """Train a network and measure it on what is ``shown``; with its ``parameters``, and ``seconds`` of processor time an iteration."""
     began = time.process_time()
     train(network, step, data, iterations, seed, batch_size, rate, cycle)
     seconds = (time.process_time() - began) / max(iterations, 1)
-    for module in network.modules():
-        if isinstance(module, Coarse):
-            module.factor = 1
-    return {**measure_digits(network, shown), "parameters": parameter_count(network), "seconds": seconds}
+    return {**measure_digits(network, shown, unfolded=unfolded), "parameters": parameter_count(network), "seconds": seconds}
+
+
+def run_options(
+    name: str, description: str | None, rows: Sequence[str], seeds: int, iterations: int, digits: int | None
+) -> argparse.ArgumentParser:
+    """The options that the experiments on digits share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--dataset_dir", required=True, help="folder of mnist.npz")
+    parser.add_argument("--weights_dir", default=None, help="keep what each run found here, and take up what is here")
+    parser.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows))
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--iterations", type=int, default=iterations)
+    parser.add_argument("--digits", type=int, default=digits, help="train on the first so many")
+    parser.add_argument("--split", default="test", choices=["val", "test"])
+    parser.add_argument("--output", default=f"docs/results/{name}.md")
+    return parser
+
+
+def command_of(name: str, options: argparse.Namespace, *more: str) -> str:
+    """The command that a page prints."""
+    shared = [f"--{key} {getattr(options, key)}" for key in ("seeds", "iterations", "digits", "split")]
+    return " ".join([f"python -m monai_diffeo.experiments.{name} --dataset_dir DIR --weights_dir KEEP", *shared, *more])
 
 
 def with_interval(values: Sequence[float]) -> str:

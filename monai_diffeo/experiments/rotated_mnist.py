@@ -1,7 +1,7 @@
 """Rotated digits: thin-plate splines against dense fields, with and without integration: table 1 of the template transformer paper.
 
-``python -m monai_diffeo.experiments.rotated_mnist --dataset_dir DIR --weights_dir KEEP`` trains every network on a CPU core, keeps what each
-run found in ``KEEP``, and takes up the runs that are there.
+``python -m monai_diffeo.experiments.rotated_mnist --dataset_dir DIR --weights_dir KEEP`` trains every network on a CPU core,
+keeps what each run found in ``KEEP``, and takes up the runs that are there.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.data.genus import read_digits
-from monai_diffeo.experiments.digits import DigitStep, cnn, compared, distort, fit, kept, with_interval
+from monai_diffeo.experiments.digits import DigitStep, cnn, command_of, compared, fit, kept, run_options, with_interval
+from monai_diffeo.experiments.distortions import distort
 from monai_diffeo.experiments.tables import markdown_table, write_page
 from monai_diffeo.families import Family, ThinPlateSpline
 from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import Deformation, exp
 from monai_diffeo.networks import SpatialTransformerLayer, start_at_identity
 
-__all__ = ["DenseField", "DenseLocalizer", "ROWS", "build"]
+__all__ = ["DenseField", "DenseLocalizer", "rotated_network"]
 
 SIDE, BATCH = 28, 64
 VERSION = 1  # of what a run is, so that those kept from another are not taken up
@@ -32,7 +33,17 @@ PAPER = {
     "TPS-STN, 16 x 16": ("0.9612 ± 0.0043", "0.07"), "dense field, not diffeomorphic": ("0.9730 ± 0.0052", "0.28"),
     "dense field, diffeomorphic": ("0.9734 ± 0.0055", "0.22"), "dense field, diffeomorphic, gradient penalty": ("0.9645 ± 0.0048", "0.11"),
 }
-NOTE = """NOTE {0} {1} {2} {3}"""
+NOTE = """Digits of 28 x 28 voxels, turned by up to 90 degrees either way. Share of right answers on `{3}`, mean of {2} seeds; in brackets
+the 95 % interval of that mean by Student's t (the paper: standard deviation over 20 runs). Classifier and localisers have the paper's
+numbers of parameters: 27 100, and 26 998 to 52 702 for the splines; the dense fields' localiser has 29 549 (29 552). "Negative
+Jacobians": share of voxels whose determinant is at most 0, by central differences of the displacement, over all test digits; beside it
+the share of digits with such a voxel. The paper's shares carry a per cent sign in the column's head.
+
+Cut against the paper: {0} iterations of 64 digits, one cycle up to a learning rate of {1:g} (9 400 iterations at 0.001), each digit
+turned once, {2} seeds (20); first convolutions in steps of 2 voxels in place of a maximum. Free choices where the paper is silent: the
+field's localiser is the spline's of 5 x 5 points, interpolated, plus two small convolutions at half the resolution; 6 squarings; the
+penalty is 10 times the mean squared difference of the displacement between neighbours, in voxels. All transformers begin with the
+identity, splines too. The rate was chosen on `val`, once for all rows."""
 
 
 def _cnn(outputs: int) -> nn.Module:
@@ -104,7 +115,7 @@ ROWS: dict[str, tuple[Callable[[], nn.Module | None], float]] = {
 }
 
 
-def build(row: str, seed: int = 0) -> nn.Module:
+def rotated_network(row: str, seed: int = 0) -> nn.Module:
     """The network of a row; the classifier is the same in all."""
     torch.manual_seed(seed)
     classifier, transformer = _cnn(10), ROWS[row][0]()
@@ -126,32 +137,23 @@ def _page(options: argparse.Namespace, found: Mapping[str, list[dict]]) -> None:
     asked = [compared(f"{ours}, before {row}", accuracy[ours], accuracy[row]) for row in found if row != ours and ours in found]
     parts = [NOTE.format(options.iterations, options.rate, min(map(len, found.values())), options.split), markdown_table(lines),
              "## The order of ranks\n\nDifferences of accuracy, seed by seed.\n\n" + markdown_table(asked)]
-    write_page(options.output, "Rotated MNIST", "python -m monai_diffeo.experiments.rotated_mnist --dataset_dir DIR --weights_dir KEEP "
-               f"--seeds {options.seeds} --iterations {options.iterations} --rate {options.rate:g} --split {options.split}", parts)
+    write_page(options.output, "Rotated MNIST", command_of("rotated_mnist", options, f"--rate {options.rate:g}"), parts)
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset_dir", required=True, help="folder of mnist.npz")
-    parser.add_argument("--weights_dir", default=None, help="keep what each run found here, and take up what is here")
-    parser.add_argument("--rows", nargs="+", default=list(ROWS), choices=list(ROWS))
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--iterations", type=int, default=1000)
+    parser = run_options("rotated_mnist", __doc__, list(ROWS), seeds=5, iterations=1000, digits=50000)
     parser.add_argument("--rate", type=float, default=3e-3)
-    parser.add_argument("--digits", type=int, default=None, help="train on, and show, the first so many digits of each split; all by default")
-    parser.add_argument("--split", default="test", choices=["val", "test"])
-    parser.add_argument("--output", default="docs/results/rotated_mnist.md")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    data, shown = (distort(read_digits(options.dataset_dir, split).first(options.digits), "rotated", SIDE, seed)
-                   for seed, split in enumerate(("train", options.split), 1))
+    data = distort(read_digits(options.dataset_dir, "train").first(options.digits), "rotated", SIDE, 1)
+    shown = distort(read_digits(options.dataset_dir, options.split), "rotated", SIDE, 2)
     found: dict[str, list[dict]] = {row: [] for row in options.rows}
     for seed in range(options.seeds):
         for row in options.rows:
             settings = {"experiment": "rotated_mnist", "row": row, "seed": seed, "iterations": options.iterations, "rate": options.rate,
                         "digits": options.digits, "split": options.split, "version": VERSION}
-            got = kept(options.weights_dir, settings,
-                       lambda: fit(build(row, seed), DigitStep(ROWS[row][1]), data, shown, options.iterations, seed, BATCH, options.rate))
+            got = kept(options.weights_dir, settings, lambda: fit(
+                rotated_network(row, seed), DigitStep(ROWS[row][1]), data, shown, options.iterations, seed, BATCH, options.rate))
             found[row].append(got)
             print(row, seed, got, flush=True)
         _page(options, found)

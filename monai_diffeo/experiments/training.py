@@ -19,8 +19,8 @@ __all__ = ["fit_canonicalizers", "fit_published", "train", "trained"]
 
 
 def train(
-    network: nn.Module, step: Callable, data: Mapping[str, Tensor], iterations: int, seed: int = 0, batch_size: int = 16, rate: float = 2e-3,
-    cycle: bool = True,
+    network: nn.Module, step: Callable, data: Mapping[str, Tensor], iterations: int, seed: int = 0, batch_size: int = 16,
+    rate: float = 2e-3, cycle: bool = True,
 ) -> nn.Module:
     """Minimise a step's losses on random batches of tensors; gives the network back in eval mode.
 
