@@ -16,7 +16,7 @@ from monai_diffeo.flow import Deformation, warp
 
 __all__ = ["DISTORTIONS", "distort"]
 
-VERSION = 2  # of the distortions, so that images kept from others are not taken up
+VERSION = 3  # of the distortions, so that images kept from others are not taken up
 
 
 def _rigid(angle: Tensor, scale: Tensor, shift: Tensor, spatial_size: Sequence[int]) -> Deformation:
@@ -47,10 +47,10 @@ def rotation_translation_scale(count: int, spatial_size: Sequence[int], draw: to
 
 
 def cpab_translation(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
-    """Random flows of velocities on 4 x 4 rectangles, moved by up to 7 voxels along each axis."""
+    """Random flows of velocities on 4 x 4 rectangles, moved by up to 4 voxels along each axis."""
     family = CPAB((4, 4), length_scale=0.2)
-    flow = family(family.draw(count, 0.22, draw), spatial_size)
-    return flow.after(_rigid(torch.zeros(count), torch.ones(count), _shifts(count, 7.0, draw), spatial_size))
+    flow = family(family.draw(count, 0.25, draw), spatial_size)
+    return flow.after(_rigid(torch.zeros(count), torch.ones(count), _shifts(count, 4.0, draw), spatial_size))
 
 
 DISTORTIONS: dict[str, Callable[[int, Sequence[int], torch.Generator], Deformation]] = {
