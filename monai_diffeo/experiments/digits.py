@@ -23,8 +23,8 @@ from monai_diffeo.flow import Deformation, folding, warp
 from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLayer
 
 __all__ = [
-    "Coarse", "DigitStep", "InSpreads", "cnn", "command_of", "compared", "fcn", "fit", "kept", "measure_digits", "narrowed", "parameter_count", "run_options",
-    "with_interval",
+    "Coarse", "DigitStep", "InSpreads", "cnn", "command_of", "compared", "fcn", "fit", "kept", "measure_digits", "narrowed",
+    "parameter_count", "run_options", "with_interval",
 ]
 
 
@@ -195,19 +195,25 @@ def command_of(name: str, options: argparse.Namespace, *more: str) -> str:
     return " ".join([f"python -m monai_diffeo.experiments.{name} --dataset_dir DIR --weights_dir KEEP", *shared, *more])
 
 
-def with_interval(values: Sequence[float]) -> str:
-    """Mean of some runs, in brackets its 95 % interval by Student's t."""
+def _bracket(values: Sequence[float], form: str) -> str:
+    mean = f"{statistics.fmean(values):{form}}"
+    if len(values) < 2:
+        return mean
     low, high = student_interval(values)
-    return f"{statistics.fmean(values):.4f} [{low:.4f}, {high:.4f}]"
+    return f"{mean} [{low:{form}}, {high:{form}}]"
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Mean of some runs and, of two or more, in brackets its 95 % interval by Student's t."""
+    return _bracket(values, ".4f")
 
 
 def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict[str, str]:
     """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed."""
     differences = [a - b for a, b in zip(first, second)]
-    low, high = student_interval(differences)
-    mean = statistics.fmean(differences)
+    mean, (low, _) = statistics.fmean(differences), student_interval(differences)
     verdict = "**no**" if mean < 0 else "yes" if low > 0 else "yes, within the interval"
-    return {"asked": what, "difference": f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]", "holds": verdict}
+    return {"asked": what, "difference": _bracket(differences, "+.4f"), "holds": verdict}
 
 
 def kept(folder: str | Path | None, settings: Mapping[str, object], run: Callable[[], dict]) -> dict:

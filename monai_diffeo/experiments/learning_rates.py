@@ -86,7 +86,7 @@ def _page(options: argparse.Namespace, found: Mapping[str, Mapping[float, list[d
         rates, decades = usable(mean)
         runs = [r for some in by.values() for r in some]
         folded = [sum(r.get(key, 0) for r in runs) for key in ("folded_samples", "samples")]
-        lines.append({"network": row, **{f"{rate:g}": f"{mean[rate]:.3f} ({min(v):.3f} to {max(v):.3f})" for rate, v in accuracy.items()},
+        lines.append({"network": row, **{f"{rate:g}": f"{mean[rate]:.3f} ({min(v):.3f}, {max(v):.3f})" for rate, v in accuracy.items()},
                       "within 2 % of its best": f"{rates[0]:g} to {rates[-1]:g}", "decades": f"{decades:.1f}",
                       "failed": f"{sum('failed' in r for r in runs)} of {len(runs)}",
                       "folded samples": f"{folded[0]} of {folded[1]}" if ROWS[row] else ""})
