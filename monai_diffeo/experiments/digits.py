@@ -212,7 +212,8 @@ def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict
     """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed."""
     differences = [a - b for a, b in zip(first, second)]
     mean, (low, _) = statistics.fmean(differences), student_interval(differences)
-    verdict = "**no**" if mean < 0 else "yes" if low > 0 else "yes, within the interval"
+    unsure = "in one run" if len(differences) < 2 else "within the interval"
+    verdict = "**no**" if mean < 0 else "yes" if low > 0 else f"yes, {unsure}"
     return {"asked": what, "difference": _bracket(differences, "+.4f"), "holds": verdict}
 
 

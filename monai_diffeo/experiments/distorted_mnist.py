@@ -32,19 +32,18 @@ PAPER = {
     "ST-CPAB FCN": {"RTS": 0.980, "CPAB": 0.980}, "ST-CPAB CNN": {"RTS": 0.982, "CPAB": 0.989},
     "ST-Affine+CPAB CNN": {"RTS": 0.996, "CPAB": 0.993},
 }
-NOTE = """Digits on a 42 x 42 canvas, each distorted once. RTS: turned by up to 45 degrees, 0.7 to 1.2 times as large, moved by up to 7 voxels
-along each axis. CPAB: flows of random velocities on 4 x 4 rectangles (58 parameters), moved by up to 4 voxels. Share of right answers
-on `{3}`, mean of {2} seeds; in brackets the 95 % interval of that mean by Student's t. All networks have 60 000 parameters, within 1 %:
-the classifier's hidden layer is as wide as the transformer leaves room for. `FCN` and `CNN` behind `ST-` say what the localiser is; the
-classifier is the same CNN. "Folded samples": of the first 1000 digits of each run, those with a Jacobian determinant of at most 0 at
-some voxel.
+NOTE = """Digits on a 42 x 42 canvas, each distorted once. RTS: turned by up to 45 degrees, 0.7 to 1.2 times as large, moved by up to 7
+voxels along each axis. CPAB: flows of random velocities on 4 x 4 rectangles (58 parameters), moved by up to 4 voxels. Share of right
+answers on the {5} digits of `{3}`, mean over seeds ({2}); in brackets the 95 % interval of that mean by Student's t. All networks have 60
+000 parameters, within 1 %: the classifier's hidden layer is as wide as the transformer leaves room for. `FCN` and `CNN` behind `ST-` say
+what the localiser is; the classifier is the same CNN. "Folded samples": of the first 1000 digits of each run, those with a Jacobian
+determinant of at most 0 at some voxel.
 
 Cut against the paper: {4} digits to learn from (50 000), {0} iterations of 64, one cycle up to a learning rate of {1:g} (paper: 50 000
-iterations at 0.0001); 60 000 parameters (400 000), so that accuracies are lower throughout; first convolutions in steps of 2 voxels;
-FCN localisers look at half the resolution; while training, CPAB is computed on every third voxel and interpolated (on every voxel for
-the folded samples), its parameters counted in spreads of the smoothness prior. The affine layer before CPAB is the diffeomorphic one,
-and the two layers interpolate the image once. Rate and strength of the CPAB distortion were chosen on `val`, the rate once for all
-rows."""
+iterations at 0.0001); 60 000 parameters (400 000), so that accuracies are lower throughout; first convolutions in steps of 2 voxels; FCN
+localisers look at half the resolution; while training, CPAB is computed on every third voxel and interpolated (on every voxel for the
+folded samples), its parameters counted in spreads of the smoothness prior. The affine layer before CPAB is the diffeomorphic one, and the
+two layers interpolate the image once. Rate and strength of the CPAB distortion were chosen on `val`, the rate once for all rows."""
 
 
 def _layer(family: Family, localizer: str) -> SpatialTransformerLayer:
@@ -79,7 +78,7 @@ def distorted_network(row: str, seed: int = 0) -> nn.Module:
     return network if transformer is None else nn.Sequential(transformer, network)
 
 
-def _page(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[dict]]]) -> None:
+def _page(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[dict]]], shown: int) -> None:
     """Write table and comparisons of the runs that there are."""
     lines, accuracy = [], {row: {d: [r["accuracy"] for r in runs] for d, runs in by.items()} for row, by in found.items()}
     for row, by in found.items():
@@ -98,11 +97,11 @@ def _page(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[dic
                 if {first, other} <= set(accuracy):
                     both = (accuracy[row][distortion] for row in (first, other))
                     asked.append(compared(f"{distortion}: {first} before {other}", *both))
-    parts = [NOTE.format(options.iterations, options.rate, min(len(runs) for by in found.values() for runs in by.values()), options.split,
-                         options.digits),
-             markdown_table(lines), "## The order of ranks\n\nDifferences of accuracy, seed by seed.\n\n" + markdown_table(asked)]
+    count = min(len(runs) for by in found.values() for runs in by.values())
+    note = NOTE.format(options.iterations, options.rate, count, options.split, options.digits, shown)
+    ranks = "## The order of ranks\n\nDifferences of accuracy, seed by seed.\n\n" + markdown_table(asked)
     command = command_of("distorted_mnist", options, f"--rate {options.rate:g}")
-    write_page(options.output, "Distorted MNIST", command, parts)
+    write_page(options.output, "Distorted MNIST", command, [note, markdown_table(lines), ranks])
 
 
 def _claims(distortion: str) -> dict[str, list[str]]:
@@ -131,7 +130,7 @@ def main(argv: list[str] | None = None) -> None:
                     distorted_network(row, seed), DigitStep(), data, shown, options.iterations, seed, BATCH, options.rate, unfolded=UNFOLDED))
                 found[row][name].append(got)
                 print(name, row, seed, got, flush=True)
-        _page(options, found)
+        _page(options, found, len(shown["label"]))
 
 
 if __name__ == "__main__":

@@ -29,11 +29,11 @@ __all__ = ["rate_network", "usable"]
 SIDE, BATCH = 28, 64
 VERSION = 1  # of what a run is, so that those kept from another are not taken up
 NOTE = """Digits of 28 x 28 voxels, turned by up to 90 degrees either way; {0} iterations of 64 with Adam at a constant rate for the whole
-network, gradients as they are. Share of right answers on `{2}`, mean of {1} seeds, in parentheses and as bands the least and the largest.
-Classifier and localisers are the same small CNN in all rows. "Within 2 % of its best" are the rates at which a row's mean is at least
-0.98 of its best one; "decades" what they span. A training that ends in numbers out of bounds counts as chance (0.1), under "failed".
-"Folded samples": of the first 1000 digits of each run, those with a Jacobian determinant of at most 0 at some voxel. CPAB is computed on
-every second voxel and interpolated, on every one for this."""
+network, gradients as they are. Share of right answers on the {3} digits of `{2}`, mean over seeds ({1}), in parentheses and as bands the
+least and the largest. Classifier and localisers are the same small CNN in all rows. "Within 2 % of its best" are the rates at which a
+row's mean is at least 0.98 of its best one; "decades" what they span. A training that ends in numbers out of bounds counts as chance
+(0.1), under "failed". "Folded samples": of the first 1000 digits of each run, those with a Jacobian determinant of at most 0 at some
+voxel. CPAB is computed on every second voxel and interpolated, on every one for this."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 ROWS: dict[str, Callable[[], Family] | None] = {
     "no transformer": None, "affine": AffineMatrix, "TPS, 16 points": lambda: ThinPlateSpline(2, 4),
@@ -76,7 +76,7 @@ def usable(accuracy: Mapping[float, float], share: float = 0.98) -> tuple[list[f
     return rates, math.log10(rates[-1] / rates[0])
 
 
-def _page(options: argparse.Namespace, found: Mapping[str, Mapping[float, list[dict]]]) -> None:
+def _page(options: argparse.Namespace, found: Mapping[str, Mapping[float, list[dict]]], shown: int) -> None:
     """Write figure and table of the runs that there are."""
     lines, curves = [], {}
     for row, by in found.items():
@@ -94,7 +94,7 @@ def _page(options: argparse.Namespace, found: Mapping[str, Mapping[float, list[d
     title = f"rotated digits, {options.iterations} iterations"
     line_plot(figure, {title: curves}, "learning rate (Adam, constant)", "accuracy", log_x=True)
     count = min(len(runs) for by in found.values() for runs in by.values())
-    note = NOTE.format(options.iterations, count, options.split)
+    note = NOTE.format(options.iterations, count, options.split, shown)
     parts = [note, f"![Accuracy against learning rate]({figure.name})", markdown_table(lines)]
     command = command_of("learning_rates", options, f"--rates {' '.join(f'{rate:g}' for rate in options.rates)}")
     write_page(options.output, "Learning rates", command, parts)
@@ -116,7 +116,7 @@ def main(argv: list[str] | None = None) -> None:
                 got = kept(options.weights_dir, settings, lambda: run(row, seed, rate, data, shown, options.iterations))
                 found[row][rate].append(got)
                 print(row, rate, seed, got, flush=True)
-        _page(options, found)
+        _page(options, found, len(shown["label"]))
 
 
 if __name__ == "__main__":

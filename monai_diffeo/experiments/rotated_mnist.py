@@ -33,14 +33,14 @@ PAPER = {
     "TPS-STN, 16 x 16": ("0.9612 ± 0.0043", "0.07"), "dense field, not diffeomorphic": ("0.9730 ± 0.0052", "0.28"),
     "dense field, diffeomorphic": ("0.9734 ± 0.0055", "0.22"), "dense field, diffeomorphic, gradient penalty": ("0.9645 ± 0.0048", "0.11"),
 }
-NOTE = """Digits of 28 x 28 voxels, turned by up to 90 degrees either way. Share of right answers on `{3}`, mean of {2} seeds; in brackets
-the 95 % interval of that mean by Student's t (the paper: standard deviation over 20 runs). Classifier and localisers have the paper's
-numbers of parameters: 27 100, and 26 998 to 52 702 for the splines; the dense fields' localiser has 29 549 (29 552). "Negative
-Jacobians": share of voxels whose determinant is at most 0, by central differences of the displacement, over all test digits; beside it
-the share of digits with such a voxel. The paper's shares carry a per cent sign in the column's head.
+NOTE = """Digits of 28 x 28 voxels, turned by up to 90 degrees either way. Share of right answers on the {4} digits of `{3}`, mean over
+seeds ({2}); in brackets the 95 % interval of that mean by Student's t (the paper: standard deviation over 20 runs). Classifier and
+localisers have the paper's numbers of parameters: 27 100, and 26 998 to 52 702 for the splines; the dense fields' localiser has 29 549
+(29 552). "Negative Jacobians": share of voxels whose determinant is at most 0, by central differences of the displacement, over all test
+digits; beside it the share of digits with such a voxel. The paper's shares carry a per cent sign in the column's head.
 
 Cut against the paper: {0} iterations of 64 digits, one cycle up to a learning rate of {1:g} (9 400 iterations at 0.001), each digit
-turned once, {2} seeds (20); first convolutions in steps of 2 voxels in place of a maximum. Free choices where the paper is silent: the
+turned once, fewer seeds (20); first convolutions in steps of 2 voxels in place of a maximum. Free choices where the paper is silent: the
 field's localiser is the spline's of 5 x 5 points, interpolated, plus two small convolutions at half the resolution; 6 squarings; the
 penalty is 10 times the mean squared difference of the displacement between neighbours, in voxels. All transformers begin with the
 identity, splines too. The rate was chosen on `val`, once for all rows."""
@@ -122,7 +122,7 @@ def rotated_network(row: str, seed: int = 0) -> nn.Module:
     return classifier if transformer is None else nn.Sequential(transformer, classifier)
 
 
-def _page(options: argparse.Namespace, found: Mapping[str, list[dict]]) -> None:
+def _page(options: argparse.Namespace, found: Mapping[str, list[dict]], shown: int) -> None:
     """Write table and comparisons of the runs that there are."""
     lines, accuracy = [], {row: [r["accuracy"] for r in runs] for row, runs in found.items()}
     for row, runs in found.items():
@@ -135,7 +135,7 @@ def _page(options: argparse.Namespace, found: Mapping[str, list[dict]]) -> None:
         lines.append({**line, "ms an iteration": f"{1e3 * statistics.median(r['seconds'] for r in runs):.0f}"})
     ours = "dense field, diffeomorphic"
     asked = [compared(f"{ours}, before {row}", accuracy[ours], accuracy[row]) for row in found if row != ours and ours in found]
-    parts = [NOTE.format(options.iterations, options.rate, min(map(len, found.values())), options.split), markdown_table(lines),
+    parts = [NOTE.format(options.iterations, options.rate, min(map(len, found.values())), options.split, shown), markdown_table(lines),
              "## The order of ranks\n\nDifferences of accuracy, seed by seed.\n\n" + markdown_table(asked)]
     write_page(options.output, "Rotated MNIST", command_of("rotated_mnist", options, f"--rate {options.rate:g}"), parts)
 
@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
                 rotated_network(row, seed), DigitStep(ROWS[row][1]), data, shown, options.iterations, seed, BATCH, options.rate))
             found[row].append(got)
             print(row, seed, got, flush=True)
-        _page(options, found)
+        _page(options, found, len(shown["label"]))
 
 
 if __name__ == "__main__":
