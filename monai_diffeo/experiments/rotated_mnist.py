@@ -43,7 +43,7 @@ Cut against the paper: {0} iterations of 64 digits, one cycle up to a learning r
 turned once, fewer seeds (20); first convolutions in steps of 2 voxels in place of a maximum. Free choices where the paper is silent: the
 field's localiser is the spline's of 5 x 5 points, interpolated, plus two small convolutions at half the resolution; 6 squarings; the
 penalty is 10 times the mean squared difference of the displacement between neighbours, in voxels. All transformers begin with the
-identity, splines too. The rate was chosen on `val`, once for all rows."""
+identity, splines too. The rate is that of the table of distorted digits, chosen there on `val`; nothing was chosen here."""
 
 
 def _cnn(outputs: int) -> nn.Module:
