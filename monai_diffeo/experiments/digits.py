@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from monai_diffeo.errors import NumericalError
 from monai_diffeo.experiments.measures import student_interval
 from monai_diffeo.experiments.training import train
 from monai_diffeo.families import CPAB, Family
@@ -85,19 +86,27 @@ class InSpreads(Family):
     Args:
         family: as it is.
         spread: of the prior, in halves of the frame.
+        most: numbers beyond this many deviations are refused: points would wind through thousands of cells.
     """
 
-    def __init__(self, family: CPAB, spread: float = 0.3) -> None:
+    def __init__(self, family: CPAB, spread: float = 0.3, most: float = 100.0) -> None:
         super().__init__()
-        self.family, self.spatial_dims, self.num_parameters = family, family.spatial_dims, family.num_parameters
+        self.family, self.spatial_dims, self.num_parameters, self.most = family, family.spatial_dims, family.num_parameters, most
         covariance = torch.linalg.inv(family.prior(spread).precision)
         self.register_buffer("root", torch.linalg.cholesky(covariance).float(), persistent=False)
 
+    def _coefficients(self, theta: Tensor) -> Tensor:
+        farthest = theta.detach().abs().max().item()
+        if not farthest <= self.most:
+            raise NumericalError(f"InSpreads: theta lies {farthest:.3g} deviations from the identity, at most {self.most:g} are computed; "
+                                 "lower the learning rate.")
+        return theta @ self.root.T.to(theta)
+
     def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self.family(theta @ self.root.T.to(theta), spatial_size)
+        return self.family(self._coefficients(theta), spatial_size)
 
     def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self.family.inverse(theta @ self.root.T.to(theta), spatial_size)
+        return self.family.inverse(self._coefficients(theta), spatial_size)
 
 
 def fcn(outputs: int, width: int, side: int) -> nn.Module:

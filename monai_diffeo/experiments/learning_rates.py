@@ -31,9 +31,10 @@ VERSION = 1  # of what a run is, so that those kept from another are not taken u
 NOTE = """Digits of 28 x 28 voxels, turned by up to 90 degrees either way; {0} iterations of 64 with Adam at a constant rate for the whole
 network, gradients as they are. Share of right answers on the {3} digits of `{2}`, mean over seeds ({1}), in parentheses and as bands the
 least and the largest. Classifier and localisers are the same small CNN in all rows. "Within 2 % of its best" are the rates at which a
-row's mean is at least 0.98 of its best one; "decades" what they span. A training that ends in numbers out of bounds counts as chance
-(0.1), under "failed". "Folded samples": of the first 1000 digits of each run, those with a Jacobian determinant of at most 0 at some
-voxel. CPAB is computed on every second voxel and interpolated, on every one for this."""
+row's mean is at least 0.98 of its best one; "decades" what they span. A training that ends in numbers out of bounds (not finite, or CPAB
+more than 100 deviations of its prior from the identity) counts as chance (0.1), under "failed". "Folded samples": of the first 1000
+digits of each run, those with a Jacobian determinant of at most 0 at some voxel. CPAB is computed on every second voxel and interpolated,
+on every one for this."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 ROWS: dict[str, Callable[[], Family] | None] = {
     "no transformer": None, "affine": AffineMatrix, "TPS, 16 points": lambda: ThinPlateSpline(2, 4),

@@ -79,6 +79,9 @@ def test_parameters_in_spreads_are_drawn_as_the_prior_draws():
     theta = noise @ InSpreads(family, 0.3).root.T
     assert_close(family.prior(0.3).energy(theta).mean(), torch.tensor(family.num_parameters / 2.0), atol=0.2, rtol=0)
     assert_close(InSpreads(family, 0.3)(noise[:3], (9, 9)).ddf(), family(theta[:3], (9, 9)).ddf())
+    for absurd in (101.0, math.nan):
+        with pytest.raises(NumericalError, match="at most 100"):
+            InSpreads(family)(torch.full((1, family.num_parameters), absurd), (9, 9))
     there, back = InSpreads(family)(0.5 * noise[:3], (32, 32)), InSpreads(family).inverse(0.5 * noise[:3], (32, 32))
     assert there.after(back).ddf()[..., 8:-8, 8:-8].abs().max() < 0.5 < there.ddf().abs().max()
 
