@@ -43,7 +43,12 @@ Cut against the paper: {4} digits to learn from (50 000), {0} iterations of 64, 
 iterations at 0.0001); 60 000 parameters (400 000), so that accuracies are lower throughout; first convolutions in steps of 2 voxels; FCN
 localisers look at half the resolution; while training, CPAB is computed on every third voxel and interpolated (on every voxel for the
 folded samples), its parameters counted in spreads of the smoothness prior. The affine layer before CPAB is the diffeomorphic one, and the
-two layers interpolate the image once. Rate and strength of the CPAB distortion were chosen on `val`, the rate once for all rows."""
+two layers interpolate the image once. The rate was chosen on `val`, once for all rows.
+
+The CPAB distortion was chosen on `val` too, which bears on its ranks: weaker (spread 0.15 in place of 0.25) and moved by up to 7 voxels,
+the affine layer was ahead of CPAB there (0.917 against 0.913, at the higher rate 0.932 against 0.924; CNN localisers, one seed, 600
+iterations of 100); as it is now CPAB was ahead (0.804 against 0.798; 500 iterations of 64). Short trainings like these do not settle
+which of the two layers is better."""
 
 
 def _layer(family: Family, localizer: str) -> SpatialTransformerLayer:
@@ -112,9 +117,9 @@ def _claims(distortion: str) -> dict[str, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = run_options("distorted_mnist", __doc__, list(ROWS), seeds=3, iterations=1000, digits=20000)
+    parser = run_options("distorted_mnist", __doc__, list(ROWS), seeds=3, iterations=500, digits=20000)
     parser.add_argument("--distortions", nargs="+", default=["RTS", "CPAB"], choices=["RTS", "CPAB"])
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser.add_argument("--rate", type=float, default=8e-3)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     digits = [read_digits(options.dataset_dir, "train").first(options.digits), read_digits(options.dataset_dir, options.split)]

@@ -141,8 +141,8 @@ def _page(options: argparse.Namespace, found: Mapping[str, list[dict]], shown: i
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = run_options("rotated_mnist", __doc__, list(ROWS), seeds=5, iterations=1000, digits=50000)
-    parser.add_argument("--rate", type=float, default=3e-3)
+    parser = run_options("rotated_mnist", __doc__, list(ROWS), seeds=5, iterations=400, digits=50000)
+    parser.add_argument("--rate", type=float, default=8e-3)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     data = distort(read_digits(options.dataset_dir, "train").first(options.digits), "rotated", SIDE, 1)

@@ -180,10 +180,6 @@ def test_a_comparison_says_whether_it_holds(first, holds):
     assert compared("a before b", first, [0.8, 0.8, 0.8])["holds"] == holds
 
 
-def test_usable_rates_span_their_decades():
-    assert learning_rates.usable({1e-3: 0.5, 1e-2: 0.99, 1e-1: 0.98, 1.0: 0.1}) == ([1e-2, 1e-1], pytest.approx(1.0))
-
-
 def test_a_training_that_breaks_counts_as_chance(monkeypatch):
     def breaks(*arguments, **settings):
         raise NumericalError("points are still under way")
