@@ -129,8 +129,9 @@ def main(argv: list[str] | None = None) -> None:
     for seed in range(options.seeds):
         for name, (data, shown) in sets.items():
             for row in options.rows:
-                settings = {"experiment": "distorted_mnist", "row": row, "distortion": name, "seed": seed, "iterations": options.iterations,
-                            "rate": options.rate, "digits": options.digits, "split": options.split, "version": VERSION}
+                settings = {"experiment": "distorted_mnist", "row": row, "distortion": name, "seed": seed,
+                            "iterations": options.iterations, "rate": options.rate, "digits": options.digits, "split": options.split,
+                            "version": VERSION}
                 got = kept(options.weights_dir, settings, lambda: fit(
                     distorted_network(row, seed), DigitStep(), data, shown, options.iterations, seed, BATCH, options.rate, unfolded=UNFOLDED))
                 found[row][name].append(got)
