@@ -41,8 +41,8 @@ def line_plot(
         for name, points in lines.items():
             xs = sorted(points)
             value, low, high = zip(*(points[x] for x in xs))
-            ax.plot(xs, value, "o-", color=COLOURS.get(name), label=name, linewidth=1.8, markersize=4)
-            ax.fill_between(xs, low, high, color=COLOURS.get(name), alpha=0.12, linewidth=0)
+            (line,) = ax.plot(xs, value, "o-", color=COLOURS.get(name), label=name, linewidth=1.8, markersize=4)
+            ax.fill_between(xs, low, high, color=line.get_color(), alpha=0.12, linewidth=0)
         ax.set(title=title, xlabel=x_label)
         if log_x:
             ax.set_xscale("log")

@@ -20,20 +20,29 @@ __all__ = ["fit_canonicalizers", "fit_published", "train", "trained"]
 
 
 def train(
-    network: nn.Module, step: Callable, data: Mapping[str, Tensor], iterations: int, seed: int = 0, batch_size: int = 16, rate: float = 2e-3
+    network: nn.Module, step: Callable, data: Mapping[str, Tensor], iterations: int, seed: int = 0, batch_size: int = 16,
+    rate: float = 2e-3, cycle: bool = True,
 ) -> nn.Module:
-    """Minimise a step's losses on random batches of tensors; one-cycle AdamW; gives the network back in eval mode."""
+    """Minimise a step's losses on random batches of tensors; gives the network back in eval mode.
+
+    One-cycle AdamW with clipped gradients; without ``cycle`` Adam at a constant rate, gradients as they are.
+    """
     draw = torch.Generator().manual_seed(seed)
-    optimizer = torch.optim.AdamW(network.parameters(), rate)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, iterations)
+    if cycle:
+        optimizer = torch.optim.AdamW(network.parameters(), rate)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, iterations)
+    else:
+        optimizer = torch.optim.Adam(network.parameters(), rate)
     network.train()
     for _ in range(iterations):
         rows = torch.randint(len(data["image"]), (batch_size,), generator=draw)
         optimizer.zero_grad()
         sum(step(network, {name: values[rows] for name, values in data.items()}).values()).backward()
-        torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+        if cycle:
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
         optimizer.step()
-        schedule.step()
+        if cycle:
+            schedule.step()
     return network.eval()
 
 

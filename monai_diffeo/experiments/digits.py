@@ -1,0 +1,239 @@
+"""Small networks that read digits, with and without a spatial transformer in front: how they are built, trained, measured and compared."""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import hashlib
+import json
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_diffeo.errors import NumericalError
+from monai_diffeo.experiments.measures import student_interval
+from monai_diffeo.experiments.training import train
+from monai_diffeo.families import CPAB, Family
+from monai_diffeo.families.base import half_frame
+from monai_diffeo.flow import Deformation, folding, warp
+from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLayer
+
+__all__ = [
+    "Coarse", "DigitStep", "InSpreads", "cnn", "command_of", "compared", "fcn", "fit", "kept", "measure_digits", "narrowed",
+    "parameter_count", "run_options", "with_interval",
+]
+
+
+class DigitStep:
+    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope of the displacement of a transformer in front.
+
+    Slopes are differences of the displacement between neighbours, without unit.
+    """
+
+    def __init__(self, penalty: float = 0.0) -> None:
+        self.penalty = penalty
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        image = batch["image"].float() / 255
+        if not self.penalty:
+            return {"cross_entropy": F.cross_entropy(network(image), batch["label"])}
+        transformer, classifier = network
+        ddf = transformer.deformation(image).ddf()
+        slopes = sum(ddf.diff(dim=d).square().mean() for d in range(2, ddf.ndim))
+        moved = warp(image, ddf, padding_mode=transformer.padding_mode)
+        return {"cross_entropy": F.cross_entropy(classifier(moved), batch["label"]), "smoothness": self.penalty * slopes}
+
+
+class Coarse(Family):
+    """A family computed on every ``factor``-th voxel only, and interpolated between: cheaper for small images.
+
+    Args:
+        family: any, ``theta`` as it has it.
+        factor: how many voxels from one point to the next, about: the corners of the frame stay corners.
+    """
+
+    def __init__(self, family: Family, factor: int = 2) -> None:
+        super().__init__()
+        self.family, self.factor = family, factor
+        self.spatial_dims, self.num_parameters = family.spatial_dims, family.num_parameters
+
+    def _size(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
+        return tuple((n - 1) // self.factor + 1 for n in spatial_size)
+
+    def _spread(self, found: Deformation, spatial_size: Sequence[int]) -> Deformation:
+        scale = half_frame(spatial_size, found.residual) / half_frame(found.residual.shape[2:], found.residual)
+        residual = F.interpolate(found.residual, tuple(spatial_size), mode="bilinear", align_corners=True)
+        # a matrix acts on voxels, whose size may differ between the axes
+        columns = torch.cat([1 / scale, scale.new_ones(1)])
+        return Deformation(found.matrix * scale[:, None] * columns, residual * scale.view(-1, *[1] * len(scale)))
+
+    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        return self._spread(self.family(theta, self._size(spatial_size)), spatial_size)
+
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        return self._spread(self.family.inverse(theta, self._size(spatial_size)), spatial_size)
+
+
+class InSpreads(Family):
+    """CPAB whose ``theta`` counts in standard deviations of the family's smoothness prior, so that a step along it moves a lot where fields
+    are smooth and little where they are rough; the same deformations.
+
+    Args:
+        family: as it is.
+        spread: of the prior, in halves of the frame.
+        most: numbers beyond this many deviations are refused: points would wind through thousands of cells.
+    """
+
+    def __init__(self, family: CPAB, spread: float = 0.3, most: float = 100.0) -> None:
+        super().__init__()
+        self.family, self.spatial_dims, self.num_parameters, self.most = family, family.spatial_dims, family.num_parameters, most
+        covariance = torch.linalg.inv(family.prior(spread).precision)
+        self.register_buffer("root", torch.linalg.cholesky(covariance).float(), persistent=False)
+
+    def _coefficients(self, theta: Tensor) -> Tensor:
+        farthest = theta.detach().abs().max().item()
+        if not farthest <= self.most:
+            raise NumericalError(f"InSpreads: theta lies {farthest:.3g} deviations from the identity, at most {self.most:g} are computed; "
+                                 "lower the learning rate.")
+        return theta @ self.root.T.to(theta)
+
+    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        return self.family(self._coefficients(theta), spatial_size)
+
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        return self.family.inverse(self._coefficients(theta), spatial_size)
+
+
+def fcn(outputs: int, width: int, side: int) -> nn.Module:
+    """Two hidden layers of ``width`` on the pixels."""
+    return nn.Sequential(nn.Flatten(), nn.Linear(side**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs))
+
+
+def cnn(
+    outputs: int, width: int, side: int, channels: Sequence[int] = (16, 32), kernels: Sequence[int] = (5, 3), pool_first: bool = True
+) -> nn.Module:
+    """Two convolutions, the first in steps of 2 voxels, then one hidden layer of ``width``.
+
+    Args:
+        outputs: of the last layer.
+        width: of the hidden layer.
+        side: of the images.
+        channels: of the convolutions.
+        kernels: their sizes.
+        pool_first: whether a maximum over 2 x 2 follows the first convolution too, and not the second alone.
+    """
+    (first, second), (a, b) = channels, kernels
+    rest = ((side - a) // 2 + 1) // (2 if pool_first else 1)
+    return nn.Sequential(
+        nn.Conv2d(1, first, a, stride=2), nn.ReLU(), nn.MaxPool2d(2) if pool_first else nn.Identity(),
+        nn.Conv2d(first, second, b), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(),
+        nn.Linear(second * ((rest - b + 1) // 2) ** 2, width), nn.ReLU(), nn.Linear(width, outputs),
+    )
+
+
+def parameter_count(network: nn.Module) -> int:
+    """Trained numbers of a network."""
+    return sum(p.numel() for p in network.parameters())
+
+
+def narrowed(build: Callable[[int], nn.Module], parameters: int, widest: int = 1024) -> nn.Module:
+    """``build(width)`` with the width that comes nearest to a number of parameters, which grows with it."""
+    low, high = 1, widest
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if parameter_count(build(middle)) > parameters else (middle, high)
+    return min((build(low), build(high)), key=lambda network: abs(parameter_count(network) - parameters))
+
+
+def measure_digits(network: nn.Module, data: Mapping[str, Tensor], batch_size: int = 500, unfolded: int | None = None) -> dict[str, float]:
+    """``accuracy``; where a spatial transformer comes first, how its deformations of the first ``unfolded`` digits (None for all) fold:
+    ``folded`` (share of voxels with a Jacobian determinant of at most 0) and ``folded_samples`` (number of digits with such a voxel, of so
+    many ``samples``). For this a :class:`Coarse` family is computed on every voxel."""
+    layers = (SpatialTransformerLayer, SpatialTransformerChain)
+    transformer = network[0] if isinstance(network, nn.Sequential) and isinstance(network[0], layers) else None
+    rows = torch.arange(len(data["label"]))
+    with torch.no_grad():
+        right = [network(data["image"][part].float() / 255).argmax(1) == data["label"][part] for part in rows.split(batch_size)]
+        found = {"accuracy": torch.cat(right).double().mean().item()}
+        if transformer is not None:
+            exact = copy.deepcopy(transformer)
+            for module in exact.modules():
+                if isinstance(module, Coarse):
+                    module.factor = 1
+            maps = (exact.deformation(data["image"][part].float() / 255) for part in rows[:unfolded].split(batch_size))
+            shares = torch.cat([folding(deformation.ddf()) for deformation in maps])
+            found |= {"folded": shares.double().mean().item(), "folded_samples": int((shares > 0).sum()), "samples": len(shares)}
+    return found
+
+
+def fit(
+    network: nn.Module, step: DigitStep, data: Mapping[str, Tensor], shown: Mapping[str, Tensor], iterations: int, seed: int,
+    batch_size: int, rate: float, cycle: bool = True, unfolded: int | None = None,
+) -> dict[str, float]:
+    """Train a network and measure it on what is ``shown``; with its ``parameters``, and ``seconds`` of processor time an iteration."""
+    began = time.process_time()
+    train(network, step, data, iterations, seed, batch_size, rate, cycle)
+    seconds = (time.process_time() - began) / max(iterations, 1)
+    return {**measure_digits(network, shown, unfolded=unfolded), "parameters": parameter_count(network), "seconds": seconds}
+
+
+def run_options(
+    name: str, description: str | None, rows: Sequence[str], seeds: int, iterations: int, digits: int | None
+) -> argparse.ArgumentParser:
+    """The options that the experiments on digits share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--dataset_dir", required=True, help="folder of mnist.npz")
+    parser.add_argument("--weights_dir", default=None, help="keep what each run found here, and take up what is here")
+    parser.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows))
+    parser.add_argument("--seeds", type=int, default=seeds)
+    parser.add_argument("--iterations", type=int, default=iterations)
+    parser.add_argument("--digits", type=int, default=digits, help="train on the first so many")
+    parser.add_argument("--split", default="test", choices=["val", "test"])
+    parser.add_argument("--output", default=f"docs/results/{name}.md")
+    return parser
+
+
+def command_of(name: str, options: argparse.Namespace, *more: str) -> str:
+    """The command that a page prints."""
+    shared = [f"--{key} {getattr(options, key)}" for key in ("seeds", "iterations", "digits", "split")]
+    return " ".join([f"python -m monai_diffeo.experiments.{name} --dataset_dir DIR --weights_dir KEEP", *shared, *more])
+
+
+def _bracket(values: Sequence[float], form: str) -> str:
+    mean = f"{statistics.fmean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    low, high = student_interval(values)
+    return f"{mean} [{low:{form}}, {high:{form}}]"
+
+
+def with_interval(values: Sequence[float]) -> str:
+    """Mean of some runs and, of two or more, in brackets its 95 % interval by Student's t."""
+    return _bracket(values, ".4f")
+
+
+def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict[str, str]:
+    """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed."""
+    differences = [a - b for a, b in zip(first, second)]
+    mean, (low, _) = statistics.fmean(differences), student_interval(differences)
+    unsure = "in one run" if len(differences) < 2 else "within the interval"
+    verdict = "**no**" if mean < 0 else "yes" if low > 0 else f"yes, {unsure}"
+    return {"asked": what, "difference": _bracket(differences, "+.4f"), "holds": verdict}
+
+
+def kept(folder: str | Path | None, settings: Mapping[str, object], run: Callable[[], dict]) -> dict:
+    """What ``run`` gives, from ``folder`` if the same settings were run before; None keeps nothing."""
+    text = json.dumps(settings, sort_keys=True)
+    path = folder and Path(folder) / f"{settings.get('experiment', 'run')}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if path and path.is_file():
+        return json.loads(path.read_text())["found"]
+    found = run()
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"settings": dict(settings), "found": found}))
+    return found

@@ -1,0 +1,217 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from monai_diffeo.data.genus import Digits
+from monai_diffeo.errors import NumericalError
+from monai_diffeo.experiments import distorted_mnist, distortions, learning_rates, rotated_mnist
+from monai_diffeo.experiments.digits import Coarse, DigitStep, InSpreads, compared, kept, measure_digits, narrowed, parameter_count
+from monai_diffeo.experiments.distortions import DISTORTIONS, distort
+from monai_diffeo.experiments.measures import student_interval
+from monai_diffeo.experiments.rotated_mnist import DenseField
+from monai_diffeo.families import CPAB, AffineMatrix, ThinPlateSpline
+from monai_diffeo.flow import folding, jacobian_determinant, warp
+from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.networks import SpatialTransformerLayer
+from tests.helpers import FixedTheta, blob
+
+
+def some_digits(count=6):
+    images = blob(count, (28, 28), shift=torch.linspace(-0.3, 0.3, count), width=0.2)
+    return Digits(images, torch.arange(count) % 10, tuple(f"digit{i}" for i in range(count)))
+
+
+def test_a_quarter_turn_is_rot90_and_a_shift_a_roll():
+    image = some_digits().images
+    turned = distortions._rigid(torch.full((6,), math.pi / 2), torch.ones(6), torch.zeros(6, 2), (28, 28)).ddf()
+    assert min((warp(image, turned) - torch.rot90(image, k, (2, 3))).abs().max() for k in (1, 3)) < 1e-4
+    moved = distortions._rigid(torch.zeros(6), torch.ones(6), torch.tensor([[3.0, -2.0]]).expand(6, 2), (28, 28)).ddf()
+    assert_close(warp(image, moved)[..., 4:-4, 4:-4], image.roll((3, -2), (2, 3))[..., 4:-4, 4:-4], atol=1e-5, rtol=0)
+
+
+def test_an_enlarged_digit_has_more_ink_by_the_square_of_the_scale():
+    image = blob(1, (42, 42), width=0.12)
+    larger = warp(image, distortions._rigid(torch.zeros(1), torch.tensor([1.2]), torch.zeros(1, 2), (42, 42)).ddf())
+    assert_close(larger.sum() / image.sum(), torch.tensor(1.44), atol=0.01, rtol=0)
+
+
+@pytest.mark.parametrize("name", DISTORTIONS)
+def test_distortions_come_from_the_seed_and_never_fold(name):
+    one, again, other = (distort(some_digits(), name, 42, seed)["image"] for seed in (0, 0, 1))
+    assert one.shape == (6, 1, 42, 42) and one.dtype == torch.uint8
+    assert torch.equal(one, again) and not torch.equal(one, other)
+    maps = DISTORTIONS[name](50, (42, 42), torch.Generator().manual_seed(0)).ddf()
+    assert folding(maps).sum() == 0 and maps.abs().max() > 3
+
+
+def test_rotations_keep_areas_and_the_flows_do_not():
+    maps = {name: make(20, (42, 42), torch.Generator().manual_seed(0)) for name, make in DISTORTIONS.items()}
+    determinants = {name: jacobian_determinant(some.ddf()) for name, some in maps.items()}
+    assert_close(determinants["rotated"], torch.ones(20, 42, 42), atol=1e-4, rtol=0)
+    assert determinants["RTS"].std((1, 2)).max() < 1e-3 and determinants["RTS"][:, 0, 0].std() > 0.1  # one determinant an image
+    assert determinants["CPAB"].std((1, 2)).min() > 0.05
+
+
+@pytest.mark.parametrize("size", [(42, 42), (31, 24)])
+def test_a_coarse_affine_map_is_the_affine_map(size):
+    family = AffineMatrix()
+    theta = family.draw(3, 0.3, torch.Generator().manual_seed(0))
+    coarse = Coarse(family, 3)
+    assert_close(coarse(theta, size).ddf(size), family(theta, size).ddf(size), atol=1e-4, rtol=0)
+    assert_close(coarse.inverse(theta, size).ddf(size), family.inverse(theta, size).ddf(size), atol=1e-4, rtol=0)
+
+
+def test_a_coarse_flow_nears_the_flow_with_finer_points():
+    family = CPAB((4, 4))
+    theta = family.draw(4, 0.2, torch.Generator().manual_seed(0))
+    exact = family(theta, (42, 42)).ddf()
+    errors = [(Coarse(family, factor)(theta, (42, 42)).ddf() - exact).abs().mean().item() for factor in (1, 2, 3, 6)]
+    assert errors[0] < 1e-5 and errors[0] < errors[1] < errors[2] < errors[3] and errors[2] < 0.1  # voxels
+
+
+def test_parameters_in_spreads_are_drawn_as_the_prior_draws():
+    family = CPAB((2, 2))
+    noise = torch.randn(20000, family.num_parameters, generator=torch.Generator().manual_seed(0))
+    theta = noise @ InSpreads(family, 0.3).root.T
+    assert_close(family.prior(0.3).energy(theta).mean(), torch.tensor(family.num_parameters / 2.0), atol=0.2, rtol=0)
+    assert_close(InSpreads(family, 0.3)(noise[:3], (9, 9)).ddf(), family(theta[:3], (9, 9)).ddf())
+    for absurd in (101.0, math.nan):
+        with pytest.raises(NumericalError, match="at most 100"):
+            InSpreads(family)(torch.full((1, family.num_parameters), absurd), (9, 9))
+    there, back = InSpreads(family)(0.5 * noise[:3], (32, 32)), InSpreads(family).inverse(0.5 * noise[:3], (32, 32))
+    assert there.after(back).ddf()[..., 8:-8, 8:-8].abs().max() < 0.5 < there.ddf().abs().max()
+
+
+def test_networks_of_equal_size():
+    built = {row: parameter_count(distorted_mnist.distorted_network(row)) for row in distorted_mnist.ROWS}
+    assert all(abs(count / distorted_mnist.PARAMETERS - 1) < 0.01 for count in built.values())
+    assert parameter_count(narrowed(lambda width: nn.Linear(width, 3), 303)) == 303
+
+
+def test_networks_of_the_papers_sizes():
+    """Table 1: 27 100 for the classifier, and for the transformers 26 998, 27 508, 29 140, 41 278, 52 702; 29 552 for the field."""
+    built = {row: parameter_count(rotated_mnist.rotated_network(row)) - 27100 for row in rotated_mnist.ROWS}
+    assert list(built.values())[:6] == [0, 26998, 27508, 29140, 41278, 52702]
+    assert all(abs(count - 29552) <= 3 for count in list(built.values())[6:])
+
+
+@pytest.mark.parametrize("build, side, row", [
+    (distorted_mnist.distorted_network, 42, "ST-Affine FCN"), (distorted_mnist.distorted_network, 42, "ST-Affine+CPAB CNN"),
+    (rotated_mnist.rotated_network, 28, "TPS-STN, 5 x 5"), (rotated_mnist.rotated_network, 28, "dense field, diffeomorphic"),
+    (learning_rates.rate_network, 28, "CPAB, 4 x 4"),
+])
+def test_a_transformer_begins_with_the_identity_and_every_part_learns(build, side, row):
+    network = build(row, seed=3)
+    image = torch.rand(4, 1, side, side)
+    assert_close(network(image), network[1](image), atol=1e-4, rtol=0)
+    optimizer = torch.optim.SGD(network.parameters(), 0.1)
+    for _ in range(2):  # the first moves the localiser's last layer off zero
+        optimizer.zero_grad()
+        nn.functional.cross_entropy(network(image), torch.arange(4)).backward()
+        optimizer.step()
+    assert all(p.grad.abs().sum() > 0 for p in network[0].parameters())
+    assert torch.equal(next(build(row, 3).parameters()), next(build(row, 3).parameters()))
+
+
+def test_a_dense_field_displaces_or_flows():
+    x = centered_grid((28, 28)) / 13.5
+    angle = 0.8
+    spin = angle * torch.stack([-x[1], x[0]]).flatten()[None]
+    still, turned = DenseField((28, 28), 0)(spin, (28, 28)).ddf(), DenseField((28, 28), 6)(spin, (28, 28)).ddf()
+    assert_close(still, 13.5 * spin.view(1, 2, 28, 28))
+    matrix = torch.tensor([[math.cos(angle) - 1, -math.sin(angle)], [math.sin(angle), math.cos(angle) - 1]])
+    exact = 13.5 * torch.einsum("ij,jhw->ihw", matrix, x)[None]
+    assert (turned - exact)[..., 7:-7, 7:-7].abs().max() < 0.1 < (still - exact)[..., 7:-7, 7:-7].abs().max()
+
+
+def test_the_penalty_is_the_mean_square_of_the_slopes():
+    stretch = torch.tensor([[0.5, 0.0, 0.0, 0.0, 0.0, 0.0]])
+    network = nn.Sequential(SpatialTransformerLayer(FixedTheta(stretch), AffineMatrix()), nn.Sequential(nn.Flatten(), nn.Linear(64, 10)))
+    batch = {"image": torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "label": torch.zeros(1, dtype=torch.long)}
+    plain, penal = DigitStep()(network, batch), DigitStep(10.0)(network, batch)
+    assert_close(plain["cross_entropy"], penal["cross_entropy"])
+    assert_close(penal["smoothness"], torch.tensor(10 * 0.5**2 / 2))  # along one of the axes, one of two components
+
+
+def test_folded_voxels_and_digits_are_counted():
+    class Reads(nn.Module):
+        def forward(self, image):
+            return nn.functional.one_hot((image.mean((1, 2, 3)) > 0.5).long(), 10).float()
+
+    data = {"image": torch.tensor([0, 255, 255], dtype=torch.uint8).view(3, 1, 1, 1).expand(3, 1, 9, 9), "label": torch.tensor([0, 1, 0])}
+    assert measure_digits(Reads(), data) == {"accuracy": pytest.approx(2 / 3)}
+    family = ThinPlateSpline(2, 2)
+    torn = torch.zeros(3, 8)
+    torn[2, :4] = torch.tensor([3.0, 3.0, -3.0, -3.0])  # upside down
+    found = measure_digits(nn.Sequential(SpatialTransformerLayer(FixedTheta(torn), family, padding_mode="border"), Reads()), data)
+    assert found["folded"] == pytest.approx(1 / 3) and found["folded_samples"] == 1 and found["samples"] == 3
+
+
+def test_a_run_is_kept_under_all_its_settings(tmp_path):
+    calls = []
+
+    def run():
+        calls.append(1)
+        return {"accuracy": len(calls)}
+
+    settings = {"experiment": "a", "rate": 0.1}
+    assert [kept(tmp_path, settings, run)["accuracy"] for _ in range(2)] == [1, 1]
+    assert kept(tmp_path, {**settings, "rate": 0.2}, run)["accuracy"] == 2
+    assert kept(None, settings, run)["accuracy"] == 3
+
+
+def test_students_interval():
+    low, high = student_interval([0.0, 1.0, 2.0])
+    assert (low, high) == pytest.approx((1 - 4.3027 / math.sqrt(3), 1 + 4.3027 / math.sqrt(3)), abs=1e-4)
+    assert student_interval([1.0]) == (-math.inf, math.inf)
+    inside = [low <= 0 <= high for low, high in map(student_interval, np.random.default_rng(0).normal(size=(2000, 4)))]
+    assert np.mean(inside) == pytest.approx(0.95, abs=0.02)
+
+
+@pytest.mark.parametrize("first, holds", [
+    ([0.9, 0.91, 0.92], "yes"), ([0.8, 0.81, 0.85], "yes, within the interval"), ([0.7, 0.7, 0.7], "**no**"),
+    ([0.8, 0.8, 0.8], "yes, within the interval"),
+])
+def test_a_comparison_says_whether_it_holds(first, holds):
+    assert compared("a before b", first, [0.8, 0.8, 0.8])["holds"] == holds
+
+
+def test_a_training_that_breaks_counts_as_chance(monkeypatch):
+    def breaks(*arguments, **settings):
+        raise NumericalError("points are still under way")
+
+    monkeypatch.setattr(learning_rates, "fit", breaks)
+    assert learning_rates.run("affine", 0, 0.1, {}, {}, 1) == {"accuracy": 0.1, "failed": "points are still under way"}
+
+
+@pytest.fixture(scope="module")
+def mnist(tmp_path_factory):
+    """A folder with a file like MNIST's, of stripes."""
+    folder, draw = tmp_path_factory.mktemp("mnist"), np.random.default_rng(0)
+    labels = draw.integers(0, 10, 10300).astype(np.uint8)
+    images = np.zeros((10300, 28, 28), np.uint8)
+    images[np.arange(10300), 4 + 2 * labels, 6:22] = 255
+    np.savez(folder / "mnist.npz", x_train=images, y_train=labels, x_test=images[:40], y_test=labels[:40])
+    return folder
+
+
+@pytest.mark.parametrize("module, rows", [
+    (distorted_mnist, ["FCN", "CNN", "ST-CPAB FCN", "ST-Affine+CPAB CNN"]),
+    (rotated_mnist, ["CNN", "TPS-STN, 2 x 2", "dense field, diffeomorphic"]), (learning_rates, ["no transformer", "CPAB, 4 x 4"]),
+])
+def test_an_experiment_writes_its_page_and_takes_up_what_is_there(module, rows, mnist, tmp_path, monkeypatch):
+    page = tmp_path / "page.md"
+    command = ["--dataset_dir", str(mnist), "--weights_dir", str(tmp_path / "keep"), "--rows", *rows, "--seeds", "2", "--iterations", "2",
+               "--digits", "30", "--output", str(page), *(["--rates", "1e-3", "1e-2"] if module is learning_rates else [])]
+    module.main(command)
+    text = page.read_text()
+    assert all(f"| {row} |" in text for row in rows) and str(tmp_path) not in text
+    page.unlink()
+    monkeypatch.setattr(module, "fit", lambda *a, **b: pytest.fail("trained again"))
+    module.main(command)
+    assert page.read_text() == text
+    assert learning_rates is not module or page.with_suffix(".png").stat().st_size > 5000
