@@ -192,7 +192,7 @@ def run_options(
     parser.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows))
     parser.add_argument("--seeds", type=int, default=seeds)
     parser.add_argument("--iterations", type=int, default=iterations)
-    parser.add_argument("--digits", type=int, default=digits, help="train on the first so many")
+    parser.add_argument("--digits", type=int, default=digits, help="train on so many, evenly spaced")
     parser.add_argument("--split", default="test", choices=["val", "test"])
     parser.add_argument("--output", default=f"docs/results/{name}.md")
     return parser

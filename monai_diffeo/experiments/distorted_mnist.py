@@ -25,7 +25,7 @@ from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, Spatial
 __all__ = ["distorted_network"]
 
 SIDE, PARAMETERS, BATCH, UNFOLDED = 42, 60_000, 64, 1000
-VERSION = 4  # of what a run is, so that those kept from another are not taken up
+VERSION = 5  # of what a run is, so that those kept from another are not taken up
 PAPER = {
     "FCN": {"RTS": 0.945, "CPAB": 0.918}, "CNN": {"RTS": 0.974, "CPAB": 0.952},
     "ST-Affine FCN": {"RTS": 0.986, "CPAB": 0.964}, "ST-Affine CNN": {"RTS": 0.992, "CPAB": 0.974},
@@ -117,12 +117,12 @@ def _claims(distortion: str) -> dict[str, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = run_options("distorted_mnist", __doc__, list(ROWS), seeds=3, iterations=500, digits=20000)
+    parser = run_options("distorted_mnist", __doc__, list(ROWS), seeds=3, iterations=2000, digits=50000)
     parser.add_argument("--distortions", nargs="+", default=["RTS", "CPAB"], choices=["RTS", "CPAB"])
     parser.add_argument("--rate", type=float, default=8e-3)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    digits = [read_digits(options.dataset_dir, "train").first(options.digits), read_digits(options.dataset_dir, options.split)]
+    digits = [read_digits(options.dataset_dir, "train").spread(options.digits), read_digits(options.dataset_dir, options.split)]
     sets = {name: [distort(some, name, SIDE, seed, keep=options.weights_dir) for seed, some in enumerate(digits, 1)]
             for name in options.distortions}
     found: dict[str, dict[str, list[dict]]] = {row: {name: [] for name in sets} for row in options.rows}

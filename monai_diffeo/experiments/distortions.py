@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -74,7 +75,8 @@ def distort(
     Returns:
         ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit.
     """
-    path = keep and Path(keep) / f"digits_{distortion}_{VERSION}_{side}_{digits.ids[0]}_{len(digits.ids)}_{seed}.pt"
+    chosen = hashlib.sha256(" ".join(digits.ids).encode()).hexdigest()[:8]
+    path = keep and Path(keep) / f"digits_{distortion}_{VERSION}_{side}_{chosen}_{len(digits.ids)}_{seed}.pt"
     if path and path.is_file():
         return {"image": torch.load(path, weights_only=True), "label": digits.digits}
     draw, margin, parts = torch.Generator().manual_seed(seed), (side - digits.images.shape[-1]) // 2, []

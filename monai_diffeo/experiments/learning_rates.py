@@ -101,7 +101,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES))
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    data = distort(read_digits(options.dataset_dir, "train").first(options.digits), "rotated", SIDE, 1)
+    data = distort(read_digits(options.dataset_dir, "train").spread(options.digits), "rotated", SIDE, 1)
     shown = distort(read_digits(options.dataset_dir, options.split), "rotated", SIDE, 2)
     found: dict[str, dict[float, list[dict]]] = {row: {rate: [] for rate in options.rates} for row in options.rows}
     for seed in range(options.seeds):

@@ -145,7 +145,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--rate", type=float, default=8e-3)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
-    data = distort(read_digits(options.dataset_dir, "train").first(options.digits), "rotated", SIDE, 1)
+    data = distort(read_digits(options.dataset_dir, "train").spread(options.digits), "rotated", SIDE, 1)
     shown = distort(read_digits(options.dataset_dir, options.split), "rotated", SIDE, 2)
     found: dict[str, list[dict]] = {row: [] for row in options.rows}
     for seed in range(options.seeds):
