@@ -54,14 +54,19 @@ def line_plot(
     _save(figure, path)
 
 
-def scatter_plot(path: str | Path, points: Sequence[tuple[str, float, float]], x_label: str, y_label: str) -> None:
-    """Named points over a logarithmic first axis."""
-    figure, (ax,) = _axes(1, 9.0)
-    for name, x, y in points:
-        ax.plot(x, y, "o", color=COLOURS.get(name, "#1d6fb8"), markersize=5)
-        ax.annotate(name, (x, y), xytext=(5, 3), textcoords="offset points", fontsize=7)
+def scatter_plot(
+    path: str | Path, groups: Mapping[str, Mapping[str, tuple[float, float]]], x_label: str, y_label: str, named: Mapping[str, tuple[int, int]]
+) -> None:
+    """Points over a logarithmic first axis, a colour a group; those ``named`` carry their name, so many points right of and above them."""
+    figure, (ax,) = _axes(1, 10.0)
+    for i, (group, points) in enumerate(groups.items()):
+        ax.plot(*zip(*points.values()), "o", color=f"C{i % 10}", marker="os^"[i // 10], markersize=6, alpha=0.8, label=group)
+        for name in named.keys() & points.keys():
+            ax.annotate(name, points[name], xytext=named[name], textcoords="offset points", fontsize=9,
+                        arrowprops={"arrowstyle": "-", "color": "#888888", "linewidth": 0.6})
     ax.set(xscale="log", xlabel=x_label, ylabel=y_label)
-    ax.margins(x=0.2)
+    ax.margins(x=0.1, y=0.1)
+    figure.legend(loc="outside right center", frameon=False, fontsize=8)
     _save(figure, path)
 
 

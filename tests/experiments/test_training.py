@@ -172,7 +172,7 @@ def test_of_four_starts_the_turn_of_lowest_energy_wins():
 
 def test_figures_are_written(tmp_path):
     line_plot(tmp_path / "a" / "line.png", {"set": {"naive": {20: (0.5, 0.4, 0.6), 50: (0.6, 0.5, 0.7)}}}, "films", log_x=True)
-    scatter_plot(tmp_path / "scatter.png", [("naive", 0.01, 0.8), ("refine", 2.0, 0.9)], "seconds", "Dice")
+    scatter_plot(tmp_path / "scatter.png", {"modes": {"naive": (0.01, 0.8), "refine": (2.0, 0.9)}}, "seconds", "Dice", {"naive": (5, 5)})
     paired_histogram(tmp_path / "histogram.png", {"mode": {"before": torch.rand(20) * 10, "after": torch.rand(20)}}, "difference")
     assert all((tmp_path / name).stat().st_size > 3000 for name in ("a/line.png", "scatter.png", "histogram.png"))
 
