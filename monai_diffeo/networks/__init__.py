@@ -3,7 +3,23 @@
 from monai_diffeo.networks.critic import EnergyCritic
 from monai_diffeo.networks.orientation import FilmOrientation, turn_generator, turn_image
 from monai_diffeo.networks.predictor import DeformationPredictor, standardize_image
+from monai_diffeo.networks.shape_prior import AtlasPrior, ShapePrior, TemplatePrior
+from monai_diffeo.networks.template_transformer import TemplateTransformer, WarpedTemplate
 from monai_diffeo.networks.vae import EnergyVAE
 from monai_diffeo.networks.weights import load_weights
 
-__all__ = ["DeformationPredictor", "EnergyCritic", "EnergyVAE", "FilmOrientation", "load_weights", "standardize_image", "turn_generator", "turn_image"]
+__all__ = [
+    "AtlasPrior",
+    "DeformationPredictor",
+    "EnergyCritic",
+    "EnergyVAE",
+    "FilmOrientation",
+    "ShapePrior",
+    "TemplatePrior",
+    "TemplateTransformer",
+    "WarpedTemplate",
+    "load_weights",
+    "standardize_image",
+    "turn_generator",
+    "turn_image",
+]
