@@ -64,11 +64,12 @@ class TemplateTransformer(nn.Module):
             ``pieces * D`` output channels, of the image's size or coarser.
         prior: the shapes; its own topology on the frame must be intact.
         pieces: T.
-        limit: largest velocity of a piece, as share of half the frame.
+        limit: largest velocity of a piece, as share of half the frame; one number, or one a piece.
         gain: slope of the tangent at 0, from the backbone's output to velocity in units of half the frame; small, so that training
             starts gently.
-        control_size: control points along each axis; None takes the backbone's output as the velocity at every voxel, unsmoothed, as
-            published.
+        control_size: control points along each axis, one number, or one a piece: the first pieces move the prior far and as a whole, the
+            later ones refine what they see; slopes, which make folds, are about ``limit * control_size``. None takes the
+            backbone's output as the velocity at every voxel, unsmoothed, as published.
         flow_size: lattice of the flows, along each axis; None takes the image's.
         steps: squarings of the exponentials.
         order: None composes the flows of the pieces; 1 to 4 sums their velocities by the Baker-Campbell-Hausdorff series (published: 2).
@@ -96,9 +97,9 @@ class TemplateTransformer(nn.Module):
         backbone: nn.Module,
         prior: TemplatePrior,
         pieces: int = 4,
-        limit: float = 0.25,
+        limit: float | Sequence[float] = 0.15,
         gain: float = 0.05,
-        control_size: int | None = 32,
+        control_size: int | Sequence[int] | None = 12,
         flow_size: int | None = 64,
         steps: int = 5,
         order: int | None = None,
@@ -109,8 +110,10 @@ class TemplateTransformer(nn.Module):
         unshuffle: int = 1,
     ) -> None:
         super().__init__()
-        self.backbone, self.prior, self.pieces, self.limit, self.gain = backbone, prior, pieces, limit, gain
-        self.control_size, self.flow_size, self.steps, self.order = control_size, flow_size, steps, order
+        self.backbone, self.prior, self.pieces, self.gain = backbone, prior, pieces, gain
+        self.limit = _one_a_piece("limit", limit, pieces)
+        self.control_size = None if control_size is None else _one_a_piece("control_size", control_size, pieces)
+        self.flow_size, self.steps, self.order = flow_size, steps, order
         self.diffeomorphic, self.guard, self.calming = diffeomorphic, guard and diffeomorphic, tuple(calming)
         self.sees_prior, self.unshuffle = sees_prior, unshuffle
 
@@ -145,14 +148,32 @@ class TemplateTransformer(nn.Module):
                              answer.shape)
         with torch.autocast(image.device.type, enabled=False):
             control = answer if answer.dtype == torch.float64 else answer.float()
-            if self.control_size is not None:
-                pool = {2: F.adaptive_avg_pool2d, 3: F.adaptive_avg_pool3d}[dims]
-                control = pool(control, [min(self.control_size, n) for n in control.shape[2:]])
-            control = self.limit * torch.tanh(control * (self.gain / self.limit))
+            limit = torch.tensor(self.limit, device=control.device, dtype=control.dtype).view(1, -1, *[1] * (dims + 1))
+            control = control.unflatten(1, (self.pieces, dims))
             lattice = size if self.flow_size is None else (self.flow_size,) * dims
-            field = control if self.control_size is None and self.flow_size is None else _draw_out(control, lattice)
-            half = torch.tensor([(n - 1) / 2 for n in field.shape[2:]], device=field.device, dtype=field.dtype)
-            return field.unflatten(1, (self.pieces, dims)) * half.view(-1, *[1] * dims)
+            if self.control_size is None and tuple(control.shape[3:]) == lattice:
+                field = limit * torch.tanh(control * (self.gain / limit))
+            else:
+                field = torch.cat([self._smooth(control, limit, lattice, *piece) for piece in self._runs()], dim=1)
+            half = torch.tensor([(n - 1) / 2 for n in lattice], device=field.device, dtype=field.dtype)
+            return field * half.view(-1, *[1] * dims)
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """First and last piece of each run of pieces with equal control points; they are drawn out together."""
+        sizes = self.control_size or (0,) * self.pieces
+        starts = [t for t in range(self.pieces) if t == 0 or sizes[t] != sizes[t - 1]]
+        return list(zip(starts, [*starts[1:], self.pieces]))
+
+    def _smooth(self, control: Tensor, limit: Tensor, lattice: tuple[int, ...], first: int, last: int) -> Tensor:
+        """Velocities ``(B, T', D, *S')`` of the pieces from ``first`` to before ``last``, units of half the frame."""
+        some = control[:, first:last].flatten(1, 2)
+        if self.control_size is not None:
+            pool = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}[some.ndim]
+            some = pool(some, [min(self.control_size[first], n) for n in some.shape[2:]])
+        some = some.unflatten(1, (last - first, -1))
+        bound = limit[:, first:last]
+        some = bound * torch.tanh(some * (self.gain / bound))
+        return _draw_out(some.flatten(1, 2), lattice).unflatten(1, (last - first, -1))
 
     def integrate(self, velocity: Tensor) -> Tensor:
         """Displacement of the composed flows of ``velocity`` ``(B, T, D, *S')``, shape ``(B, D, *S')``."""
@@ -203,6 +224,13 @@ def intact_level(log_odds: Tensor, levels: Sequence[float] = _LEVELS) -> float |
     """The first of ``levels`` above which the shapes of one image ``(K, *S)`` are one part each, without holes and apart; None if there is none."""
     values = log_odds.detach().cpu().numpy()
     return next((level for level in levels if shapes_intact(values > level)), None)
+
+
+def _one_a_piece(name: str, value, pieces: int) -> tuple:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * pieces
+    if len(values) != pieces:
+        raise ValueError(f"TemplateTransformer: '{name}' must be one number or one for each of {pieces} pieces, got {value}.")
+    return values
 
 
 def _blocks_to_channels(image: Tensor, side: int) -> Tensor:
