@@ -3,7 +3,7 @@
 from monai_diffeo.networks.critic import EnergyCritic
 from monai_diffeo.networks.orientation import FilmOrientation, turn_generator, turn_image
 from monai_diffeo.networks.predictor import DeformationPredictor, standardize_image
-from monai_diffeo.networks.shape_prior import AtlasPrior, ShapePrior, TemplatePrior
+from monai_diffeo.networks.shape_prior import AtlasPrior, ShapePrior, TemplatePrior, tame_log_odds
 from monai_diffeo.networks.template_transformer import TemplateTransformer, WarpedTemplate
 from monai_diffeo.networks.vae import EnergyVAE
 from monai_diffeo.networks.weights import load_weights
@@ -20,6 +20,7 @@ __all__ = [
     "WarpedTemplate",
     "load_weights",
     "standardize_image",
+    "tame_log_odds",
     "turn_generator",
     "turn_image",
 ]

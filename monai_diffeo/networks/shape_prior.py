@@ -14,7 +14,7 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.flow.warp import sample
 
-__all__ = ["AtlasPrior", "ShapePrior", "TemplatePrior", "relative_grid"]
+__all__ = ["AtlasPrior", "ShapePrior", "TemplatePrior", "relative_grid", "tame_log_odds"]
 
 _TRAINABLE = ("mean", "covariance", "beta")
 _CLOSEST = 1e-7  # of the exponent, where log-odds would become infinite
@@ -24,6 +24,15 @@ def relative_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu
     """Coordinates of every voxel, shape ``(1, D, *S)``, from the centre of the frame, 1 = half the frame."""
     half = torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=device, dtype=dtype)
     return (centered_grid(spatial_size, device, dtype) / half.view(-1, *[1] * len(spatial_size)))[None]
+
+
+def tame_log_odds(log_odds: Tensor, scale: float = 4.0) -> Tensor:
+    """``sign(l) * scale * log(1 + |l| / scale)``: as it is near 0, growing only as a logarithm far from it.
+
+    A generalised Gaussian falls so fast that the few voxels furthest from the edge would make a mean over voxels (a cross entropy)
+    or over answers. The sign stays, and with it the shape.
+    """
+    return log_odds.sign() * scale * torch.log1p(log_odds.abs() / scale)
 
 
 class TemplatePrior(nn.Module):

@@ -137,7 +137,7 @@ class TemplateTransformer(nn.Module):
         if image.ndim != dims + 2:
             raise ShapeError("TemplateTransformer", "image", f"(B, C, {', '.join('HWD'[:dims])})", image.shape,
                              "Add batch and channel axes: image[None, None].")
-        size = tuple(image.shape[2:])
+        image = image.as_tensor() if hasattr(image, "as_tensor") else image
         inputs = _blocks_to_channels(image, self.unshuffle)
         if self.sees_prior:
             shown = self.prior(inputs.shape[2:]).detach().to(image.dtype)
@@ -150,7 +150,7 @@ class TemplateTransformer(nn.Module):
             control = answer if answer.dtype == torch.float64 else answer.float()
             limit = torch.tensor(self.limit, device=control.device, dtype=control.dtype).view(1, -1, *[1] * (dims + 1))
             control = control.unflatten(1, (self.pieces, dims))
-            lattice = size if self.flow_size is None else (self.flow_size,) * dims
+            lattice = tuple(image.shape[2:]) if self.flow_size is None else (self.flow_size,) * dims
             if self.control_size is None and tuple(control.shape[3:]) == lattice:
                 field = limit * torch.tanh(control * (self.gain / limit))
             else:

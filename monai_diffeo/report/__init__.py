@@ -8,6 +8,7 @@ from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.lungs import lung_areas, split_lungs
 from monai_diffeo.report.record import FAILED, SCHEMA, SWITCHED_OFF, failure_record, film_record, sha256_of, versions
 from monai_diffeo.report.reporter import FilmReporter
+from monai_diffeo.report.templates import TemplateReporter
 from monai_diffeo.report.writer import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN, ReportWriter
 
 __all__ = [
@@ -19,6 +20,7 @@ __all__ = [
     "ReportWriter",
     "SCHEMA",
     "SWITCHED_OFF",
+    "TemplateReporter",
     "failure_record",
     "film_figure",
     "film_record",

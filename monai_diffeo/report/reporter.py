@@ -95,7 +95,11 @@ class FilmReporter:
             except Exception as error:  # the mask is there: a picture that fails must not fail the film
                 record["figure"] = None
                 record["notes"] = "; ".join(filter(None, [record["notes"], f"no picture: {type(error).__name__}"]))
-        self.writer.write(record)
+        self.writer.write({**record, **self.more(output)})
+
+    def more(self, output: Mapping[str, Any]) -> dict[str, Any]:
+        """Further fields of a film's record, for subclasses; ``output`` as in :meth:`done`."""
+        return {}
 
     def _draw(
         self, figure: Path, batch: Mapping[str, Any], mask: np.ndarray, result: Canonicalization | None, plain: Tensor | None,

@@ -2,5 +2,6 @@
 
 from monai_diffeo.training.iteration import LossCurve, TrainingIteration
 from monai_diffeo.training.steps import AddAnswerd, CriticStep, OrientationStep, PredictorStep, SegmentationStep, VAEStep
+from monai_diffeo.training.templates import TemplateStep
 
-__all__ = ["AddAnswerd", "CriticStep", "LossCurve", "OrientationStep", "PredictorStep", "SegmentationStep", "TrainingIteration", "VAEStep"]
+__all__ = ["AddAnswerd", "CriticStep", "LossCurve", "OrientationStep", "PredictorStep", "SegmentationStep", "TemplateStep", "TrainingIteration", "VAEStep"]
