@@ -7,12 +7,12 @@ import time
 import torch
 from torch import Tensor, nn
 
-from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED, Canonicalization, mean_inverse_error
-from monai_diffeo.canonicalize.search import Velocities, minimize, predict
+from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED, Canonicalization, mean_inverse_error, move_image
+from monai_diffeo.canonicalize.search import Chain, minimize, predict
 from monai_diffeo.energies import Energy
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.families import VelocityFamily
-from monai_diffeo.flow import dense_velocity, exp_chain, folding, inverse_chain, warp
+from monai_diffeo.families import DiffeomorphicAffine, Family
+from monai_diffeo.flow import Deformation, folding, warp
 from monai_diffeo.networks import FilmOrientation, turn_generator
 
 __all__ = ["Canonicalizer"]
@@ -22,16 +22,17 @@ class Canonicalizer(nn.Module):
     r"""Search, for each image, a diffeomorphism that makes it look like the training images.
 
     An optional predictor looks at the image ``passes`` times and moves it each time; ``steps`` of Adam then lower
-    ``energy(moved image) + regularizer(velocity, ddf)``. With a predictor and no steps this is the mode *single pass*; with
-    both, *refine*; with neither predictor nor early stopping and the published settings, *faithful*.
+    ``energy(moved image) + regularizer(velocity, ddf)``; the displacement stands in for the velocity where a family has none. With a
+    predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping and the
+    published settings, *faithful*.
 
     A batch gives what its images give one by one. An image is left alone, bit for bit, when its energy is already within
     ``gate``, and rejected when it is constant or not finite, when its energy rises by more than ``max_rise``, or when its field
-    still folds after ``shrinkings`` halvings of its velocities; ``status`` says which.
+    still folds after ``shrinkings`` halvings of its deformations; ``status`` says which.
 
     Args:
         energy: of images, lower = closer to the training images.
-        family: of the deformations.
+        family: of the deformations, any.
         regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
         predictor: image to the parameters of ``family``; None starts the search from the identity.
         orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned back. A
@@ -46,8 +47,9 @@ class Canonicalizer(nn.Module):
         doubt_above: note of an image whose energy is still higher than this that it remains unlike the training images; None never.
         search_family: family of the optimisation, ``family`` by default.
         final_steps: squarings of the exponentials that are returned.
-        shrinkings: how often the velocities of a folding field are halved.
+        shrinkings: how often the deformations of a folding field are halved.
         views: how many poses a :class:`DiffeoInferer` should ask at unless it is told otherwise.
+        sampling: of the canonical image, ``"bilinear"`` or, in 2D, ``"bicubic"``, which keeps lines a voxel wide sharper.
         seed: of everything random.
         progress: show a bar over the optimisation steps (needs tqdm).
     """
@@ -55,7 +57,7 @@ class Canonicalizer(nn.Module):
     def __init__(
         self,
         energy: Energy,
-        family: VelocityFamily,
+        family: Family,
         regularizer: nn.Module | None = None,
         predictor: nn.Module | None = None,
         orientation: FilmOrientation | None = None,
@@ -67,10 +69,11 @@ class Canonicalizer(nn.Module):
         gate: float | None = None,
         max_rise: float | None = 0.0,
         doubt_above: float | None = None,
-        search_family: VelocityFamily | None = None,
+        search_family: Family | None = None,
         final_steps: int = 7,
         shrinkings: int = 4,
         views: int = 1,
+        sampling: str = "bilinear",
         seed: int = 0,
         progress: bool = False,
     ) -> None:
@@ -79,12 +82,14 @@ class Canonicalizer(nn.Module):
             raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
         if steps and regularizer is None:
             raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
+        if sampling not in ("bilinear", "bicubic")[: 2 if family.spatial_dims == 2 else 1]:
+            raise ValueError(f"Canonicalizer: 'sampling' must be 'bilinear' or, in 2D, 'bicubic', got {sampling!r}.")
         self.energy, self.family, self.regularizer, self.predictor = energy, family, regularizer, predictor
         self.orientation, self.sure = orientation, sure
         self.search_family = family if search_family is None else search_family
         self.steps, self.passes, self.learning_rate, self.patience = steps, passes, learning_rate, patience
         self.gate, self.max_rise, self.final_steps, self.shrinkings = gate, max_rise, final_steps, shrinkings
-        self.views = views
+        self.views, self.sampling = views, sampling
         self.seed, self.progress, self.doubt_above = seed, progress, doubt_above
         self.requires_grad_(False)
         super().train(False)
@@ -120,10 +125,11 @@ class Canonicalizer(nn.Module):
             if status[i] is None and self.gate is not None and value <= self.gate:
                 status[i] = f"{LEFT_ALONE}: looks like the training images"
         notes = [""] * len(status)
-        velocities, steps = self._search(image, status, notes)
-        velocities, ddf, inverse_ddf = self._unfold(velocities, tuple(image.shape[2:]))
+        found, steps = self._search(image, status, notes)
+        found, there, back = self._unfold(found, tuple(image.shape[2:]))
+        ddf, inverse_ddf = (flow.ddf(image.shape[2:]) for flow in (there, back))
         folded = folding(ddf)
-        moved = warp(image, ddf)
+        moved = move_image(image, ddf, self.sampling)
         after = self.energy(moved)
         for i in range(len(status)):
             status[i] = status[i] or self._verdict(before[i].item(), after[i].item(), folded[i].item())
@@ -133,10 +139,10 @@ class Canonicalizer(nn.Module):
         notes = [self._with_doubt(note, value) for note, value in zip(notes, energy.tolist())]
         row = done.view(-1, *[1] * (image.ndim - 1))
         ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
-        velocities = velocities.scaled(done.to(ddf.dtype))
+        still = Deformation.identity(*ddf.shape[:1], there.residual.shape[2:], ddf.device, ddf.dtype)
         return Canonicalization(
             image=torch.where(row, moved.to(given.dtype), given),
-            velocity=dense_velocity(velocities.generators, velocities.fields, image.shape[2:]),
+            velocity=torch.where(row[:, None], found.velocity(image.shape[2:]), 0.0),
             ddf=ddf,
             inverse_ddf=inverse_ddf,
             energy_before=before,
@@ -148,18 +154,19 @@ class Canonicalizer(nn.Module):
             seconds=time.perf_counter() - began,
             terms=terms,
             notes=tuple(notes),
-            generators=velocities.generators,
-            fields=velocities.fields,
+            there=there.where(done, still),
+            back=back.where(done, Deformation(still.matrix, torch.zeros_like(back.residual))),
+            sampling=self.sampling,
         )
 
-    def _search(self, image: Tensor, status: list[str | None], notes: list[str]) -> tuple[Velocities, Tensor]:
-        """Velocities of every image, and the steps of each; images that already have a status are not optimised."""
+    def _search(self, image: Tensor, status: list[str | None], notes: list[str]) -> tuple[Chain, Tensor]:
+        """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
         size = tuple(image.shape[2:])
         found = self._predict(image, notes)
         steps = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
         if self.steps == 0:
             return found, steps
-        start = None if found is None else exp_chain(found.generators, found.fields, self.family.steps)
+        start = None if found is None else found.there(size)
         rows = [i for i, s in enumerate(status) if s is None]
         theta = torch.zeros(image.shape[0], self.search_family.num_parameters, device=image.device)
         with torch.enable_grad(), _Bar(self.progress, self.steps * len(rows)) as bar:
@@ -170,12 +177,9 @@ class Canonicalizer(nn.Module):
                     None if start is None else type(start)(start.matrix[row], start.residual[row]),
                     self.steps, self.learning_rate, self.patience, seed=self.seed, progress=bar,
                 )
-        generator, field = self.search_family.velocity(theta, size)
-        if found is None:
-            return Velocities(generator[:, None], field[:, None]), steps
-        return found.then(generator, field), steps
+        return (found or Chain()).then(self.search_family, theta), steps
 
-    def _predict(self, image: Tensor, notes: list[str]) -> Velocities | None:
+    def _predict(self, image: Tensor, notes: list[str]) -> Chain | None:
         """What the predictor finds, from the film as it lies or, where a quarter turn is sure, from the film turned back."""
         size = tuple(image.shape[2:])
         if self.orientation is None or size[0] != size[1]:
@@ -188,28 +192,25 @@ class Canonicalizer(nn.Module):
             notes[i] = "; ".join(words)
         return self._from_turn(image, turns)
 
-    def _from_turn(self, image: Tensor, turns: Tensor) -> Velocities:
+    def _from_turn(self, image: Tensor, turns: Tensor) -> Chain:
         """Turn each image back by its quarter turns, then predict."""
-        generator = turn_generator(turns)
-        margin = self.family.velocity(self.family.identity(1, image.device), tuple(image.shape[2:]))[1].shape[2:]
-        turn = Velocities(generator[:, None], image.new_zeros(len(image), 1, 2, *margin))
+        turn = Chain().then(DiffeomorphicAffine(2), turn_generator(turns).flatten(1))  # a film is square: halves of it are all alike
         if self.predictor is None:
             return turn
-        upright = warp(image, exp_chain(turn.generators, turn.fields, 0).ddf(tuple(image.shape[2:])))
+        upright = warp(image, turn.there(image.shape[2:]).ddf(image.shape[2:]))
         more = predict(upright, self.predictor, self.family, self.passes)
-        return Velocities(torch.cat([turn.generators, more.generators], 1), torch.cat([turn.fields, more.fields], 1))
+        return turn if more is None else Chain(turn.links + more.links)
 
-    def _unfold(self, velocities: Velocities, size: tuple[int, ...]) -> tuple[Velocities, Tensor, Tensor]:
-        """Flows there and back; the velocities of a field that folds are halved until it does not."""
+    def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation]:
+        """Ways there and back; deformations that fold are halved until they do not."""
         for attempts_left in reversed(range(self.shrinkings + 1)):
-            ddf = exp_chain(velocities.generators, velocities.fields, self.final_steps).ddf(size)
-            back = inverse_chain(velocities.generators, velocities.fields, self.final_steps).ddf(size)
-            folded = (folding(ddf) > 0) | (folding(back) > 0)
+            there, back = found.there(size, self.final_steps), found.back(size, self.final_steps)
+            folded = (folding(there.ddf(size)) > 0) | (folding(back.ddf(size)) > 0)
             if attempts_left and bool(folded.any()):
-                velocities = velocities.scaled(torch.where(folded, 0.5, 1.0))
+                found = found.milder(torch.where(folded, 0.5, 1.0))
             else:
                 break
-        return velocities, ddf, back
+        return found, there, back
 
     def _with_doubt(self, note: str, energy: float) -> str:
         if self.doubt_above is None or not energy > self.doubt_above:

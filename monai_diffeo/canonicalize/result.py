@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffeo.flow import affine_deformation, compose, exp_chain, inverse_chain, warp
+from monai_diffeo.flow import Deformation, affine_deformation, compose, warp
 from monai_diffeo.flow.grid import voxel_grid
 
-__all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "resize_ddf"]
+__all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "move_image", "resize_ddf"]
 
 CANONICALIZED = "canonicalized"
 LEFT_ALONE = "left alone"
@@ -27,7 +27,7 @@ class Canonicalization:
     Attributes:
         image: canonical images, shape ``(B, C, *S)``; rows that are not ``"canonicalized"`` hold the input, bit for bit.
         velocity: the T velocities that were found, shape ``(B, T, D, *S)``, voxels per unit time; ``ddf`` is the composition
-            of their flows.
+            of their flows. In families that know no velocities, the T displacements.
         ddf: canonical = ``warp(input, ddf)``; shape ``(B, D, *S)``, voxels; exactly zero for rows left as they were.
         inverse_ddf: the way back, shape ``(B, D, *S)``, voxels.
         energy_before: energy of the input, shape ``(B,)``.
@@ -41,7 +41,8 @@ class Canonicalization:
         terms: named energies before, ``(B,)`` each, for the report.
         notes: remarks for the report, one an image: a quarter turn that was taken back, a film that looks mirrored.
         agreement: how much the answers from several views agree, shape ``(B,)``, 0 to 1; None where there was one view.
-        generators, fields: the velocities as :func:`monai_diffeo.flow.exp_chain` takes them, with the margin of the family.
+        there, back: the maps of which ``ddf`` and ``inverse_ddf`` are the displacements; they hold outside the frame too.
+        sampling: how ``image`` was sampled, and how :meth:`views` are, see :func:`move_image`.
     """
 
     image: Tensor
@@ -58,8 +59,9 @@ class Canonicalization:
     terms: Mapping[str, Tensor]
     notes: tuple[str, ...]
     agreement: Tensor | None = field(default=None, kw_only=True)
-    generators: Tensor
-    fields: Tensor
+    sampling: str = field(default="bilinear", kw_only=True)
+    there: Deformation
+    back: Deformation
 
     @property
     def moved(self) -> Tensor:
@@ -87,9 +89,7 @@ class Canonicalization:
         if not bool(self.moved.any()):
             return [self]
         poses = [self] if count % 2 else []
-        size, margin = tuple(self.ddf.shape[2:]), self.fields.shape[3:]
-        there = exp_chain(self.generators, self.fields)
-        back = inverse_chain(self.generators, self.fields)
+        size, margin = tuple(self.ddf.shape[2:]), self.there.residual.shape[2:]
         draw = torch.Generator().manual_seed(seed)
         half = torch.tensor([max(n - 1, 1) / 2 for n in size])
         row = self.moved.view(-1, *[1] * len(margin), 1)
@@ -98,9 +98,9 @@ class Canonicalization:
             generator = torch.cat([linear, torch.randn(len(size), 1, generator=draw) * shift * half[:, None]], 1).to(self.ddf)
             for sign in (1, -1):
                 step, unstep = (affine_deformation(sign * s * generator.expand(len(given), -1, -1), margin) for s in (1, -1))
-                ddf, inverse_ddf = there.after(step).ddf(size), unstep.after(back).ddf(size)
+                ddf, inverse_ddf = self.there.after(step).ddf(size), unstep.after(self.back).ddf(size)
                 ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
-                image = torch.where(row, warp(given, ddf), given)
+                image = torch.where(row, move_image(given, ddf, self.sampling), given)
                 poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
         return poses
 
@@ -133,6 +133,15 @@ class Canonicalization:
         moved = self.moved.to(tensor.device).view(-1, *[1] * (maps.ndim - 1))
         warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest")
         return torch.where(moved, warped, maps).view(tensor.shape)
+
+
+def move_image(image: Tensor, ddf: Tensor, sampling: str = "bilinear") -> Tensor:
+    """``warp``, with what ``"bicubic"`` sampling overshoots cut off at each image's own range; ``(B, C, *S)``."""
+    moved = warp(image, ddf, sampling)
+    if sampling == "bilinear":
+        return moved
+    low, high = (edge.view(-1, *[1] * (image.ndim - 1)) for edge in image.flatten(1).aminmax(dim=1))
+    return torch.minimum(torch.maximum(moved, low), high)
 
 
 def _map(value: Any, function) -> Any:

@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from monai_diffeo.energies import Energy
-from monai_diffeo.families import VelocityFamily
-from monai_diffeo.flow import Deformation, dense_velocity, exp_chain, warp
+from monai_diffeo.families import Family, VelocityFamily
+from monai_diffeo.flow import Deformation, dense_velocity, warp
 
-__all__ = ["Velocities", "minimize", "predict"]
-
-
-class Velocities(NamedTuple):
-    """T velocities for each image: ``generators`` (B, T, D, D + 1) and ``fields`` (B, T, D, *S')."""
-
-    generators: Tensor
-    fields: Tensor
-
-    def then(self, generator: Tensor, field: Tensor) -> Velocities:
-        """One more velocity, which moves what these have moved."""
-        return Velocities(torch.cat([self.generators, generator[:, None]], 1), torch.cat([self.fields, field[:, None]], 1))
-
-    def scaled(self, factor: Tensor) -> Velocities:
-        """All velocities of an image times its factor (B,)."""
-        dims = self.generators.shape[2]
-        return Velocities(self.generators * factor.view(-1, 1, 1, 1), self.fields * factor.view(-1, 1, 1, *[1] * dims))
+__all__ = ["Chain", "minimize", "predict"]
 
 
-def predict(image: Tensor, predictor: nn.Module, family: VelocityFamily, passes: int) -> Velocities | None:
+@dataclass(frozen=True)
+class Chain:
+    """Deformations that were found one after another: for each its family and its parameters ``(B, P)``."""
+
+    links: tuple[tuple[Family, Tensor], ...] = ()
+
+    def then(self, family: Family, theta: Tensor) -> Chain:
+        """One more deformation, which moves what these have moved."""
+        return Chain((*self.links, (family, theta)))
+
+    def milder(self, factor: Tensor) -> Chain:
+        """All deformations of an image weakened by its factor (B,); 0 is the identity."""
+        return Chain(tuple((family, family.milder(theta, factor)) for family, theta in self.links))
+
+    def there(self, size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The whole deformation; ``steps`` squarings where velocities are integrated, by default each family's own."""
+        return _compose([family(theta, size, **_steps(family, steps)) for family, theta in self.links])
+
+    def back(self, size: Sequence[int], steps: int | None = None) -> Deformation:
+        """Its inverse."""
+        return _compose([family.inverse(theta, size, **_steps(family, steps)) for family, theta in reversed(self.links)])
+
+    def velocity(self, size: Sequence[int]) -> Tensor:
+        """What each deformation costs is measured on, ``(B, T, D, *size)``, see :func:`velocity_of`."""
+        return torch.stack([velocity_of(family, theta, size) for family, theta in self.links], 1)
+
+
+def _steps(family: Family, steps: int | None) -> dict[str, int]:
+    return {"steps": steps} if steps is not None and isinstance(family, VelocityFamily) else {}
+
+
+def _compose(parts: Sequence[Deformation]) -> Deformation:
+    whole = parts[0]
+    for part in parts[1:]:
+        whole = whole.after(part)
+    return whole
+
+
+def velocity_of(family: Family, theta: Tensor, size: Sequence[int], ddf: Tensor | None = None) -> Tensor:
+    """The velocity on the frame, ``(B, D, *size)``, voxels per unit time; of a family without velocities the displacement."""
+    if isinstance(family, VelocityFamily):
+        generator, field = family.velocity(theta, size)
+        return dense_velocity(generator[:, None], field[:, None], size)[:, 0]
+    return family(theta, size).ddf(size) if ddf is None else ddf
+
+
+def predict(image: Tensor, predictor: nn.Module, family: Family, passes: int) -> Chain | None:
     """Let a predictor move the image, look again, and so on; what each pass adds composes.
 
     Args:
@@ -40,20 +70,19 @@ def predict(image: Tensor, predictor: nn.Module, family: VelocityFamily, passes:
         family: of the deformations.
         passes: how often to look; 0 gives None.
     """
-    found, flow, size = None, None, tuple(image.shape[2:])
+    found, flow, size = Chain(), None, tuple(image.shape[2:])
     for _ in range(passes):
         theta = predictor(image if flow is None else warp(image, flow.ddf(size)))
-        generator, field = family.velocity(theta, size)
-        step = exp_chain(generator[:, None], field[:, None], family.steps)
+        step = family(theta, size)
         flow = step if flow is None else flow.after(step)
-        found = Velocities(generator[:, None], field[:, None]) if found is None else found.then(generator, field)
-    return found
+        found = found.then(family, theta)
+    return found if found.links else None
 
 
 def minimize(
     image: Tensor,
     energy: Energy,
-    family: VelocityFamily,
+    family: Family,
     regularizer: nn.Module,
     start: Deformation | None,
     steps: int,
@@ -93,12 +122,10 @@ def minimize(
     active = torch.ones_like(waited, dtype=torch.bool)
     for step in range(steps + 1):  # the last round only looks at where the last step led
         optimizer.zero_grad(set_to_none=True)
-        generator, field = family.velocity(theta, size)
-        flow = exp_chain(generator[:, None], field[:, None], family.steps)
+        flow = family(theta, size)
         ddf = flow.ddf(size)
         whole = ddf if start is None else start.after(flow).ddf(size)
-        velocity = dense_velocity(generator[:, None], field[:, None], size)[:, 0]
-        objective = energy(warp(image, whole)) + regularizer(velocity, ddf)
+        objective = energy(warp(image, whole)) + regularizer(velocity_of(family, theta, size, ddf), ddf)
         value = objective.detach()
         better = active & torch.isfinite(value) & (value < best - tolerance)
         best_theta = torch.where(better.view(-1, 1), theta.detach(), best_theta)

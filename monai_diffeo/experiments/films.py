@@ -79,6 +79,7 @@ DEFORMATIONS: dict[str, Deformer | None] = {
     "plain": None,
     "TPS/2": _tps(0.5),
     "TPS": _tps(1.0),
+    "TPS 15°/0.06": _tps(angle=15.0, jitter=0.06),
     "TPS 45°/0.18": _tps(angle=45.0, jitter=0.18),
     "TPS 60°/0.25": _tps(angle=60.0, jitter=0.25),
     "SVF": lambda size, generator: exp(random_svf(1, size, generator, amplitude=0.1, sigma=0.08)),

@@ -7,10 +7,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_diffeo.flow import Deformation, exp_affine
+from monai_diffeo.flow import Deformation, exp_affine, jacobian
 from monai_diffeo.flow.warp import _float
 
-__all__ = ["Family", "VelocityFamily"]
+__all__ = ["Family", "VelocityFamily", "half_frame"]
+
+
+def half_frame(spatial_size: Sequence[int], like: Tensor) -> Tensor:
+    """Half the frame along each axis, the unit of ``theta``, in voxels, shape ``(D,)``; device and dtype of ``like``."""
+    return torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=like.device, dtype=like.dtype)
 
 
 class Family(nn.Module):
@@ -38,6 +43,24 @@ class Family(nn.Module):
         """The inverse deformations of ``theta`` (B, P) on a frame of ``spatial_size``."""
         raise TypeError(f"{type(self).__name__} must define inverse(theta, spatial_size).")
 
+    def jacobian(self, theta: Tensor, spatial_size: Sequence[int]) -> Tensor:
+        """Derivatives of the deformations at every voxel, shape ``(B, D, D, *S)``; entry ``[:, i, j]`` is that of component i along axis j.
+
+        In closed form where a family has one, else by differences between voxels.
+        """
+        ddf = self(theta, spatial_size).ddf(spatial_size)
+        unit = torch.eye(ddf.shape[1]).to(ddf)
+        return jacobian(ddf) + unit.view(*unit.shape, *[1] * (ddf.ndim - 2))
+
+    def milder(self, theta: Tensor, factor: Tensor) -> Tensor:
+        """Parameters of a deformation that moves less: nothing where ``factor`` (B,) is 0, the same where it is 1."""
+        return theta * factor[:, None].to(theta)
+
+    def draw(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
+        """Random parameters ``(B, P)``; ``spread`` is their standard deviation, a number or shape ``(B,)``."""
+        noise = torch.randn(batch_size, self.num_parameters, generator=generator)
+        return self.milder(noise, torch.as_tensor(spread, dtype=noise.dtype).expand(batch_size))
+
 
 class VelocityFamily(Family):
     """A family whose members are flows of stationary velocities, so that the inverse is the flow of ``-v``.
@@ -55,13 +78,15 @@ class VelocityFamily(Family):
         them; the field may cover a margin around the frame."""
         raise TypeError(f"{type(self).__name__} must define velocity(theta, spatial_size).")
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The flows of ``theta`` (B, P) at time one; ``steps`` squarings, by default the family's own."""
         generator, field = self._float_velocity(theta, spatial_size)
-        return exp_affine(generator, field, self.steps)
+        return exp_affine(generator, field, self.steps if steps is None else steps)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The flows of minus the velocities."""
         generator, field = self._float_velocity(theta, spatial_size)
-        return exp_affine(-generator, -field, self.steps)
+        return exp_affine(-generator, -field, self.steps if steps is None else steps)
 
     def _float_velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The velocity in at least float32, whatever autocast the caller runs or the predictor answered in."""

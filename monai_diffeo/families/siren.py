@@ -54,6 +54,18 @@ class Siren(VelocityFamily):
             parts += [(torch.rand(rows * (columns + 1), generator=draw) * 2 - 1) * bound]
         return torch.cat(parts).to(device).repeat(batch_size, 1)
 
+    def milder(self, theta: Tensor, factor: Tensor) -> Tensor:
+        """The last layer, and with it the velocity, times ``factor``."""
+        rows, columns = self.shapes[-1]
+        hidden, last = theta.split([self.num_parameters - rows * (columns + 1), rows * (columns + 1)], dim=1)
+        return torch.cat([hidden, last * factor[:, None].to(theta)], dim=1)
+
+    def draw(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
+        """Random networks ``(B, P)``, the weights of the last layer within ``spread`` of zero, a number or shape ``(B,)``."""
+        seeds = torch.randint(2**31 - 1, (batch_size,), generator=generator).tolist()
+        start = torch.cat([self.identity(1, seed=seed) for seed in seeds])
+        return self.milder(start, torch.as_tensor(spread, dtype=start.dtype).expand(batch_size) / self.last)
+
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         dims, batch = self.spatial_dims, theta.shape[0]
         half = [max(n - 1, 1) / 2 for n in spatial_size]

@@ -9,7 +9,7 @@ from monai_diffeo.flow.exponential import affine_deformation, exp, exp_affine
 from monai_diffeo.flow.jacobian import folding, jacobian, jacobian_determinant
 from monai_diffeo.flow.sequence import compose_sequence, exp_sequence
 from monai_diffeo.flow.simplices import breaks, simplex_determinants
-from monai_diffeo.flow.thin_plate import thin_plate_spline
+from monai_diffeo.flow.thin_plate import thin_plate_slopes, thin_plate_spline
 from monai_diffeo.flow.warp import warp, warp_points
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "jacobian_determinant",
     "lie_bracket",
     "simplex_determinants",
+    "thin_plate_slopes",
     "thin_plate_spline",
     "warp",
     "warp_points",

@@ -5,34 +5,60 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["thin_plate_spline"]
+__all__ = ["thin_plate_slopes", "thin_plate_spline"]
 
 
-def _kernel(squared: Tensor) -> Tensor:
-    return squared * torch.log(squared.clamp(min=1e-20)) / 2  # r^2 log r
+def _kernel(squared: Tensor, dims: int) -> Tensor:
+    """r^2 log r in the plane, r in space."""
+    return squared * torch.log(squared.clamp(min=1e-20)) / 2 if dims == 2 else squared.clamp(min=1e-20).sqrt()
+
+
+def _kernel_slope(squared: Tensor, dims: int) -> Tensor:
+    """The kernel's derivative by r, divided by r."""
+    squared = squared.clamp(min=1e-20)
+    return torch.log(squared) + 1 if dims == 2 else squared.rsqrt()
+
+
+def _weights(control: Tensor, targets: Tensor) -> Tensor:
+    """Weights of the kernels, the constant and the coordinates, shape ``(B, K + 1 + D, E)``."""
+    k, dims = control.shape
+    affine = torch.cat([torch.ones_like(control[:, :1]), control], dim=1)
+    top = torch.cat([_kernel(torch.cdist(control, control).square(), dims), affine], dim=1)
+    bottom = torch.cat([affine.T, control.new_zeros(dims + 1, dims + 1)], dim=1)
+    known = torch.cat([targets, targets.new_zeros(len(targets), dims + 1, targets.shape[2])], dim=1)
+    return torch.linalg.solve(torch.cat([top, bottom]), known)
 
 
 def thin_plate_spline(control: Tensor, targets: Tensor, points: Tensor) -> Tensor:
-    r"""The smoothest plane map that sends control points to targets, evaluated at points.
+    r"""The smoothest map of the plane or of space that sends control points to targets, evaluated at points.
 
-    :math:`f(p) = a + B p + \sum_k w_k\, r_k^2 \log r_k`, with :math:`r_k` the distance of ``p`` from control point k.
+    :math:`f(p) = a + B p + \sum_k w_k\, U(r_k)`, with :math:`r_k` the distance of ``p`` from control point k, and
+    :math:`U(r) = r^2 \log r` in the plane, :math:`r` in space.
 
     Args:
-        control: shape ``(K, 2)``, not all on one line, any unit.
-        targets: shape ``(B, K, 2)``, same unit.
-        points: shape ``(N, 2)`` or ``(B, N, 2)``, same unit.
+        control: shape ``(K, D)``, D = 2 or 3, not all on one line or plane, any unit.
+        targets: shape ``(B, K, E)``, any unit; E = D for a map of the plane or of space into itself.
+        points: shape ``(N, D)`` or ``(B, N, D)``, unit of the control points.
 
     Returns:
-        Shape ``(B, N, 2)``.
+        Shape ``(B, N, E)``.
 
     Reference: Bookstein (1989), https://doi.org/10.1109/34.24792
     """
-    k = control.shape[0]
-    ones = torch.ones(k, 1, dtype=control.dtype, device=control.device)
-    affine = torch.cat([ones, control], dim=1)
-    top = torch.cat([_kernel(torch.cdist(control, control).square()), affine], dim=1)
-    bottom = torch.cat([affine.T, torch.zeros(3, 3, dtype=control.dtype, device=control.device)], dim=1)
-    known = torch.cat([targets, torch.zeros_like(targets[:, :3])], dim=1)
-    weights = torch.linalg.solve(torch.cat([top, bottom]), known)
-    features = torch.cat([_kernel(torch.cdist(points, control).square()), torch.ones_like(points[..., :1]), points], -1)
-    return features @ weights
+    squared = torch.cdist(points, control).square()
+    features = torch.cat([_kernel(squared, control.shape[1]), torch.ones_like(points[..., :1]), points], -1)
+    return features @ _weights(control, targets)
+
+
+def thin_plate_slopes(control: Tensor, targets: Tensor, points: Tensor) -> Tensor:
+    """Derivatives of :func:`thin_plate_spline` along the axes, in closed form; same arguments.
+
+    Returns:
+        Shape ``(B, N, E, D)``; entry ``[..., i, j]`` is the derivative of component i along axis j.
+    """
+    k, dims = control.shape
+    weights = _weights(control, targets)
+    apart = points.unsqueeze(-2) - control
+    kernel = _kernel_slope(apart.square().sum(-1, keepdim=True), dims) * apart  # (..., N, K, D)
+    curved = kernel.transpose(-1, -2) @ weights[:, None, :k]
+    return (curved + weights[:, None, k + 1 :]).transpose(-1, -2)

@@ -63,7 +63,7 @@ class DiffeoInferer(Inferer):
 
     def __init__(
         self,
-        canonicalizer: Canonicalizer | Callable[[Tensor], Canonicalization] | None,
+        canonicalizer: Canonicalizer | Callable[[Tensor], Canonicalization] | None = None,
         inferer: Inferer | None = None,
         enabled: bool | str = True,
         fallback: str = "identity",

@@ -1,7 +1,26 @@
 """How each network of a bundle is trained: steps for MONAI's ``SupervisedTrainer``."""
 
 from monai_diffeo.training.iteration import LossCurve, TrainingIteration
-from monai_diffeo.training.steps import AddAnswerd, CriticStep, OrientationStep, PredictorStep, SegmentationStep, VAEStep
+from monai_diffeo.training.steps import (
+    AddAnswerd,
+    ClassificationStep,
+    CriticStep,
+    OrientationStep,
+    PredictorStep,
+    SegmentationStep,
+    VAEStep,
+)
 from monai_diffeo.training.templates import TemplateStep
 
-__all__ = ["AddAnswerd", "CriticStep", "LossCurve", "OrientationStep", "PredictorStep", "SegmentationStep", "TemplateStep", "TrainingIteration", "VAEStep"]
+__all__ = [
+    "AddAnswerd",
+    "ClassificationStep",
+    "CriticStep",
+    "LossCurve",
+    "OrientationStep",
+    "PredictorStep",
+    "SegmentationStep",
+    "TemplateStep",
+    "TrainingIteration",
+    "VAEStep",
+]

@@ -18,7 +18,16 @@ from monai_diffeo.flow import compose, exp, warp
 from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.networks import standardize_image, turn_image
 
-__all__ = ["AddAnswerd", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep", "random_training_deformation"]
+__all__ = [
+    "AddAnswerd",
+    "ClassificationStep",
+    "CriticStep",
+    "OrientationStep",
+    "PredictorStep",
+    "SegmentationStep",
+    "VAEStep",
+    "random_training_deformation",
+]
 
 Losses = Mapping[str, Tensor]
 
@@ -74,11 +83,30 @@ class SegmentationStep:
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
         image, label = batch["image"], batch["label"]
         if self.strength is not None:
-            draw = (2 * torch.rand(len(image), generator=self.generator)).clamp(max=1) * self.strength
-            ddf = tps_protocol(len(image), image.shape[2:], self.generator, strength=draw).to(image)
+            ddf = _augmentation(image, self.strength, self.generator)
             image = warp(image, ddf, padding_mode="zeros")
             label = (warp(label, ddf, padding_mode="zeros") > 0.5).to(label)
         return {"segmentation": self.loss(network(image), label)}
+
+
+class ClassificationStep:
+    """Cross entropy of a classifier with one logit a class; ``batch["label"]`` (B,) counts classes from 0; arguments as
+    :class:`SegmentationStep`."""
+
+    def __init__(self, strength: float | None = None, seed: int = 0) -> None:
+        self.strength, self.generator = strength, torch.Generator().manual_seed(seed)
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
+        image = batch["image"]
+        if self.strength is not None:
+            image = warp(image, _augmentation(image, self.strength, self.generator), padding_mode="zeros")
+        return {"classification": F.cross_entropy(network(image), batch["label"])}
+
+
+def _augmentation(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
+    """Displacements of the TPS protocol, half of them at ``strength``, the others weaker; shape ``(B, 2, H, W)``, voxels."""
+    draw = (2 * torch.rand(len(image), generator=generator)).clamp(max=1) * strength
+    return tps_protocol(len(image), image.shape[2:], generator, strength=draw).to(image)
 
 
 class VAEStep:
@@ -176,6 +204,7 @@ class PredictorStep:
         working_size: size at which the step computes; None takes the films' own.
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
+        deformation: ``(B, S, generator) -> ddf`` that draws ``g``.
     """
 
     def __init__(
@@ -188,8 +217,10 @@ class PredictorStep:
         working_size: Sequence[int] | None = None,
         intensity: float = 1.0,
         seed: int = 0,
+        deformation: Callable[[int, tuple[int, ...], torch.Generator], Tensor] = random_training_deformation,
     ) -> None:
         self.family, self.activation, self.passes, self.intensity = family, activation, passes, intensity
+        self.deformation = deformation
         self.network = None if network is None else network.eval().requires_grad_(False)
         self.weights = {"grid": 0.02, "image": 0.5, "overlap": 1.0, "answer": 1.0, "smooth": 0.02, **(weights or {})}
         self.working_size = None if working_size is None else tuple(working_size)
@@ -221,7 +252,7 @@ class PredictorStep:
             image = F.interpolate(image, self.working_size, mode="area")
             answer = None if answer is None else F.interpolate(answer, self.working_size, mode="area")
         size = tuple(image.shape[2:])
-        g = random_training_deformation(len(image), size, self.generator).to(image)
+        g = self.deformation(len(image), size, self.generator).to(image)
         outside = "zeros" if torch.rand((), generator=self.generator) < 0.7 else "border"
         shown = warp(random_intensity(image.cpu(), self.generator, self.intensity).to(image), g, padding_mode=outside)
         film = standardize_image(image)

@@ -202,3 +202,24 @@ def test_an_image_that_remains_unlike_the_training_images_is_noted():
     canonicalizer = Canonicalizer(FromTemplate(blob()), family, predictor=still, doubt_above=1.0)
     result = canonicalizer(torch.cat([blob(), blob(shift=0.4)]))
     assert result.notes[0] == "" and "remains unlike the training images" in result.notes[1]
+
+
+def test_bicubic_sampling_keeps_fine_lines_sharper_and_the_range_of_the_image():
+    y, x = torch.meshgrid(torch.arange(32.0), torch.arange(32.0), indexing="ij")
+    fine = (0.5 + 0.5 * torch.sin(x + 0.5 * y))[None, None].clamp(0.1, 0.9)
+    linear, cubic = tiny_canonicalizer()(fine), tiny_canonicalizer(sampling="bicubic")(fine)
+    assert torch.equal(linear.ddf, cubic.ddf)
+    where = torch.stack([y, x]) + cubic.ddf[0]
+    exact = (0.5 + 0.5 * torch.sin(where[1] + 0.5 * where[0])).clamp(0.1, 0.9)
+    error = lambda image: (image[0, 0] - exact)[4:-4, 4:-4].square().mean().sqrt()  # noqa: E731
+    assert error(cubic.image) < 0.5 * error(linear.image)
+    for pose in [cubic, *cubic.views(fine, 2)]:
+        assert fine.amin() <= pose.image.amin() and pose.image.amax() <= fine.amax()
+        assert (pose.image - warp(fine, pose.ddf)).abs().max() > 0.01
+    assert torch.equal(linear.views(fine, 2)[0].image, warp(fine, linear.views(fine, 2)[0].ddf))
+
+
+@pytest.mark.parametrize("dims, word", [(2, "nearest"), (3, "bicubic")])
+def test_a_way_of_sampling_that_does_not_exist_is_refused(dims, word):
+    with pytest.raises(ValueError, match=f"'sampling'.*{word}"):
+        tiny_canonicalizer(dims, sampling=word)

@@ -3,7 +3,7 @@
 import torch
 
 from monai_diffeo.canonicalize import Canonicalization
-from monai_diffeo.flow import folding, warp
+from monai_diffeo.flow import Deformation, folding, warp
 
 
 STATUS = ("canonicalized", "left alone: looks like the training images")
@@ -14,11 +14,12 @@ def known_result(status=STATUS, size=(8, 11), shift=3.0, energy=2.5):
     batch = len(status)
     ddf = torch.zeros(batch, 2, *size)
     ddf[0, 1] = shift
+    unit = torch.eye(2, 3).repeat(batch, 1, 1)
     image = torch.arange(float(batch * size[0] * size[1])).view(batch, 1, *size)
     return Canonicalization(
         image=warp(image, ddf), velocity=ddf[:, None], ddf=ddf, inverse_ddf=-ddf,
         energy_before=torch.full((batch,), energy), energy_after=torch.full((batch,), 1.25), folding=folding(ddf),
         inverse_error=torch.full((batch,), 0.125), steps=torch.arange(batch), status=status, seconds=4.0,
         terms={"vae": torch.full((batch,), 0.5), "critic": torch.arange(float(batch))},
-        notes=("",) * batch, generators=torch.zeros(batch, 1, 2, 3), fields=ddf[:, None],
+        notes=("",) * batch, there=Deformation(unit, ddf), back=Deformation(unit, -ddf),
     )

@@ -10,7 +10,7 @@ from monai_diffeo.errors import NumericalError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.flow import folding
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE
-from monai_diffeo.training import CriticStep, LossCurve, PredictorStep, SegmentationStep, TrainingIteration, VAEStep
+from monai_diffeo.training import ClassificationStep, CriticStep, LossCurve, PredictorStep, SegmentationStep, TrainingIteration, VAEStep
 from monai_diffeo.training.steps import random_training_deformation
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -260,3 +260,26 @@ def test_training_deformations_are_seeded_fold_free_and_partly_none():
     assert 0.1 < still < 0.3
     assert not (draw(0, identity_share=0.0) == 0).flatten(1).all(1).any()
     assert (folding(ddf) > 0).float().mean() <= 0.05  # splines alone never fold; two maps composed rarely do
+
+
+def test_a_classifier_sees_images_deformed_as_a_segmenter_would_and_keeps_their_classes():
+    batch, classes, seen = films(), torch.arange(8) % 3, []
+
+    def network(image):
+        seen.append(image)
+        return image.flatten(1)[:, :3]
+
+    as_it_is = ClassificationStep()(network, {"image": batch["image"], "label": classes})
+    assert torch.equal(seen[0], batch["image"])
+    assert torch.equal(as_it_is["classification"], nn.functional.cross_entropy(seen[0].flatten(1)[:, :3], classes))
+    ClassificationStep(strength=1.0, seed=3)(network, {"image": batch["image"], "label": classes})
+    SegmentationStep(strength=1.0, seed=3)(lambda image: seen.append(image) or image, batch)
+    assert torch.equal(seen[1], seen[2]) and (seen[1] - seen[0]).abs().amax((1, 2, 3)).mean() > 0.05
+
+
+def test_the_predictor_learns_from_the_deformations_that_it_is_told():
+    still = PredictorStep(FAMILY, intensity=0.0, deformation=lambda count, size, generator: torch.zeros(count, 2, *size))
+    predictor = recipe("predictor")[1]  # untrained: the identity
+    losses = still(predictor, batch_for("predictor"))
+    assert losses["grid"] == 0 and float(losses["image"]) < 1e-10
+    assert PredictorStep(FAMILY, intensity=0.0)(predictor, batch_for("predictor"))["grid"] > 0.01

@@ -16,7 +16,8 @@ from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.result import resize_ddf
 from monai_diffeo.data.deformations import random_svf, tps_protocol
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow import exp, folding, inverse_chain, invert, warp
+from monai_diffeo.families import Family
+from monai_diffeo.flow import Deformation, exp, folding, invert, warp
 
 __all__ = ["Canonicalize", "RandDiffeomorphism"]
 
@@ -31,14 +32,15 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
     ``kind="svf"`` draws a smooth stationary velocity that vanishes at the frame, in 2D or 3D; its inverse is the flow
     of the negative velocity. ``kind="tps"`` draws the thin-plate spline of the DiffeoNN test protocol, in 2D: a
     scaling, a rotation and jittered control points; it is inverted numerically, and what it moves out of the frame
-    cannot come back. A field that folds anywhere is halved until it does not.
+    cannot come back. A :class:`Family`, ``kind=CPAB((4, 4))`` say, draws parameters by its ``draw`` and inverts as the
+    family does. A deformation that folds anywhere is halved until it does not.
 
     What was drawn is recorded in ``applied_operations`` of a ``MetaTensor``, from which alone :meth:`inverse` works,
     so that ``Invertd`` after a ``DataLoader`` does too. The frame and the affine stay as they are. The transform is
     not lazy.
 
     Args:
-        kind: ``"svf"`` or ``"tps"``.
+        kind: ``"svf"``, ``"tps"``, or a family of deformations.
         prob: probability of a deformation.
         amplitude: largest speed of the velocity, as share of the shortest side; a number, or a range to draw from.
         sigma: width of its smoothing, as share of the shortest side; a number, or a range to draw from.
@@ -47,6 +49,8 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         angle: largest rotation of the spline, degrees.
         jitter: largest shift of its control points, as share of the frame.
         scale: its factor on the control points.
+        spread: how far a family's parameters are drawn from the identity, see its ``draw``; a number, or a range to draw
+            from.
         mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps; also used on the way back.
         padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
         num_steps: squarings of the exponential, for ``"svf"``.
@@ -68,7 +72,7 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
 
     def __init__(
         self,
-        kind: str = "svf",
+        kind: str | Family = "svf",
         prob: float = 0.1,
         amplitude: float | Sequence[float] = (0.02, 0.08),
         sigma: float | Sequence[float] = (0.06, 0.1),
@@ -80,9 +84,11 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         padding_mode: str = "border",
         num_steps: int = 7,
         downsample: int = 1,
+        spread: float | Sequence[float] = 0.1,
     ) -> None:
         RandomizableTransform.__init__(self, prob)
-        self.kind = _one_of("RandDiffeomorphism", "kind", kind, ("svf", "tps"))
+        self.kind = kind if isinstance(kind, Family) else _one_of("RandDiffeomorphism", "kind", kind, ("svf", "tps"))
+        self.spread = _range("spread", spread)
         self.amplitude, self.sigma = _range("amplitude", amplitude), _range("sigma", sigma)
         self.strength = _range("strength", strength)
         if self.sigma[0] <= 0:
@@ -107,6 +113,8 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
                 "sigma": float(self.R.uniform(*self.sigma)),
                 "strength": float(self.R.uniform(*self.strength)),
             }
+            if isinstance(self.kind, Family):
+                self._drawn["spread"] = float(self.R.uniform(*self.spread))
 
     def field(self, spatial_size: Sequence[int]) -> tuple[dict[str, Any], Tensor | None]:
         """The deformation that :meth:`randomize` drew, on a frame.
@@ -122,30 +130,42 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
             ShapeError: if the frame is not one that ``kind`` can deform.
         """
         size = tuple(int(n) for n in spatial_size)
-        wanted, named = ((2,), "(C, H, W)") if self.kind == "tps" else ((2, 3), "(C, H, W) or (C, H, W, D)")
-        if len(size) not in wanted or min(size) < 2:
-            named += " with at least 2 voxels along every axis"
+        family = self.family
+        dims = {"svf": (2, 3), "tps": (2,)}.get(self.kind, ()) if family is None else (family.spatial_dims,)
+        if len(size) not in dims or min(size) < 2:
+            named = " or ".join(f"(C, {', '.join('HWD'[:d])})" for d in dims) + " with at least 2 voxels along every axis"
             raise ShapeError("RandDiffeomorphism", "img", named, ("C", *size),
                              "Add the channel axis, squeeze axes of one voxel, or use kind='svf' for volumes.")
-        name = "velocity" if self.kind == "svf" else "displacement"
+        name = "theta" if family is not None else "velocity" if self.kind == "svf" else "displacement"
         record: dict[str, Any] = {name: torch.empty(0), "num_steps": self.num_steps}
         if self._drawn is None:
             return record, None
         record[name] = self._draw_field(size)
-        ddf = _flow(record, size)
+        ddf = _flow(record, size, family=family)
         for _ in range(10):
             if not bool(folding(ddf[None])):
                 return record, ddf
-            record[name] = record[name] / 2
-            ddf = _flow(record, size)
+            half = torch.full((1,), 0.5)
+            record[name] = record[name] / 2 if family is None else family.milder(record[name][None], half)[0]
+            ddf = _flow(record, size, family=family)
+        if family is not None:
+            record[name] = family.identity(1)[0]
+            return record, _flow(record, size, family=family)
         record[name] = torch.zeros_like(record[name])
         return record, torch.zeros_like(ddf)
 
+    @property
+    def family(self) -> Family | None:
+        """The family that ``kind`` is, or None."""
+        return self.kind if isinstance(self.kind, Family) else None
+
     def _draw_field(self, size: tuple[int, ...]) -> Tensor:
-        """Velocity or displacement ``(D, *S')`` on the grid that is recorded, in its own voxels."""
+        """Velocity or displacement ``(D, *S')`` on the grid that is recorded, in its own voxels; parameters of a family."""
         drawn = self._drawn
         coarse = tuple(max((n - 1) // self.downsample, 1) + 1 for n in size)
         generator = torch.Generator().manual_seed(drawn["seed"])
+        if self.family is not None:
+            return self.family.draw(1, drawn["spread"], generator)[0]
         if self.kind == "tps":
             return tps_protocol(1, coarse, generator, strength=drawn["strength"], angle=self.angle, jitter=self.jitter,
                                 scale=self.scale, fold_free=True)[0]
@@ -175,7 +195,7 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
 
     def inverse(self, data: Tensor) -> Tensor:
         """Undo the last deformation of a ``MetaTensor``, for any number of channels."""
-        return _undo_random(data, self.pop_transform(data))
+        return _undo_random(data, self.pop_transform(data), self.family)
 
 
 class Canonicalize(InvertibleTransform):
@@ -184,7 +204,7 @@ class Canonicalize(InvertibleTransform):
     Use *either* this transform with ``Invertd`` after the network, *or* ``DiffeoInferer`` around the network, never
     both: the inferer's predictions already lie on the input, and a second way back would warp them away from it.
 
-    The velocities are recorded in ``applied_operations``, detached and on the CPU, and the inverse is built from them
+    The map back is recorded in ``applied_operations``, detached and on the CPU, and the inverse is built from it
     alone. An image that is left alone or rejected comes out bit for bit; ``meta["canonicalization"]`` says so, with
     the ``status``, ``energy_before``, ``energy_after``, ``folding``, ``inverse_error`` (voxels),
     ``largest_displacement`` (voxels) and ``seconds`` as plain strings and floats. The frame and the affine stay as
@@ -221,12 +241,11 @@ class Canonicalize(InvertibleTransform):
     def record(self, result: Canonicalization) -> dict[str, Any]:
         """What :meth:`inverse` needs to know of a batch of one."""
         return {
-            "generators": result.generators[0].detach().cpu(),
-            "fields": result.fields[0].detach().cpu(),
+            "matrix": result.back.matrix[0].detach().cpu(),
+            "residual": result.back.residual[0].detach().cpu(),
             "moved": bool(result.moved[0]),
             "status": result.status[0],
             "spatial_size": [int(n) for n in result.image.shape[2:]],
-            "num_steps": int(getattr(self.canonicalizer, "final_steps", 7)),
         }
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
@@ -285,8 +304,14 @@ def _with_sampling(record: Mapping[str, Any], mode: str, padding_mode: str) -> d
     return {**record, "mode": mode, "padding_mode": padding_mode, "align_corners": TraceKeys.NONE}
 
 
-def _flow(record: Mapping[str, Any], spatial_size: Sequence[int], inverse: bool = False, device="cpu") -> Tensor:
+def _flow(
+    record: Mapping[str, Any], spatial_size: Sequence[int], inverse: bool = False, device="cpu", family: Family | None = None
+) -> Tensor:
     """Displacement ``(D, *S)`` of what :class:`RandDiffeomorphism` recorded, on any size of the same frame."""
+    if "theta" in record:
+        deform = family.inverse if inverse else family
+        with torch.no_grad():
+            return deform(record["theta"].to(device)[None], tuple(spatial_size)).ddf(spatial_size)[0]
     field = record["velocity"] if "velocity" in record else record["displacement"]
     field = resize_ddf(field.to(device)[None], tuple(spatial_size))
     if "velocity" in record:
@@ -299,13 +324,14 @@ def _check_fits(who: str, data: Tensor, dims: int) -> None:
         raise ShapeError(who, "data", f"(C, {', '.join('HWD'[:dims])}) as the image that was moved", data.shape)
 
 
-def _undo_random(data: Tensor, applied: Mapping[str, Any]) -> Tensor:
-    """``data`` moved back by what :class:`RandDiffeomorphism` recorded."""
+def _undo_random(data: Tensor, applied: Mapping[str, Any], family: Family | None = None) -> Tensor:
+    """``data`` moved back by what :class:`RandDiffeomorphism` recorded; a family's parameters say nothing without it."""
     if not applied[TraceKeys.DO_TRANSFORM]:
         return data
     record = applied[TraceKeys.EXTRA_INFO]
-    _check_fits("RandDiffeomorphism.inverse()", data, len(record.get("velocity", record.get("displacement"))))
-    ddf = _flow(record, data.shape[1:], inverse=True, device=data.device)
+    dims = family.spatial_dims if "theta" in record else len(record.get("velocity", record.get("displacement")))
+    _check_fits("RandDiffeomorphism.inverse()", data, dims)
+    ddf = _flow(record, data.shape[1:], inverse=True, device=data.device, family=family)
     return _deform(data, ddf, record["mode"], record["padding_mode"])
 
 
@@ -331,7 +357,6 @@ def _undo_canonicalization(data: Tensor, applied: Mapping[str, Any]) -> Tensor:
     record = applied[TraceKeys.EXTRA_INFO]
     if not record["moved"]:
         return data
-    _check_fits("Canonicalize.inverse()", data, record["fields"].shape[1])
-    generators, fields = (record[name][None].to(data.device) for name in ("generators", "fields"))
-    ddf = inverse_chain(generators, fields, record["num_steps"]).ddf(record["spatial_size"])
+    _check_fits("Canonicalize.inverse()", data, len(record["matrix"]))
+    ddf = Deformation(*(record[name][None].to(data.device) for name in ("matrix", "residual"))).ddf(record["spatial_size"])
     return _deform(data, resize_ddf(ddf, tuple(data.shape[1:]))[0], record["mode"], record["padding_mode"])

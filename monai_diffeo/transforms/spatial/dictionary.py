@@ -12,6 +12,7 @@ from monai.utils import ensure_tuple_rep
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization
+from monai_diffeo.families import Family
 from monai_diffeo.transforms.spatial.array import (
     MODES,
     PADDING_MODES,
@@ -46,7 +47,7 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
 
     Args:
         keys: keys of images and label maps, each ``(C, *S)``.
-        kind, prob, amplitude, sigma, strength, angle, jitter, scale, num_steps, downsample: as
+        kind, prob, amplitude, sigma, strength, angle, jitter, scale, num_steps, downsample, spread: as
             :class:`RandDiffeomorphism`.
         mode: ``"bilinear"`` or ``"nearest"``, one for all keys or one a key; ``"nearest"`` for label maps.
         padding_mode: ``"border"``, ``"zeros"`` or ``"reflection"``, one for all keys or one a key.
@@ -65,7 +66,7 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
     def __init__(
         self,
         keys: KeysCollection,
-        kind: str = "svf",
+        kind: str | Family = "svf",
         prob: float = 0.1,
         amplitude: float | Sequence[float] = (0.02, 0.08),
         sigma: float | Sequence[float] = (0.06, 0.1),
@@ -78,13 +79,15 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
         num_steps: int = 7,
         downsample: int = 1,
         allow_missing_keys: bool = False,
+        spread: float | Sequence[float] = 0.1,
     ) -> None:
         MapTransform.__init__(self, keys, allow_missing_keys)
         RandomizableTransform.__init__(self, prob)
         self.mode = _one_a_key("RandDiffeomorphismd", "mode", mode, MODES, self.keys)
         self.padding_mode = _one_a_key("RandDiffeomorphismd", "padding_mode", padding_mode, PADDING_MODES, self.keys)
         self.deformation = RandDiffeomorphism(
-            kind, prob, amplitude, sigma, strength, angle, jitter, scale, num_steps=num_steps, downsample=downsample
+            kind, prob, amplitude, sigma, strength, angle, jitter, scale, num_steps=num_steps, downsample=downsample,
+            spread=spread,
         )
 
     def set_random_state(
@@ -117,7 +120,7 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
                 record, fields[size] = self.deformation.field(size)
             if self._do_transform and size not in fields:
                 _check_fits("RandDiffeomorphismd", d[key], dims)
-                fields[size] = _flow(record, size)
+                fields[size] = _flow(record, size, family=self.deformation.family)
             out = _deform(d[key], fields.get(size), mode, padding_mode)
             d[key] = self.push_transform(out, extra_info=_with_sampling(record, mode, padding_mode))
         return d
@@ -126,7 +129,7 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
         """Undo the last deformation of every key."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = _undo_random(d[key], self.pop_transform(d[key]))
+            d[key] = _undo_random(d[key], self.pop_transform(d[key]), self.deformation.family)
         return d
 
 

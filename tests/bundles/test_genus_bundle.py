@@ -1,0 +1,118 @@
+"""The genus bundle on the command line, from a copy."""
+
+import csv
+import json
+import os
+import shutil
+import subprocess
+import sys
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+for package in ("ignite", "fire", "skimage", "matplotlib", "mlxtend"):
+    pytest.importorskip(package)
+
+from monai.bundle import ConfigWorkflow  # noqa: E402
+
+from monai_diffeo.report import SWITCHED_OFF  # noqa: E402
+
+ROOT = Path(__file__).parents[2]
+BUNDLE = ROOT / "bundles" / "mnist_genus"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory):
+    copy = tmp_path_factory.mktemp("genus") / "mnist_genus"
+    shutil.copytree(BUNDLE, copy, ignore=shutil.ignore_patterns("output", "eval"))
+    return copy
+
+
+def run(bundle, *options):
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs" / "inference.json"),
+               "--bundle_root", str(bundle), "--workflow_type", "infer", *map(str, options)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=bundle, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert done.returncode == 0, done.stdout + done.stderr
+    with open(bundle / "output" / "genus.csv", newline="") as file:
+        return list(csv.DictReader(file)), done.stdout
+
+
+def accuracy(rows, column):
+    return sum(r[column] == r["genus"] for r in rows) / len(rows)
+
+
+def test_under_the_tps_protocol_the_wrapped_classifier_is_right_far_more_often(bundle):
+    rows, said = run(bundle, "--digits", 300)
+    wrapped, plain = accuracy(rows, "answer"), accuracy(rows, "plain_answer")
+    assert len(rows) == 300 and wrapped >= 0.96 and wrapped >= plain + 0.05, (wrapped, plain)
+    assert f"300 digits: genus right for {round(wrapped * 300)} " in said
+    assert all(float(r["folding"]) == 0 for r in rows) and {r["genus"] for r in rows} == set("012")
+    assert (bundle / "output" / "genus.png").stat().st_size > 50_000
+
+
+def test_undeformed_and_switched_off_it_is_the_plain_classifier(bundle):
+    rows, _ = run(bundle, "--enabled", "FALSE", "--tps_strength", 0, "--figures", "false")
+    assert len(rows) == 64 and accuracy(rows, "answer") >= 0.96
+    assert all(r["answer"] == r["plain_answer"] and r["status"] == SWITCHED_OFF for r in rows)
+
+
+def workflow(bundle, **options):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        flow = ConfigWorkflow(str(bundle / "configs" / "inference.json"), workflow_type="infer", logging_file=False,
+                              meta_file=str(bundle / "configs" / "metadata.json"), bundle_root=str(bundle), **options)
+        flow.initialize()
+    return flow
+
+
+@pytest.mark.parametrize("mode", ["refine", "faithful"])
+def test_other_modes_and_the_other_genus_run(bundle, mode):
+    flow = workflow(bundle, mode=mode, genus="euler", digits=2, network_weights=str(bundle / "models" / "euler" / "euler.pt"))
+    flow.run()
+    (used,) = [r for r in csv.DictReader(open(bundle / "output" / "genus.csv")) if r["id"] == "mlxtend0000"]
+    assert used["status"] == "canonicalized" and 0 <= int(used["genus"]) <= 2
+
+
+def test_the_workflow_has_the_properties_that_monai_asks_for(bundle):
+    assert not workflow(bundle).check_properties()
+
+
+def test_training_runs_from_its_configuration(bundle, tmp_path):
+    import numpy as np
+
+    draw = np.random.default_rng(0)
+    np.savez(tmp_path / "mnist.npz", x_train=draw.integers(0, 256, (10008, 28, 28), dtype=np.uint8), y_train=np.arange(10008) % 10)
+    for name, weights in (("predictor", "energy/predictor.pt"), ("vae", "energy/vae.pt"), ("critic", "energy/critic.pt"),
+                          ("augmented", "rivals/augmented.pt"), ("euler", "euler/euler.pt")):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            flow = ConfigWorkflow([str(bundle / "configs" / "train.json"), str(bundle / "configs" / f"train_{name}.json")],
+                                  workflow_type="train", logging_file=False, bundle_root=str(tmp_path), dataset_dir=str(tmp_path),
+                                  epochs=1, batch_size=4)
+            flow.initialize()
+            flow.run()
+        trained, shipped = (torch.load(root / "models" / weights, weights_only=True) for root in (tmp_path, bundle))
+        assert {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in shipped.items()}, name
+
+
+def test_metadata_has_what_the_schema_requires_and_speaks_the_truth():
+    meta = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+    required = {"schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+                "description", "authors", "copyright", "network_data_format", "changelog", "intended_use", "data_source", "name"}
+    assert required <= set(meta) and meta["version"] in meta["changelog"]
+    pins = dict(line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    for package, version in meta["required_packages_version"].items():
+        assert package == "monai-diffeo" or pins[package] == version
+    assert (pins["torch"], pins["monai"], pins["numpy"]) == (meta["pytorch_version"], meta["monai_version"], meta["numpy_version"])
+
+
+def test_files_are_small_enough_and_weights_are_plain_tensors():
+    files = [p for p in BUNDLE.rglob("*") if p.is_file() and "output" not in p.parts]
+    assert sum(p.stat().st_size for p in files) < 10e6
+    for path in (BUNDLE / "models").rglob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert all(isinstance(v, torch.Tensor) and torch.isfinite(v).all() for v in state.values()), path
+    assert [p.name for p in (BUNDLE / "models").glob("*.pt")] == ["model.pt"]
+    assert not [p for p in files if p.suffix in (".json", ".md", ".txt", ".csv") and any(w in p.read_text() for w in ("/work", "/tmp"))]

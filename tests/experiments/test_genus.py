@@ -1,0 +1,60 @@
+import pytest
+import torch
+
+from monai_diffeo.experiments.genus import Choice, _asked, ask, genus_table
+from monai_diffeo.inferers import DiffeoInferer
+from tests.helpers import blob, tiny_canonicalizer
+
+
+def scores(image):
+    """Three scores of an image that change when it moves."""
+    return torch.stack([image[:, 0, :10].mean((1, 2)), image[:, 0, 9:19].mean((1, 2)) - 0.1, image[:, 0, 18:].mean((1, 2))], 1)
+
+
+def choice(answers, folding=0.0):
+    answers = torch.tensor(answers)
+    return Choice(answers, torch.full((len(answers),), folding), torch.ones(len(answers)), 0.5)
+
+
+def test_networks_are_asked_as_they_are_or_wrapped_and_images_are_canonicalised_once():
+    images = blob(7, (28, 28), shift=torch.linspace(-0.6, 0.6, 7))
+    networks = {"one": scores, "other": lambda x: -scores(x)}
+    plain = ask(networks, images, batch_size=3)
+    assert plain["one"].answers.tolist() == scores(images).argmax(1).tolist() and plain["one"].moved.sum() == 0
+    canonicalizer, calls = tiny_canonicalizer(views=2), []
+    counted = type("Counted", (), {"views": 2, "__call__": lambda self, x: calls.append(len(x)) or canonicalizer(x)})()
+    wrapped = ask(networks, images, counted, batch_size=3)
+    assert calls == [3, 3, 1]
+    for name, network in networks.items():
+        expected = DiffeoInferer(canonicalizer)(images, network).argmax(1)
+        assert wrapped[name].answers.tolist() == expected.tolist()
+        assert wrapped[name].moved.tolist() == [1] * 7 and wrapped[name].seconds > 0
+
+
+def test_differences_are_paired_over_the_digits_of_their_row():
+    labels = torch.tensor([0, 1, 2, 0])
+    rows = genus_table(labels, {
+        "naive": choice([0, 0, 0, 0]), "augmented": choice([0, 1, 0, 0]), "DiffeoNN refine": choice([0, 1], 0.25),
+        "DiffeoNN single pass": choice([1, 1, 2, 0]),
+    })
+    naive, augmented, refine, single = rows
+    assert [r["digits"] for r in rows] == [4, 4, 2, 4]
+    assert [r["accuracy"][:6] for r in rows] == ["0.5000", "0.7500", "1.0000", "0.7500"]
+    assert naive["- naive"] == "" and naive["- augmented"].startswith("-0.2500 [")
+    assert refine["- naive"].startswith("+0.5000") and refine["- augmented"].startswith("+0.0000") and refine["- single pass"].startswith("+0.5000")
+    assert refine["folded"] == "0.2500" and refine["error"] == "" and single["s/digit"] == "0.5000"
+
+
+def test_the_error_is_the_share_of_answers_that_change_right_or_wrong():
+    labels = torch.zeros(4, dtype=torch.long)
+    (row,) = genus_table(labels, {"naive": choice([1, 1, 0, 0])}, {"naive": choice([1, 2, 0, 0])})
+    assert row["error"] == "0.2500"
+
+
+@pytest.mark.parametrize("wrong, met", [(1, "yes"), (3, "**no**")])
+def test_what_was_asked_is_set_beside_what_was_measured(wrong, met):
+    labels = torch.zeros(400, dtype=torch.long)
+    right, ours = choice([0] * 400), choice([1] * wrong + [0] * (400 - wrong))
+    tps, refine = _asked(labels, {"TPS": {"augmented": right, "DiffeoNN single pass": ours, "DiffeoNN refine": choice([0] * 200)}})
+    assert tps["met"] == met and "1.0000" in tps["measured"]
+    assert refine["met"] == ("yes" if wrong == 1 else "**no**") and "first 200" in refine["what"]

@@ -1,0 +1,170 @@
+"""Trainings inside experiments, and the experiments that rest on them, on a toy world."""
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from monai_diffeo.data.deformations import tps_protocol
+from monai_diffeo.data.shapes import nested_shapes
+from monai_diffeo.energies import Energy
+from monai_diffeo.experiments import data_efficiency, shapes, weights
+from monai_diffeo.experiments.ablation import match_grey_values, restarts
+from monai_diffeo.experiments.measures import dice_of
+from monai_diffeo.experiments.plots import line_plot, paired_histogram, scatter_plot
+from monai_diffeo.experiments.training import fit_canonicalizers, fit_published, train, trained
+from monai_diffeo.flow import warp
+from tests.helpers import blob, tiny_canonicalizer
+
+BUNDLE = Path(__file__).parents[2] / "bundles" / "cxr_lung_segmentation"
+
+
+class Distance:
+    """Loss of a linear layer that should answer with its input."""
+
+    def __call__(self, network, batch):
+        return {"distance": (network(batch["image"]) - batch["image"]).square().mean()}
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    """Nested shapes as a folder of films: two sources, all splits."""
+    image_file = pytest.importorskip("PIL.Image")
+    folder = tmp_path_factory.mktemp("films")
+    images, labels = nested_shapes(8, 128, torch.Generator().manual_seed(0))
+    rows = []
+    for i, split in enumerate(["train"] * 4 + ["test"] * 4):
+        source = "shenzhen" if split == "train" or i % 2 else "montgomery"
+        for name, values in ((f"{i}.png", images[i, 0]), (f"{i}_mask.png", labels[i, 0])):
+            image_file.fromarray((values * 255).byte().numpy()).save(folder / name)
+        rows.append({"id": f"film{i}", "image": f"{i}.png", "mask": f"{i}_mask.png", "split": split, "source": source})
+    with open(folder / "manifest.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, rows[0])
+        writer.writeheader()
+        writer.writerows(rows)
+    return folder
+
+
+def test_training_lowers_the_loss_and_the_same_seed_gives_the_same_weights():
+    data = {"image": torch.randn(32, 4, generator=torch.Generator().manual_seed(0))}
+
+    def run():
+        torch.manual_seed(0)
+        return train(torch.nn.Linear(4, 4), Distance(), data, 60, rate=0.05)
+
+    network = run()
+    assert Distance()(network, data)["distance"] < 0.05 and not network.training
+    assert torch.equal(network.weight, run().weight)
+
+
+def test_what_was_trained_is_taken_up_again(tmp_path):
+    data, path = {"image": torch.randn(8, 4)}, tmp_path / "a" / "linear.pt"
+    first = trained(path, torch.nn.Linear(4, 4), Distance(), data, 3)
+    again = trained(path, torch.nn.Linear(4, 4), Distance(), data, 3000)
+    assert torch.equal(first.weight, again.weight)
+    path.unlink()
+    assert not torch.equal(trained(path, torch.nn.Linear(4, 4), Distance(), data, 3).weight, first.weight)
+    trained(None, torch.nn.Linear(4, 4), Distance(), data, 1)
+
+
+def test_a_fitted_canonicaliser_brings_moved_shapes_back():
+    draw = torch.Generator().manual_seed(0)
+    images, labels = nested_shapes(64, 32, draw)
+    fitted = fit_canonicalizers(images, labels, 120, size=(32, 32), controls=4, channels=(16, 32))
+    assert list(fitted) == ["single pass", "refine"]
+    ddf = tps_protocol(16, (32, 32), draw)
+    moved = warp(images[:16], ddf, padding_mode="border")
+    result = fitted["single pass"](moved)
+    back = warp(labels[:16], ddf, padding_mode="zeros")
+    before = dice_of((back > 0.5).float(), labels[:16]).mean()
+    after = dice_of((warp(back, result.ddf) > 0.5).float(), labels[:16]).mean()
+    assert after > before + 0.05
+    assert fitted["refine"](moved[:1]).steps.item() > 0
+
+
+def test_the_published_canonicaliser_has_the_published_settings():
+    images = nested_shapes(16, 16, torch.Generator().manual_seed(0))[0]
+    canonicalizer = fit_published(images, 10)
+    assert canonicalizer.steps == 100 and canonicalizer.learning_rate == 0.0039 and canonicalizer.predictor is None
+    assert canonicalizer.energy.weights == {"vae": 0.01, "critic": 0.001} and canonicalizer.views == 1
+
+
+def test_data_efficiency_writes_rows_for_every_number_of_films_and_takes_weights_up(dataset, tmp_path):
+    options = ["--dataset_dir", str(dataset), "--weights_dir", str(tmp_path / "w"), "--counts", "2", "4", "--iterations", "3", "--protocols", "plain",
+               "--slow_films", "0", "--output", str(tmp_path / "page.md")]
+    data_efficiency.main(options)
+    page = (tmp_path / "page.md").read_text()
+    assert page.count("| naive |") == page.count("| DiffeoNN single pass |") == 4 and "4 training films: montgomery" in page
+    assert (tmp_path / "page.png").stat().st_size > 5000
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").iterdir()}
+    assert len(stamps) == 8
+    data_efficiency.main(options[:4] + ["--counts", "2", *options[7:]])
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "w").iterdir()} == stamps
+
+
+def test_shapes_writes_tables_and_the_invariance_figure(tmp_path, monkeypatch):
+    def quickly(images, iterations, seed, keep):
+        return tiny_canonicalizer()
+
+    monkeypatch.setattr(shapes, "fit_published", quickly)
+    shapes.main(["--iterations", "4", "--shapes", "2", "--deformations", "1", "--output", str(tmp_path / "shapes.md")])
+    page = (tmp_path / "shapes.md").read_text()
+    assert page.count("| DiffeoNN faithful |") == 3 and "ratio of the medians" in page and "shapes_invariance.png" in page
+    assert (tmp_path / "shapes_invariance.png").is_file()
+
+
+def test_only_what_a_bundle_lacks_is_trained(dataset, tmp_path):
+    pytest.importorskip("ignite")
+    bundle = tmp_path / "bundle"
+    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("output", "docs"))
+    assert weights.train_missing(bundle, dataset) == []
+    (bundle / "models" / "energy" / "statistics.json").unlink()
+    (bundle / "models" / "energy" / "orientation.pt").unlink()
+    assert weights.train_missing(bundle, dataset, epochs=1) == ["models/energy/orientation.pt", "models/energy/statistics.json"]
+    assert json.loads((bundle / "models" / "energy" / "statistics.json").read_text())["vae"]["films"] == 4
+
+
+def test_every_file_of_weights_of_the_bundle_has_its_config():
+    files = {str(path.relative_to(BUNDLE)) for path in (BUNDLE / "models").rglob("*.pt")}
+    assert files <= set(weights.TRAINED_BY)
+    assert all((BUNDLE / "configs" / config).is_file() for config in weights.TRAINED_BY.values() if config)
+
+
+def test_grey_values_move_to_the_wanted_quantiles_without_changing_their_order():
+    image = torch.rand(2, 1, 16, 16, generator=torch.Generator().manual_seed(0)) ** 2
+    wanted = torch.linspace(0.2, 0.8, 33)
+    moved = match_grey_values(image, wanted, 1.0)
+    assert_close(torch.quantile(moved.flatten(1), torch.linspace(0, 1, 33), dim=1).mean(1), wanted, atol=0.02, rtol=0)
+    order = image.flatten(1).argsort(1)
+    assert (moved.flatten(1).gather(1, order).diff(dim=1) >= -1e-6).all()
+    assert_close(match_grey_values(image, wanted, 0.0), image, atol=1e-3, rtol=0)
+
+
+def test_of_four_starts_the_turn_of_lowest_energy_wins():
+    class FromUpright(Energy):
+        def forward(self, image):
+            return (image - upright).square().flatten(1).sum(1)
+
+    upright = blob(1, (32, 32), shift=-0.4)
+    canonicalizer = tiny_canonicalizer()
+    canonicalizer.energy = FromUpright()
+
+    class Mask(torch.nn.Module):
+        def forward(self, image):
+            return (image - 0.5) * 20
+
+    turned = torch.rot90(upright, 1, (2, 3))
+    got = restarts(Mask(), canonicalizer)(torch.cat([upright, turned]))
+    assert_close(got.masks[1], torch.rot90(got.masks[0], 1, (1, 2)))
+    assert dice_of(got.masks, (torch.cat([upright, turned]) > 0.5).float()).min() > 0.85
+
+
+def test_figures_are_written(tmp_path):
+    line_plot(tmp_path / "a" / "line.png", {"set": {"naive": {20: (0.5, 0.4, 0.6), 50: (0.6, 0.5, 0.7)}}}, "films", log_x=True)
+    scatter_plot(tmp_path / "scatter.png", [("naive", 0.01, 0.8), ("refine", 2.0, 0.9)], "seconds", "Dice")
+    paired_histogram(tmp_path / "histogram.png", {"mode": {"before": torch.rand(20) * 10, "after": torch.rand(20)}}, "difference")
+    assert all((tmp_path / name).stat().st_size > 3000 for name in ("a/line.png", "scatter.png", "histogram.png"))
