@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor
 
-from monai_diffeo.experiments.shapes import train
-from monai_diffeo.networks import AtlasPrior, ShapePrior, TemplatePrior, TemplateTransformer, load_weights
+from monai_diffeo.experiments.training import trained
+from monai_diffeo.networks import AtlasPrior, ShapePrior, TemplatePrior, TemplateTransformer
 from monai_diffeo.training import TemplateStep
 
-__all__ = ["ABLATION", "COMPARED", "PUBLISHED", "SMOOTH", "Recipe", "at_size", "guessed_lungs", "template_backbone", "trained_template"]
+__all__ = ["ABLATION", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "guessed_lungs", "template_backbone", "trained_template"]
 
 SMOOTH: Mapping[str, Any] = {"pieces": 4, "control_size": (4, 8, 16, 24), "limit": (0.4, 0.2, 0.1, 0.07), "flow_size": 64, "steps": 5, "unshuffle": 2}
 """Velocities from coarse to fine, composed: the bundle's settings."""
@@ -70,6 +70,8 @@ class Recipe:
 
 
 _PLAIN = {"folding": 0.0, "tame": None}
+SHORT = 15
+"""Epochs of every row that only the comparison trains; the bundles' networks train longer."""
 
 
 def _ablation(kind: str = "diagonal", *trained: str) -> Recipe:
@@ -90,11 +92,14 @@ ABLATION: Mapping[str, Recipe] = {
 
 COMPARED: Mapping[str, Recipe] = {
     "template, no diffeomorphism (Lee et al.)": Recipe(
-        lambda _: guessed_lungs(), {**PUBLISHED, "order": None, "diffeomorphic": False}, _PLAIN, epochs=15),
-    "template as published, fixed prior": Recipe(lambda _: guessed_lungs(), PUBLISHED, _PLAIN, epochs=15),
+        lambda _: guessed_lungs(), {**PUBLISHED, "order": None, "diffeomorphic": False}, _PLAIN, epochs=SHORT),
+    "template as published, fixed prior": Recipe(lambda _: guessed_lungs(), PUBLISHED, _PLAIN, epochs=SHORT),
     "template as published, trained prior": Recipe(
-        lambda _: guessed_lungs("diagonal", ("mean", "covariance", "beta")), PUBLISHED, _PLAIN, epochs=15),
-    "template, atlas prior": Recipe(lambda labels: AtlasPrior.from_masks(labels, 64, trained=True), epochs=25),
+        lambda _: guessed_lungs("diagonal", ("mean", "covariance", "beta")), PUBLISHED, _PLAIN, epochs=SHORT),
+    "template, smooth and guarded, fixed prior": Recipe(lambda _: guessed_lungs(beta=4.0), epochs=SHORT),
+    "template, smooth and guarded, trained prior": Recipe(
+        lambda _: guessed_lungs("full", ("mean", "covariance", "beta"), 4.0), epochs=SHORT),
+    "template, smooth and guarded, atlas prior": Recipe(lambda labels: AtlasPrior.from_masks(labels, 64, trained=True), epochs=SHORT),
 }
 
 
@@ -120,14 +125,10 @@ def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cach
     data = at_size(data, recipe.size)
     torch.manual_seed(seed)
     network = recipe.build(data["label"])
-    log = stem.with_suffix(".json")
-    if log.is_file():
-        return load_weights(network, stem.with_suffix(".pt")), json.loads(log.read_text())["cpu_seconds"]
-    began = time.process_time()
+    began, log = time.process_time(), stem.with_suffix(".json")
     iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)
-    train(network, TemplateStep(seed=seed, **recipe.step), data, iterations, seed, recipe.batch_size, recipe.rate)
-    seconds = time.process_time() - began
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), stem.with_suffix(".pt"))
-    log.write_text(json.dumps({"name": name, "cpu_seconds": seconds, "iterations": iterations}))
-    return network, seconds
+    step = TemplateStep(seed=seed, **recipe.step)
+    network = trained(stem.with_suffix(".pt"), network, step, data, iterations, seed, recipe.batch_size, recipe.rate)
+    if not log.is_file():
+        log.write_text(json.dumps({"name": name, "cpu_seconds": time.process_time() - began, "iterations": iterations}))
+    return network, json.loads(log.read_text())["cpu_seconds"]

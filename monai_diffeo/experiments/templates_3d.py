@@ -22,13 +22,13 @@ from torch import Tensor
 
 from monai_diffeo.data.deformations import random_svf
 from monai_diffeo.experiments.films import Films
-from monai_diffeo.experiments.shapes import train
 from monai_diffeo.experiments.tables import markdown_table, write_page
 from monai_diffeo.experiments.template_recipes import Recipe, trained_template
 from monai_diffeo.experiments.templates import plain_masks, run_method, template_masks, timing
+from monai_diffeo.experiments.training import trained
 from monai_diffeo.flow import affine_deformation, compose, exp, folding, warp
 from monai_diffeo.metrics import betti_numbers
-from monai_diffeo.networks import ShapePrior, load_weights
+from monai_diffeo.networks import ShapePrior
 from monai_diffeo.training import SegmentationStep
 
 __all__ = ["brain", "deformed_brains", "mni_volumes"]
@@ -143,16 +143,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     tests = {"as in training": deformed_brains(options.test, draw), "1.5 times as strong": deformed_brains(options.test, draw, 1.5)}
     numbers = betti_numbers(brain()[1][0, 0].numpy() > 0.5)
     truths = [betti_numbers(label[0].numpy()) for test in tests.values() for label in test["label"]]
-    cache = Path(options.cache) / "direct.pt"
     torch.manual_seed(options.seed)
-    direct = direct_network()
-    if cache.is_file():
-        load_weights(direct, cache)
-    else:
-        train(direct, SegmentationStep(seed=options.seed), data, options.epochs * (options.train // 2), options.seed, 2)
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        torch.save(direct.state_dict(), cache)
-    methods = {"U-Net": plain_masks(direct.eval()), "U-Net, largest part": plain_masks(direct, 1)}
+    direct = trained(Path(options.cache) / "direct.pt", direct_network(), SegmentationStep(seed=options.seed), data,
+                     options.epochs * (options.train // 2), options.seed, 2)
+    methods = {"U-Net": plain_masks(direct), "U-Net, largest part": plain_masks(direct, 1)}
     networks = {}
     for name, recipe in recipes(options.epochs).items():
         networks[name], seconds = trained_template(name, recipe, data, options.cache, options.seed)
@@ -174,8 +168,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [_row(method, run_method(run, films, 2, 1), spacing) for method, run in methods.items()]
         parts.append(f"## {options.test} brains deformed {name}\n\n" + markdown_table(rows))
         print(parts[-1], flush=True)
-    trained = networks["diffeomorphic template, trained prior"]
-    seconds = timing({"U-Net": direct, "non-diffeomorphic": networks["template, no diffeomorphism (Lee et al.)"], "four fields, guarded": trained},
+    ours = networks["diffeomorphic template, trained prior"]
+    seconds = timing({"U-Net": direct, "non-diffeomorphic": networks["template, no diffeomorphism (Lee et al.)"], "four fields, guarded": ours},
                      data["image"][:1], 10)
     parts.append("## Inference time\n\nMedians of this thread's CPU time, one volume, networks taking turns.\n\n" + markdown_table(
         [{"method": k, "seconds a volume": f"{v:.3f}", "ratio": f"{v / seconds['U-Net']:.2f}"} for k, v in seconds.items()]))

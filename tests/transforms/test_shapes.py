@@ -72,6 +72,7 @@ def test_a_torn_neck_is_read_at_the_level_that_joins_it():
 
 def test_where_no_level_helps_the_largest_part_stays_without_holes_and_apart():
     odds = torn(-3.9)
+    odds[0, 0, 2:7] = 3.0  # the upper part is the larger one, its hole not counted
     odds[0, 2, 4] = -4.0
     odds[1, 2:10, 8:12] = 3.0
     odds[1, 8:10, 6:8] = 3.0  # the second shape touches the first
