@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.families.base import Family, VelocityFamily
-from monai_diffeo.flow import Deformation, bch_sequence, exp_chain, inverse_chain
-from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow import Deformation, bch_sequence, dense_velocity, exp_chain, inverse_chain
 
 __all__ = ["TimeDependent"]
 
@@ -37,10 +36,20 @@ class TimeDependent(Family):
     def identity(self, batch_size: int, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
         return torch.cat([self.family.identity(batch_size, device, seed + t) for t in range(self.pieces)], dim=1)
 
+    def milder(self, theta: Tensor, factor: Tensor) -> Tensor:
+        return self.family.milder(self._rows(theta), factor.repeat_interleave(self.pieces)).reshape(theta.shape)
+
+    def draw(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
+        spread = torch.as_tensor(spread).expand(batch_size).repeat_interleave(self.pieces)
+        return self.family.draw(batch_size * self.pieces, spread, generator).reshape(batch_size, -1)
+
+    def _rows(self, theta: Tensor) -> Tensor:
+        """One row a piece, ``(B * T, P / T)``."""
+        return theta.reshape(-1, self.family.num_parameters)
+
     def velocities(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Affine generators ``(B, T, D, D + 1)`` and fields ``(B, T, D, *S')``, as :func:`exp_chain` takes them."""
-        rows = theta.view(-1, self.pieces, self.family.num_parameters).flatten(0, 1)
-        generators, fields = self.family._float_velocity(rows, spatial_size)
+        generators, fields = self.family._float_velocity(self._rows(theta), spatial_size)
         return generators.unflatten(0, (-1, self.pieces)), fields.unflatten(0, (-1, self.pieces))
 
     def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
@@ -52,24 +61,22 @@ class TimeDependent(Family):
     def _integrate(self, theta: Tensor, spatial_size: Sequence[int], chain) -> Deformation:
         generators, fields = self.velocities(theta, spatial_size)
         if self.order is not None:
-            generators, fields = _one_piece(generators, fields, self.order)
+            with torch.autocast(fields.device.type, enabled=False):
+                generators, fields = _one_piece(generators, fields, self.order)
         return chain(generators, fields, self.steps)
 
 
 def _one_piece(generators: Tensor, fields: Tensor, order: int) -> tuple[Tensor, Tensor]:
     """The series on velocities with an affine part: affine parts by the series on matrices, so that they stay exact outside the frame."""
-    dims = generators.shape[2]
-    grid = centered_grid(fields.shape[3:], fields.device, fields.dtype)
-    shift = generators[..., -1].view(*generators.shape[:3], *[1] * dims)
-    affine = torch.einsum("btij,j...->bti...", generators[..., :-1], grid) + shift
-    whole = bch_sequence(affine + fields, order)
-    only_affine = bch_sequence(affine, order)
-    return _fit(only_affine, grid)[:, None], (whole - only_affine)[:, None]
+    size = fields.shape[3:]
+    whole = bch_sequence(dense_velocity(generators, fields, size), order)
+    only_affine = bch_sequence(dense_velocity(generators, torch.zeros_like(fields), size), order)
+    return _fit(only_affine)[:, None], (whole - only_affine)[:, None]
 
 
-def _fit(field: Tensor, grid: Tensor) -> Tensor:
+def _fit(field: Tensor) -> Tensor:
     """Generator ``(B, D, D + 1)`` of a field that is affine on the grid, from its differences between opposite corners."""
-    dims = grid.shape[0]
+    dims = field.shape[1]
     middle = field.flatten(2).mean(2)
     columns = []
     for axis in range(dims):

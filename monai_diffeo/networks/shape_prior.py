@@ -11,6 +11,7 @@ from monai.utils import optional_import
 from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.flow.warp import sample
 
@@ -22,8 +23,8 @@ _CLOSEST = 1e-7  # of the exponent, where log-odds would become infinite
 
 def relative_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
     """Coordinates of every voxel, shape ``(1, D, *S)``, from the centre of the frame, 1 = half the frame."""
-    half = torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=device, dtype=dtype)
-    return (centered_grid(spatial_size, device, dtype) / half.view(-1, *[1] * len(spatial_size)))[None]
+    grid = centered_grid(spatial_size, device, dtype)
+    return (grid / half_frame(spatial_size, grid).view(-1, *[1] * len(spatial_size)))[None]
 
 
 def tame_log_odds(log_odds: Tensor, scale: float = 4.0) -> Tensor:
@@ -228,7 +229,6 @@ class AtlasPrior(TemplatePrior):
         return cls(torch.zeros(num_shapes, *spatial_size))
 
     def log_odds(self, points: Tensor) -> Tensor:
-        half = torch.tensor([(n - 1) / 2 for n in self.distance.shape[1:]], device=points.device, dtype=points.dtype)
-        where = (points + 1) * half.view(-1, *[1] * (points.ndim - 2))
+        where = (points + 1) * half_frame(self.distance.shape[1:], points).view(-1, *[1] * (points.ndim - 2))
         atlas = self.distance.to(points.dtype).expand(points.shape[0], *self.distance.shape)
         return sample(atlas, where) / self.log_width.exp()

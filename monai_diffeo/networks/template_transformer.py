@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import bch_sequence, breaks, exp, exp_sequence, folding
 from monai_diffeo.metrics import shapes_intact
 from monai_diffeo.networks.shape_prior import TemplatePrior, relative_grid
@@ -155,8 +156,7 @@ class TemplateTransformer(nn.Module):
                 field = limit * torch.tanh(control * (self.gain / limit))
             else:
                 field = torch.cat([self._smooth(control, limit, lattice, *piece) for piece in self._runs()], dim=1)
-            half = torch.tensor([(n - 1) / 2 for n in lattice], device=field.device, dtype=field.dtype)
-            return field * half.view(-1, *[1] * dims)
+            return field * half_frame(lattice, field).view(-1, *[1] * dims)
 
     def _runs(self) -> list[tuple[int, int]]:
         """First and last piece of each run of pieces with equal control points; they are drawn out together."""
@@ -186,8 +186,7 @@ class TemplateTransformer(nn.Module):
     def warp_prior(self, ddf: Tensor, spatial_size: Sequence[int]) -> Tensor:
         """Log-odds of the prior at ``x + ddf(x)`` on a frame of any size, shape ``(B, K, *S)``; the displacement is interpolated, the
         prior is not."""
-        half = torch.tensor([(n - 1) / 2 for n in ddf.shape[2:]], device=ddf.device, dtype=ddf.dtype)
-        relative = ddf / half.view(-1, *[1] * (ddf.ndim - 2))
+        relative = ddf / half_frame(ddf.shape[2:], ddf).view(-1, *[1] * (ddf.ndim - 2))
         if tuple(ddf.shape[2:]) != tuple(spatial_size):
             mode = "bilinear" if ddf.ndim == 4 else "trilinear"
             relative = F.interpolate(relative, tuple(spatial_size), mode=mode, align_corners=True)

@@ -8,10 +8,10 @@ import torch
 from monai.losses import DiceCELoss
 from torch import Tensor
 
-from monai_diffeo.data.deformations import tps_protocol
 from monai_diffeo.data.intensity import random_intensity
 from monai_diffeo.flow import simplex_determinants, warp
 from monai_diffeo.networks import TemplateTransformer, tame_log_odds
+from monai_diffeo.training.steps import _augmentation
 
 __all__ = ["TemplateStep"]
 
@@ -42,8 +42,7 @@ class TemplateStep:
         if self.intensity:
             image = random_intensity(image.cpu(), self.generator, self.intensity).to(image)
         if self.strength is not None:
-            draw = (2 * torch.rand(len(image), generator=self.generator)).clamp(max=1) * self.strength
-            ddf = tps_protocol(len(image), image.shape[2:], self.generator, strength=draw).to(image)
+            ddf = _augmentation(image, self.strength, self.generator)
             image = warp(image, ddf, padding_mode="zeros")
             label = (warp(label, ddf, padding_mode="zeros") > 0.5).to(label)
         ddf = network.integrate(network.velocities(image))

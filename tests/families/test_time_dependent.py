@@ -41,7 +41,7 @@ def test_the_series_comes_closer_with_each_order(affine):
         series = TimeDependent(family(affine), pieces=4, order=order)
         errors.append(interior(series(theta, SIZE).ddf(SIZE) - exact, 4).norm(dim=1).mean().item())
         assert interior(series(theta, SIZE).after(series.inverse(theta, SIZE)).ddf(SIZE), 4).abs().max() < 0.2
-    assert errors[1] < 0.5 * errors[0] and errors[2] < 0.5 * errors[1]
+    assert errors[1] < 0.5 * errors[0] and errors[2] < 0.7 * errors[1]
 
 
 def test_affine_parts_go_through_the_series_as_matrices():
