@@ -14,11 +14,13 @@ import torch.nn.functional as F
 from monai.networks.nets import UNet
 from torch import Tensor
 
+from monai_diffeo.experiments.figures import lung_unet
 from monai_diffeo.experiments.training import trained
 from monai_diffeo.networks import AtlasPrior, ShapePrior, TemplatePrior, TemplateTransformer
-from monai_diffeo.training import TemplateStep
+from monai_diffeo.training import SegmentationStep, TemplateStep
 
-__all__ = ["ABLATION", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "guessed_lungs", "template_backbone", "trained_template"]
+__all__ = ["ABLATION", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "guessed_lungs", "template_backbone", "trained_direct",
+           "trained_template"]
 
 SMOOTH: Mapping[str, Any] = {"pieces": 4, "control_size": (4, 8, 16, 24), "limit": (0.4, 0.2, 0.1, 0.07), "flow_size": 64, "steps": 5, "unshuffle": 2}
 """Velocities from coarse to fine, composed: the bundle's settings."""
@@ -69,13 +71,14 @@ class Recipe:
         return TemplateTransformer(backbone, prior, **self.settings)
 
 
-_PLAIN = {"folding": 0.0, "tame": None}
-SHORT = 15
+SHORT = 12
 """Epochs of every row that only the comparison trains; the bundles' networks train longer."""
+
+_PLAIN = {"folding": 0.0, "tame": None}
 
 
 def _ablation(kind: str = "diagonal", *trained: str) -> Recipe:
-    return Recipe(lambda _: guessed_lungs(kind, trained), epochs=24, size=64, channels=(16, 32, 64, 128),
+    return Recipe(lambda _: guessed_lungs(kind, trained), epochs=SHORT, size=64, channels=(16, 32, 64, 128),
                   settings={**SMOOTH, "flow_size": 32, "control_size": (4, 8, 12, 16), "limit": (0.4, 0.2, 0.13, 0.1), "unshuffle": 1})
 
 
@@ -96,7 +99,6 @@ COMPARED: Mapping[str, Recipe] = {
     "template as published, fixed prior": Recipe(lambda _: guessed_lungs(), PUBLISHED, _PLAIN, epochs=SHORT),
     "template as published, trained prior": Recipe(
         lambda _: guessed_lungs("diagonal", ("mean", "covariance", "beta")), PUBLISHED, _PLAIN, epochs=SHORT),
-    "template, smooth and guarded, fixed prior": Recipe(lambda _: guessed_lungs(beta=4.0), epochs=SHORT),
     "template, smooth and guarded, trained prior": Recipe(
         lambda _: guessed_lungs("full", ("mean", "covariance", "beta"), 4.0), epochs=SHORT),
     "template, smooth and guarded, atlas prior": Recipe(lambda labels: AtlasPrior.from_masks(labels, 64, trained=True), epochs=SHORT),
@@ -111,6 +113,19 @@ def at_size(data: Mapping[str, Tensor], size: int | None) -> dict[str, Tensor]:
     return {"image": F.interpolate(data["image"], target, mode="area"), "label": (F.interpolate(data["label"], target, mode="area") > 0.5).float()}
 
 
+def _stem(name: str, cache: str | Path) -> Path:
+    """Beginning of the path of a row's files."""
+    return Path(cache) / "".join(c if c.isalnum() else "_" for c in name)
+
+
+def trained_direct(name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, epochs: int = SHORT, batch_size: int = 8) -> UNet:
+    """The direct U-Net of the lung bundle, trained as the templates of :data:`COMPARED` are, on all shapes in one mask; kept in ``cache``."""
+    torch.manual_seed(seed)
+    both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
+    return trained(_stem(name, cache).with_suffix(".pt"), lung_unet(), SegmentationStep(seed=seed), both, epochs * (len(data["image"]) // batch_size),
+                   seed, batch_size)
+
+
 def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0) -> tuple[TemplateTransformer, float]:
     """A trained network in eval mode and the CPU seconds that its training took; weights of an earlier run are taken from ``cache``.
 
@@ -121,7 +136,7 @@ def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cach
         cache: folder of weights.
         seed: of all random numbers.
     """
-    stem = Path(cache) / "".join(c if c.isalnum() else "_" for c in name)
+    stem = _stem(name, cache)
     data = at_size(data, recipe.size)
     torch.manual_seed(seed)
     network = recipe.build(data["label"])

@@ -4,7 +4,7 @@ from torch import nn
 
 from monai_diffeo.experiments.films import Films
 from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_template
-from monai_diffeo.experiments.templates import Found, figures, measure_found, plain_masks, run_method, table_row, template_masks, timing
+from monai_diffeo.experiments.templates import DIRECT, OURS, Found, figures, measure_found, plain_masks, run_method, table_row, template_masks, timing
 from monai_diffeo.networks import ShapePrior
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -72,9 +72,9 @@ def test_figures_compare_with_the_network_trained_alike():
         one = torch.ones(3)
         return {"dice": dice * one, "hausdorff": hausdorff * one, "exact": exact * one, "folding": 0 * one, "broken": 0 * one}
 
-    good = {("a", "plain"): {"template (the bundle)": row(0.95, 3.0), "U-Net, deformed films": row(0.955, 5.0)}}
+    good = {("a", "plain"): {OURS: row(0.95, 3.0), DIRECT: row(0.955, 5.0)}}
     assert [line["met"] for line in figures(good, 1.2)] == ["yes"] * 5
-    bad = {("a", "plain"): {"template (the bundle)": row(0.93, 6.0, 0.0), "U-Net, deformed films": row(0.955, 5.0)}}
+    bad = {("a", "plain"): {OURS: row(0.93, 6.0, 0.0), DIRECT: row(0.955, 5.0)}}
     assert [line["met"] for line in figures(bad, 1.3)] == ["yes", "**no**", "**no**", "**no**", "**no**"]
 
 
