@@ -71,7 +71,7 @@ class Recipe:
         return TemplateTransformer(backbone, prior, **self.settings)
 
 
-SHORT = 12
+SHORT = 8
 """Epochs of every row that only the comparison trains; the bundles' networks train longer."""
 
 _PLAIN = {"folding": 0.0, "tame": None}
