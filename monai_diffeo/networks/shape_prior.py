@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -21,10 +22,16 @@ _TRAINABLE = ("mean", "covariance", "beta")
 _CLOSEST = 1e-7  # of the exponent, where log-odds would become infinite
 
 
+@lru_cache(maxsize=8)
+def _relative_grid(spatial_size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    with torch.inference_mode(False):
+        grid = centered_grid(spatial_size, device, dtype)
+        return (grid / half_frame(spatial_size, grid).view(-1, *[1] * len(spatial_size)))[None]
+
+
 def relative_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
     """Coordinates of every voxel, shape ``(1, D, *S)``, from the centre of the frame, 1 = half the frame."""
-    grid = centered_grid(spatial_size, device, dtype)
-    return (grid / half_frame(spatial_size, grid).view(-1, *[1] * len(spatial_size)))[None]
+    return _relative_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
 
 
 def tame_log_odds(log_odds: Tensor, scale: float = 4.0) -> Tensor:

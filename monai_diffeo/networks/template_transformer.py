@@ -117,6 +117,7 @@ class TemplateTransformer(nn.Module):
         self.flow_size, self.steps, self.order = flow_size, steps, order
         self.diffeomorphic, self.guard, self.calming = diffeomorphic, guard and diffeomorphic, tuple(calming)
         self.sees_prior, self.unshuffle = sees_prior, unshuffle
+        self._drawn: tuple[tuple, Tensor] | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Log-odds of each shape, shape ``(B, K, *S)``, for images ``(B, C, *S)``."""
@@ -141,7 +142,7 @@ class TemplateTransformer(nn.Module):
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         inputs = _blocks_to_channels(image, self.unshuffle)
         if self.sees_prior:
-            shown = self.prior(inputs.shape[2:]).detach().to(image.dtype)
+            shown = self._shown_prior(inputs.shape[2:]).to(image.dtype)
             inputs = torch.cat([inputs, shown.expand(image.shape[0], *shown.shape[1:])], dim=1)
         answer = self.backbone(inputs)
         if answer.ndim != image.ndim or answer.shape[1] != self.pieces * dims:
@@ -157,6 +158,18 @@ class TemplateTransformer(nn.Module):
             else:
                 field = torch.cat([self._smooth(control, limit, lattice, *piece) for piece in self._runs()], dim=1)
             return field * half_frame(lattice, field).view(-1, *[1] * dims)
+
+    def _shown_prior(self, size: Sequence[int]) -> Tensor:
+        """The prior as the backbone sees it; outside training drawn again only where the prior or the frame has changed."""
+        state = [*self.prior.parameters(), *self.prior.buffers()]
+        if self.training or any(x.is_inference() for x in state):  # changes at every step; has no version to go by
+            self._drawn = None
+            return self.prior(size).detach()
+        key = (tuple(size), *((x.data_ptr(), x._version, x.device, x.dtype) for x in state))
+        if self._drawn is None or self._drawn[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._drawn = key, self.prior(size)
+        return self._drawn[1]
 
     def _runs(self) -> list[tuple[int, int]]:
         """First and last piece of each run of pieces with equal control points; they are drawn out together."""

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-for package in ("ignite", "fire", "nibabel", "pydicom", "PIL", "matplotlib", "scipy", "pydicom_data"):
+for package in ("ignite", "fire", "nibabel", "pydicom", "PIL", "matplotlib", "scipy", "data_store"):
     pytest.importorskip(package)
 
 import nibabel  # noqa: E402

@@ -239,3 +239,27 @@ def test_what_does_not_fit_is_said():
         network(pieces=4)(torch.rand(1, 1, *SIZE))
     with pytest.raises(ShapeError, match="divisible by unshuffle = 5"):
         network(unshuffle=5)(torch.rand(1, 1, *SIZE))
+
+
+def test_the_backbone_sees_the_prior_as_it_is_now():
+    seen = []
+
+    class Look(Says):
+        def forward(self, image):
+            seen.append(image[:, 1:].clone())
+            return super().forward(image)
+
+    net = network(Look(wild(2).answer))
+    image = torch.rand(1, 1, *SIZE)
+    with torch.inference_mode():
+        net(image)
+    with torch.no_grad():
+        net(image)
+        net.prior.mean += 0.1
+        net(image)
+    assert_close(seen[0], seen[1], atol=0, rtol=0)
+    assert (seen[1] - seen[2]).abs().max() > 0.1
+    assert_close(seen[2], net.prior(seen[2].shape[2:]).detach())
+    net.load_state_dict(network().state_dict(), strict=False)
+    net(image)
+    assert_close(seen[3], seen[0])
