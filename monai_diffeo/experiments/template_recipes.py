@@ -16,7 +16,7 @@ from torch import Tensor
 
 from monai_diffeo.experiments.figures import lung_unet
 from monai_diffeo.experiments.training import trained
-from monai_diffeo.networks import AtlasPrior, ShapePrior, TemplatePrior, TemplateTransformer
+from monai_diffeo.networks import ShapePrior, TemplatePrior, TemplateTransformer
 from monai_diffeo.training import SegmentationStep, TemplateStep
 
 __all__ = ["ABLATION", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "guessed_lungs", "template_backbone", "trained_direct",
@@ -78,7 +78,7 @@ _PLAIN = {"folding": 0.0, "tame": None}
 
 
 def _ablation(kind: str = "diagonal", *trained: str) -> Recipe:
-    return Recipe(lambda _: guessed_lungs(kind, trained), epochs=SHORT, size=64, channels=(16, 32, 64, 128),
+    return Recipe(lambda _: guessed_lungs(kind, trained), epochs=6, size=64, channels=(16, 32, 64, 128),
                   settings={**SMOOTH, "flow_size": 32, "control_size": (4, 8, 12, 16), "limit": (0.4, 0.2, 0.13, 0.1), "unshuffle": 1})
 
 
@@ -99,9 +99,6 @@ COMPARED: Mapping[str, Recipe] = {
     "template as published, fixed prior": Recipe(lambda _: guessed_lungs(), PUBLISHED, _PLAIN, epochs=SHORT),
     "template as published, trained prior": Recipe(
         lambda _: guessed_lungs("diagonal", ("mean", "covariance", "beta")), PUBLISHED, _PLAIN, epochs=SHORT),
-    "template, smooth and guarded, trained prior": Recipe(
-        lambda _: guessed_lungs("full", ("mean", "covariance", "beta"), 4.0), epochs=SHORT),
-    "template, smooth and guarded, atlas prior": Recipe(lambda labels: AtlasPrior.from_masks(labels, 64, trained=True), epochs=SHORT),
 }
 
 
