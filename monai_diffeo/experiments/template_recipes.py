@@ -99,6 +99,8 @@ COMPARED: Mapping[str, Recipe] = {
     "template as published, fixed prior": Recipe(lambda _: guessed_lungs(), PUBLISHED, _PLAIN, epochs=SHORT),
     "template as published, trained prior": Recipe(
         lambda _: guessed_lungs("diagonal", ("mean", "covariance", "beta")), PUBLISHED, _PLAIN, epochs=SHORT),
+    "template, smooth and guarded, trained prior": Recipe(
+        lambda _: guessed_lungs("full", ("mean", "covariance", "beta"), 4.0), epochs=SHORT),
 }
 
 
