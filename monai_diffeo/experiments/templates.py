@@ -1,6 +1,6 @@
 """Template transformers on real lungs: tables 2, 3 and 4 of the paper, training included.
 
-``python -m monai_diffeo.experiments.templates --dataset_dir DIR`` trains what is not in ``--cache`` yet (about 20 minutes of one CPU
+``python -m monai_diffeo.experiments.templates --dataset_dir DIR`` trains what is not in ``--weights_dir`` yet (about 20 minutes of one CPU
 core), takes the bundles' weights for the rest, and writes the page.
 """
 
@@ -236,10 +236,10 @@ def ablation_rows(data: Mapping[str, Tensor], films: Films, cache: str | Path, s
 
 def compared_methods(options: argparse.Namespace, data: Mapping[str, Tensor]) -> dict[str, Masker]:
     """Rows of table 2, in order."""
-    short = trained_direct("U-Net", data, options.cache, options.seed)
+    short = trained_direct("U-Net", data, options.weights_dir, options.seed)
     rows = {"U-Net (direct)": plain_masks(short), "U-Net (direct), two largest parts": plain_masks(short, 2)}
     for name, recipe in COMPARED.items():
-        network, seconds = trained_template(name, recipe, data, options.cache, options.seed)
+        network, seconds = trained_template(name, recipe, data, options.weights_dir, options.seed)
         print(f"{name}: {seconds:.0f} CPU s", flush=True)
         rows[name] = template_masks(network)
     augmented = segmentation_network(Path(options.lungs) / "models" / "rivals" / "augmented.pt")
@@ -259,7 +259,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--sources", nargs="+", default=SOURCES)
     parser.add_argument("--protocols", nargs="+", default=PROTOCOLS)
     parser.add_argument("--films", type=int, default=None, help="all rows but the two that are judged see the first so many films of a source")
-    parser.add_argument("--cache", default="runs/templates", help="folder of weights that this experiment trains")
+    parser.add_argument("--weights_dir", default="runs/templates", help="folder of weights that this experiment trains")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="docs/results/templates.md")
     options = parser.parse_args(argv)
@@ -277,7 +277,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             parts.append(f"### {source} `{options.split}`, {protocol}, {len(films.ids)} films\n\n{markdown_table(rows)}")
             print(parts[-1], flush=True)
     films = load_films(options.dataset_dir, options.sources[0], options.split)
-    ablation = ablation_rows(data, films, options.cache, options.seed)
+    ablation = ablation_rows(data, films, options.weights_dir, options.seed)
     models = Path(options.bundle) / "models" / "model.pt"
     direct = segmentation_network(Path(options.lungs) / "models" / "model.pt")
     times, ratio = time_table(direct, bundle_template(models), films.images)
@@ -297,7 +297,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         "## Table 4: inference time\n\nMedians of this thread's CPU time, networks taking turns.\n\n" + markdown_table(times),
     ]
     given = "".join(f" --{k} {' '.join(v) if isinstance(v, (list, tuple)) else v}" for k, v in vars(options).items()
-                    if v != parser.get_default(k) and k not in ("dataset_dir", "cache"))
+                    if v != parser.get_default(k) and k not in ("dataset_dir", "weights_dir"))
     write_page(options.output, "Template transformers on lungs", "python -m monai_diffeo.experiments.templates --dataset_dir DIR" + given, page, options.seed)
     print(markdown_table(checks))
     return 0 if all(row["met"] == "yes" for row in checks) else 1

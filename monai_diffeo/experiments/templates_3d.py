@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--train", type=int, default=24, help="deformed brains to train on")
     parser.add_argument("--test", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--cache", default="runs/templates_3d", help="folder of weights that this experiment trains")
+    parser.add_argument("--weights_dir", default="runs/templates_3d", help="folder of weights that this experiment trains")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="docs/results/templates_3d.md")
     options = parser.parse_args(argv)
@@ -144,12 +144,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     numbers = betti_numbers(brain()[1][0, 0].numpy() > 0.5)
     truths = [betti_numbers(label[0].numpy()) for test in tests.values() for label in test["label"]]
     torch.manual_seed(options.seed)
-    direct = trained(Path(options.cache) / "direct.pt", direct_network(), SegmentationStep(seed=options.seed), data,
+    direct = trained(Path(options.weights_dir) / "direct.pt", direct_network(), SegmentationStep(seed=options.seed), data,
                      options.epochs * (options.train // 2), options.seed, 2)
     methods = {"U-Net": plain_masks(direct), "U-Net, largest part": plain_masks(direct, 1)}
     networks = {}
     for name, recipe in recipes(options.epochs).items():
-        networks[name], seconds = trained_template(name, recipe, data, options.cache, options.seed)
+        networks[name], seconds = trained_template(name, recipe, data, options.weights_dir, options.seed)
         print(f"{name}: {seconds:.0f} CPU s, beta {networks[name].prior.beta.tolist()}", flush=True)
         methods[name] = template_masks(networks[name], None if networks[name].diffeomorphic else False)
         if networks[name].diffeomorphic:
