@@ -112,17 +112,17 @@ def at_size(data: Mapping[str, Tensor], size: int | None) -> dict[str, Tensor]:
     return {"image": F.interpolate(data["image"], target, mode="area"), "label": (F.interpolate(data["label"], target, mode="area") > 0.5).float()}
 
 
-def _stem(name: str, cache: str | Path) -> Path:
-    """Beginning of the path of a row's files."""
-    return Path(cache) / "".join(c if c.isalnum() else "_" for c in name)
+def _stem(cache: str | Path, *parts: object) -> Path:
+    """Beginning of the path of a row's files; its name says what the weights depend on."""
+    return Path(cache) / "".join(c if c.isalnum() else "_" for c in "_".join(map(str, parts)))
 
 
 def trained_direct(name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, epochs: int = SHORT, batch_size: int = 8) -> UNet:
     """The direct U-Net of the lung bundle, trained as the templates of :data:`COMPARED` are, on all shapes in one mask; kept in ``cache``."""
     torch.manual_seed(seed)
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
-    return trained(_stem(name, cache).with_suffix(".pt"), lung_unet(), SegmentationStep(seed=seed), both, epochs * (len(data["image"]) // batch_size),
-                   seed, batch_size)
+    iterations = epochs * (len(data["image"]) // batch_size)
+    return trained(_stem(cache, name, epochs, seed).with_suffix(".pt"), lung_unet(), SegmentationStep(seed=seed), both, iterations, seed, batch_size)
 
 
 def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0) -> tuple[TemplateTransformer, float]:
@@ -135,7 +135,7 @@ def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cach
         cache: folder of weights.
         seed: of all random numbers.
     """
-    stem = _stem(name, cache)
+    stem = _stem(cache, name, recipe.epochs, seed)
     data = at_size(data, recipe.size)
     torch.manual_seed(seed)
     network = recipe.build(data["label"])

@@ -144,12 +144,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     numbers = betti_numbers(brain()[1][0, 0].numpy() > 0.5)
     truths = [betti_numbers(label[0].numpy()) for test in tests.values() for label in test["label"]]
     torch.manual_seed(options.seed)
-    direct = trained(Path(options.weights_dir) / "direct.pt", direct_network(), SegmentationStep(seed=options.seed), data,
+    direct = trained(Path(options.weights_dir) / f"direct_{options.train}_{options.epochs}_{options.seed}.pt", direct_network(), SegmentationStep(seed=options.seed), data,
                      options.epochs * (options.train // 2), options.seed, 2)
     methods = {"U-Net": plain_masks(direct), "U-Net, largest part": plain_masks(direct, 1)}
     networks = {}
     for name, recipe in recipes(options.epochs).items():
-        networks[name], seconds = trained_template(name, recipe, data, options.weights_dir, options.seed)
+        networks[name], seconds = trained_template(f"{name}, {options.train}", recipe, data, options.weights_dir, options.seed)
         print(f"{name}: {seconds:.0f} CPU s, beta {networks[name].prior.beta.tolist()}", flush=True)
         methods[name] = template_masks(networks[name], None if networks[name].diffeomorphic else False)
         if networks[name].diffeomorphic:
