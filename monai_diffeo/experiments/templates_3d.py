@@ -133,7 +133,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", type=int, default=24, help="deformed brains to train on")
     parser.add_argument("--test", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--weights_dir", default="runs/templates_3d", help="folder of weights that this experiment trains")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="docs/results/templates_3d.md")
@@ -144,8 +144,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     numbers = betti_numbers(brain()[1][0, 0].numpy() > 0.5)
     truths = [betti_numbers(label[0].numpy()) for test in tests.values() for label in test["label"]]
     torch.manual_seed(options.seed)
-    direct = trained(Path(options.weights_dir) / f"direct_{options.train}_{options.epochs}_{options.seed}.pt", direct_network(), SegmentationStep(seed=options.seed), data,
-                     options.epochs * (options.train // 2), options.seed, 2)
+    weights = Path(options.weights_dir) / f"direct_{options.train}_{options.epochs}_{options.seed}.pt"
+    direct = trained(weights, direct_network(), SegmentationStep(seed=options.seed), data, options.epochs * (options.train // 2), options.seed, 2)
     methods = {"U-Net": plain_masks(direct), "U-Net, largest part": plain_masks(direct, 1)}
     networks = {}
     for name, recipe in recipes(options.epochs).items():
