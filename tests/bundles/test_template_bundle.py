@@ -1,11 +1,7 @@
 """The template bundle: two lungs, always."""
 
 import json
-import os
-import subprocess
-import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,20 +19,13 @@ from monai_diffeo.data.sample import packaged_film  # noqa: E402
 from monai_diffeo.experiments.templates import bundle_template  # noqa: E402
 from monai_diffeo.metrics import betti_numbers, connected_components  # noqa: E402
 from monai_diffeo.report.lungs import split_lungs  # noqa: E402
+from tests.bundles.command import ROOT, run_bundle  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "cxr_lung_template"
 
 
 def run(output, *options):
-    command = [
-        sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(BUNDLE / "configs" / "inference.json"),
-        "--bundle_root", str(BUNDLE), "--workflow_type", "infer", "--output_dir", str(output), *map(str, options),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=output.parent, env={**os.environ, "PYTHONPATH": str(ROOT)})
-    report = output / "report.jsonl"
-    lines = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
-    return done, {line["input"]: line for line in lines}
+    return run_bundle(BUNDLE, output, *options)
 
 
 def two_lungs(mask):
