@@ -131,8 +131,8 @@ def _row(name: str, row: Mapping[str, Tensor], spacing: float) -> dict[str, str]
 def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--train", type=int, default=16, help="deformed brains to train on")
-    parser.add_argument("--test", type=int, default=8)
+    parser.add_argument("--train", type=int, default=24, help="deformed brains to train on")
+    parser.add_argument("--test", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--weights_dir", default="runs/templates_3d", help="folder of weights that this experiment trains")
     parser.add_argument("--seed", type=int, default=0)
