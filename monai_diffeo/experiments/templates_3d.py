@@ -34,7 +34,8 @@ from monai_diffeo.training import SegmentationStep
 __all__ = ["brain", "deformed_brains", "mni_volumes"]
 
 SIZE = (48, 56, 48)
-SPACE: Mapping[str, Any] = {"pieces": 4, "control_size": (3, 4, 6, 8), "limit": (0.35, 0.25, 0.15, 0.1), "flow_size": 24, "steps": 5, "unshuffle": 2}
+SPACE: Mapping[str, Any] = {"pieces": 4, "control_size": (3, 4, 6, 8), "limit": (0.35, 0.25, 0.15, 0.1), "flow_size": 24, "steps": 5, "unshuffle": 2,
+                            "gain": 0.15}
 CHANNELS = (16, 32, 64)
 
 
@@ -132,8 +133,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Train, measure and write the page."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--train", type=int, default=24, help="deformed brains to train on")
-    parser.add_argument("--test", type=int, default=12)
-    parser.add_argument("--epochs", type=int, default=10)
+    parser.add_argument("--test", type=int, default=8)
+    parser.add_argument("--epochs", type=int, default=16)
     parser.add_argument("--weights_dir", default="runs/templates_3d", help="folder of weights that this experiment trains")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--output", default="docs/results/templates_3d.md")
