@@ -11,9 +11,9 @@ import hashlib
 from pathlib import Path
 
 import torch
-from monai.networks.nets import UNet
-from torch import Tensor, nn
+from torch import Tensor
 
+from monai_diffeo.experiments.figures import lung_unet
 from monai_diffeo.experiments.films import DEFORMATIONS, Films, load_films
 from monai_diffeo.experiments.lungs import interval_points, table_rows
 from monai_diffeo.experiments.measures import Method, plain, wrapped
@@ -28,10 +28,6 @@ NOTE = ("Every number of films has the same, short training: naive {0} iteration
         "only the films that its network saw, and no label. Fewer films are evenly spaced over the list, which is sorted by finding. s/film is processor time. The bundle's own weights ([lungs.md](lungs.md)) were trained longer on the 354 films.")
 
 
-def _unet() -> nn.Module:
-    return UNet(2, 1, 1, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2)
-
-
 def fit_methods(films: Films, iterations: int, seed: int = 0, keep: str | None = None, faithful: bool = False) -> dict[str, Method]:
     """Train networks and canonicalisers on films and give the rows of a table.
 
@@ -44,8 +40,8 @@ def fit_methods(films: Films, iterations: int, seed: int = 0, keep: str | None =
     """
     data = {"image": films.images, "label": films.labels}
     third = max(iterations // 3, 1)
-    naive = trained(keep and f"{keep}_naive.pt", _unet, SegmentationStep(seed=seed), data, third, seed)
-    augmented = trained(keep and f"{keep}_augmented.pt", _unet, SegmentationStep(1.0, seed), data, 2 * third, seed)
+    naive = trained(keep and f"{keep}_naive.pt", lung_unet, SegmentationStep(seed=seed), data, third, seed)
+    augmented = trained(keep and f"{keep}_augmented.pt", lung_unet, SegmentationStep(1.0, seed), data, 2 * third, seed)
     with torch.no_grad():
         answers = torch.cat([torch.sigmoid(naive(part)) for part in films.images.split(16)])
     fitted = fit_canonicalizers(films.images, answers, iterations, controls=10, channels=(32, 64, 128), seed=seed, keep=keep)

@@ -20,7 +20,7 @@ from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import load_weights
 
-__all__ = ["segmentation_network"]
+__all__ = ["lung_unet", "segmentation_network"]
 
 ELSEWHERE = """Checked elsewhere, each run of `.ci/run`:
 
@@ -31,9 +31,14 @@ ELSEWHERE = """Checked elsewhere, each run of `.ci/run`:
 Row = dict[str, object]
 
 
+def lung_unet() -> UNet:
+    """The bundle's UNet without weights."""
+    return UNet(2, 1, 1, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2)
+
+
 def segmentation_network(weights: str | Path) -> torch.nn.Module:
     """The bundle's UNet with weights, in eval mode."""
-    return load_weights(UNet(2, 1, 1, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2), weights)
+    return load_weights(lung_unet(), weights)
 
 
 def _row(what: str, asked: str, measured: str, met: bool) -> Row:

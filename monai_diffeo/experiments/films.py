@@ -24,7 +24,7 @@ from monai_diffeo.flow import affine_deformation, exp, warp
 from monai_diffeo.networks import turn_generator
 from monai_diffeo.transforms import LoadImageFilmd
 
-__all__ = ["DEFORMATIONS", "Films", "deform", "load_films"]
+__all__ = ["DEFORMATIONS", "Films", "deform", "load_films", "prepare_films"]
 
 Deformer = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
@@ -43,19 +43,25 @@ class Films:
         return Films(self.images[rows], self.labels[rows], tuple(self.ids[i] for i in rows))
 
 
+def prepare_films(keys: Sequence[str], size: Sequence[int] = (128, 128), before_resizing: Sequence[Callable] = ()) -> Compose:
+    """From paths under ``image`` and ``label`` to tensors, as the bundles prepare them."""
+    return Compose([
+        LoadImageFilmd(keys),
+        ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True),
+        ScaleIntensityd("label"),
+        *before_resizing,
+        Resized(keys, tuple(size), mode="bilinear", anti_aliasing=True),
+        AsDiscreted("label", threshold=0.5),
+        EnsureTyped(keys, track_meta=False),
+    ])
+
+
 def load_films(
     dataset_dir: str | Path, source: str, split: str, size: Sequence[int] = (128, 128), limit: int | None = None
 ) -> Films:
     """Films of a manifest, prepared as the bundle prepares them; ``limit`` of them, evenly spaced over the list."""
     keys = ["image", "label"]
-    prepare = Compose([
-        LoadImageFilmd(keys),
-        ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True),
-        ScaleIntensityd("label"),
-        Resized(keys, tuple(size), mode="bilinear", anti_aliasing=True),
-        AsDiscreted("label", threshold=0.5),
-        EnsureTyped(keys, track_meta=False),
-    ])
+    prepare = prepare_films(keys, size)
     items = [prepare(item) for item in read_manifest(dataset_dir, split, [source], limit=limit)]
     images, labels = (torch.stack([item[key] for item in items]) for key in keys)
     return Films(images, labels, tuple(item.get("id", Path(str(item.get("image_path", i))).stem) for i, item in enumerate(items)))

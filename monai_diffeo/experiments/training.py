@@ -48,7 +48,7 @@ def train(
 
 def trained(
     path: str | Path | None, build: Callable[[], nn.Module], step: Callable, data: Mapping[str, Tensor], iterations: int, seed: int = 0,
-    rate: float = 2e-3,
+    batch_size: int = 16, rate: float = 2e-3,
 ) -> nn.Module:
     """Build and :func:`train` a network, unless its weights lie at ``path`` already; what was trained is kept there. None keeps nothing.
 
@@ -59,7 +59,7 @@ def trained(
         network = build()
         if path is not None and Path(path).is_file():
             return load_weights(network, path)
-        network = train(network, step, data, iterations, seed, rate=rate)
+        network = train(network, step, data, iterations, seed, batch_size, rate)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), path)

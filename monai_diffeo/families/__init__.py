@@ -7,6 +7,7 @@ from monai_diffeo.families.cpab import CPAB, AffineCPAB
 from monai_diffeo.families.homography import Homography
 from monai_diffeo.families.siren import Siren
 from monai_diffeo.families.thin_plate import ThinPlateSpline
+from monai_diffeo.families.time_dependent import TimeDependent
 
 __all__ = [
     "AffineCPAB",
@@ -18,5 +19,6 @@ __all__ = [
     "Homography",
     "Siren",
     "ThinPlateSpline",
+    "TimeDependent",
     "VelocityFamily",
 ]

@@ -1,5 +1,6 @@
 """Inferers."""
 
 from monai_diffeo.inferers.diffeo import DiffeoInferer, overlay_path, parse_switch
+from monai_diffeo.inferers.template import TemplateInferer
 
-__all__ = ["DiffeoInferer", "overlay_path", "parse_switch"]
+__all__ = ["DiffeoInferer", "TemplateInferer", "overlay_path", "parse_switch"]

@@ -9,6 +9,7 @@ from monai_diffeo.report.genus import GenusReporter, digits_figure
 from monai_diffeo.report.lungs import lung_areas, split_lungs
 from monai_diffeo.report.record import FAILED, SCHEMA, SWITCHED_OFF, failure_record, film_record, sha256_of, versions
 from monai_diffeo.report.reporter import FilmReporter
+from monai_diffeo.report.templates import TemplateReporter
 from monai_diffeo.report.writer import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN, ReportWriter
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ReportWriter",
     "SCHEMA",
     "SWITCHED_OFF",
+    "TemplateReporter",
     "digits_figure",
     "failure_record",
     "film_figure",

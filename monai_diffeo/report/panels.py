@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
@@ -46,6 +46,21 @@ def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.nda
     outline(axes, final, ADDED, 2.0)
     if plain is not None:
         outline(axes, plain, PLAIN, 0.9, dashed=True)
+
+
+def stages(axes: Axes, image: np.ndarray, shapes: Sequence[np.ndarray]) -> None:
+    """Outlines of a shape on its way, from the first, dashed, to the last, bold."""
+    background(axes, image, 0.6)
+    for i, (shape, colour) in enumerate(zip(shapes, _between(QUIET, ADDED, len(shapes)))):
+        outline(axes, shape, colour, 2.0 if i == len(shapes) - 1 else 1.1, dashed=i == 0)
+
+
+def _between(first: str, last: str, count: int) -> list[tuple[float, ...]]:
+    """Colours from one to another."""
+    from matplotlib.colors import to_rgb
+
+    a, b = np.array(to_rgb(first)), np.array(to_rgb(last))
+    return [tuple(a + (b - a) * share) for share in np.linspace(0, 1, count)]
 
 
 def grid(axes: Axes, image: np.ndarray, ddf: np.ndarray, colour: str = GRID) -> None:
@@ -99,16 +114,19 @@ def colour_bar(axes: Axes, shown: Any) -> None:
 
 
 def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None) -> None:
-    """The verdict in words and colour, then the numbers."""
+    """What canonicalisation did, in words and colour, then the numbers."""
+    head, _, reason = str(numbers.get("status") or "status not given").partition(": ")
+    told = (_sentence(reason), _MEANING.get(head), _sentence(str(numbers.get("notes") or "")))
+    verdict(axes, _sentence(head).rstrip("."), status_colour(numbers), " ".join(filter(None, told)), _rows(numbers, dice))
+
+
+def verdict(axes: Axes, head: str, colour: str, text: str, rows: Sequence[tuple[str, str]]) -> None:
+    """A headline, at most four lines of text, and rows of a name and a value."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    head, _, reason = str(numbers.get("status") or "status not given").partition(": ")
-    words(axes, 0, 0.985, _sentence(head).rstrip("."), status_colour(numbers), 19, weight="bold", va="top")
-    told = (_sentence(reason), _MEANING.get(head), _sentence(str(numbers.get("notes") or "")))
-    lines = wrap(" ".join(filter(None, told)), 56)
-    for i, line in enumerate(lines[:4]):
+    words(axes, 0, 0.985, head, colour, 19, weight="bold", va="top")
+    for i, line in enumerate(wrap(text, 56)[:4]):
         words(axes, 0, 0.86 - 0.055 * i, line, INK, 10.5, va="top")
-    rows = _rows(numbers, dice)
     step = 0.077
     for i, (label, value) in enumerate(rows):
         y = 0.615 - step * i

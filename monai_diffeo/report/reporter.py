@@ -89,6 +89,7 @@ class FilmReporter:
             figure=None if figure is None else self._output(figure), lung_mask=mask, weights_sha256=self.fingerprint,
             agreement=agreement,
         )
+        record |= self.more(output)
         if figure is not None:
             try:
                 self._draw(figure, batch, mask, result, plain, record)
@@ -97,19 +98,19 @@ class FilmReporter:
                 record["notes"] = "; ".join(filter(None, [record["notes"], f"no picture: {type(error).__name__}"]))
         self.writer.write(record)
 
+    def more(self, output: Mapping[str, Any]) -> dict[str, Any]:
+        """Further fields of a film's record, for subclasses; ``output`` as in :meth:`done`."""
+        return {}
+
     def _draw(
         self, figure: Path, batch: Mapping[str, Any], mask: np.ndarray, result: Canonicalization | None, plain: Tensor | None,
         record: dict,
     ) -> None:
-        film = batch["film"] if isinstance(batch["film"], Tensor) else batch["film"][0]
-        film = torch.as_tensor(np.asarray(film)).reshape(1, 1, *mask.shape).float()
-        scale = min(1.0, self.longest / max(mask.shape))
-        size = tuple(max(round(n * scale), 2) for n in mask.shape)
-        film = F.interpolate(film, size, mode="bilinear", antialias=True, align_corners=False)
-        small = F.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="area")
+        film, small = self._shown(batch, mask)
+        size = tuple(film.shape[2:])
         ddf = torch.zeros(1, 2, *size) if result is None else resize_ddf(result.ddf.cpu(), size)
         if plain is not None:
-            plain = torch.sigmoid(F.interpolate(torch.as_tensor(np.asarray(plain)).float(), size, mode="bilinear"))[0, 0].numpy() > 0.5
+            plain = torch.sigmoid(F.interpolate(torch.as_tensor(np.asarray(plain)).float(), size, mode="bilinear")).amax(1)[0].numpy() > 0.5
         film_figure(
             figure,
             film=film[0, 0].numpy(),
@@ -121,6 +122,15 @@ class FilmReporter:
             title=record["input"],
             numbers=record,
         )
+
+    def _shown(self, batch: Mapping[str, Any], mask: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Film and mask at the picture's size, each ``(1, 1, H, W)``."""
+        film = batch["film"] if isinstance(batch["film"], Tensor) else batch["film"][0]
+        film = torch.as_tensor(np.asarray(film)).reshape(1, 1, *mask.shape).float()
+        scale = min(1.0, self.longest / max(mask.shape))
+        size = tuple(max(round(n * scale), 2) for n in mask.shape)
+        film = F.interpolate(film, size, mode="bilinear", antialias=True, align_corners=False)
+        return film, F.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="area")
 
     def _name(self, path: str) -> str:
         return Path(path).relative_to(self.root).as_posix() if Path(path).is_relative_to(self.root) else Path(path).name

@@ -10,6 +10,7 @@ from monai_diffeo.training.steps import (
     SegmentationStep,
     VAEStep,
 )
+from monai_diffeo.training.templates import TemplateStep
 
 __all__ = [
     "AddAnswerd",
@@ -19,6 +20,7 @@ __all__ = [
     "OrientationStep",
     "PredictorStep",
     "SegmentationStep",
+    "TemplateStep",
     "TrainingIteration",
     "VAEStep",
 ]

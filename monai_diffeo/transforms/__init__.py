@@ -9,6 +9,14 @@ from monai_diffeo.transforms.io import (
     SaveFilmMaskd,
     SaveFilmMaskDict,
 )
+from monai_diffeo.transforms.shapes import (
+    SeparateLungsD,
+    SeparateLungsd,
+    SeparateLungsDict,
+    ShapesToMaskD,
+    ShapesToMaskd,
+    ShapesToMaskDict,
+)
 from monai_diffeo.transforms.spatial import (
     Canonicalize,
     CanonicalizeD,
@@ -36,4 +44,10 @@ __all__ = [
     "SaveFilmMaskD",
     "SaveFilmMaskDict",
     "SaveFilmMaskd",
+    "SeparateLungsD",
+    "SeparateLungsDict",
+    "SeparateLungsd",
+    "ShapesToMaskD",
+    "ShapesToMaskDict",
+    "ShapesToMaskd",
 ]

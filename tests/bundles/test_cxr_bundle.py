@@ -5,7 +5,6 @@ import os
 import subprocess
 import sys
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -21,21 +20,13 @@ from skimage.measure import label  # noqa: E402
 
 from monai_diffeo.data.films import read_film  # noqa: E402
 from monai_diffeo.data.sample import packaged_film  # noqa: E402
+from tests.bundles.command import ROOT, run_bundle  # noqa: E402
 
-ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "cxr_lung_segmentation"
 
 
 def run(output, *options):
-    command = [
-        sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(BUNDLE / "configs" / "inference.json"),
-        "--bundle_root", str(BUNDLE), "--workflow_type", "infer", "--output_dir", str(output), *map(str, options),
-    ]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=output.parent, env=environment)
-    report = output / "report.jsonl"
-    lines = [json.loads(line) for line in report.read_text().splitlines()] if report.exists() else []
-    return done, {line["input"]: line for line in lines}
+    return run_bundle(BUNDLE, output, *options)
 
 
 @pytest.fixture(scope="module")

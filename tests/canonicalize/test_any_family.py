@@ -7,14 +7,14 @@ from torch.testing import assert_close
 from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.canonicalize.search import Chain
 from monai_diffeo.energies import DeformationRegularizer, WeightedEnergy
-from monai_diffeo.families import CPAB, AffineCPAB, AffineMatrix, ControlGrid, DiffeomorphicAffine, Homography, Siren, ThinPlateSpline
+from monai_diffeo.families import CPAB, AffineCPAB, AffineMatrix, ControlGrid, DiffeomorphicAffine, Homography, Siren, ThinPlateSpline, TimeDependent
 from monai_diffeo.flow import folding, warp
 from monai_diffeo.transforms import Canonicalize
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob
 
 FAMILIES = [
     AffineMatrix(2), DiffeomorphicAffine(2), Homography(), ThinPlateSpline(2, 3), CPAB((3, 3)), AffineCPAB((2, 2), "slide"), ControlGrid(2, 4),
-    Siren(2, hidden=16, layers=1, scale=0.1),
+    Siren(2, hidden=16, layers=1, scale=0.1), TimeDependent(ControlGrid(2, 4), 3),
 ]
 
 

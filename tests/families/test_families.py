@@ -16,6 +16,7 @@ from monai_diffeo.families import (
     Homography,
     Siren,
     ThinPlateSpline,
+    TimeDependent,
     VelocityFamily,
 )
 from monai_diffeo.flow import folding
@@ -36,12 +37,19 @@ def drawn(family, batch=2, seed=0, size=0.12):
     return family.draw(batch, size, torch.Generator().manual_seed(seed))
 
 
+def small(family, batch=2, seed=0):
+    return drawn(family, batch, seed, 0.06)  # a piece
+
+
 CASES = [
     pytest.param(ControlGrid(2, controls=4), grid_theta, (64, 64), id="grid-2d"),
     pytest.param(ControlGrid(2, controls=4, affine=False), grid_theta, (48, 64), id="grid-2d-without-affine"),
     pytest.param(ControlGrid(3, controls=3), grid_theta, (24, 22, 26), id="grid-3d"),
     pytest.param(Siren(2, **SIREN), siren_theta, (64, 56), id="siren-2d"),
     pytest.param(Siren(3, **SIREN), siren_theta, (22, 24, 20), id="siren-3d"),
+    pytest.param(TimeDependent(ControlGrid(2, controls=4), pieces=3), small, (64, 48), id="time-dependent-2d"),
+    pytest.param(TimeDependent(ControlGrid(3, controls=3), pieces=2), small, (24, 22, 26), id="time-dependent-3d"),
+    pytest.param(TimeDependent(ControlGrid(2, controls=4), pieces=4, order=2), small, (48, 64), id="time-dependent-series"),
     pytest.param(AffineMatrix(2), drawn, (48, 64), id="affine-2d"),
     pytest.param(AffineMatrix(3), drawn, (12, 14, 10), id="affine-3d"),
     pytest.param(DiffeomorphicAffine(2), drawn, (64, 48), id="diffeomorphic-affine-2d"),
@@ -120,7 +128,8 @@ def test_every_parameter_is_felt(family, draw, size):
 TINY = [
     ControlGrid(2, controls=2, steps=2), Siren(2, hidden=3, layers=1, last=0.5, scale=0.4, steps=2), AffineMatrix(3), DiffeomorphicAffine(2),
     Homography(), Homography(exponential=True), ThinPlateSpline(2, controls=3), ThinPlateSpline(3, controls=2), CPAB((2, 1), "slide"),
-    AffineCPAB((1, 1), diffeomorphic=False),
+    AffineCPAB((1, 1), diffeomorphic=False), TimeDependent(ControlGrid(2, controls=2, steps=2), pieces=2),
+    TimeDependent(ControlGrid(2, controls=2, steps=2), pieces=2, order=3),
 ]
 
 

@@ -1,0 +1,75 @@
+"""The Baker-Campbell-Hausdorff series: one velocity whose flow is that of several, one after another."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from monai_diffeo.flow.bracket import lie_bracket
+from monai_diffeo.flow.sequence import check_sequence, reduce_sequence
+
+__all__ = ["bch", "bch_sequence"]
+
+
+def bch(v: Tensor, w: Tensor, order: int = 2) -> Tensor:
+    r"""Velocity ``z`` with ``exp(z)`` nearly ``compose(exp(v), exp(w))``, to a given order in the size of the fields.
+
+    .. math:: z = v + w + \tfrac12 [v, w] + \tfrac1{12} \left([v, [v, w]] + [w, [w, v]]\right) - \tfrac1{24} [w, [v, [v, w]]] + \dots
+
+    The error falls with the order where the derivatives of both fields stay well below 1, and grows with it where they do
+    not; each order also costs one more numerical derivative. ``docs/results/bch.md`` has the numbers. Where the exact
+    composition is wanted, compose the flows.
+
+    Args:
+        v: velocity whose flow comes last, shape ``(B, D, *S)``, voxels per unit time.
+        w: velocity whose flow comes first, same shape.
+        order: 1 (the sum) to 4.
+
+    Returns:
+        Velocity, shape ``(B, D, *S)``, voxels per unit time.
+
+    Raises:
+        ShapeError: if the shapes differ or are no velocities.
+        ValueError: if ``order`` is not 1, 2, 3 or 4.
+
+    Reference: Van-Brunt and Visser (2016), https://doi.org/10.1063/1.4939929; Bossa, Hernandez and Olmos (2007), MICCAI,
+    https://doi.org/10.1007/978-3-540-75757-3_81. The words of appendix A of "Diffeomorphic Template Transformers" are
+    products that fields do not have, and some are misprinted; see ``docs/results/bch.md``.
+
+    Example:
+        >>> import torch
+        >>> shift = torch.ones(1, 2, 6, 6)          # flows of constant velocities commute: the series stops at the sum
+        >>> torch.equal(bch(shift, 2 * shift, order=4), 3 * shift)
+        True
+    """
+    if order not in (1, 2, 3, 4):
+        raise ValueError(f"bch(): 'order' must be 1, 2, 3 or 4, got {order}. Beyond that, compose the flows.")
+    bracket = lie_bracket(v, w)  # also at order 1: it checks both fields
+    z = v + w
+    if order >= 2:
+        z = z + bracket / 2
+    if order >= 3:
+        twice = lie_bracket(v, bracket)
+        z = z + (twice - lie_bracket(w, bracket)) / 12
+    if order >= 4:
+        z = z - lie_bracket(w, twice) / 24
+    return z
+
+
+def bch_sequence(fields: Tensor, order: int = 2, scheme: str = "tree") -> Tensor:
+    """One velocity for the flows of T velocities, ``exp(v_1) after exp(v_2) after ... exp(v_T)``, by repeated :func:`bch`.
+
+    Args:
+        fields: velocities, shape ``(B, T, D, *S)``, voxels per unit time.
+        order: of each application of the series, 1 to 4.
+        scheme: ``"tree"`` pairs neighbours, so that no field goes through the series more than ``ceil(log2 T)`` times;
+            ``"chain"`` adds one after another, up to ``T - 1`` times.
+
+    Returns:
+        Velocity, shape ``(B, D, *S)``.
+
+    Raises:
+        ShapeError: if ``fields`` has another shape.
+        ValueError: for an unknown order or scheme.
+    """
+    check_sequence("bch_sequence()", "fields", fields)
+    return reduce_sequence(fields, lambda a, b: bch(a, b, order), scheme)

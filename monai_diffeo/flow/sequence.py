@@ -1,0 +1,88 @@
+"""Several displacements or velocities, one after another: a velocity that is constant in pieces of time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.flow.compose import compose
+from monai_diffeo.flow.exponential import exp
+from monai_diffeo.flow.warp import _float
+
+__all__ = ["check_sequence", "compose_sequence", "exp_sequence", "reduce_sequence"]
+
+
+def reduce_sequence(items: Tensor, product: Callable[[Tensor, Tensor], Tensor], scheme: str = "tree") -> Tensor:
+    """``item_1 * item_2 * ... item_T`` for an associative product of batches.
+
+    Args:
+        items: shape ``(B, T, ...)``, at least one.
+        product: of two tensors ``(N, ...)``, row by row.
+        scheme: ``"tree"`` multiplies neighbours, all pairs at once, until one is left; ``"chain"`` multiplies from the left.
+
+    Returns:
+        Shape ``(B, ...)``.
+
+    Raises:
+        ValueError: for an unknown scheme.
+    """
+    if scheme not in ("tree", "chain"):
+        raise ValueError(f"reduce_sequence(): 'scheme' must be 'tree' or 'chain', got {scheme!r}.")
+    if scheme == "chain":
+        result = items[:, 0]
+        for t in range(1, items.shape[1]):
+            result = product(result, items[:, t])
+        return result
+    while items.shape[1] > 1:
+        pairs = items.shape[1] // 2
+        left, right = items[:, 0 : 2 * pairs : 2], items[:, 1 : 2 * pairs : 2]
+        done = product(left.flatten(0, 1), right.flatten(0, 1)).unflatten(0, (-1, pairs))
+        items = torch.cat([done, items[:, 2 * pairs :]], dim=1)
+    return items[:, 0]
+
+
+def compose_sequence(ddfs: Tensor, scheme: str = "tree") -> Tensor:
+    """Displacement of ``(id + d_1) after (id + d_2) after ... (id + d_T)``.
+
+    Args:
+        ddfs: displacements, shape ``(B, T, D, *S)``, voxels.
+        scheme: ``"tree"`` interpolates no displacement more than ``ceil(log2 T)`` times, ``"chain"`` up to ``T - 1`` times.
+
+    Returns:
+        Displacement, shape ``(B, D, *S)``, voxels.
+
+    Raises:
+        ShapeError: if ``ddfs`` has another shape.
+    """
+    check_sequence("compose_sequence()", "ddfs", ddfs)
+    return reduce_sequence(_float(ddfs), compose, scheme)
+
+
+def exp_sequence(fields: Tensor, steps: int = 7, scheme: str = "tree") -> Tensor:
+    """Displacement of ``exp(v_1) after exp(v_2) after ... exp(v_T)``: a velocity that is constant in pieces of time.
+
+    Its inverse is ``exp_sequence(-fields.flip(1))``. For velocities with an affine part see :func:`exp_chain`.
+
+    Args:
+        fields: velocities, shape ``(B, T, D, *S)``, voxels per unit time.
+        steps: squarings of each exponential; all T are integrated side by side.
+        scheme: as for :func:`compose_sequence`.
+
+    Returns:
+        Displacement, shape ``(B, D, *S)``, voxels.
+
+    Raises:
+        ShapeError: if ``fields`` has another shape.
+    """
+    check_sequence("exp_sequence()", "fields", fields)
+    return reduce_sequence(exp(fields.flatten(0, 1), steps).unflatten(0, fields.shape[:2]), compose, scheme)
+
+
+def check_sequence(who: str, argument: str, fields: Tensor) -> None:
+    """Raise :class:`ShapeError` unless ``fields`` has shape ``(B, T, D, *S)`` with ``D`` spatial axes, 2 or 3."""
+    if fields.ndim not in (5, 6) or fields.shape[2] != fields.ndim - 3 or fields.shape[1] == 0:
+        raise ShapeError(who, argument, "(B, T, D, *S) with T >= 1 and D = 2 or 3 = number of spatial axes", fields.shape,
+                         "A single field is a sequence of one: field[:, None].")

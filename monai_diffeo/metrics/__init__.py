@@ -1,0 +1,11 @@
+"""Metrics that MONAI lacks: the topology of masks."""
+
+from monai_diffeo.metrics.topology import (
+    BettiNumberMetric,
+    betti_numbers,
+    connected_components,
+    euler_characteristic,
+    shapes_intact,
+)
+
+__all__ = ["BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "shapes_intact"]

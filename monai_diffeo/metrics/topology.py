@@ -1,0 +1,147 @@
+"""Components, holes and cavities of masks on the lattice.
+
+Two voxels are neighbours across a face (``"face"``: 4 in the plane, 6 in space) or across a face, an edge or a corner
+(``"full"``: 8, 26). A foreground of one kind goes with a background of the other, as digital topology needs it.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import torch
+from monai.metrics import CumulativeIterationMetric
+from monai.utils import optional_import
+from torch import Tensor
+
+__all__ = ["BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "shapes_intact"]
+
+ndimage, _has_scipy = optional_import("scipy.ndimage")
+_DUAL = {"face": "full", "full": "face"}
+
+
+def connected_components(mask: np.ndarray, connectivity: str = "face") -> tuple[np.ndarray, int]:
+    """Connected parts of a mask: labels from 1, 0 outside, and how many there are.
+
+    Args:
+        mask: shape ``S``, 2 or 3 axes; everything but 0 is inside.
+        connectivity: ``"face"`` or ``"full"``.
+
+    Raises:
+        ValueError: for another connectivity.
+        ImportError: without scipy.
+
+    Example:
+        >>> diagonal = np.eye(2, dtype=bool)
+        >>> connected_components(diagonal, "face")[1], connected_components(diagonal, "full")[1]
+        (2, 1)
+    """
+    if connectivity not in _DUAL:
+        raise ValueError(f"connected_components(): 'connectivity' must be 'face' or 'full', got {connectivity!r}.")
+    if not _has_scipy:
+        raise ImportError("connected_components() needs scipy: pip install scipy.")
+    mask = np.asarray(mask) != 0
+    structure = None if connectivity == "face" else np.ones((3,) * mask.ndim, dtype=bool)
+    return ndimage.label(mask, structure)
+
+
+def euler_characteristic(mask: np.ndarray, connectivity: str = "face") -> int:
+    """Components minus holes (minus tunnels, plus cavities, in space), by counting cells.
+
+    With face neighbours the voxels are the vertices of a complex, and two, four or eight voxels that fill a block span its edges,
+    squares and cubes. With full neighbours voxels are closed cubes, and the cells are theirs.
+    """
+    mask = np.asarray(mask) != 0
+    full = connectivity == "full"
+    if full:
+        mask = np.pad(mask, 1)
+    total = 0
+    for size in range(mask.ndim + 1):
+        for axes in combinations(range(mask.ndim), size):
+            cells = mask
+            for axis in axes:
+                first = [slice(None)] * mask.ndim
+                second = list(first)
+                first[axis], second[axis] = slice(None, -1), slice(1, None)
+                one, other = cells[tuple(first)], cells[tuple(second)]
+                cells = one | other if full else one & other
+            total += (-1) ** (mask.ndim - size if full else size) * int(np.count_nonzero(cells))
+    return total
+
+
+def betti_numbers(mask: np.ndarray, connectivity: str = "face") -> tuple[int, ...]:
+    """Components and holes of a plane mask, ``(b0, b1)``; components, tunnels and cavities of one in space, ``(b0, b1, b2)``.
+
+    Args:
+        mask: shape ``S``, 2 or 3 axes; everything but 0 is inside; outside the frame is background.
+        connectivity: of the foreground, ``"face"`` or ``"full"``.
+
+    Example:
+        >>> ring = np.ones((3, 3)); ring[1, 1] = 0
+        >>> betti_numbers(ring)
+        (1, 1)
+    """
+    mask = np.asarray(mask) != 0
+    if mask.ndim not in (2, 3):
+        raise ValueError(f"betti_numbers(): 'mask' must have 2 or 3 axes, got {mask.ndim}. Take one channel of one image.")
+    components = connected_components(mask, connectivity)[1]
+    euler = euler_characteristic(mask, connectivity)
+    if mask.ndim == 2:
+        return components, components - euler
+    cavities = connected_components(np.pad(~mask, 1, constant_values=True), _DUAL[connectivity])[1] - 1
+    return components, components + cavities - euler, cavities
+
+
+def shapes_intact(masks: np.ndarray) -> bool:
+    """Whether every mask is one part without holes and no two touch, not even at a corner, so that both kinds of neighbours count
+    as many components as there are masks.
+
+    Args:
+        masks: shape ``(K, *S)``, bool.
+    """
+    masks = np.asarray(masks) != 0
+    union = masks.any(0)
+    loose, count = connected_components(union, "full")
+    if count != len(masks) or connected_components(union, "face")[1] != count:
+        return False
+    owners = set()
+    for mask in masks:
+        own = loose[mask]
+        if own.size == 0 or own.min() != own.max():
+            return False
+        owners.add(int(own[0]))
+    if len(owners) != count:
+        return False
+    if masks.ndim == 3:  # in the plane the holes are what is left
+        return euler_characteristic(union) == count
+    return all(betti_numbers(mask) == (1, 0, 0) for mask in masks)
+
+
+class BettiNumberMetric(CumulativeIterationMetric):
+    """One Betti number of every image and channel of binarised predictions, or how far it is from the label's.
+
+    Args:
+        number: 0 for components, 1 for holes (tunnels in space), 2 for cavities.
+        connectivity: of the foreground, ``"face"`` or ``"full"``.
+
+    ``aggregate()`` gives the mean over all images and channels that were seen; called with a label, of the absolute difference.
+    """
+
+    def __init__(self, number: int = 0, connectivity: str = "face") -> None:
+        super().__init__()
+        self.number, self.connectivity = number, connectivity
+
+    def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs) -> Tensor:
+        found = self._count(y_pred)
+        return found if y is None else (found - self._count(y)).abs()
+
+    def _count(self, masks: Tensor) -> Tensor:
+        rows = [[betti_numbers(m, self.connectivity)[self.number] for m in image] for image in masks.detach().cpu().numpy()]
+        return torch.tensor(rows, dtype=torch.float32)
+
+    def aggregate(self) -> Tensor:
+        """Mean over images and channels."""
+        data = self.get_buffer()
+        if not isinstance(data, Tensor):
+            raise ValueError("BettiNumberMetric: nothing was measured yet; call the metric with predictions first.")
+        return data.mean()

@@ -1,0 +1,281 @@
+"""Segmentation as a deformed prior shape, whose topology the answer keeps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.families.base import half_frame
+from monai_diffeo.flow import bch_sequence, breaks, exp, exp_sequence, folding
+from monai_diffeo.metrics import shapes_intact
+from monai_diffeo.networks.shape_prior import TemplatePrior, relative_grid
+
+__all__ = ["TemplateTransformer", "WarpedTemplate", "intact_level"]
+
+_LEVELS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0)
+
+
+@dataclass(frozen=True)
+class WarpedTemplate:
+    """What a template transformer gives for a batch of images, with the way to it.
+
+    Attributes:
+        log_odds: of each shape, shape ``(B, K, *S)``; above 0 is inside.
+        velocity: the T velocities, shape ``(B, T, D, *S')``, voxels of their own lattice per unit time.
+        ddf: log-odds = prior at ``x + ddf(x)``, shape ``(B, D, *S')``, voxels of the same lattice; between its points the map is
+            the bilinear one.
+        factor: by which the guard multiplied the velocities, shape ``(B,)``; 1 where it had nothing to do.
+        level: that the guard subtracted from the log-odds, shape ``(B,)``; 0 where it had nothing to do.
+        intact: whether the shapes on the frame have the prior's topology, shape ``(B,)``; None without a guard.
+        folding: share of folded voxels of ``ddf``, shape ``(B,)``.
+        breaks: share of triangles or tetrahedra that ``ddf`` turns over, shape ``(B,)``.
+    """
+
+    log_odds: Tensor
+    velocity: Tensor
+    ddf: Tensor
+    factor: Tensor
+    level: Tensor
+    intact: Tensor | None
+    folding: Tensor
+    breaks: Tensor
+
+
+class TemplateTransformer(nn.Module):
+    r"""A backbone looks at the image and at the prior and predicts T velocities; their flows warp the prior to the answer.
+
+    The backbone's output is averaged onto a lattice of control points, limited by a hyperbolic tangent and drawn out by cubic
+    B-splines, so that every velocity is smooth; the flows are composed, and the prior is asked at the point that each voxel comes
+    from, so that edges stay as smooth as the prior's.
+
+    A flow keeps the topology of the prior; sampled on a lattice it might still fold, break a thin part off, or let two shapes
+    touch. Outside training a guard looks at each image alone: if a triangle of its map is turned over, or its shapes at log-odds
+    0 are not one part each, without holes and apart from each other, it reads the shapes at the nearest level at which they are
+    (another level set of the same warped prior), and where there is none it calms the velocities, by nine tenths first; velocities
+    of 0 give the prior itself. The answer, thresholded at log-odds 0 (probability 0.5), therefore has the prior's components, always.
+
+    Args:
+        backbone: any network with ``1 + K`` input channels (image channels and prior; ``sees_prior=False``: image channels alone) and
+            ``pieces * D`` output channels, of the image's size or coarser.
+        prior: the shapes; its own topology on the frame must be intact.
+        pieces: T.
+        limit: largest velocity of a piece, as share of half the frame; one number, or one a piece.
+        gain: slope of the tangent at 0, from the backbone's output to velocity in units of half the frame; small, so that training
+            starts gently.
+        control_size: control points along each axis, one number, or one a piece: the first pieces move the prior far and as a whole, the
+            later ones refine what they see; slopes, which make folds, are about ``limit * control_size``. None takes the
+            backbone's output as the velocity at every voxel, unsmoothed, as published.
+        flow_size: lattice of the flows, along each axis; None takes the image's.
+        steps: squarings of the exponentials.
+        order: None composes the flows of the pieces; 1 to 4 sums their velocities by the Baker-Campbell-Hausdorff series (published: 2).
+        diffeomorphic: False adds the velocities up as displacements, without integration (the older template transformer); then
+            there is nothing to guard.
+        guard: see above.
+        calming: factors on the velocities that the guard tries, one after another; the last should be 0.
+        sees_prior: whether the backbone sees the prior beside the image.
+        unshuffle: the backbone works on a frame smaller by this factor and sees blocks of so many voxels along each axis as channels, ``C *
+            unshuffle**D + K`` in all; velocities need no full resolution, and 2 makes up for the larger number of outputs.
+
+    Reference: "Diffeomorphic Template Transformers" (2020), under review at ICLR 2021.
+
+    Example:
+        >>> from monai.networks.nets import UNet
+        >>> from monai_diffeo.networks import ShapePrior
+        >>> prior = ShapePrior([[0.0, -0.4], [0.0, 0.4]], [[0.6, 0.25], [0.6, 0.25]], kind="full", trained=["mean", "covariance", "beta"])
+        >>> network = TemplateTransformer(UNet(2, 3, 8, (8, 16, 32), (2, 2)), prior, pieces=4)
+        >>> network(torch.rand(1, 1, 64, 64)).shape
+        torch.Size([1, 2, 64, 64])
+    """
+
+    def __init__(
+        self,
+        backbone: nn.Module,
+        prior: TemplatePrior,
+        pieces: int = 4,
+        limit: float | Sequence[float] = 0.15,
+        gain: float = 0.05,
+        control_size: int | Sequence[int] | None = 12,
+        flow_size: int | None = 64,
+        steps: int = 5,
+        order: int | None = None,
+        diffeomorphic: bool = True,
+        guard: bool = True,
+        calming: Sequence[float] = (0.9, 0.8, 0.65, 0.5, 0.25, 0.1, 0.0),
+        sees_prior: bool = True,
+        unshuffle: int = 1,
+    ) -> None:
+        super().__init__()
+        self.backbone, self.prior, self.pieces, self.gain = backbone, prior, pieces, gain
+        self.limit = _one_a_piece("limit", limit, pieces)
+        self.control_size = None if control_size is None else _one_a_piece("control_size", control_size, pieces)
+        self.flow_size, self.steps, self.order = flow_size, steps, order
+        self.diffeomorphic, self.guard, self.calming = diffeomorphic, guard and diffeomorphic, tuple(calming)
+        self.sees_prior, self.unshuffle = sees_prior, unshuffle
+        self._drawn: tuple[tuple, Tensor] | None = None
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Log-odds of each shape, shape ``(B, K, *S)``, for images ``(B, C, *S)``."""
+        if self.training:
+            ddf = self.integrate(self.velocities(image))
+            with torch.autocast(image.device.type, enabled=False):
+                return self.warp_prior(ddf, image.shape[2:])
+        return self.segment(image).log_odds
+
+    def segment(self, image: Tensor) -> WarpedTemplate:
+        """The answer with its velocities, displacement, and what the guard did."""
+        velocity = self.velocities(image)
+        with torch.autocast(image.device.type, enabled=False):
+            return self._guarded(velocity, tuple(image.shape[2:]))
+
+    def velocities(self, image: Tensor) -> Tensor:
+        """The T velocities of each image, shape ``(B, T, D, *S')``, voxels of their lattice per unit time."""
+        dims = self.prior.spatial_dims
+        if image.ndim != dims + 2:
+            raise ShapeError("TemplateTransformer", "image", f"(B, C, {', '.join('HWD'[:dims])})", image.shape,
+                             "Add batch and channel axes: image[None, None].")
+        image = image.as_tensor() if hasattr(image, "as_tensor") else image
+        inputs = _blocks_to_channels(image, self.unshuffle)
+        if self.sees_prior:
+            shown = self._shown_prior(inputs.shape[2:]).to(image.dtype)
+            inputs = torch.cat([inputs, shown.expand(image.shape[0], *shown.shape[1:])], dim=1)
+        answer = self.backbone(inputs)
+        if answer.ndim != image.ndim or answer.shape[1] != self.pieces * dims:
+            raise ShapeError("TemplateTransformer", "backbone(image)", f"(B, {self.pieces * dims}, *S): {self.pieces} pieces of {dims} components",
+                             answer.shape)
+        with torch.autocast(image.device.type, enabled=False):
+            control = answer if answer.dtype == torch.float64 else answer.float()
+            limit = torch.tensor(self.limit, device=control.device, dtype=control.dtype).view(1, -1, *[1] * (dims + 1))
+            control = control.unflatten(1, (self.pieces, dims))
+            lattice = tuple(image.shape[2:]) if self.flow_size is None else (self.flow_size,) * dims
+            if self.control_size is None and tuple(control.shape[3:]) == lattice:
+                field = limit * torch.tanh(control * (self.gain / limit))
+            else:
+                field = torch.cat([self._smooth(control, limit, lattice, *piece) for piece in self._runs()], dim=1)
+            return field * half_frame(lattice, field).view(-1, *[1] * dims)
+
+    def _shown_prior(self, size: Sequence[int]) -> Tensor:
+        """The prior as the backbone sees it; outside training drawn again only where the prior or the frame has changed."""
+        state = [*self.prior.parameters(), *self.prior.buffers()]
+        if self.training or any(x.is_inference() for x in state):  # changes at every step; has no version to go by
+            self._drawn = None
+            return self.prior(size).detach()
+        key = (tuple(size), *((x.data_ptr(), x._version, x.device, x.dtype) for x in state))
+        if self._drawn is None or self._drawn[0] != key:
+            with torch.inference_mode(False), torch.no_grad():
+                self._drawn = key, self.prior(size)
+        return self._drawn[1]
+
+    def _runs(self) -> list[tuple[int, int]]:
+        """First and last piece of each run of pieces with equal control points; they are drawn out together."""
+        sizes = self.control_size or (0,) * self.pieces
+        starts = [t for t in range(self.pieces) if t == 0 or sizes[t] != sizes[t - 1]]
+        return list(zip(starts, [*starts[1:], self.pieces]))
+
+    def _smooth(self, control: Tensor, limit: Tensor, lattice: tuple[int, ...], first: int, last: int) -> Tensor:
+        """Velocities ``(B, T', D, *S')`` of the pieces from ``first`` to before ``last``, units of half the frame."""
+        some = control[:, first:last].flatten(1, 2)
+        if self.control_size is not None:
+            pool = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}[some.ndim]
+            some = pool(some, [min(self.control_size[first], n) for n in some.shape[2:]])
+        some = some.unflatten(1, (last - first, -1))
+        bound = limit[:, first:last]
+        some = bound * torch.tanh(some * (self.gain / bound))
+        return _draw_out(some.flatten(1, 2), lattice).unflatten(1, (last - first, -1))
+
+    def integrate(self, velocity: Tensor) -> Tensor:
+        """Displacement of the composed flows of ``velocity`` ``(B, T, D, *S')``, shape ``(B, D, *S')``."""
+        if not self.diffeomorphic:
+            return velocity.sum(1)
+        if self.order is None:
+            return exp_sequence(velocity, self.steps)
+        return exp(bch_sequence(velocity, self.order), self.steps)
+
+    def warp_prior(self, ddf: Tensor, spatial_size: Sequence[int]) -> Tensor:
+        """Log-odds of the prior at ``x + ddf(x)`` on a frame of any size, shape ``(B, K, *S)``; the displacement is interpolated, the
+        prior is not."""
+        relative = ddf / half_frame(ddf.shape[2:], ddf).view(-1, *[1] * (ddf.ndim - 2))
+        if tuple(ddf.shape[2:]) != tuple(spatial_size):
+            mode = "bilinear" if ddf.ndim == 4 else "trilinear"
+            relative = F.interpolate(relative, tuple(spatial_size), mode=mode, align_corners=True)
+        return self.prior.log_odds(relative_grid(spatial_size, ddf.device, ddf.dtype) + relative)
+
+    def _guarded(self, velocity: Tensor, size: tuple[int, ...]) -> WarpedTemplate:
+        ddf = self.integrate(velocity)
+        odds = self.warp_prior(ddf, size)
+        batch = velocity.shape[0]
+        factor, level = velocity.new_ones(batch), velocity.new_zeros(batch)
+        broken = breaks(ddf)
+        if not self.guard:
+            return WarpedTemplate(odds, velocity, ddf, factor, level, None, folding(ddf), broken)
+        folded = folding(ddf)
+        found = [intact_level(o) if b == f == 0 else None for o, b, f in zip(odds, broken.tolist(), folded.tolist())]
+        for calm in self.calming:
+            rows = [i for i, value in enumerate(found) if value is None]
+            if not rows:
+                break
+            factor[rows] = calm
+            again = self.integrate(velocity[rows] * calm)
+            ddf, odds = ddf.index_copy(0, _index(rows, ddf), again), odds.index_copy(0, _index(rows, odds), self.warp_prior(again, size))
+            broken[rows], folded[rows] = breaks(again), folding(again)
+            for i in rows:
+                found[i] = intact_level(odds[i]) if broken[i] == 0 and folded[i] == 0 else None
+        intact = torch.tensor([value is not None for value in found], device=odds.device)
+        level = torch.tensor([value or 0.0 for value in found], device=odds.device, dtype=odds.dtype)
+        column = level.view(-1, *[1] * (odds.ndim - 1))
+        velocity = velocity * factor.view(-1, *[1] * (velocity.ndim - 1))
+        return WarpedTemplate(odds - column, velocity, ddf, factor, level, intact, folded, broken)
+
+
+def intact_level(log_odds: Tensor, levels: Sequence[float] = _LEVELS) -> float | None:
+    """The first of ``levels`` above which the shapes of one image ``(K, *S)`` are one part each, without holes and apart; None if there is none."""
+    values = log_odds.detach().cpu().numpy()
+    return next((level for level in levels if shapes_intact(values > level)), None)
+
+
+def _one_a_piece(name: str, value, pieces: int) -> tuple:
+    values = tuple(value) if isinstance(value, Sequence) else (value,) * pieces
+    if len(values) != pieces:
+        raise ValueError(f"TemplateTransformer: '{name}' must be one number or one for each of {pieces} pieces, got {value}.")
+    return values
+
+
+def _blocks_to_channels(image: Tensor, side: int) -> Tensor:
+    """Blocks of ``side`` voxels along each axis as channels, ``(B, C * side**D, *(S / side))``."""
+    if side == 1:
+        return image
+    if any(n % side for n in image.shape[2:]):
+        raise ShapeError("TemplateTransformer", "image", f"(B, C, *S) with S divisible by unshuffle = {side}", image.shape)
+    for axis in range(image.ndim - 2):
+        image = torch.cat([image[(slice(None),) * (2 + axis) + (slice(k, None, side),)] for k in range(side)], dim=1)
+    return image
+
+
+def _index(rows: list[int], like: Tensor) -> Tensor:
+    return torch.tensor(rows, device=like.device)
+
+
+@lru_cache(maxsize=32)
+def _spline_matrix(size: int, controls: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Cubic B-splines of ``controls`` points from end to end of ``size`` samples, shape ``(size, controls)``; beyond the ends the
+    outermost control point goes on, so that rows add up to one."""
+    with torch.inference_mode(False):
+        where = torch.arange(size, device=device, dtype=torch.float64) * ((controls - 1) / max(size - 1, 1))
+        t = (where[:, None] - torch.arange(-1, controls + 1, device=device)).abs()
+        basis = torch.where(t < 1, 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
+        basis[:, 1] += basis[:, 0]
+        basis[:, -2] += basis[:, -1]
+        return basis[:, 1:-1].to(dtype)
+
+
+def _draw_out(control: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Smooth field through control points ``(B, C, *s)``, shape ``(B, C, *S)``."""
+    for axis, n in enumerate(spatial_size):
+        matrix = _spline_matrix(int(n), control.shape[2], control.device, control.dtype)
+        control = torch.tensordot(control, matrix, dims=([2], [1]))  # the axis goes to the end; after all axes the order is right
+    return control

@@ -1,0 +1,93 @@
+"""MONAI transforms around template transformers: labels of single shapes, and masks from warped shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.transforms import MapTransform
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
+
+from monai_diffeo.data.lungs import separate_lungs
+from monai_diffeo.metrics import connected_components
+from monai_diffeo.networks.template_transformer import intact_level
+
+__all__ = ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict", "ShapesToMaskd", "shapes_to_mask"]
+
+
+class SeparateLungsd(MapTransform):
+    """Turn a mask of both lungs ``(1, H, W)`` into one channel a lung ``(2, H, W)``, the patient's right lung first.
+
+    Put it before anything that resizes: two lungs may come to touch.
+    """
+
+    backend = [TransformBackends.NUMPY]
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            lungs = separate_lungs(convert_to_numpy(out[key])[0])
+            out[key] = convert_to_dst_type(torch.from_numpy(lungs.astype(np.float32)), out[key])[0]
+        return out
+
+
+def shapes_to_mask(log_odds: torch.Tensor) -> tuple[torch.Tensor, float | None]:
+    """Log-odds of K shapes on any frame as one mask with K components, and the level at which they were read.
+
+    The level is 0 unless this frame's lattice tears a shape or lets two touch; then it is the nearest one at which it does not, as in the
+    guard of a template transformer. Where there is none, each shape keeps its largest part without holes, apart from the shapes
+    before it, and the level is None.
+
+    Args:
+        log_odds: shape ``(K, *S)``, positive inside.
+
+    Returns:
+        Mask ``(1, *S)``, bool, and the level.
+    """
+    level = intact_level(log_odds)
+    if level is not None:
+        return (log_odds > level).any(0, keepdim=True), level
+    taken = np.zeros(tuple(log_odds.shape[1:]), dtype=bool)
+    for inside in (log_odds > 0).cpu().numpy():
+        taken |= _largest_part(inside & ~_grown(taken))
+    return torch.from_numpy(taken)[None].to(log_odds.device), None
+
+
+def _grown(mask: np.ndarray) -> np.ndarray:
+    """The mask and all voxels that touch it, at a corner too."""
+    for axis in range(mask.ndim):
+        padded = np.pad(mask, [(int(a == axis),) * 2 for a in range(mask.ndim)])
+        mask = np.logical_or.reduce([np.take(padded, range(k, k + mask.shape[axis]), axis) for k in range(3)])
+    return mask
+
+
+def _largest_part(mask: np.ndarray) -> np.ndarray:
+    labels, count = connected_components(mask, "face")
+    if not count:
+        return mask
+    part = labels == np.bincount(labels.ravel())[1:].argmax() + 1
+    outside = connected_components(np.pad(~part, 1, constant_values=True), "full")[0] == 1
+    return ~outside[(slice(1, -1),) * mask.ndim]
+
+
+class ShapesToMaskd(MapTransform):
+    """Turn log-odds of K shapes ``(K, *S)``, in any frame, into one mask ``(1, *S)`` with K components; see :func:`shapes_to_mask`.
+
+    The level goes to ``<key>_level``. The largest components need not be looked for afterwards, nor holes filled.
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            odds = out[key]
+            mask, out[f"{key}_level"] = shapes_to_mask(odds.as_tensor() if hasattr(odds, "as_tensor") else torch.as_tensor(odds))
+            out[key] = convert_to_dst_type(mask.float(), odds)[0]
+        return out
+
+
+ShapesToMaskD = ShapesToMaskDict = ShapesToMaskd
+SeparateLungsD = SeparateLungsDict = SeparateLungsd

@@ -1,0 +1,128 @@
+"""The template bundle: two lungs, always."""
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+
+for package in ("ignite", "fire", "nibabel", "pydicom", "PIL", "matplotlib", "scipy", "data_store"):
+    pytest.importorskip(package)
+
+import nibabel  # noqa: E402
+from monai.bundle import ConfigWorkflow  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from monai_diffeo.data.films import read_film  # noqa: E402
+from monai_diffeo.data.sample import packaged_film  # noqa: E402
+from monai_diffeo.experiments.templates import bundle_template  # noqa: E402
+from monai_diffeo.metrics import betti_numbers, connected_components  # noqa: E402
+from monai_diffeo.report.lungs import split_lungs  # noqa: E402
+from tests.bundles.command import ROOT, run_bundle  # noqa: E402
+
+BUNDLE = ROOT / "bundles" / "cxr_lung_template"
+
+
+def run(output, *options):
+    return run_bundle(BUNDLE, output, *options)
+
+
+def two_lungs(mask):
+    assert betti_numbers(mask) == (2, 0) and connected_components(mask, "full")[1] == 2
+    return split_lungs(mask)[:2]
+
+
+@pytest.fixture(scope="module")
+def small_film():
+    """The packaged film at an eighth of its size, uint8."""
+    pixels = read_film(packaged_film()).pixels[::8, ::8]
+    low, high = np.percentile(pixels, [0.5, 99.5])
+    return (np.clip((pixels - low) / (high - low), 0, 1) * 255).astype(np.uint8)
+
+
+def test_the_packaged_film_gives_two_lungs_in_its_own_frame(tmp_path):
+    done, report = run(tmp_path / "out")
+    assert done.returncode == 0, done.stdout + done.stderr
+    (line,) = report.values()
+    image = nibabel.load(tmp_path / "out" / line["mask"])
+    mask = np.squeeze(np.asarray(image.dataobj))
+    assert mask.shape == (1955, 1841) and np.allclose(image.affine, read_film(packaged_film()).affine)
+    right, left = two_lungs(mask)
+    assert 0.1 < right.nonzero()[1].mean() / 1841 < 0.5 < left.nonzero()[1].mean() / 1841 < 0.9
+    assert 0.05 < right.mean() < 0.3 and 0.05 < left.mean() < 0.3
+    assert line["template"]["components"] == 2 and line["template"]["holes"] == 0 and line["template"]["folding"] == 0
+    assert (tmp_path / "out" / line["figure"]).stat().st_size > 50_000
+
+
+def test_films_that_are_no_chest_films_give_two_parts_too_and_it_can_be_wrapped(tmp_path, small_film):
+    films = tmp_path / "films"
+    films.mkdir()
+    draw = np.random.default_rng(0)
+    pictures = {"turned": np.rot90(small_film), "noise": (draw.random((90, 130)) * 255).astype(np.uint8), "good": small_film}
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(films / f"{name}.png")
+    (films / "broken.png").write_bytes(b"no film")
+    done, report = run(tmp_path / "out", "--dataset_dir", films, "--enabled", "TRUE", "--views", 2, "--figures", "false")
+    assert done.returncode == 3, done.stdout + done.stderr
+    for name, pixels in pictures.items():
+        mask = np.asarray(Image.open(tmp_path / "out" / f"{name}_lungs.png"))
+        assert mask.shape == pixels.shape
+        two_lungs(mask)
+        assert report[f"{name}.png"]["template"]["components"] == 2
+    assert report["good.png"]["status"] in ("canonicalized", "left alone: looks like the training images")
+    assert report["broken.png"]["status"] == "failed" and "template" not in report["broken.png"]
+
+
+def test_any_image_gives_two_components():
+    network = bundle_template(BUNDLE / "models" / "model.pt")
+    draw = torch.Generator().manual_seed(0)
+    shapes = torch.nn.functional.interpolate(torch.rand(6, 1, 5, 5, generator=draw), (128, 128), mode="bicubic").clamp(0, 1)
+    images = torch.cat([shapes, torch.rand(2, 1, 128, 128, generator=draw), torch.zeros(1, 1, 128, 128), torch.ones(1, 1, 128, 128)])
+    with torch.no_grad():
+        result = network.segment(images)
+    assert result.intact.all() and result.folding.max() == 0 and result.breaks.max() == 0
+    for answer in result.log_odds:
+        two_lungs((answer > 0).any(0).numpy())
+
+
+def test_training_runs_and_writes_weights_that_inference_reads(tmp_path, small_film):
+    y, x = np.mgrid[0:64, 0:64]
+    for k in range(2):
+        lungs = (((y - 30) / 20) ** 2 + ((x - 18 + k) / 9) ** 2 < 1) | (((y - 32) / 20) ** 2 + ((x - 46) / 9) ** 2 < 1)
+        Image.fromarray((lungs * 255).astype(np.uint8)).save(tmp_path / f"m{k}.png")
+        Image.fromarray((255 - lungs * 180).astype(np.uint8)).save(tmp_path / f"a{k}.png")
+    (tmp_path / "manifest.csv").write_text("image,mask,split,source\na0.png,m0.png,train,x\na1.png,m1.png,train,x\n")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow = ConfigWorkflow(
+            str(BUNDLE / "configs" / "train.json"), workflow_type="train", logging_file=False, bundle_root=str(tmp_path),
+            dataset_dir=str(tmp_path), sources=["x"], epochs=2, batch_size=2)
+        workflow.initialize()
+        workflow.run()
+    assert (tmp_path / "docs" / "curves" / "model.csv").read_text().startswith("epoch,loss,segmentation,folding,seconds")
+    network = bundle_template(tmp_path / "models" / "model.pt")
+    assert network.prior.mean[0, 1] < -0.3 and network.prior.mean[1, 1] > 0.3  # fitted to the masks
+
+
+def test_the_workflow_has_the_properties_that_monai_asks_for(tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow = ConfigWorkflow(str(BUNDLE / "configs" / "inference.json"), workflow_type="infer", logging_file=False,
+                                  meta_file=str(BUNDLE / "configs" / "metadata.json"), bundle_root=str(BUNDLE), output_dir=str(tmp_path))
+        workflow.initialize()
+        assert not workflow.check_properties()
+        network = workflow.parser.get_parsed_content("network")
+    assert network(torch.rand(1, 1, 128, 128)).shape == (1, 2, 128, 128)
+
+
+def test_metadata_speaks_the_truth_and_files_are_small():
+    meta = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
+    pins = dict(line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    assert all(package == "monai-diffeo" or pins[package] == version for package, version in meta["required_packages_version"].items())
+    assert (pins["torch"], pins["monai"], pins["numpy"]) == (meta["pytorch_version"], meta["monai_version"], meta["numpy_version"])
+    assert meta["version"] in meta["changelog"]
+    assert [p.name for p in (BUNDLE / "models").glob("*.pt")] == ["model.pt"]
+    assert sum(p.stat().st_size for p in BUNDLE.rglob("*") if p.is_file() and "output" not in p.parts) < 40e6
+    for path in (BUNDLE / "models").rglob("*.pt"):
+        assert all(torch.isfinite(v).all() for v in torch.load(path, weights_only=True).values()), path

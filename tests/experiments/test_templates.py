@@ -1,0 +1,86 @@
+import pytest
+import torch
+from torch import nn
+
+from monai_diffeo.experiments.films import Films
+from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_template
+from monai_diffeo.experiments.templates import DIRECT, OURS, Found, figures, measure_found, plain_masks, run_method, table_row, template_masks, timing
+from monai_diffeo.networks import ShapePrior
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+SIZE = (32, 32)
+
+
+def lungs(count=6):
+    priors = [ShapePrior([[s, -0.45], [-s, 0.45]], [[0.5, 0.25], [0.55, 0.2]]) for s in torch.linspace(-0.1, 0.1, count).tolist()]
+    label = torch.cat([(p(SIZE) > 0.5).float() for p in priors])
+    return {"image": 0.2 + 0.6 * label.amax(1, keepdim=True), "label": label}
+
+
+def as_films(data):
+    return Films(data["image"], data["label"].amax(1, keepdim=True), tuple(str(i) for i in range(len(data["image"]))))
+
+
+class Threshold(nn.Module):
+    def forward(self, image):
+        return image - 0.5
+
+
+SMALL = Recipe(lambda _: guessed_lungs("full", ("mean", "covariance", "beta")), {**SMOOTH, "flow_size": 16, "control_size": (3, 4, 6, 6)}, epochs=4,
+               channels=(8, 16), batch_size=2, rate=5e-3)
+
+
+def test_a_recipe_is_trained_once_and_then_read(tmp_path):
+    network, seconds = trained_template("small: one", SMALL, lungs(), tmp_path)
+    again, same = trained_template("small: one", SMALL, lungs(), tmp_path)
+    assert seconds == same > 0 and sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".pt"]
+    image = lungs()["image"]
+    with torch.no_grad():
+        assert torch.equal(network(image), again(image))
+    row = run_method(template_masks(network), as_films(lungs()), 4)
+    assert (row["exact"] == 1).all() and (row["folding"] == 0).all() and row["dice"].shape == (6,)
+    free = run_method(template_masks(network, guard=False), as_films(lungs()))
+    assert (free["acted"] == 0).all() and network.guard
+    smaller = run_method(template_masks(network, size=16), as_films(lungs()))
+    assert smaller["dice"].mean() > 0.6
+
+
+def test_measures_of_perfect_and_of_torn_answers():
+    films = as_films(lungs())
+    row = run_method(plain_masks(Threshold()), films)
+    assert (row["dice"] == 1).all() and (row["hausdorff"] == 0).all() and (row["exact"] == 1).all() and (row["holes"] == 0).all()
+    speck = films.labels.clone()
+    speck[0, 0, 0, 0] = 1
+    speck[1] = 0
+    row = measure_found(Found(speck > 0), films.labels)
+    assert row["components"].tolist()[:2] == [3, 0] and row["exact"].tolist()[:3] == [0, 0, 1]
+    assert row["hausdorff"][0] > 5 and row["hausdorff"][1] == pytest.approx(31 * 2**0.5) and row["dice"][1] == 0
+    kept = plain_masks(nn.Identity(), 2)(speck * 2 - 1)
+    assert kept.masks[0].sum() == films.labels[0].sum() and kept.masks[1].sum() == 0
+    assert table_row("name", row)["components"] == "1.83 (0 to 3)"
+
+
+def test_corners_do_not_hide_a_third_part():
+    mask = torch.zeros(1, 1, 8, 8)
+    mask[0, 0, 1:3, 1:3] = mask[0, 0, 3:5, 3:5] = 1
+    row = measure_found(Found(mask > 0), mask)
+    assert row["components"].item() == 2 and row["exact"].item() == 0  # one part across the corner
+
+
+def test_figures_compare_with_the_network_trained_alike():
+    def row(dice, hausdorff, exact=1.0):
+        one = torch.ones(3)
+        return {"dice": dice * one, "hausdorff": hausdorff * one, "exact": exact * one, "folding": 0 * one, "broken": 0 * one}
+
+    good = {("a", "plain"): {OURS: row(0.95, 3.0), DIRECT: row(0.955, 5.0)}}
+    assert [line["met"] for line in figures(good, 1.2)] == ["yes"] * 5
+    bad = {("a", "plain"): {OURS: row(0.93, 6.0, 0.0), DIRECT: row(0.955, 5.0)}}
+    assert [line["met"] for line in figures(bad, 1.3)] == ["yes", "**no**", "**no**", "**no**", "**no**"]
+
+
+def test_timing_takes_turns_and_the_ablation_has_every_row_of_the_paper():
+    seconds = timing({"a": Threshold(), "b": lambda x: [Threshold()(x) for _ in range(200)]}, torch.rand(1, 1, 64, 64), 5)
+    assert 0 < seconds["a"] < seconds["b"]
+    trained = [{n for n, p in r.prior(None).named_parameters() if p.requires_grad} for r in ABLATION.values()]
+    assert trained[:7] == [set(), {"mean"}, {"log_scale"}, {"log_scale"}, {"mean", "log_scale"}, {"mean", "log_scale"},
+                           {"mean", "log_scale", "log_beta"}]

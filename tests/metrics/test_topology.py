@@ -1,0 +1,99 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from skimage.measure import euler_number
+
+from monai_diffeo.metrics import BettiNumberMetric, betti_numbers, connected_components, euler_characteristic, shapes_intact
+
+
+def box(size, *corners):
+    mask = np.zeros(size, dtype=bool)
+    for low, high in corners:
+        mask[tuple(slice(a, b) for a, b in zip(low, high))] = True
+    return mask
+
+
+RING = box((7, 7), ((1, 1), (6, 6))) & ~box((7, 7), ((2, 2), (5, 5)))
+SHELL = box((7, 7, 7), ((1, 1, 1), (6, 6, 6))) & ~box((7, 7, 7), ((2, 2, 2), (5, 5, 5)))
+TORUS = np.repeat(RING[..., None], 3, axis=2) & box((7, 7, 3), ((0, 0, 1), (7, 7, 2)))
+
+
+@pytest.mark.parametrize("mask, expected", [
+    (np.zeros((4, 5)), (0, 0)),
+    (np.ones((4, 5)), (1, 0)),
+    (RING, (1, 1)),
+    (RING | box((7, 7), ((3, 3), (4, 4))), (2, 1)),
+    (np.zeros((3, 4, 5)), (0, 0, 0)),
+    (np.ones((3, 4, 5)), (1, 0, 0)),
+    (SHELL, (1, 0, 1)),
+    (TORUS, (1, 1, 0)),
+    (box((6, 6, 6), ((0, 0, 0), (2, 2, 2)), ((4, 4, 4), (6, 6, 6))), (2, 0, 0)),
+])
+@pytest.mark.parametrize("connectivity", ["face", "full"])
+def test_known_shapes(mask, expected, connectivity):
+    assert betti_numbers(mask, connectivity) == expected
+
+
+@pytest.mark.parametrize("mask, face, full", [
+    (np.eye(2), (2, 0), (1, 0)),
+    (np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), (4, 0), (1, 1)),
+    (1 - np.eye(3)[::-1], (2, 0), (1, 1)),
+])
+def test_corners_join_full_neighbours_alone(mask, face, full):
+    assert betti_numbers(mask, "face") == face and betti_numbers(mask, "full") == full
+
+
+@given(st.sampled_from([(6, 7), (4, 5, 4)]).flatmap(lambda size: arrays(bool, size)))
+def test_the_euler_characteristic_is_that_of_scikit_image_and_complements_are_dual(mask):
+    dims = mask.ndim
+    assert euler_characteristic(mask, "full") == euler_number(mask, connectivity=dims)
+    assert euler_characteristic(mask, "face") == euler_number(mask, connectivity=1)
+    outside = np.pad(~mask, 1, constant_values=True)  # Alexander duality in a ball: holes of one are parts of the other
+    for own, other in (("face", "full"), ("full", "face")):
+        inside, around = betti_numbers(mask, own), betti_numbers(outside, other)
+        assert inside[-1] == around[0] - 1 and inside[0] == around[-1]
+        assert all(b >= 0 for b in inside)
+
+
+def test_intact_shapes_are_one_part_each_without_holes_and_apart():
+    left, right = box((9, 12), ((2, 1), (7, 4))), box((9, 12), ((2, 7), (7, 10)))
+    assert shapes_intact(np.stack([left, right]))
+    two_parts = left | box((9, 12), ((8, 1), (9, 3)))
+    corner = left | box((9, 12), ((7, 4), (8, 5)))
+    hole = left & ~box((9, 12), ((4, 2), (5, 3)))
+    touching = box((9, 12), ((2, 4), (7, 7)))
+    diagonal = box((9, 12), ((7, 4), (9, 6)))
+    for bad in (two_parts, corner, hole, touching | left, np.zeros_like(left)):
+        assert not shapes_intact(np.stack([bad, right]))
+    assert not shapes_intact(np.stack([left, touching])) and not shapes_intact(np.stack([left, diagonal]))
+    swapped = np.stack([left | right & box((9, 12), ((0, 0), (4, 12))), right & ~box((9, 12), ((0, 0), (4, 12)))])
+    assert not shapes_intact(swapped)  # two parts in all, and yet the first shape is torn
+    assert not shapes_intact(np.stack([left | right, left & right]))
+
+
+@pytest.mark.parametrize("mask, intact", [(box((7, 7, 7), ((2, 2, 2), (5, 5, 5))), True), (SHELL, False), (np.repeat(TORUS, 2, 2), False)])
+def test_tunnels_and_cavities_break_a_ball(mask, intact):
+    assert shapes_intact(mask[None]) == intact
+
+
+def test_the_metric_averages_over_images_and_channels_and_compares_with_labels():
+    masks = torch.from_numpy(np.stack([np.stack([RING, RING]), np.stack([RING | box((7, 7), ((3, 3), (4, 4))), np.zeros((7, 7))])])).float()
+    parts, holes = BettiNumberMetric(0), BettiNumberMetric(1)
+    assert parts(masks).tolist() == [[1, 1], [2, 0]] and holes(masks).tolist() == [[1, 1], [1, 0]]
+    parts(masks[:1])
+    assert parts.aggregate().item() == pytest.approx(6 / 6)
+    parts.reset()
+    parts(masks, masks.flip(0))
+    assert parts.aggregate().item() == pytest.approx(1.0)
+    with pytest.raises(ValueError, match="nothing was measured"):
+        BettiNumberMetric().aggregate()
+
+
+def test_wrong_arguments_are_said():
+    with pytest.raises(ValueError, match="'face' or 'full', got 8"):
+        connected_components(RING, 8)
+    with pytest.raises(ValueError, match="2 or 3 axes, got 4"):
+        betti_numbers(np.zeros((1, 1, 4, 4)))
