@@ -1,20 +1,16 @@
 """The bundle on the command line, as others rely on it."""
 
-import json
 import os
 import subprocess
 import sys
-import warnings
 
 import numpy as np
 import pytest
-import torch
 
 for package in ("ignite", "fire", "nibabel", "pydicom", "PIL", "matplotlib", "skimage", "data_store"):
     pytest.importorskip(package)
 
 import nibabel  # noqa: E402
-from monai.bundle import ConfigWorkflow  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage.measure import label  # noqa: E402
 
@@ -152,33 +148,3 @@ def test_an_empty_folder_and_a_missing_one_are_said(tmp_path):
     assert done.returncode == 4 and "film" in done.stdout + done.stderr
     done, _ = run(tmp_path / "out", "--dataset_dir", tmp_path / "nowhere")
     assert done.returncode not in (0, 3) and "nowhere" in done.stderr
-
-
-def test_the_workflow_has_the_properties_that_monai_asks_for(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow = ConfigWorkflow(str(BUNDLE / "configs" / "inference.json"), workflow_type="infer", logging_file=False,
-                                  meta_file=str(BUNDLE / "configs" / "metadata.json"), bundle_root=str(BUNDLE),
-                                  output_dir=str(tmp_path))
-        workflow.initialize()
-        assert not workflow.check_properties()
-
-
-def test_metadata_has_what_the_schema_requires_and_speaks_the_truth():
-    meta = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
-    required = {"schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
-                "description", "authors", "copyright", "network_data_format", "changelog", "intended_use", "data_source", "name"}
-    assert required <= set(meta) and meta["version"] in meta["changelog"]
-    pins = dict(line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    for package, version in meta["required_packages_version"].items():
-        assert package == "monai-diffeo" or pins[package] == version
-    assert (pins["torch"], pins["monai"], pins["numpy"]) == (meta["pytorch_version"], meta["monai_version"], meta["numpy_version"])
-
-
-def test_files_are_small_enough_and_weights_are_plain_tensors():
-    files = [p for p in BUNDLE.rglob("*") if p.is_file() and "output" not in p.parts]
-    assert sum(p.stat().st_size for p in files) < 40e6 and max(p.stat().st_size for p in files) < 25e6
-    for path in (BUNDLE / "models").rglob("*.pt"):
-        state = torch.load(path, weights_only=True)
-        assert all(isinstance(v, torch.Tensor) and torch.isfinite(v).all() for v in state.values()), path
-    assert [p.name for p in (BUNDLE / "models").glob("*.pt")] == ["model.pt"]

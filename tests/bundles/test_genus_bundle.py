@@ -1,7 +1,6 @@
 """The genus bundle on the command line, from a copy."""
 
 import csv
-import json
 import os
 import shutil
 import subprocess
@@ -75,9 +74,6 @@ def test_other_modes_and_the_other_genus_run(bundle, mode):
     assert used["status"] == "canonicalized" and 0 <= int(used["genus"]) <= 2
 
 
-def test_the_workflow_has_the_properties_that_monai_asks_for(bundle):
-    assert not workflow(bundle).check_properties()
-
 
 def test_training_runs_from_its_configuration(bundle, tmp_path):
     import numpy as np
@@ -95,24 +91,3 @@ def test_training_runs_from_its_configuration(bundle, tmp_path):
             flow.run()
         trained, shipped = (torch.load(root / "models" / weights, weights_only=True) for root in (tmp_path, bundle))
         assert {k: v.shape for k, v in trained.items()} == {k: v.shape for k, v in shipped.items()}, name
-
-
-def test_metadata_has_what_the_schema_requires_and_speaks_the_truth():
-    meta = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
-    required = {"schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
-                "description", "authors", "copyright", "network_data_format", "changelog", "intended_use", "data_source", "name"}
-    assert required <= set(meta) and meta["version"] in meta["changelog"]
-    pins = dict(line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    for package, version in meta["required_packages_version"].items():
-        assert package == "monai-diffeo" or pins[package] == version
-    assert (pins["torch"], pins["monai"], pins["numpy"]) == (meta["pytorch_version"], meta["monai_version"], meta["numpy_version"])
-
-
-def test_files_are_small_enough_and_weights_are_plain_tensors():
-    files = [p for p in BUNDLE.rglob("*") if p.is_file() and "output" not in p.parts]
-    assert sum(p.stat().st_size for p in files) < 10e6
-    for path in (BUNDLE / "models").rglob("*.pt"):
-        state = torch.load(path, weights_only=True)
-        assert all(isinstance(v, torch.Tensor) and torch.isfinite(v).all() for v in state.values()), path
-    assert [p.name for p in (BUNDLE / "models").glob("*.pt")] == ["model.pt"]
-    assert not [p for p in files if p.suffix in (".json", ".md", ".txt", ".csv") and any(w in p.read_text() for w in ("/work", "/tmp"))]

@@ -1,6 +1,5 @@
 """The template bundle: two lungs, always."""
 
-import json
 import warnings
 
 import numpy as np
@@ -103,26 +102,3 @@ def test_training_runs_and_writes_weights_that_inference_reads(tmp_path, small_f
     assert (tmp_path / "docs" / "curves" / "model.csv").read_text().startswith("epoch,loss,segmentation,folding,seconds")
     network = bundle_template(tmp_path / "models" / "model.pt")
     assert network.prior.mean[0, 1] < -0.3 and network.prior.mean[1, 1] > 0.3  # fitted to the masks
-
-
-def test_the_workflow_has_the_properties_that_monai_asks_for(tmp_path):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow = ConfigWorkflow(str(BUNDLE / "configs" / "inference.json"), workflow_type="infer", logging_file=False,
-                                  meta_file=str(BUNDLE / "configs" / "metadata.json"), bundle_root=str(BUNDLE), output_dir=str(tmp_path))
-        workflow.initialize()
-        assert not workflow.check_properties()
-        network = workflow.parser.get_parsed_content("network")
-    assert network(torch.rand(1, 1, 128, 128)).shape == (1, 2, 128, 128)
-
-
-def test_metadata_speaks_the_truth_and_files_are_small():
-    meta = json.loads((BUNDLE / "configs" / "metadata.json").read_text())
-    pins = dict(line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
-    assert all(package == "monai-diffeo" or pins[package] == version for package, version in meta["required_packages_version"].items())
-    assert (pins["torch"], pins["monai"], pins["numpy"]) == (meta["pytorch_version"], meta["monai_version"], meta["numpy_version"])
-    assert meta["version"] in meta["changelog"]
-    assert [p.name for p in (BUNDLE / "models").glob("*.pt")] == ["model.pt"]
-    assert sum(p.stat().st_size for p in BUNDLE.rglob("*") if p.is_file() and "output" not in p.parts) < 40e6
-    for path in (BUNDLE / "models").rglob("*.pt"):
-        assert all(torch.isfinite(v).all() for v in torch.load(path, weights_only=True).values()), path

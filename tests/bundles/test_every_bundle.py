@@ -1,0 +1,58 @@
+"""What holds for every bundle: properties, metadata, files."""
+
+import json
+import warnings
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+BUNDLES = sorted(path.parents[1] for path in (ROOT / "bundles").glob("*/configs/metadata.json"))
+
+
+@pytest.fixture(params=BUNDLES, ids=[b.name for b in BUNDLES])
+def bundle(request):
+    return request.param
+
+
+def test_the_workflow_has_the_properties_that_monai_asks_for(bundle, tmp_path):
+    for package in ("ignite", "fire", "skimage", "pydicom", "data_store", "mlxtend"):
+        pytest.importorskip(package)
+    from monai.bundle import ConfigWorkflow
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        workflow = ConfigWorkflow(str(bundle / "configs" / "inference.json"), workflow_type="infer", logging_file=False,
+                                  meta_file=str(bundle / "configs" / "metadata.json"), bundle_root=str(bundle), output_dir=str(tmp_path))
+        workflow.initialize()
+        assert not workflow.check_properties()
+
+
+def test_metadata_has_what_the_schema_requires_and_speaks_the_truth(bundle):
+    meta = json.loads((bundle / "configs" / "metadata.json").read_text())
+    required = {"schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
+                "description", "authors", "copyright", "network_data_format", "changelog", "intended_use", "data_source", "name"}
+    assert required <= set(meta) and meta["version"] in meta["changelog"]
+    pins = dict(line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
+    for package, version in meta["required_packages_version"].items():
+        assert package == "monai-diffeo" or pins[package] == version
+    assert (pins["torch"], pins["monai"], pins["numpy"]) == (meta["pytorch_version"], meta["monai_version"], meta["numpy_version"])
+
+
+def test_files_are_small_enough_and_weights_are_plain_tensors(bundle):
+    files = [p for p in bundle.rglob("*") if p.is_file() and "output" not in p.parts]
+    assert sum(p.stat().st_size for p in files) < 40e6 and max(p.stat().st_size for p in files) < 25e6
+    for path in (bundle / "models").rglob("*.pt"):
+        state = torch.load(path, weights_only=True)
+        assert all(isinstance(v, torch.Tensor) and torch.isfinite(v).all() for v in state.values()), path
+    assert [p.name for p in (bundle / "models").glob("*.pt")] == ["model.pt"]
+
+
+def test_no_file_names_a_folder_of_the_machine_it_was_made_on(bundle):
+    texts = [p for p in bundle.rglob("*") if p.suffix in (".json", ".md", ".txt", ".csv", ".conf") and "output" not in p.parts]
+    assert texts and not [p for p in texts if any(word in p.read_text() for word in ("/work/", "/tmp/", "/home/"))]
+
+
+def test_it_has_a_readme_a_licence_and_one_for_its_data(bundle):
+    assert all((bundle / name).is_file() for name in ("LICENSE", "docs/README.md", "docs/data_license.txt"))
