@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -225,6 +226,9 @@ class TemplateTransformer(nn.Module):
             broken[rows], folded[rows] = breaks(again), folding(again)
             for i in rows:
                 found[i] = intact_level(odds[i]) if broken[i] == 0 and folded[i] == 0 else None
+        if None in found:
+            warnings.warn("TemplateTransformer: even the unmoved prior is not one part a shape, without holes and apart from the others, on a frame of "
+                          f"{tuple(size)}; the answer is the prior itself. The guard knows balls only: pass guard=False for other shapes.")
         intact = torch.tensor([value is not None for value in found], device=odds.device)
         level = torch.tensor([value or 0.0 for value in found], device=odds.device, dtype=odds.dtype)
         column = level.view(-1, *[1] * (odds.ndim - 1))

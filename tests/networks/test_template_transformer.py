@@ -11,6 +11,7 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import breaks, exp_sequence, folding
 from monai_diffeo.metrics import betti_numbers, connected_components
 from monai_diffeo.networks import AtlasPrior, ShapePrior, TemplateTransformer
+from monai_diffeo.networks.shape_prior import relative_grid
 from monai_diffeo.networks.template_transformer import _draw_out, intact_level
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -114,7 +115,7 @@ def test_in_space_too():
 
 def test_a_level_is_tried_before_the_velocities_are_calmed():
     near = ShapePrior([[0.0, -0.31], [0.0, 0.31]], [[0.6, 0.3], [0.6, 0.3]], 4.0)  # they touch on this lattice
-    assert parts(near.log_odds(torch.zeros(1, 2, 1, 1)) * 0 + 1) == [1]
+    assert parts(near.log_odds(relative_grid((24, 24))), "full") == [1]
     net = network(Says(torch.zeros(1, 4, 12, 12)), near)
     result = net.segment(torch.ones(1, 1, 24, 24))
     assert result.level.item() > 0 and result.factor.item() == 1 and parts(result.log_odds, "full") == [2]
@@ -263,3 +264,11 @@ def test_the_backbone_sees_the_prior_as_it_is_now():
     net.load_state_dict(network().state_dict(), strict=False)
     net(image)
     assert_close(seen[3], seen[0])
+
+
+def test_a_prior_that_the_guard_does_not_know_is_said():
+    y, x = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 48), indexing="ij")
+    ring = ((x**2 + y**2).sqrt() - 0.5).abs() < 0.2
+    net = network(Says(torch.zeros(1, 4, 12, 12)), AtlasPrior.from_masks(ring[None, None].float()))
+    with pytest.warns(UserWarning, match="guard=False"):
+        assert not net.segment(torch.ones(1, 1, 48, 48)).intact.any()
