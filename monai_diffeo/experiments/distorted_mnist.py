@@ -136,7 +136,7 @@ def main(argv: list[str] | None = None) -> None:
                     distorted_network(row, seed), DigitStep(), data, shown, options.iterations, seed, BATCH, options.rate, unfolded=UNFOLDED))
                 found[row][name].append(got)
                 print(name, row, seed, got, flush=True)
-        _page(options, found, len(shown["label"]))
+        _page(argparse.Namespace(**vars(options) | {"seeds": seed + 1}), found, len(shown["label"]))
 
 
 if __name__ == "__main__":

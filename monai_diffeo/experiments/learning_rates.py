@@ -112,7 +112,7 @@ def main(argv: list[str] | None = None) -> None:
                 got = kept(options.weights_dir, settings, lambda: run(row, seed, rate, data, shown, options.iterations))
                 found[row][rate].append(got)
                 print(row, rate, seed, got, flush=True)
-        _page(options, found, len(shown["label"]))
+        _page(argparse.Namespace(**vars(options) | {"seeds": seed + 1}), found, len(shown["label"]))
 
 
 if __name__ == "__main__":

@@ -156,7 +156,7 @@ def main(argv: list[str] | None = None) -> None:
                 rotated_network(row, seed), DigitStep(ROWS[row][1]), data, shown, options.iterations, seed, BATCH, options.rate))
             found[row].append(got)
             print(row, seed, got, flush=True)
-        _page(options, found, len(shown["label"]))
+        _page(argparse.Namespace(**vars(options) | {"seeds": seed + 1}), found, len(shown["label"]))
 
 
 if __name__ == "__main__":
