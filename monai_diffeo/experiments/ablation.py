@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -24,7 +23,7 @@ from monai_diffeo.experiments.films import Films, deform, load_films
 from monai_diffeo.experiments.measures import Answer, Method, answer, bootstrap_interval, dice_of, plain, wrapped
 from monai_diffeo.experiments.plots import scatter_plot
 from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
-from monai_diffeo.experiments.training import trained
+from monai_diffeo.experiments.training import kept, trained
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import DeformationPredictor, EnergyVAE, load_weights
@@ -234,19 +233,15 @@ def _digest(bundle: str | Path) -> str:
 
 def _measured(name: str, build: Callable[[], Method], shown: dict[str, Films], stamp: str, weights_dir: str | None) -> dict:
     """Dice of each film by set, and seconds a film; from ``weights_dir`` if the row was measured there before."""
-    kept = weights_dir and Path(weights_dir) / f"ablation_{hashlib.sha256(f'{name}/{stamp}'.encode()).hexdigest()[:12]}.json"
-    if kept and kept.is_file():
-        return json.loads(kept.read_text())
-    method, seconds, dice = build(), 0.0, {}
-    for key, films in shown.items():
-        got = answer(method, films.images)
-        dice[key] = dice_of(got.masks, films.labels).tolist()
-        seconds += got.seconds / len(shown)
-    row = {"dice": dice, "seconds": seconds}
-    if kept:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(row))
-    return row
+    def run() -> dict:
+        method, seconds, dice = build(), 0.0, {}
+        for key, films in shown.items():
+            got = answer(method, films.images)
+            dice[key] = dice_of(got.masks, films.labels).tolist()
+            seconds += got.seconds / len(shown)
+        return {"dice": dice, "seconds": seconds}
+
+    return kept(weights_dir, {"experiment": "ablation", "row": name, "stamp": stamp}, run)
 
 
 def _row(name: str, found: dict[str, dict], default: str) -> dict[str, str]:

@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import argparse
 import copy
-import hashlib
-import json
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +21,7 @@ from monai_diffeo.flow import Deformation, folding, warp
 from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLayer
 
 __all__ = [
-    "Coarse", "DigitStep", "InSpreads", "cnn", "command_of", "compared", "fcn", "fit", "kept", "measure_digits", "narrowed",
+    "Coarse", "DigitStep", "InSpreads", "cnn", "command_of", "compared", "fcn", "fit", "measure_digits", "narrowed",
     "parameter_count", "run_options", "with_interval",
 ]
 
@@ -224,16 +221,3 @@ def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict
     unsure = "in one run" if len(differences) < 2 else "within the interval"
     verdict = "**no**" if mean < 0 else "yes" if low > 0 else f"yes, {unsure}"
     return {"asked": what, "difference": _bracket(differences, "+.4f"), "holds": verdict}
-
-
-def kept(folder: str | Path | None, settings: Mapping[str, object], run: Callable[[], dict]) -> dict:
-    """What ``run`` gives, from ``folder`` if the same settings were run before; None keeps nothing."""
-    text = json.dumps(settings, sort_keys=True)
-    path = folder and Path(folder) / f"{settings.get('experiment', 'run')}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
-    if path and path.is_file():
-        return json.loads(path.read_text())["found"]
-    found = run()
-    if path:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"settings": dict(settings), "found": found}))
-    return found

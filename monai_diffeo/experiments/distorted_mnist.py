@@ -15,10 +15,11 @@ from torch import nn
 
 from monai_diffeo.data.genus import read_digits
 from monai_diffeo.experiments.digits import (
-    Coarse, DigitStep, InSpreads, cnn, command_of, compared, fcn, fit, kept, narrowed, parameter_count, run_options, with_interval,
+    Coarse, DigitStep, InSpreads, cnn, command_of, compared, fcn, fit, narrowed, parameter_count, run_options, with_interval,
 )
 from monai_diffeo.experiments.distortions import distort
 from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.training import kept
 from monai_diffeo.families import CPAB, AffineMatrix, DiffeomorphicAffine, Family
 from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, SpatialTransformerLayer, start_at_identity
 

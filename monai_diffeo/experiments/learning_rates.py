@@ -16,10 +16,11 @@ from torch import Tensor, nn
 
 from monai_diffeo.data.genus import read_digits
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.experiments.digits import Coarse, DigitStep, InSpreads, cnn, command_of, fit, kept, run_options
+from monai_diffeo.experiments.digits import Coarse, DigitStep, InSpreads, cnn, command_of, fit, run_options
 from monai_diffeo.experiments.distortions import distort
 from monai_diffeo.experiments.plots import line_plot
 from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.training import kept
 from monai_diffeo.families import CPAB, AffineMatrix, DiffeomorphicAffine, Family, ThinPlateSpline
 from monai_diffeo.networks import SpatialTransformerLayer, start_at_identity
 

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.data.genus import read_digits
-from monai_diffeo.experiments.digits import DigitStep, cnn, command_of, compared, fit, kept, run_options, with_interval
+from monai_diffeo.experiments.digits import DigitStep, cnn, command_of, compared, fit, run_options, with_interval
 from monai_diffeo.experiments.distortions import distort
 from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.training import kept
 from monai_diffeo.families import Family, ThinPlateSpline
 from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import Deformation, exp

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -16,7 +18,7 @@ from monai_diffeo.families import ControlGrid, Siren
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, load_weights
 from monai_diffeo.training import CriticStep, PredictorStep, VAEStep
 
-__all__ = ["fit_canonicalizers", "fit_published", "train", "trained"]
+__all__ = ["fit_canonicalizers", "fit_published", "kept", "train", "trained"]
 
 
 def train(
@@ -64,6 +66,19 @@ def trained(
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), path)
     return network
+
+
+def kept(folder: str | Path | None, settings: Mapping[str, object], run: Callable[[], dict]) -> dict:
+    """What ``run`` gives, from ``folder`` if the same settings were run before; None keeps nothing."""
+    text = json.dumps(settings, sort_keys=True)
+    path = folder and Path(folder) / f"{settings.get('experiment', 'run')}_{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
+    if path and path.is_file():
+        return json.loads(path.read_text())["found"]
+    found = run()
+    if path:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"settings": dict(settings), "found": found}))
+    return found
 
 
 def fit_canonicalizers(

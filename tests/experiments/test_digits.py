@@ -9,10 +9,11 @@ from torch.testing import assert_close
 from monai_diffeo.data.genus import Digits
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.experiments import distorted_mnist, distortions, learning_rates, rotated_mnist
-from monai_diffeo.experiments.digits import Coarse, DigitStep, InSpreads, compared, kept, measure_digits, narrowed, parameter_count
+from monai_diffeo.experiments.digits import Coarse, DigitStep, InSpreads, compared, measure_digits, narrowed, parameter_count
 from monai_diffeo.experiments.distortions import DISTORTIONS, distort
 from monai_diffeo.experiments.measures import student_interval
 from monai_diffeo.experiments.rotated_mnist import DenseField
+from monai_diffeo.experiments.training import kept
 from monai_diffeo.families import CPAB, AffineMatrix, ThinPlateSpline
 from monai_diffeo.flow import folding, jacobian_determinant, warp
 from monai_diffeo.flow.grid import centered_grid
