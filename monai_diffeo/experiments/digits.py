@@ -12,16 +12,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_diffeo.errors import NumericalError
 from monai_diffeo.experiments.measures import student_interval
 from monai_diffeo.experiments.training import train
-from monai_diffeo.families import CPAB, Family
-from monai_diffeo.families.base import half_frame
-from monai_diffeo.flow import Deformation, folding, warp
+from monai_diffeo.families import Coarse
+from monai_diffeo.flow import folding, warp
 from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLayer
 
 __all__ = [
-    "Coarse", "DigitStep", "InSpreads", "cnn", "command_of", "compared", "fcn", "fit", "measure_digits", "narrowed",
+    "DigitStep", "cnn", "command_of", "compared", "fcn", "fit", "measure_digits", "narrowed",
     "parameter_count", "run_options", "with_interval",
 ]
 
@@ -44,66 +42,6 @@ class DigitStep:
         slopes = sum(ddf.diff(dim=d).square().mean() for d in range(2, ddf.ndim))
         moved = warp(image, ddf, padding_mode=transformer.padding_mode)
         return {"cross_entropy": F.cross_entropy(classifier(moved), batch["label"]), "smoothness": self.penalty * slopes}
-
-
-class Coarse(Family):
-    """A family computed on every ``factor``-th voxel only, and interpolated between: cheaper for small images.
-
-    Args:
-        family: any, ``theta`` as it has it.
-        factor: how many voxels from one point to the next, about: the corners of the frame stay corners.
-    """
-
-    def __init__(self, family: Family, factor: int = 2) -> None:
-        super().__init__()
-        self.family, self.factor = family, factor
-        self.spatial_dims, self.num_parameters = family.spatial_dims, family.num_parameters
-
-    def _size(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
-        return tuple((n - 1) // self.factor + 1 for n in spatial_size)
-
-    def _spread(self, found: Deformation, spatial_size: Sequence[int]) -> Deformation:
-        scale = half_frame(spatial_size, found.residual) / half_frame(found.residual.shape[2:], found.residual)
-        residual = F.interpolate(found.residual, tuple(spatial_size), mode="bilinear", align_corners=True)
-        # a matrix acts on voxels, whose size may differ between the axes
-        columns = torch.cat([1 / scale, scale.new_ones(1)])
-        return Deformation(found.matrix * scale[:, None] * columns, residual * scale.view(-1, *[1] * len(scale)))
-
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self._spread(self.family(theta, self._size(spatial_size)), spatial_size)
-
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self._spread(self.family.inverse(theta, self._size(spatial_size)), spatial_size)
-
-
-class InSpreads(Family):
-    """CPAB whose ``theta`` counts in standard deviations of the family's smoothness prior, so that a step along it moves a lot where fields
-    are smooth and little where they are rough; the same deformations.
-
-    Args:
-        family: as it is.
-        spread: of the prior, in halves of the frame.
-        most: numbers beyond this many deviations are refused: points would wind through thousands of cells.
-    """
-
-    def __init__(self, family: CPAB, spread: float = 0.3, most: float = 100.0) -> None:
-        super().__init__()
-        self.family, self.spatial_dims, self.num_parameters, self.most = family, family.spatial_dims, family.num_parameters, most
-        covariance = torch.linalg.inv(family.prior(spread).precision)
-        self.register_buffer("root", torch.linalg.cholesky(covariance).float(), persistent=False)
-
-    def _coefficients(self, theta: Tensor) -> Tensor:
-        farthest = theta.detach().abs().max().item()
-        if not farthest <= self.most:
-            raise NumericalError(f"InSpreads: theta lies {farthest:.3g} deviations from the identity, at most {self.most:g} are computed; "
-                                 "lower the learning rate.")
-        return theta @ self.root.T.to(theta)
-
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self.family(self._coefficients(theta), spatial_size)
-
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self.family.inverse(self._coefficients(theta), spatial_size)
 
 
 def fcn(outputs: int, width: int, side: int) -> nn.Module:

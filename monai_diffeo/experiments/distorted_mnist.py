@@ -15,12 +15,12 @@ from torch import nn
 
 from monai_diffeo.data.genus import read_digits
 from monai_diffeo.experiments.digits import (
-    Coarse, DigitStep, InSpreads, cnn, command_of, compared, fcn, fit, narrowed, parameter_count, run_options, with_interval,
+    DigitStep, cnn, command_of, compared, fcn, fit, narrowed, parameter_count, run_options, with_interval,
 )
 from monai_diffeo.experiments.distortions import distort
 from monai_diffeo.experiments.tables import markdown_table, write_page
 from monai_diffeo.experiments.training import kept
-from monai_diffeo.families import CPAB, AffineMatrix, DiffeomorphicAffine, Family
+from monai_diffeo.families import CPAB, AffineMatrix, Coarse, DiffeomorphicAffine, Family, Whitened
 from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, SpatialTransformerLayer, start_at_identity
 
 __all__ = ["distorted_network"]
@@ -61,7 +61,7 @@ def _layer(family: Family, localizer: str) -> SpatialTransformerLayer:
 
 
 def _cpab() -> Family:
-    return Coarse(InSpreads(CPAB((4, 4))), 3)
+    return Coarse(Whitened(CPAB((4, 4))), 3)
 
 
 ROWS: dict[str, Callable[[], nn.Module | None]] = {

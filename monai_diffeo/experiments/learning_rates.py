@@ -16,12 +16,12 @@ from torch import Tensor, nn
 
 from monai_diffeo.data.genus import read_digits
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.experiments.digits import Coarse, DigitStep, InSpreads, cnn, command_of, fit, run_options
+from monai_diffeo.experiments.digits import DigitStep, cnn, command_of, fit, run_options
 from monai_diffeo.experiments.distortions import distort
 from monai_diffeo.experiments.plots import line_plot
 from monai_diffeo.experiments.tables import markdown_table, write_page
 from monai_diffeo.experiments.training import kept
-from monai_diffeo.families import CPAB, AffineMatrix, DiffeomorphicAffine, Family, ThinPlateSpline
+from monai_diffeo.families import CPAB, AffineMatrix, Coarse, DiffeomorphicAffine, Family, ThinPlateSpline, Whitened
 from monai_diffeo.networks import SpatialTransformerLayer, start_at_identity
 
 __all__ = ["rate_network"]
@@ -38,7 +38,7 @@ computed on every second voxel and interpolated, on every one for this."""
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 ROWS: dict[str, Callable[[], Family] | None] = {
     "no transformer": None, "affine": AffineMatrix, "TPS, 16 points": lambda: ThinPlateSpline(2, 4),
-    "diffeomorphic affine": DiffeomorphicAffine, "CPAB, 4 x 4": lambda: Coarse(InSpreads(CPAB((4, 4))), 2),
+    "diffeomorphic affine": DiffeomorphicAffine, "CPAB, 4 x 4": lambda: Coarse(Whitened(CPAB((4, 4))), 2),
 }
 CHANCE = 0.1
 

@@ -26,13 +26,21 @@ class SpatialTransformerLayer(nn.Module):
         family: of the deformations.
         mode: ``"bilinear"`` or ``"nearest"``; the latter has no gradient.
         padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
+        limit: largest absolute value of a parameter's distance from the identity, which a hyperbolic tangent comes near to; a localiser
+            gone astray is then still computed in bounded time. None: no limit.
+
+    Raises:
+        ValueError: if ``limit`` is not positive.
 
     Reference: Jaderberg et al. (2015), https://arxiv.org/abs/1506.02025; Detlefsen et al. (2018), Deep Diffeomorphic Transformer Networks.
     """
 
-    def __init__(self, localizer: nn.Module, family: Family, mode: str = "bilinear", padding_mode: str = "border") -> None:
+    def __init__(self, localizer: nn.Module, family: Family, mode: str = "bilinear", padding_mode: str = "border",
+                 limit: float | None = None) -> None:
         super().__init__()
-        self.localizer, self.family, self.mode, self.padding_mode = localizer, family, mode, padding_mode
+        if limit is not None and not limit > 0:
+            raise ValueError(f"SpatialTransformerLayer: 'limit' must be larger than 0 or None, got {limit}.")
+        self.localizer, self.family, self.mode, self.padding_mode, self.limit = localizer, family, mode, padding_mode, limit
         self.register_buffer("origin", family.identity(1), persistent=False)
 
     def deformation(self, image: Tensor) -> Deformation:
@@ -48,7 +56,10 @@ class SpatialTransformerLayer(nn.Module):
         if theta.shape != (len(image), self.family.num_parameters):
             raise ShapeError("SpatialTransformerLayer", "localizer(image)", f"({len(image)}, {self.family.num_parameters})", theta.shape,
                              "Give the localiser num_parameters=family.num_parameters.")
-        return self.family(theta.to(torch.promote_types(theta.dtype, torch.float32)) + self.origin, tuple(image.shape[2:]))
+        theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
+        if self.limit is not None:
+            theta = self.limit * torch.tanh(theta / self.limit)
+        return self.family(theta + self.origin, tuple(image.shape[2:]))
 
     def forward(self, image: Tensor) -> Tensor:
         """The moved images, shape and dtype of ``image``."""

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from monai_diffeo.data.genus import Digits
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.experiments import distorted_mnist, distortions, learning_rates, rotated_mnist
-from monai_diffeo.experiments.digits import Coarse, DigitStep, InSpreads, compared, measure_digits, narrowed, parameter_count
+from monai_diffeo.experiments.digits import DigitStep, compared, measure_digits, narrowed, parameter_count
 from monai_diffeo.experiments.distortions import DISTORTIONS, distort
 from monai_diffeo.experiments.measures import student_interval
 from monai_diffeo.experiments.rotated_mnist import DenseField
@@ -55,36 +55,6 @@ def test_rotations_keep_areas_and_the_flows_do_not():
     assert_close(determinants["rotated"], torch.ones(20, 42, 42), atol=1e-4, rtol=0)
     assert determinants["RTS"].std((1, 2)).max() < 1e-3 and determinants["RTS"][:, 0, 0].std() > 0.1  # one determinant an image
     assert determinants["CPAB"].std((1, 2)).min() > 0.05
-
-
-@pytest.mark.parametrize("size", [(42, 42), (31, 24)])
-def test_a_coarse_affine_map_is_the_affine_map(size):
-    family = AffineMatrix()
-    theta = family.draw(3, 0.3, torch.Generator().manual_seed(0))
-    coarse = Coarse(family, 3)
-    assert_close(coarse(theta, size).ddf(size), family(theta, size).ddf(size), atol=1e-4, rtol=0)
-    assert_close(coarse.inverse(theta, size).ddf(size), family.inverse(theta, size).ddf(size), atol=1e-4, rtol=0)
-
-
-def test_a_coarse_flow_nears_the_flow_with_finer_points():
-    family = CPAB((4, 4))
-    theta = family.draw(4, 0.2, torch.Generator().manual_seed(0))
-    exact = family(theta, (42, 42)).ddf()
-    errors = [(Coarse(family, factor)(theta, (42, 42)).ddf() - exact).abs().mean().item() for factor in (1, 2, 3, 6)]
-    assert errors[0] < 1e-5 and errors[0] < errors[1] < errors[2] < errors[3] and errors[2] < 0.1  # voxels
-
-
-def test_parameters_in_spreads_are_drawn_as_the_prior_draws():
-    family = CPAB((2, 2))
-    noise = torch.randn(20000, family.num_parameters, generator=torch.Generator().manual_seed(0))
-    theta = noise @ InSpreads(family, 0.3).root.T
-    assert_close(family.prior(0.3).energy(theta).mean(), torch.tensor(family.num_parameters / 2.0), atol=0.2, rtol=0)
-    assert_close(InSpreads(family, 0.3)(noise[:3], (9, 9)).ddf(), family(theta[:3], (9, 9)).ddf())
-    for absurd in (101.0, math.nan):
-        with pytest.raises(NumericalError, match="at most 100"):
-            InSpreads(family)(torch.full((1, family.num_parameters), absurd), (9, 9))
-    there, back = InSpreads(family)(0.5 * noise[:3], (32, 32)), InSpreads(family).inverse(0.5 * noise[:3], (32, 32))
-    assert there.after(back).ddf()[..., 8:-8, 8:-8].abs().max() < 0.5 < there.ddf().abs().max()
 
 
 def test_networks_of_equal_size():

@@ -168,3 +168,16 @@ def test_errors_say_what_to_do():
         start_at_identity(nn.ReLU())
     with pytest.raises(ValueError, match="at least one layer"):
         SpatialTransformerChain()
+
+
+def test_a_limit_bounds_what_a_localiser_gone_astray_asks_for():
+    family = CPAB((2, 2))
+    layer = SpatialTransformerLayer(small(family), family, limit=0.5)
+    image = torch.rand(2, 1, 20, 20)
+    nn.init.constant_(layer.localizer[-1].bias, 1e6)
+    assert_close(layer.deformation(image).ddf(), family(torch.full((2, family.num_parameters), 0.5), (20, 20)).ddf())
+    nn.init.constant_(layer.localizer[-1].bias, 1e-3)
+    free = SpatialTransformerLayer(layer.localizer, family)
+    assert_close(layer.deformation(image).ddf(), free.deformation(image).ddf(), atol=1e-4, rtol=0)
+    with pytest.raises(ValueError, match="'limit' must be larger than 0 or None, got 0"):
+        SpatialTransformerLayer(layer.localizer, family, limit=0)
