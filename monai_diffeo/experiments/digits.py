@@ -19,7 +19,7 @@ from monai_diffeo.flow import folding, warp
 from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLayer
 
 __all__ = [
-    "DigitStep", "cnn", "command_of", "compared", "fcn", "fit", "measure_digits", "narrowed",
+    "DigitStep", "cnn", "compared", "fcn", "fit", "measure_digits", "narrowed",
     "parameter_count", "run_options", "with_interval",
 ]
 
@@ -133,12 +133,6 @@ def run_options(
     return parser
 
 
-def command_of(name: str, options: argparse.Namespace, *more: str) -> str:
-    """The command that a page prints."""
-    shared = [f"--{key} {getattr(options, key)}" for key in ("seeds", "iterations", "digits", "split")]
-    return " ".join([f"python -m monai_diffeo.experiments.{name} --dataset_dir DIR --weights_dir KEEP", *shared, *more])
-
-
 def _bracket(values: Sequence[float], form: str) -> str:
     mean = f"{statistics.fmean(values):{form}}"
     if len(values) < 2:
@@ -153,9 +147,10 @@ def with_interval(values: Sequence[float]) -> str:
 
 
 def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict[str, str]:
-    """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed."""
+    """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed; undecided
+    where the interval has both signs."""
     differences = [a - b for a, b in zip(first, second)]
-    mean, (low, _) = statistics.fmean(differences), student_interval(differences)
-    unsure = "in one run" if len(differences) < 2 else "within the interval"
-    verdict = "**no**" if mean < 0 else "yes" if low > 0 else f"yes, {unsure}"
+    mean, (low, high) = statistics.fmean(differences), student_interval(differences)
+    undecided = f"undecided, {'behind' if mean < 0 else 'ahead' if mean > 0 else 'equal'} in {'one run' if len(differences) < 2 else 'the mean'}"
+    verdict = "yes" if low > 0 else "**no**" if high < 0 else undecided
     return {"asked": what, "difference": _bracket(differences, "+.4f"), "holds": verdict}

@@ -15,10 +15,10 @@ from torch import nn
 
 from monai_diffeo.data.genus import read_digits
 from monai_diffeo.experiments.digits import (
-    DigitStep, cnn, command_of, compared, fcn, fit, narrowed, parameter_count, run_options, with_interval,
+    DigitStep, cnn, compared, fcn, fit, narrowed, parameter_count, run_options, with_interval,
 )
 from monai_diffeo.experiments.distortions import distort
-from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.experiments.training import kept
 from monai_diffeo.families import CPAB, AffineMatrix, Coarse, DiffeomorphicAffine, Family, Whitened
 from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, SpatialTransformerLayer, start_at_identity
@@ -84,7 +84,7 @@ def distorted_network(row: str, seed: int = 0) -> nn.Module:
     return network if transformer is None else nn.Sequential(transformer, network)
 
 
-def _page(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[dict]]], shown: int) -> None:
+def _page(command: str, options: argparse.Namespace, found: Mapping[str, Mapping[str, list[dict]]], shown: int) -> None:
     """Write table and comparisons of the runs that there are."""
     lines, accuracy = [], {row: {d: [r["accuracy"] for r in runs] for d, runs in by.items()} for row, by in found.items()}
     for row, by in found.items():
@@ -106,7 +106,6 @@ def _page(options: argparse.Namespace, found: Mapping[str, Mapping[str, list[dic
     count = min(len(runs) for by in found.values() for runs in by.values())
     note = NOTE.format(options.iterations, options.rate, count, options.split, options.digits, shown)
     ranks = "## The order of ranks\n\nDifferences of accuracy, seed by seed.\n\n" + markdown_table(asked)
-    command = command_of("distorted_mnist", options, f"--rate {options.rate:g}")
     write_page(options.output, "Distorted MNIST", command, [note, markdown_table(lines), ranks])
 
 
@@ -137,7 +136,8 @@ def main(argv: list[str] | None = None) -> None:
                     distorted_network(row, seed), DigitStep(), data, shown, options.iterations, seed, BATCH, options.rate, unfolded=UNFOLDED))
                 found[row][name].append(got)
                 print(name, row, seed, got, flush=True)
-        _page(argparse.Namespace(**vars(options) | {"seeds": seed + 1}), found, len(shown["label"]))
+        so_far = argparse.Namespace(**vars(options) | {"seeds": seed + 1})
+        _page(command_text("distorted_mnist", parser, so_far), options, found, len(shown["label"]))
 
 
 if __name__ == "__main__":

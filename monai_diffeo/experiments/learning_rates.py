@@ -16,10 +16,10 @@ from torch import Tensor, nn
 
 from monai_diffeo.data.genus import read_digits
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.experiments.digits import DigitStep, cnn, command_of, fit, run_options
+from monai_diffeo.experiments.digits import DigitStep, cnn, fit, run_options
 from monai_diffeo.experiments.distortions import distort
 from monai_diffeo.experiments.plots import line_plot
-from monai_diffeo.experiments.tables import markdown_table, write_page
+from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.experiments.training import kept
 from monai_diffeo.families import CPAB, AffineMatrix, Coarse, DiffeomorphicAffine, Family, ThinPlateSpline, Whitened
 from monai_diffeo.networks import SpatialTransformerLayer, start_at_identity
@@ -75,7 +75,7 @@ def _spread(values: Sequence[float]) -> str:
     return mean if len(values) < 2 else f"{mean} ({min(values):.3f}, {max(values):.3f})"
 
 
-def _page(options: argparse.Namespace, found: Mapping[str, Mapping[float, list[dict]]], shown: int) -> None:
+def _page(command: str, options: argparse.Namespace, found: Mapping[str, Mapping[float, list[dict]]], shown: int) -> None:
     """Write figure and table of the runs that there are."""
     lines, curves = [], {}
     for row, by in found.items():
@@ -93,7 +93,6 @@ def _page(options: argparse.Namespace, found: Mapping[str, Mapping[float, list[d
     count = min(len(runs) for by in found.values() for runs in by.values())
     note = NOTE.format(options.iterations, count, options.split, shown)
     parts = [note, f"![Accuracy against learning rate]({figure.name})", markdown_table(lines)]
-    command = command_of("learning_rates", options, f"--rates {' '.join(f'{rate:g}' for rate in options.rates)}")
     write_page(options.output, "Learning rates", command, parts)
 
 
@@ -113,7 +112,8 @@ def main(argv: list[str] | None = None) -> None:
                 got = kept(options.weights_dir, settings, lambda: run(row, seed, rate, data, shown, options.iterations))
                 found[row][rate].append(got)
                 print(row, rate, seed, got, flush=True)
-        _page(argparse.Namespace(**vars(options) | {"seeds": seed + 1}), found, len(shown["label"]))
+        so_far = argparse.Namespace(**vars(options) | {"seeds": seed + 1})
+        _page(command_text("learning_rates", parser, so_far), options, found, len(shown["label"]))
 
 
 if __name__ == "__main__":

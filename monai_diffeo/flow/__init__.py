@@ -8,7 +8,7 @@ from monai_diffeo.flow.deformation import Deformation
 from monai_diffeo.flow.exponential import affine_deformation, exp, exp_affine
 from monai_diffeo.flow.jacobian import folding, jacobian, jacobian_determinant
 from monai_diffeo.flow.sequence import compose_sequence, exp_sequence
-from monai_diffeo.flow.simplices import breaks, simplex_determinants
+from monai_diffeo.flow.simplices import breaks, cell_determinants, simplex_determinants
 from monai_diffeo.flow.thin_plate import thin_plate_slopes, thin_plate_spline
 from monai_diffeo.flow.warp import warp, warp_points
 
@@ -18,6 +18,7 @@ __all__ = [
     "bch",
     "bch_sequence",
     "breaks",
+    "cell_determinants",
     "compose",
     "compose_sequence",
     "dense_velocity",

@@ -1,15 +1,17 @@
-"""Whether a sampled map is one-to-one between its samples too: orientation of every triangle or tetrahedron of the lattice."""
+"""Whether a sampled map is one-to-one between its samples too: orientation of the lattice's cells and of their simplices."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import permutations, product
+from math import comb, prod
 
 import torch
 from torch import Tensor
 
 from monai_diffeo.flow.grid import check_field
 
-__all__ = ["breaks", "simplex_determinants"]
+__all__ = ["breaks", "cell_determinants", "simplex_determinants"]
 
 
 def simplex_determinants(ddf: Tensor) -> Tensor:
@@ -34,15 +36,8 @@ def simplex_determinants(ddf: Tensor) -> Tensor:
         [1.0]
     """
     check_field("simplex_determinants()", "ddf", ddf)
-    dims = ddf.shape[1]
-    slopes = [ddf.diff(dim=2 + axis) for axis in range(dims)]
-
-    def edge(axis: int, corner: tuple[int, ...]) -> list[Tensor]:
-        """Components of the map's difference along an axis, from the corner of each cell that ``corner`` (0 or 1 an axis) names."""
-        where = [slice(None) if a == axis else slice(c, n - 1 + c) for a, (c, n) in enumerate(zip(corner, ddf.shape[2:]))]
-        return [slopes[axis][(slice(None), i, *where)] + (i == axis) for i in range(dims)]
-
-    if dims == 2:
+    edge = _edges(ddf)
+    if ddf.shape[1] == 2:
         return torch.stack([_determinant([edge(0, (0, j)), edge(1, (i, 0))]) for i, j in product((0, 1), (0, 1))], dim=1)
     found = []
     for order in permutations(range(3)):
@@ -54,12 +49,54 @@ def simplex_determinants(ddf: Tensor) -> Tensor:
     return torch.stack(found, dim=1)
 
 
+def cell_determinants(ddf: Tensor) -> Tensor:
+    r"""Bernstein coefficients of the Jacobian determinant of the multilinear map through each cell of the lattice.
+
+    The determinant within a cell is a mean of its coefficients with positive weights, so that all of them positive proves that the
+    interpolated map is nowhere folded. In the plane they are the four corner triangles of :func:`simplex_determinants`, and the converse
+    holds too; in space the determinant has degree two along every axis, and what the 27 coefficients prove is a little stricter.
+
+    Args:
+        ddf: displacement, shape ``(B, D, *S)``, voxels, at least two voxels along every axis.
+
+    Returns:
+        Shape ``(B, n, *(S - 1))``, ``n`` = 4 or 27 coefficients a cell.
+
+    Raises:
+        ShapeError: if ``ddf`` is no displacement.
+
+    Reference: Farouki (2012), The Bernstein polynomial basis, https://doi.org/10.1016/j.cagd.2012.03.001.
+    """
+    check_field("cell_determinants()", "ddf", ddf)
+    if ddf.ndim == 4:
+        return simplex_determinants(ddf)
+    edge, found = _edges(ddf), {}
+    # along each axis two of the three edges vary, each linearly: their coefficients multiply, and equal sums fall together
+    for (a, b), (c, d), (e, f) in product(product((0, 1), repeat=2), repeat=3):
+        index = (a + b, c + d, e + f)
+        part = _determinant([edge(0, (0, c, e)), edge(1, (a, 0, f)), edge(2, (b, d, 0))]) / prod(comb(2, i) for i in index)
+        found[index] = found[index] + part if index in found else part
+    return torch.stack([found[index] for index in sorted(found)], dim=1)
+
+
 def breaks(ddf: Tensor) -> Tensor:
-    """Share of simplices that are turned over or flat, of each image, shape ``(B,)``; 0 for an interpolated map without folds.
+    """Share of :func:`cell_determinants` that are at most 0, of each image, shape ``(B,)``; 0 proves an interpolated map without folds.
 
     Stricter than :func:`folding`, which looks at central differences at the voxels.
     """
-    return (simplex_determinants(ddf) <= 0).flatten(1).float().mean(1)
+    return (cell_determinants(ddf) <= 0).flatten(1).float().mean(1)
+
+
+def _edges(ddf: Tensor) -> Callable[[int, tuple[int, ...]], list[Tensor]]:
+    """Components of the map's difference along an axis, from the corner of each cell that ``corner`` (0 or 1 an axis) names."""
+    dims = ddf.shape[1]
+    slopes = [ddf.diff(dim=2 + axis) for axis in range(dims)]
+
+    def edge(axis: int, corner: tuple[int, ...]) -> list[Tensor]:
+        where = [slice(None) if a == axis else slice(c, n - 1 + c) for a, (c, n) in enumerate(zip(corner, ddf.shape[2:]))]
+        return [slopes[axis][(slice(None), i, *where)] + (i == axis) for i in range(dims)]
+
+    return edge
 
 
 def _determinant(columns: list[list[Tensor]]) -> Tensor:

@@ -5,7 +5,9 @@ from monai_diffeo.metrics.topology import (
     betti_numbers,
     connected_components,
     euler_characteristic,
+    shape_topology,
     shapes_intact,
 )
 
-__all__ = ["BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "shapes_intact"]
+__all__ = ["BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "shape_topology",
+           "shapes_intact"]

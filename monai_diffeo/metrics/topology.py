@@ -14,7 +14,8 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import optional_import
 from torch import Tensor
 
-__all__ = ["BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "shapes_intact"]
+__all__ = ["BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "shape_topology",
+           "shapes_intact"]
 
 ndimage, _has_scipy = optional_import("scipy.ndimage")
 _DUAL = {"face": "full", "full": "face"}
@@ -115,6 +116,19 @@ def shapes_intact(masks: np.ndarray) -> bool:
     if masks.ndim == 3:  # in the plane the holes are what is left
         return euler_characteristic(union) == count
     return all(betti_numbers(mask) == (1, 0, 0) for mask in masks)
+
+
+def shape_topology(masks: np.ndarray) -> tuple[tuple[int, ...], ...]:
+    """What one-to-one continuous maps keep of some shapes: Betti numbers of each, of every two together and of all together, with both
+    kinds of neighbours. Equal for equal shapes; :func:`shapes_intact` is the same question for balls apart, and quicker.
+
+    Args:
+        masks: shape ``(K, *S)``, bool.
+    """
+    masks = np.asarray(masks) != 0
+    sizes = sorted({1, min(2, len(masks)), len(masks)})
+    groups = [masks[list(some)].any(0) for size in sizes for some in combinations(range(len(masks)), size)]
+    return tuple(betti_numbers(group, connectivity) for group in groups for connectivity in ("face", "full"))
 
 
 class BettiNumberMetric(CumulativeIterationMetric):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import bch_sequence, breaks, exp, exp_sequence, folding
-from monai_diffeo.metrics import shapes_intact
+from monai_diffeo.metrics import shape_topology, shapes_intact
 from monai_diffeo.networks.shape_prior import TemplatePrior, relative_grid
 
 __all__ = ["TemplateTransformer", "WarpedTemplate", "intact_level"]
@@ -35,7 +36,7 @@ class WarpedTemplate:
         level: that the guard subtracted from the log-odds, shape ``(B,)``; 0 where it had nothing to do.
         intact: whether the shapes on the frame have the prior's topology, shape ``(B,)``; None without a guard.
         folding: share of folded voxels of ``ddf``, shape ``(B,)``.
-        breaks: share of triangles or tetrahedra that ``ddf`` turns over, shape ``(B,)``.
+        breaks: share of ``ddf``'s :func:`cell_determinants` that are at most 0, shape ``(B,)``; 0 proves that the map nowhere folds.
     """
 
     log_odds: Tensor
@@ -56,15 +57,16 @@ class TemplateTransformer(nn.Module):
     from, so that edges stay as smooth as the prior's.
 
     A flow keeps the topology of the prior; sampled on a lattice it might still fold, break a thin part off, or let two shapes
-    touch. Outside training a guard looks at each image alone: if a triangle of its map is turned over, or its shapes at log-odds
-    0 are not one part each, without holes and apart from each other, it reads the shapes at the nearest level at which they are
-    (another level set of the same warped prior), and where there is none it calms the velocities, by nine tenths first; velocities
-    of 0 give the prior itself. The answer, thresholded at log-odds 0 (probability 0.5), therefore has the prior's components, always.
+    touch. Outside training a guard looks at each image alone: if its map folds anywhere, or its shapes at log-odds 0 have not the prior's
+    Betti numbers, alone and together (for lungs: one part each, without holes, apart), it reads the shapes at the nearest level at which
+    they have (another level set of the same warped prior), and where there is none it calms the velocities, by nine tenths first;
+    velocities of 0 give the prior itself. The answer, thresholded at log-odds 0 (probability 0.5), therefore has the prior's topology,
+    always. What the prior's own is, is asked once, on a lattice at least twice as fine as the frame. Components are counted on the CPU.
 
     Args:
         backbone: any network with ``1 + K`` input channels (image channels and prior; ``sees_prior=False``: image channels alone) and
             ``pieces * D`` output channels, of the image's size or coarser.
-        prior: the shapes; its own topology on the frame must be intact.
+        prior: the shapes, of any topology that the frame can show.
         pieces: T.
         limit: largest velocity of a piece, as share of half the frame; one number, or one a piece.
         gain: slope of the tangent at 0, from the backbone's output to velocity in units of half the frame; small, so that training
@@ -118,7 +120,7 @@ class TemplateTransformer(nn.Module):
         self.flow_size, self.steps, self.order = flow_size, steps, order
         self.diffeomorphic, self.guard, self.calming = diffeomorphic, guard and diffeomorphic, tuple(calming)
         self.sees_prior, self.unshuffle = sees_prior, unshuffle
-        self._drawn: tuple[tuple, Tensor] | None = None
+        self._remembered: dict[str, tuple[tuple, object]] = {}
 
     def forward(self, image: Tensor) -> Tensor:
         """Log-odds of each shape, shape ``(B, K, *S)``, for images ``(B, C, *S)``."""
@@ -161,16 +163,30 @@ class TemplateTransformer(nn.Module):
             return field * half_frame(lattice, field).view(-1, *[1] * dims)
 
     def _shown_prior(self, size: Sequence[int]) -> Tensor:
-        """The prior as the backbone sees it; outside training drawn again only where the prior or the frame has changed."""
+        """The prior as the backbone sees it."""
+        return self._of_prior("shown", size, lambda: self.prior(size).detach())
+
+    def _is_whole(self, size: Sequence[int]) -> Callable[[np.ndarray], bool]:
+        """Whether masks ``(K, *S)`` have the prior's topology."""
+        def asked() -> Callable[[np.ndarray], bool]:
+            fine = [max(2 * n, {2: 256, 3: 64}[len(size)]) for n in size]
+            right = (self.prior(fine)[0] > 0.5).cpu().numpy()
+            return shapes_intact if shapes_intact(right) else partial(_has_topology, shape_topology(right))
+
+        return self._of_prior("whole", size, asked)
+
+    def _of_prior(self, name: str, size: Sequence[int], ask: Callable):
+        """What is asked of the prior on a frame; outside training again only where the prior or the frame has changed."""
         state = [*self.prior.parameters(), *self.prior.buffers()]
         if self.training or any(x.is_inference() for x in state):  # changes at every step; has no version to go by
-            self._drawn = None
-            return self.prior(size).detach()
+            self._remembered.pop(name, None)
+            with torch.no_grad():
+                return ask()
         key = (tuple(size), *((x.data_ptr(), x._version, x.device, x.dtype) for x in state))
-        if self._drawn is None or self._drawn[0] != key:
+        if self._remembered.get(name, (None,))[0] != key:
             with torch.inference_mode(False), torch.no_grad():
-                self._drawn = key, self.prior(size)
-        return self._drawn[1]
+                self._remembered[name] = key, ask()
+        return self._remembered[name][1]
 
     def _runs(self) -> list[tuple[int, int]]:
         """First and last piece of each run of pieces with equal control points; they are drawn out together."""
@@ -214,8 +230,8 @@ class TemplateTransformer(nn.Module):
         broken = breaks(ddf)
         if not self.guard:
             return WarpedTemplate(odds, velocity, ddf, factor, level, None, folding(ddf), broken)
-        folded = folding(ddf)
-        found = [intact_level(o) if b == f == 0 else None for o, b, f in zip(odds, broken.tolist(), folded.tolist())]
+        folded, whole = folding(ddf), self._is_whole(size)
+        found = [intact_level(o, whole) if b == f == 0 else None for o, b, f in zip(odds, broken.tolist(), folded.tolist())]
         for calm in self.calming:
             rows = [i for i, value in enumerate(found) if value is None]
             if not rows:
@@ -225,10 +241,10 @@ class TemplateTransformer(nn.Module):
             ddf, odds = ddf.index_copy(0, _index(rows, ddf), again), odds.index_copy(0, _index(rows, odds), self.warp_prior(again, size))
             broken[rows], folded[rows] = breaks(again), folding(again)
             for i in rows:
-                found[i] = intact_level(odds[i]) if broken[i] == 0 and folded[i] == 0 else None
+                found[i] = intact_level(odds[i], whole) if broken[i] == 0 and folded[i] == 0 else None
         if None in found:
-            warnings.warn("TemplateTransformer: even the unmoved prior is not one part a shape, without holes and apart from the others, on a frame of "
-                          f"{tuple(size)}; the answer is the prior itself. The guard knows balls only: pass guard=False for other shapes.")
+            warnings.warn(f"TemplateTransformer: on a frame of {tuple(size)} voxels even the unmoved prior loses its topology at every level; the "
+                          "answer is the prior itself. Take a finer frame, or guard=False.")
         intact = torch.tensor([value is not None for value in found], device=odds.device)
         level = torch.tensor([value or 0.0 for value in found], device=odds.device, dtype=odds.dtype)
         column = level.view(-1, *[1] * (odds.ndim - 1))
@@ -236,10 +252,17 @@ class TemplateTransformer(nn.Module):
         return WarpedTemplate(odds - column, velocity, ddf, factor, level, intact, folded, broken)
 
 
-def intact_level(log_odds: Tensor, levels: Sequence[float] = _LEVELS) -> float | None:
-    """The first of ``levels`` above which the shapes of one image ``(K, *S)`` are one part each, without holes and apart; None if there is none."""
+def intact_level(
+    log_odds: Tensor, whole: Callable[[np.ndarray], bool] = shapes_intact, levels: Sequence[float] = _LEVELS
+) -> float | None:
+    """The first of ``levels`` above which the shapes of one image ``(K, *S)`` are ``whole``, by default one part each without holes and apart;
+    None if there is none."""
     values = log_odds.detach().cpu().numpy()
-    return next((level for level in levels if shapes_intact(values > level)), None)
+    return next((level for level in levels if whole(values > level)), None)
+
+
+def _has_topology(topology: tuple, masks: np.ndarray) -> bool:
+    return shape_topology(masks) == topology
 
 
 def _one_a_piece(name: str, value, pieces: int) -> tuple:

@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from monai_diffeo.data.deformations import random_svf
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow import breaks, exp, folding, simplex_determinants
+from monai_diffeo.flow import breaks, cell_determinants, exp, folding, simplex_determinants
 from tests.flow.flows import coordinates, linear
 
 
@@ -14,7 +14,9 @@ from tests.flow.flows import coordinates, linear
 def test_an_affine_map_has_its_determinant_on_every_simplex(size):
     matrix = torch.randn(len(size), len(size), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     grid = coordinates(size)
-    found = simplex_determinants((linear(matrix, grid) - grid)[None])
+    displacement = (linear(matrix, grid) - grid)[None]
+    found = simplex_determinants(displacement)
+    assert_close(cell_determinants(displacement), torch.linalg.det(matrix).expand(1, 4 if len(size) == 2 else 27, *[n - 1 for n in size]))
     assert_close(found, torch.linalg.det(matrix).expand(found.shape))
     assert found.shape == (1, 4 if len(size) == 2 else 6, *[n - 1 for n in size])
 
@@ -45,6 +47,36 @@ def test_corner_determinants_bound_the_determinant_inside_the_cell():
     assert (inside >= corners.amin(1, keepdim=True) - 1e-9).all() and (inside <= corners.amax(1, keepdim=True) + 1e-9).all()
 
 
+def test_coefficients_bound_the_determinant_inside_a_cell_of_space():
+    """Against derivatives of the trilinear map by autograd; where all coefficients are positive, no point of the cell is folded."""
+    draw = torch.Generator().manual_seed(0)
+    ddf = torch.randn(30, 3, 2, 2, 2, generator=draw, dtype=torch.float64) * 0.25
+    bounds = cell_determinants(ddf).flatten(1)
+    assert bounds.shape == (30, 27)
+    points = torch.rand(60, 3, generator=draw, dtype=torch.float64)
+
+    def placed(point, corners):
+        weights = torch.stack([1 - point, point])
+        return torch.einsum("i,j,k,cijk->c", weights[:, 0], weights[:, 1], weights[:, 2], corners) + point
+
+    for corners, low in zip(ddf, bounds):
+        inside = torch.stack([torch.linalg.det(torch.autograd.functional.jacobian(lambda p: placed(p, corners), p)) for p in points])
+        assert inside.min() >= low.min() - 1e-9 and inside.max() <= low.max() + 1e-9
+    eighth = [0, 2, 6, 8, 18, 20, 24, 26]  # the corners' coefficients are the corners' determinants
+    at_corners = [torch.linalg.det(torch.autograd.functional.jacobian(lambda p: placed(p, ddf[0]), torch.tensor(c).double()))
+                  for c in ((0, 0, 0), (0, 0, 1), (0, 1, 0), (0, 1, 1), (1, 0, 0), (1, 0, 1), (1, 1, 0), (1, 1, 1))]
+    assert_close(bounds[0, eighth], torch.stack(at_corners))
+
+
+def test_a_trilinear_fold_is_seen_that_the_six_tetrahedra_miss():
+    draw = torch.Generator().manual_seed(1)
+    ddf = torch.randn(2000, 3, 2, 2, 2, generator=draw, dtype=torch.float64) * 0.3
+    whole = (simplex_determinants(ddf) > 0).flatten(1).all(1)
+    corners = cell_determinants(ddf)[:, [0, 2, 6, 8, 18, 20, 24, 26]].flatten(1)
+    missed = whole & (corners <= 0).any(1)  # a corner of the trilinear map is turned over
+    assert missed.sum() > 10 and (breaks(ddf[missed]) > 0).all()
+
+
 @given(st.integers(0, 100), st.sampled_from([(20, 23), (10, 12, 11)]))
 def test_gentle_flows_break_nothing_and_wild_fields_do(seed, size):
     draw = torch.Generator().manual_seed(seed)
@@ -56,5 +88,5 @@ def test_each_image_has_its_own_share():
     ddf = torch.zeros(3, 2, 6, 6)
     ddf[1, 0, 2, 2] = 3.0
     assert (breaks(ddf) > 0).tolist() == [False, True, False]
-    with pytest.raises(ShapeError, match="simplex_determinants"):
+    with pytest.raises(ShapeError, match="cell_determinants"):
         breaks(torch.zeros(1, 3, 6, 6))

@@ -1,3 +1,5 @@
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -266,9 +268,33 @@ def test_the_backbone_sees_the_prior_as_it_is_now():
     assert_close(seen[3], seen[0])
 
 
-def test_a_prior_that_the_guard_does_not_know_is_said():
+def ring(thickness=0.2):
     y, x = torch.meshgrid(torch.linspace(-1, 1, 48), torch.linspace(-1, 1, 48), indexing="ij")
-    ring = ((x**2 + y**2).sqrt() - 0.5).abs() < 0.2
-    net = network(Says(torch.zeros(1, 4, 12, 12)), AtlasPrior.from_masks(ring[None, None].float()))
-    with pytest.warns(UserWarning, match="guard=False"):
-        assert not net.segment(torch.ones(1, 1, 48, 48)).intact.any()
+    return AtlasPrior.from_masks((((x**2 + y**2).sqrt() - 0.5).abs() < thickness)[None, None].float())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_ring_stays_a_ring(seed):
+    free, guarded = (network(wild(2, scale=30.0, seed=seed), ring(), limit=0.6, guard=guard) for guard in (False, True))
+    image = torch.ones(1, 1, 48, 48)
+    result = guarded.segment(image)
+    assert betti_numbers((result.log_odds[0, 0] > 0).numpy()) == (1, 1) and result.intact.all() and result.breaks.item() == 0
+    assert free.segment(image).breaks.item() > 0
+
+
+def test_shapes_that_touch_go_on_touching_and_the_network_can_be_copied_and_saved(tmp_path):
+    halves = torch.zeros(1, 2, 32, 32)
+    halves[0, 0, 8:16, 8:24] = halves[0, 1, 16:24, 8:24] = 1
+    net = network(wild(2, scale=8.0, seed=2), AtlasPrior.from_masks(halves), limit=0.4)
+    result = copy.deepcopy(net).segment(torch.ones(1, 1, *SIZE))
+    assert parts(result.log_odds) == [1] and [betti_numbers(m.numpy()) for m in result.log_odds[0] > 0] == [(1, 0)] * 2
+    net.segment(torch.ones(1, 1, *SIZE))
+    torch.save(net, tmp_path / "net.pt")
+    again = torch.load(tmp_path / "net.pt", weights_only=False).segment(torch.ones(1, 1, *SIZE))
+    assert torch.equal(again.log_odds, result.log_odds)
+
+
+def test_a_frame_too_coarse_for_the_prior_is_said():
+    net = network(Says(torch.zeros(1, 4, 12, 12)), ring(0.08))
+    with pytest.warns(UserWarning, match="finer frame"):
+        assert not net.segment(torch.ones(1, 1, 7, 7)).intact.any()
