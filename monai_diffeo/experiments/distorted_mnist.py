@@ -25,8 +25,8 @@ from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, Spatial
 
 __all__ = ["distorted_network"]
 
-SIDE, PARAMETERS, BATCH, UNFOLDED = 42, 60_000, 64, 1000
-VERSION = 5  # of what a run is, so that those kept from another are not taken up
+SIDE, PARAMETERS, BATCH, UNFOLDED = 42, 400_000, 64, 1000
+VERSION = 6  # of what a run is, so that those kept from another are not taken up
 PAPER = {
     "FCN": {"RTS": 0.945, "CPAB": 0.918}, "CNN": {"RTS": 0.974, "CPAB": 0.952},
     "ST-Affine FCN": {"RTS": 0.986, "CPAB": 0.964}, "ST-Affine CNN": {"RTS": 0.992, "CPAB": 0.974},
@@ -54,9 +54,11 @@ which of the two layers is better."""
 
 def _layer(family: Family, localizer: str) -> SpatialTransformerLayer:
     if localizer == "FCN":
-        looks = nn.Sequential(nn.AvgPool2d(2), FCNLocalizer(family.num_parameters, (SIDE // 2, SIDE // 2), hidden=(32, 32)))
+        looks = nn.Sequential(nn.AvgPool2d(2), FCNLocalizer(family.num_parameters, (SIDE // 2, SIDE // 2), hidden=(128, 64)))
     else:
-        looks = start_at_identity(cnn(family.num_parameters, 32, SIDE, (8, 16)))
+        convolutions = [nn.AvgPool2d(2), nn.Conv2d(1, 16, 5, stride=2), nn.ReLU(), nn.Conv2d(16, 32, 3), nn.ReLU()]
+        looks = start_at_identity(nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(32 * 7**2, 64), nn.ReLU(),
+                                                nn.Linear(64, family.num_parameters)))
     return SpatialTransformerLayer(looks, family, padding_mode="zeros")
 
 
@@ -69,6 +71,7 @@ ROWS: dict[str, Callable[[], nn.Module | None]] = {
     "CNN": lambda: None,
     "ST-Affine FCN": lambda: _layer(AffineMatrix(), "FCN"),
     "ST-Affine CNN": lambda: _layer(AffineMatrix(), "CNN"),
+    "ST-DiffeomorphicAffine CNN": lambda: _layer(DiffeomorphicAffine(), "CNN"),
     "ST-CPAB FCN": lambda: _layer(_cpab(), "FCN"),
     "ST-CPAB CNN": lambda: _layer(_cpab(), "CNN"),
     "ST-Affine+CPAB CNN": lambda: SpatialTransformerChain(_layer(DiffeomorphicAffine(), "CNN"), _layer(_cpab(), "CNN")),
@@ -76,11 +79,11 @@ ROWS: dict[str, Callable[[], nn.Module | None]] = {
 
 
 def distorted_network(row: str, seed: int = 0) -> nn.Module:
-    """The network of a row, with about 60 000 parameters: its classifier's hidden layer is as wide as the transformer leaves room for."""
+    """The network of a row, with about 400 000 parameters: its classifier's hidden layer is as wide as the transformer leaves room for."""
     torch.manual_seed(seed)
     transformer, classifier = ROWS[row](), fcn if row == "FCN" else cnn
     room = PARAMETERS - (0 if transformer is None else parameter_count(transformer))
-    network = narrowed(lambda width: classifier(10, width, SIDE), room)
+    network = narrowed(lambda width: classifier(10, width, SIDE), room, 4096)
     return network if transformer is None else nn.Sequential(transformer, network)
 
 

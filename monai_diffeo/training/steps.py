@@ -27,6 +27,7 @@ __all__ = [
     "SegmentationStep",
     "VAEStep",
     "random_training_deformation",
+    "varied_films",
 ]
 
 Losses = Mapping[str, Tensor]
@@ -74,19 +75,34 @@ class SegmentationStep:
         strength: None for films as they are (naive); else the TPS protocol at strengths drawn from [0, ``strength``], half of
             them at ``strength`` itself (the augmented rival).
         seed: of the deformations.
+        intensity: strength of the intensity augmentation.
+        framing_share: share of batches that :func:`random_training_deformation` deforms in place of the protocol; with ``strength`` only.
     """
 
-    def __init__(self, strength: float | None = None, seed: int = 0) -> None:
-        self.strength, self.generator = strength, torch.Generator().manual_seed(seed)
+    def __init__(self, strength: float | None = None, seed: int = 0, intensity: float = 0.0, framing_share: float = 0.0) -> None:
+        self.strength, self.intensity, self.framing_share = strength, intensity, framing_share
+        self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        image, label = batch["image"], batch["label"]
-        if self.strength is not None:
-            ddf = _augmentation(image, self.strength, self.generator)
-            image = warp(image, ddf, padding_mode="zeros")
-            label = (warp(label, ddf, padding_mode="zeros") > 0.5).to(label)
+        image, label = varied_films(batch["image"], batch["label"], self.generator, self.strength, self.intensity, self.framing_share)
         return {"segmentation": self.loss(network(image), label)}
+
+
+def varied_films(
+    image: Tensor, label: Tensor, generator: torch.Generator, strength: float | None, intensity: float = 0.0, framing_share: float = 0.0
+) -> tuple[Tensor, Tensor]:
+    """Films of varied grey values and deformed, with their masks; arguments as :class:`SegmentationStep`."""
+    if intensity:
+        image = random_intensity(image.cpu(), generator, intensity).to(image)
+    if strength is None:
+        return image, label
+    if framing_share and torch.rand(1, generator=generator).item() < framing_share:
+        ddf = random_training_deformation(len(image), tuple(image.shape[2:]), generator, identity_share=0.1).to(image)
+    else:
+        ddf = _augmentation(image, strength, generator)
+    moved = (warp(label, ddf, padding_mode="zeros") > 0.5).to(label)
+    return warp(image, ddf, padding_mode="zeros"), moved
 
 
 class ClassificationStep:
