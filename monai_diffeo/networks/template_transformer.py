@@ -18,7 +18,7 @@ from monai_diffeo.flow import bch_sequence, breaks, exp, exp_sequence, folding
 from monai_diffeo.metrics import shape_topology, shapes_intact
 from monai_diffeo.networks.shape_prior import TemplatePrior, relative_grid
 
-__all__ = ["TemplateTransformer", "WarpedTemplate", "intact_level"]
+__all__ = ["SegmentThenRegister", "TemplateTransformer", "WarpedTemplate", "intact_level"]
 
 _LEVELS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0)
 
@@ -65,7 +65,8 @@ class TemplateTransformer(nn.Module):
 
     Args:
         backbone: any network with ``1 + K`` input channels (image channels and prior; ``sees_prior=False``: image channels alone) and
-            ``pieces * D`` output channels, of the image's size or coarser.
+            ``pieces * D`` output channels, of the image's size or coarser; or one that gives a pair of these and of log-odds ``(B, K, *S')``
+            of a direct answer, which training may use: :class:`SegmentThenRegister`.
         prior: the shapes, of any topology that the frame can show.
         pieces: T.
         limit: largest velocity of a piece, as share of half the frame; one number, or one a piece.
@@ -138,6 +139,10 @@ class TemplateTransformer(nn.Module):
 
     def velocities(self, image: Tensor) -> Tensor:
         """The T velocities of each image, shape ``(B, T, D, *S')``, voxels of their lattice per unit time."""
+        return self.read(image)[0]
+
+    def read(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The velocities, and the log-odds of the backbone's direct answer where it gives one."""
         dims = self.prior.spatial_dims
         if image.ndim != dims + 2:
             raise ShapeError("TemplateTransformer", "image", f"(B, C, {', '.join('HWD'[:dims])})", image.shape,
@@ -147,7 +152,7 @@ class TemplateTransformer(nn.Module):
         if self.sees_prior:
             shown = self._shown_prior(inputs.shape[2:]).to(image.dtype)
             inputs = torch.cat([inputs, shown.expand(image.shape[0], *shown.shape[1:])], dim=1)
-        answer = self.backbone(inputs)
+        answer, direct = found if isinstance(found := self.backbone(inputs), tuple) else (found, None)
         if answer.ndim != image.ndim or answer.shape[1] != self.pieces * dims:
             raise ShapeError("TemplateTransformer", "backbone(image)", f"(B, {self.pieces * dims}, *S): {self.pieces} pieces of {dims} components",
                              answer.shape)
@@ -160,7 +165,7 @@ class TemplateTransformer(nn.Module):
                 field = limit * torch.tanh(control * (self.gain / limit))
             else:
                 field = torch.cat([self._smooth(control, limit, lattice, *piece) for piece in self._runs()], dim=1)
-            return field * half_frame(lattice, field).view(-1, *[1] * dims)
+            return field * half_frame(lattice, field).view(-1, *[1] * dims), direct
 
     def _shown_prior(self, size: Sequence[int]) -> Tensor:
         """The prior as the backbone sees it."""
@@ -250,6 +255,33 @@ class TemplateTransformer(nn.Module):
         column = level.view(-1, *[1] * (odds.ndim - 1))
         velocity = velocity * factor.view(-1, *[1] * (velocity.ndim - 1))
         return WarpedTemplate(odds - column, velocity, ddf, factor, level, intact, folded, broken)
+
+
+class SegmentThenRegister(nn.Module):
+    """A backbone of two networks: one segments the image directly, the other finds the velocities that bring the prior to what the first says.
+
+    Bringing one smooth shape to another is the same task whatever the film, so that the second need not learn films, and what makes the
+    direct answer better makes the template's better. The second may be small and work on a coarser frame.
+
+    Args:
+        segmentation: from ``in_channels`` to K log-odds on a frame of the same size.
+        registration: from ``2 K unshuffle**D`` channels, the direct answer's probabilities and the prior, to velocities.
+        in_channels: how many channels of what the template transformer shows are the image; the prior's K follow.
+        unshuffle: the second works on a frame smaller by this factor and sees blocks of so many voxels along each axis as channels.
+    """
+
+    def __init__(self, segmentation: nn.Module, registration: nn.Module, in_channels: int = 1, unshuffle: int = 1) -> None:
+        super().__init__()
+        self.segmentation, self.registration, self.in_channels, self.unshuffle = segmentation, registration, in_channels, unshuffle
+
+    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        """Velocities ``(B, T * D, *S')`` and log-odds ``(B, K, *S)`` of images with the prior ``(B, in_channels + K, *S)``."""
+        image, prior = inputs[:, : self.in_channels], inputs[:, self.in_channels :]
+        log_odds = self.segmentation(image)
+        if log_odds.shape != prior.shape:
+            raise ShapeError("SegmentThenRegister", "segmentation(image)", f"{tuple(prior.shape)}, as the prior", log_odds.shape)
+        both = torch.cat([torch.sigmoid(log_odds), prior], dim=1)
+        return self.registration(_blocks_to_channels(both, self.unshuffle)), log_odds
 
 
 def intact_level(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor
 
@@ -24,21 +25,27 @@ class TemplateStep:
         margin: determinant below which a triangle of the map costs, linearly.
         tame: scale of :func:`tame_log_odds`; None trains on the log-odds themselves.
         seed: of all random numbers.
+        direct: weight of the same loss for the backbone's direct answer, where it gives one, on its own lattice.
     """
 
     def __init__(
         self, strength: float | None = None, intensity: float = 0.0, folding: float = 20.0, margin: float = 0.3, tame: float | None = 4.0,
-        seed: int = 0, framing_share: float = 0.0,
+        seed: int = 0, framing_share: float = 0.0, direct: float = 1.0,
     ) -> None:
-        self.strength, self.intensity, self.framing_share, self.folding, self.margin, self.tame = strength, intensity, framing_share, folding, margin, tame
+        self.strength, self.intensity, self.framing_share = strength, intensity, framing_share
+        self.folding, self.margin, self.tame, self.direct = folding, margin, tame, direct
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
 
     def __call__(self, network: TemplateTransformer, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
         image, label = varied_films(batch["image"], batch["label"], self.generator, self.strength, self.intensity, self.framing_share)
-        ddf = network.integrate(network.velocities(image))
+        velocity, direct = network.read(image)
+        ddf = network.integrate(velocity)
         log_odds = network.warp_prior(ddf, image.shape[2:])
         losses = {"segmentation": self.loss(log_odds if self.tame is None else tame_log_odds(log_odds, self.tame), label)}
+        if direct is not None and self.direct:
+            smaller = F.interpolate(label, direct.shape[2:], mode="area")
+            losses["direct"] = self.direct * self.loss(direct, (smaller > 0.5).to(label))
         if self.folding:
             losses["folding"] = self.folding * (self.margin - simplex_determinants(ddf)).relu().mean()
         return losses

@@ -12,9 +12,9 @@ from torch.testing import assert_close
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import breaks, exp_sequence, folding
 from monai_diffeo.metrics import betti_numbers, connected_components
-from monai_diffeo.networks import AtlasPrior, ShapePrior, TemplateTransformer
+from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer
 from monai_diffeo.networks.shape_prior import relative_grid
-from monai_diffeo.networks.template_transformer import _draw_out, intact_level
+from monai_diffeo.networks.template_transformer import _blocks_to_channels, _draw_out, intact_level
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE = (48, 48)
@@ -298,3 +298,31 @@ def test_a_frame_too_coarse_for_the_prior_is_said():
     net = network(Says(torch.zeros(1, 4, 12, 12)), ring(0.08))
     with pytest.warns(UserWarning, match="finer frame"):
         assert not net.segment(torch.ones(1, 1, 7, 7)).intact.any()
+
+
+def test_a_backbone_that_segments_and_then_registers():
+    torch.manual_seed(0)
+    backbone = SegmentThenRegister(UNet(2, 4, 2, (8, 16), (2,)), UNet(2, 16, 4, (8, 16), (2,)), in_channels=4, unshuffle=2)
+    net = network(backbone, unshuffle=2, gain=1.0)
+    image = torch.rand(2, 1, *SIZE)
+    velocity, direct = net.read(image)
+    assert direct.shape == (2, 2, 24, 24) and torch.equal(velocity, net.velocities(image))
+    assert torch.equal(direct, backbone.segmentation(_blocks_to_channels(image, 2)))
+    assert network().read(image)[1] is None
+    result = net.segment(image)
+    assert result.intact.all() and result.log_odds.shape == (2, 2, *SIZE)
+    backbone.segmentation = UNet(2, 4, 3, (8, 16), (2,))
+    with pytest.raises(ShapeError, match="SegmentThenRegister: 'segmentation\\(image\\)' must have shape \\(2, 2, 24, 24\\)"):
+        net(image)
+
+
+def test_velocities_do_not_depend_on_the_film_but_on_the_direct_answer():
+    torch.manual_seed(0)
+    backbone = SegmentThenRegister(Says(torch.randn(1, 2, *SIZE)), UNet(2, 4, 4, (8, 16), (2,)))
+    net = network(backbone, gain=1.0)
+    image = torch.rand(2, 1, *SIZE)
+    image[:, :, :1, :1] = 0.5  # all that this segmentation looks at
+    with torch.no_grad():
+        one, other = net.velocities(image)
+    assert_close(one, other)
+    assert one.abs().max() > 1e-3

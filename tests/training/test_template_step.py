@@ -4,7 +4,7 @@ from monai.networks.nets import UNet
 from torch.testing import assert_close
 
 from monai_diffeo.flow import breaks
-from monai_diffeo.networks import ShapePrior, TemplateTransformer, tame_log_odds
+from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplateTransformer, tame_log_odds
 from monai_diffeo.training import TemplateStep
 
 SIZE = (32, 32)
@@ -39,7 +39,7 @@ def test_training_lowers_the_loss():
     assert loss_of(step, net, films()) < 0.6 * before
 
 
-@pytest.mark.parametrize("settings", [{"strength": 1.0}, {"intensity": 1.0}])
+@pytest.mark.parametrize("settings", [{"strength": 1.0}, {"intensity": 1.0}, {"strength": 1.0, "framing_share": 1.0}])
 def test_the_seed_decides_the_random_numbers(settings):
     net = network().eval()
     first, same, other = (loss_of(TemplateStep(seed=s, **settings), net, films()) for s in (0, 0, 1))
@@ -52,9 +52,9 @@ def test_both_lungs_are_deformed_with_the_film():
     seen = []
 
     class Spy(TemplateTransformer):
-        def velocities(self, image):
+        def read(self, image):
             seen.append(image)
-            return super().velocities(image)
+            return super().read(image)
 
     net = network()
     net.__class__ = Spy
@@ -73,6 +73,21 @@ def test_folding_costs_and_only_folding():
     assert TemplateStep()(wild, films())["folding"].item() > 0
     assert breaks(wild.integrate(wild.velocities(films()["image"]))).max() > 0
     assert set(TemplateStep(folding=0.0)(wild, films())) == {"segmentation"}
+
+
+def test_a_direct_answer_is_trained_too():
+    net = network()
+    net.backbone = SegmentThenRegister(UNet(2, 4, 2, (8, 16), (2,)), UNet(2, 4, 4, (8, 16), (2,)), in_channels=4)
+    net.unshuffle = 2
+    batch = films()
+    losses, without = TemplateStep()(net, batch), TemplateStep(direct=0.0)(net, batch)
+    assert "direct" not in without
+    _, odds = net.read(batch["image"])
+    smaller = (torch.nn.functional.avg_pool2d(batch["label"], 2) > 0.5).float()
+    assert_close(losses["direct"], TemplateStep().loss(odds, smaller))
+    losses["direct"].backward()
+    assert all(p.grad is None for p in net.backbone.registration.parameters())
+    assert all(p.grad.abs().max() > 0 for p in net.backbone.segmentation.parameters() if p.ndim > 1)
 
 
 def test_tame_log_odds_keep_sign_order_and_slope_at_the_edge():
