@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_diffeo.experiments.measures import student_interval
+from monai_diffeo.experiments.measures import student_interval, with_interval
 from monai_diffeo.experiments.training import train
 from monai_diffeo.families import Coarse
 from monai_diffeo.flow import folding, warp
@@ -20,7 +20,7 @@ from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLay
 
 __all__ = [
     "DigitStep", "cnn", "compared", "fcn", "fit", "measure_digits", "narrowed",
-    "parameter_count", "run_options", "with_interval",
+    "parameter_count", "run_options",
 ]
 
 
@@ -133,19 +133,6 @@ def run_options(
     return parser
 
 
-def _bracket(values: Sequence[float], form: str) -> str:
-    mean = f"{statistics.fmean(values):{form}}"
-    if len(values) < 2:
-        return mean
-    low, high = student_interval(values)
-    return f"{mean} [{low:{form}}, {high:{form}}]"
-
-
-def with_interval(values: Sequence[float]) -> str:
-    """Mean of some runs and, of two or more, in brackets its 95 % interval by Student's t."""
-    return _bracket(values, ".4f")
-
-
 def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict[str, str]:
     """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed; undecided
     where the interval has both signs."""
@@ -153,4 +140,4 @@ def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict
     mean, (low, high) = statistics.fmean(differences), student_interval(differences)
     undecided = f"undecided, {'behind' if mean < 0 else 'ahead' if mean > 0 else 'equal'} in {'one run' if len(differences) < 2 else 'the mean'}"
     verdict = "yes" if low > 0 else "**no**" if high < 0 else undecided
-    return {"asked": what, "difference": _bracket(differences, "+.4f"), "holds": verdict}
+    return {"asked": what, "difference": with_interval(differences, "+.4f"), "holds": verdict}

@@ -15,9 +15,10 @@ from torch import nn
 
 from monai_diffeo.data.genus import read_digits
 from monai_diffeo.experiments.digits import (
-    DigitStep, cnn, compared, fcn, fit, narrowed, parameter_count, run_options, with_interval,
+    DigitStep, cnn, compared, fcn, fit, narrowed, parameter_count, run_options,
 )
 from monai_diffeo.experiments.distortions import distort
+from monai_diffeo.experiments.measures import with_interval
 from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.experiments.training import kept
 from monai_diffeo.families import CPAB, AffineMatrix, Coarse, DiffeomorphicAffine, Family, Whitened
@@ -118,9 +119,9 @@ def _claims(distortion: str) -> dict[str, list[str]]:
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = run_options("distorted_mnist", __doc__, list(ROWS), seeds=3, iterations=2000, digits=50000)
+    parser = run_options("distorted_mnist", __doc__, list(ROWS), seeds=3, iterations=4000, digits=50000)
     parser.add_argument("--distortions", nargs="+", default=["RTS", "CPAB"], choices=["RTS", "CPAB"])
-    parser.add_argument("--rate", type=float, default=8e-3)
+    parser.add_argument("--rate", type=float, default=4e-3)
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     digits = [read_digits(options.dataset_dir, "train").spread(options.digits), read_digits(options.dataset_dir, options.split)]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from monai_diffeo.inferers import DiffeoInferer
 
 __all__ = [
     "Answer", "Method", "answer", "bootstrap_interval", "dice_of", "equivariance_error", "evaluate", "iou_of", "plain", "student_interval",
-    "views_only", "wrapped",
+    "views_only", "with_interval", "wrapped",
 ]
 
 Method = Callable[[Tensor], "Answer"]
@@ -121,6 +122,15 @@ def student_interval(values: Sequence[float], level: float = 0.95) -> tuple[floa
     mean = float(np.mean(values))
     reach = float(t.ppf((1 + level) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return mean - reach, mean + reach
+
+
+def with_interval(values: Sequence[float], form: str = ".4f") -> str:
+    """Mean of some runs and, of two or more, in brackets its 95 % interval by Student's t."""
+    mean = f"{statistics.fmean(values):{form}}"
+    if len(values) < 2:
+        return mean
+    low, high = student_interval(values)
+    return f"{mean} [{low:{form}}, {high:{form}}]"
 
 
 def evaluate(method: Method, films: Films, ddf: Tensor, undeformed: Tensor | None = None) -> dict[str, Tensor | float]:

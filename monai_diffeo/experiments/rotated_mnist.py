@@ -15,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.data.genus import read_digits
-from monai_diffeo.experiments.digits import DigitStep, cnn, compared, fit, run_options, with_interval
+from monai_diffeo.experiments.digits import DigitStep, cnn, compared, fit, run_options
 from monai_diffeo.experiments.distortions import distort
+from monai_diffeo.experiments.measures import with_interval
 from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
 from monai_diffeo.experiments.training import kept
 from monai_diffeo.families import Family, ThinPlateSpline

@@ -17,23 +17,32 @@ from torch import Tensor
 
 from monai_diffeo.experiments.figures import lung_unet
 from monai_diffeo.experiments.training import trained
-from monai_diffeo.networks import ShapePrior, TemplatePrior, TemplateTransformer
+from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplatePrior, TemplateTransformer
 from monai_diffeo.training import SegmentationStep, TemplateStep
 
-__all__ = ["ABLATION", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "guessed_lungs", "template_backbone", "trained_direct",
-           "trained_template"]
+__all__ = ["ABLATION", "ALIKE", "BUNDLE", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "bundle_backbone", "guessed_lungs",
+           "template_backbone", "trained_direct", "trained_template"]
 
 SMOOTH: Mapping[str, Any] = {"pieces": 4, "control_size": (4, 8, 16, 24), "limit": (0.4, 0.2, 0.1, 0.07), "flow_size": 64, "steps": 5, "unshuffle": 2}
-"""Velocities from coarse to fine, composed: the bundle's settings."""
+"""Velocities from coarse to fine, composed: the method that the rows of a comparison share."""
+
+BUNDLE: Mapping[str, Any] = {**SMOOTH, "control_size": (4, 8, 16, 32), "limit": (0.4, 0.2, 0.1, 0.06), "gain": 0.3}
+"""The bundle's settings, see its ``train.json``."""
 
 PUBLISHED: Mapping[str, Any] = {"pieces": 4, "control_size": None, "flow_size": None, "limit": 4.0, "steps": 7, "order": 2, "guard": False}
 """Four velocities at every voxel, limited at 256 voxels as in the paper, summed by the series to order 2, no guard."""
 
 
 def template_backbone(spatial_dims: int, shapes: int, pieces: int, unshuffle: int = 1, channels: tuple[int, ...] = (16, 32, 64, 128, 256)) -> UNet:
-    """The bundle's U-Net for a template transformer that sees one image channel."""
+    """A U-Net for a template transformer that sees one image channel."""
     strides = (1 if unshuffle > 1 else 2, *(2,) * (len(channels) - 2))
     return UNet(spatial_dims, unshuffle**spatial_dims + shapes, pieces * spatial_dims, channels, strides, num_res_units=2)
+
+
+def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
+    """The bundle's backbone: a U-Net that segments at half the resolution, a smaller one that registers at a quarter."""
+    segmentation = UNet(2, 4, 2, (16, 32, 64, 128, 256), (1, 2, 2, 2), num_res_units=1)
+    return SegmentThenRegister(segmentation, UNet(2, 16, 2 * pieces, (32, 64, 128), (2, 2), num_res_units=1), in_channels=4, unshuffle=2)
 
 
 def guessed_lungs(kind: str = "diagonal", trained: tuple[str, ...] = (), beta: float = 1.0) -> ShapePrior:
@@ -72,15 +81,18 @@ class Recipe:
         return TemplateTransformer(backbone, prior, **self.settings)
 
 
+ALIKE: Mapping[str, Any] = {"strength": 1.0, "intensity": 0.7, "framing_share": 0.25}
+"""How films are varied for the bundle's network, and for the U-Net that is trained as it is."""
+
 SHORT = 8
 """Epochs of every row that only the comparison trains; the bundles' networks train longer."""
 
 _PLAIN = {"folding": 0.0, "tame": None}
 
 
-def _ablation(kind: str = "diagonal", *trained: str) -> Recipe:
-    return Recipe(lambda _: guessed_lungs(kind, trained), epochs=6, size=64, channels=(16, 32, 64, 128),
-                  settings={**SMOOTH, "flow_size": 32, "control_size": (4, 8, 12, 16), "limit": (0.4, 0.2, 0.13, 0.1), "unshuffle": 1})
+def _ablation(kind: str = "diagonal", *trained: str, **settings: Any) -> Recipe:
+    smaller = {"flow_size": 32, "control_size": (4, 8, 12, 16), "limit": (0.4, 0.2, 0.13, 0.1), "unshuffle": 1}
+    return Recipe(lambda _: guessed_lungs(kind, trained), epochs=6, size=64, channels=(16, 32, 64, 128), settings={**SMOOTH, **smaller, **settings})
 
 
 ABLATION: Mapping[str, Recipe] = {
@@ -92,6 +104,7 @@ ABLATION: Mapping[str, Recipe] = {
     "train mu + diag(Sigma)": _ablation("diagonal", "mean", "covariance"),
     "train mu + diag(Sigma) + beta": _ablation("diagonal", "mean", "covariance", "beta"),
     "train mu + full Sigma + beta (ours)": _ablation("full", "mean", "covariance", "beta"),
+    "ours, fields added and not integrated": _ablation("full", "mean", "covariance", "beta", diffeomorphic=False),
 }
 
 COMPARED: Mapping[str, Recipe] = {
@@ -118,11 +131,20 @@ def _stem(cache: str | Path, *parts: object) -> Path:
     return Path(cache) / "".join(c if c.isalnum() else "_" for c in "_".join(map(str, parts)))
 
 
-def trained_direct(name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, epochs: int = SHORT, batch_size: int = 8) -> UNet:
-    """The direct U-Net of the lung bundle, trained as the templates of :data:`COMPARED` are, on all shapes in one mask; kept in ``cache``."""
+def trained_direct(
+    name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, epochs: int = SHORT, batch_size: int = 8, **varied: Any
+) -> UNet:
+    """The direct U-Net of the lung bundle, trained as the templates are, on all shapes in one mask; kept in ``cache``.
+
+    Args:
+        name: of the row; names the file.
+        data, cache, seed, epochs, batch_size: as :func:`trained_template`.
+        varied: how films are varied, settings of the :class:`SegmentationStep`.
+    """
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
     iterations = epochs * (len(data["image"]) // batch_size)
-    return trained(_stem(cache, name, epochs, seed).with_suffix(".pt"), lung_unet, SegmentationStep(seed=seed), both, iterations, seed, batch_size)
+    step = SegmentationStep(seed=seed, **varied)
+    return trained(_stem(cache, name, epochs, seed).with_suffix(".pt"), lung_unet, step, both, iterations, seed, batch_size)
 
 
 def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0) -> tuple[TemplateTransformer, float]:

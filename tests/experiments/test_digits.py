@@ -144,8 +144,8 @@ def test_students_interval():
 
 
 @pytest.mark.parametrize("first, holds", [
-    ([0.9, 0.91, 0.92], "yes"), ([0.8, 0.81, 0.85], "yes, within the interval"), ([0.7, 0.7, 0.7], "**no**"),
-    ([0.8, 0.8, 0.8], "yes, within the interval"),
+    ([0.9, 0.91, 0.92], "yes"), ([0.8, 0.81, 0.85], "undecided, ahead in the mean"), ([0.7, 0.71, 0.7], "**no**"),
+    ([0.8, 0.8, 0.8], "undecided, equal in the mean"), ([0.79, 0.81, 0.75], "undecided, behind in the mean"), ([0.9], "undecided, ahead in one run"),
 ])
 def test_a_comparison_says_whether_it_holds(first, holds):
     assert compared("a before b", first, [0.8, 0.8, 0.8])["holds"] == holds
@@ -177,10 +177,11 @@ def mnist(tmp_path_factory):
 def test_an_experiment_writes_its_page_and_takes_up_what_is_there(module, rows, mnist, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     command = ["--dataset_dir", str(mnist), "--weights_dir", str(tmp_path / "keep"), "--rows", *rows, "--seeds", "2", "--iterations", "2",
-               "--digits", "30", "--output", str(page), *(["--rates", "1e-3", "1e-2"] if module is learning_rates else [])]
+               "--digits", "30", "--output", str(page), *([] if module is distorted_mnist else ["--rates", "1e-3", "1e-2"])]
     module.main(command)
     text = page.read_text()
-    assert all(f"| {row} |" in text for row in rows) and str(tmp_path) not in text
+    assert f"experiments.{module.__name__.split('.')[-1]} --dataset_dir DIR --weights_dir KEEP" in text
+    assert all(f"| {row} |" in text for row in rows) and str(tmp_path / "keep") not in text and str(mnist) not in text
     page.unlink()
     monkeypatch.setattr(module, "fit", lambda *a, **b: pytest.fail("trained again"))
     module.main(command)

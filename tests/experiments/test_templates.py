@@ -4,7 +4,9 @@ from torch import nn
 
 from monai_diffeo.experiments.films import Films
 from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_template
-from monai_diffeo.experiments.templates import DIRECT, OURS, Found, figures, measure_found, plain_masks, run_method, table_row, template_masks, timing
+from monai_diffeo.experiments.templates import (
+    DIRECT, LARGEST, OURS, TRAINED_ALIKE, Found, figures, measure_found, plain_masks, run_method, table_row, template_masks, timing,
+)
 from monai_diffeo.networks import ShapePrior
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -67,15 +69,26 @@ def test_corners_do_not_hide_a_third_part():
     assert row["components"].item() == 2 and row["exact"].item() == 0  # one part across the corner
 
 
-def test_figures_compare_with_the_network_trained_alike():
-    def row(dice, hausdorff, exact=1.0):
+def test_every_figure_is_judged_by_itself_and_against_every_rival():
+    def row(dice, hausdorff, exact=1.0, folding=0.0):
         one = torch.ones(3)
-        return {"dice": dice * one, "hausdorff": hausdorff * one, "exact": exact * one, "folding": 0 * one, "broken": 0 * one}
+        return {"dice": dice * one, "hausdorff": hausdorff * one, "exact": exact * one, "folding": folding * one, "broken": folding * one}
 
-    good = {("a", "plain"): {OURS: row(0.95, 3.0), DIRECT: row(0.955, 5.0)}}
-    assert [line["met"] for line in figures(good, 1.2)] == ["yes"] * 5
-    bad = {("a", "plain"): {OURS: row(0.93, 6.0, 0.0), DIRECT: row(0.955, 5.0)}}
-    assert [line["met"] for line in figures(bad, 1.3)] == ["yes", "**no**", "**no**", "**no**", "**no**"]
+    def met(ours, ratio=1.2, **rivals):
+        rows = {OURS: ours, **{rival: row(0.955, 5.0) for rival in (DIRECT, TRAINED_ALIKE, LARGEST)}, **rivals}
+        return [line["met"] == "yes" for line in figures({("a", "plain"): rows}, ratio)]
+
+    good = row(0.95, 3.0)
+    assert met(good) == [True] * 9
+    assert met(row(0.95, 3.0, folding=1e-5)) == [False] + [True] * 8
+    assert met(row(0.95, 3.0, exact=0.9)) == [True, False] + [True] * 7
+    for place, rival in enumerate((DIRECT, TRAINED_ALIKE, LARGEST)):
+        assert met(good, **{rival: row(0.955, 3.0)}) == [i != 2 + place for i in range(9)]  # equal is not below
+        assert met(good, **{rival: row(0.961, 5.0)}) == [i != 5 + place for i in range(9)]
+    assert met(good, 1.26) == [True] * 8 + [False]
+    lines = figures({(s, "plain"): {OURS: row(0.9, d), **{r: row(0.9, 5.0) for r in (DIRECT, TRAINED_ALIKE, LARGEST)}}
+                     for s, d in (("a", 3.0), ("b", 7.0))}, 1.0)
+    assert lines[2]["measured"] == "below on 1 of 2 sets; above on b plain (5.0 to 7.0)"
 
 
 def test_timing_takes_turns_and_the_ablation_has_every_row_of_the_paper():
