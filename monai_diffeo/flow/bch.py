@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 from torch import Tensor
 
 from monai_diffeo.flow.bracket import lie_bracket
 from monai_diffeo.flow.sequence import check_sequence, reduce_sequence
 
-__all__ = ["bch", "bch_sequence"]
+__all__ = ["bch", "bch_sequence", "series"]
+
+Field = TypeVar("Field")
 
 
 def bch(v: Tensor, w: Tensor, order: int = 2) -> Tensor:
@@ -41,17 +46,22 @@ def bch(v: Tensor, w: Tensor, order: int = 2) -> Tensor:
         >>> torch.equal(bch(shift, 2 * shift, order=4), 3 * shift)
         True
     """
+    return series(v, w, order, lie_bracket)
+
+
+def series(v: Field, w: Field, order: int, bracket: Callable[[Field, Field], Field]) -> Field:
+    """:func:`bch` in any Lie algebra: of whatever can be added, subtracted and divided by numbers, and has a bracket."""
     if order not in (1, 2, 3, 4):
         raise ValueError(f"bch(): 'order' must be 1, 2, 3 or 4, got {order}. Beyond that, compose the flows.")
-    bracket = lie_bracket(v, w)  # also at order 1: it checks both fields
+    once = bracket(v, w)  # also at order 1: it checks both fields
     z = v + w
     if order >= 2:
-        z = z + bracket / 2
+        z = z + once / 2
     if order >= 3:
-        twice = lie_bracket(v, bracket)
-        z = z + (twice - lie_bracket(w, bracket)) / 12
+        twice = bracket(v, once)
+        z = z + (twice - bracket(w, once)) / 12
     if order >= 4:
-        z = z - lie_bracket(w, twice) / 24
+        z = z - bracket(w, twice) / 24
     return z
 
 

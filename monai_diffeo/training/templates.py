@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor
 
-from monai_diffeo.flow import simplex_determinants
+from monai_diffeo.flow import cell_determinants
 from monai_diffeo.networks import TemplateTransformer, tame_log_odds
 from monai_diffeo.training.steps import varied_films
 
@@ -22,7 +22,7 @@ class TemplateStep:
     Args:
         strength, intensity, framing_share: how films are varied, see :class:`SegmentationStep`.
         folding: weight of the price; 0 for the methods as published.
-        margin: determinant below which a triangle of the map costs, linearly.
+        margin: below which a coefficient of a cell's determinant costs, linearly; see :func:`cell_determinants`.
         tame: scale of :func:`tame_log_odds`; None trains on the log-odds themselves.
         seed: of all random numbers.
         direct: weight of the same loss for the backbone's direct answer, where it gives one, on its own lattice.
@@ -47,5 +47,5 @@ class TemplateStep:
             smaller = F.interpolate(label, direct.shape[2:], mode="area")
             losses["direct"] = self.direct * self.loss(direct, (smaller > 0.5).to(label))
         if self.folding:
-            losses["folding"] = self.folding * (self.margin - simplex_determinants(ddf)).relu().mean()
+            losses["folding"] = self.folding * (self.margin - cell_determinants(ddf)).relu().mean()
         return losses

@@ -6,7 +6,7 @@ import torch
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.experiments.bch import SmoothVelocity, appendix, exact_flow, slope
+from monai_diffeo.experiments.bch import Formula, SmoothVelocity, appendix, exact_bracket, exact_flow, exact_growth, slope
 from monai_diffeo.experiments.free_algebra import add_words, bch_words, bracket_words, nested_bracket
 from monai_diffeo.flow import bch, bch_sequence, compose, exp, lie_bracket
 from monai_diffeo.flow.grid import voxel_grid
@@ -132,3 +132,18 @@ def test_what_is_no_pair_of_velocities_is_refused():
         bch_sequence(v)
     with pytest.raises(ValueError, match="'tree' or 'chain', got 'star'"):
         bch_sequence(v[:, None], scheme="star")
+
+
+def test_the_bracket_of_formulas_is_that_of_their_samples_on_a_fine_lattice():
+    draw = torch.Generator().manual_seed(3)
+    v, w = (SmoothVelocity.random((64, 64), draw, shortest=48.0) for _ in range(2))
+    grid = voxel_grid((64, 64), dtype=torch.float64)
+    exact = exact_bracket(Formula(v), Formula(w))(grid)
+    sampled = lie_bracket(v(grid)[None], w(grid)[None])[0]
+    inner = (slice(None), slice(4, -4), slice(4, -4))
+    assert (exact - sampled)[inner].abs().max() < 0.03 * exact.abs().max()
+    assert_close(exact_bracket(Formula(w), Formula(v))(grid), -exact)
+
+
+def test_errors_of_formulas_grow_with_the_order_and_one():
+    assert exact_growth([1.0, 2.0], 1, orders=(1, 2)) == pytest.approx({1: 2, 2: 3}, abs=0.15)
