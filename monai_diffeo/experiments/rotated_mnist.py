@@ -145,7 +145,7 @@ def _page(command: str, options: argparse.Namespace, found: Mapping[str, list[di
 
 
 def main(argv: list[str] | None = None) -> None:
-    parser = run_options("rotated_mnist", __doc__, list(ROWS), seeds=5, iterations=1200, digits=50000)
+    parser = run_options("rotated_mnist", __doc__, list(ROWS), seeds=5, iterations=400, digits=50000)
     parser.add_argument("--rates", nargs="+", type=float, default=list(RATES), help="of which each row gets the best on val")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
