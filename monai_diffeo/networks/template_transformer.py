@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 
 import numpy as np
@@ -37,6 +37,8 @@ class WarpedTemplate:
         intact: whether the shapes on the frame have the prior's topology, shape ``(B,)``; None without a guard.
         folding: share of folded voxels of ``ddf``, shape ``(B,)``.
         breaks: share of ``ddf``'s :func:`cell_determinants` that are at most 0, shape ``(B,)``; 0 proves that the map nowhere folds.
+        agreement: Dice of the shapes with the backbone's direct answer on its own lattice, shape ``(B,)``; where the two disagree, look at
+            the film. None where the backbone answers only with velocities.
     """
 
     log_odds: Tensor
@@ -47,6 +49,7 @@ class WarpedTemplate:
     intact: Tensor | None
     folding: Tensor
     breaks: Tensor
+    agreement: Tensor | None = None
 
 
 class TemplateTransformer(nn.Module):
@@ -133,9 +136,16 @@ class TemplateTransformer(nn.Module):
 
     def segment(self, image: Tensor) -> WarpedTemplate:
         """The answer with its velocities, displacement, and what the guard did."""
-        velocity = self.velocities(image)
+        velocity, direct = self.read(image)
         with torch.autocast(image.device.type, enabled=False):
-            return self._guarded(velocity, tuple(image.shape[2:]))
+            result = self._guarded(velocity, tuple(image.shape[2:]))
+            return result if direct is None else replace(result, agreement=self._agreement(result, direct))
+
+    def _agreement(self, result: WarpedTemplate, direct: Tensor) -> Tensor:
+        level = result.level.view(-1, *[1] * (direct.ndim - 1))
+        ours, theirs = self.warp_prior(result.ddf, direct.shape[2:]) > level, direct > 0
+        both, either = ((ours & theirs).flatten(1).sum(1), ours.flatten(1).sum(1) + theirs.flatten(1).sum(1))
+        return 2 * both / either.clamp(min=1)
 
     def velocities(self, image: Tensor) -> Tensor:
         """The T velocities of each image, shape ``(B, T, D, *S')``, voxels of their lattice per unit time."""

@@ -97,9 +97,10 @@ def _rows(numbers: Mapping[str, Any], told: Mapping[str, Any]) -> list[tuple[str
     right, left = areas.get("right"), areas.get("left")
     return [
         ("Folded area", value(told.get("folding"), "{:.2%}")),
-        ("Triangles turned over", value(told.get("breaks"), "{:.2%}")),
+        ("Cells that may fold", value(told.get("breaks"), "{:.2%}")),
         ("Velocities kept by the guard", value(told.get("factor"), "{:.0%}")),
         ("Level of the edge, log-odds", value(told.get("level"), "{:g}")),
+        ("Agreement with the direct answer", value(told.get("agreement"), "{:.0%}")),
         ("Lung area, right / left", f"{right:.1%} / {left:.1%} of film" if right and left else "–"),
         ("Time", value(numbers.get("seconds"), "{:.2f} s")),
     ]

@@ -21,7 +21,7 @@ class TemplateReporter(FilmReporter):
     """A :class:`FilmReporter` whose lines also hold ``template``: what the guard did, and the topology of the mask that was written.
 
     ``template`` has the fields ``factor`` and ``level`` of :class:`WarpedTemplate` (1 and 0 where the guard had nothing to do), both the
-    furthest of all views, ``folding`` and ``breaks`` of the template's map, ``native_level`` at which the mask was read in the film's own
+    furthest of all views, ``folding`` and ``breaks`` of the template's map, the least ``agreement`` with the direct answer (None without one), ``native_level`` at which the mask was read in the film's own
     frame (None: only by keeping the largest part), and ``components`` and ``holes`` of the mask.
 
     Args:
@@ -55,11 +55,13 @@ class TemplateReporter(FilmReporter):
             return {}
         components, holes = betti_numbers(np.squeeze(np.asarray(output["pred"])) > 0.5)
         levels = [result.level[0].item() for result in seen]
+        agreements = [result.agreement[0].item() for result in seen if result.agreement is not None]
         return {"template": json_safe({
             "factor": min(result.factor[0].item() for result in seen),
             "level": max(levels, key=abs),
             "folding": max(result.folding[0].item() for result in seen),
             "breaks": max(result.breaks[0].item() for result in seen),
+            "agreement": min(agreements, default=None),
             "native_level": output.get("pred_level"),
             "components": components,
             "holes": holes,

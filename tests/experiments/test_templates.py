@@ -5,7 +5,7 @@ from torch import nn
 from monai_diffeo.experiments.films import Films
 from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_template
 from monai_diffeo.experiments.templates import (
-    DIRECT, LARGEST, OURS, TRAINED_ALIKE, Found, figures, measure_found, plain_masks, run_method, table_row, template_masks, timing,
+    DIRECT, LARGEST, OURS, TRAINED_ALIKE, Found, figures, measure_found, plain_masks, run_method, sureness, table_row, template_masks, timing,
 )
 from monai_diffeo.networks import ShapePrior
 
@@ -89,6 +89,13 @@ def test_every_figure_is_judged_by_itself_and_against_every_rival():
     lines = figures({(s, "plain"): {OURS: row(0.9, d), **{r: row(0.9, 5.0) for r in (DIRECT, TRAINED_ALIKE, LARGEST)}}
                      for s, d in (("a", 3.0), ("b", 7.0))}, 1.0)
     assert lines[2]["measured"] == "below on 1 of 2 sets; above on b plain (5.0 to 7.0)"
+
+
+def test_sureness_ranks_films_by_their_agreement():
+    dice = torch.linspace(0.5, 0.95, 10)
+    row = sureness({"dice": dice, "agreement": dice.square()})
+    assert row["rank correlation with Dice"] == "1.00" and float(row["Dice of the fifth that agrees least"]) == pytest.approx(0.525)
+    assert sureness({"dice": dice, "agreement": -dice})["rank correlation with Dice"] == "-1.00"
 
 
 def test_timing_takes_turns_and_the_ablation_has_every_row_of_the_paper():

@@ -311,6 +311,7 @@ def test_a_backbone_that_segments_and_then_registers():
     assert network().read(image)[1] is None
     result = net.segment(image)
     assert result.intact.all() and result.log_odds.shape == (2, 2, *SIZE)
+    assert ((result.agreement >= 0) & (result.agreement < 1)).all() and network().segment(image).agreement is None
     backbone.segmentation = UNet(2, 4, 3, (8, 16), (2,))
     with pytest.raises(ShapeError, match="SegmentThenRegister: 'segmentation\\(image\\)' must have shape \\(2, 2, 24, 24\\)"):
         net(image)
@@ -326,3 +327,16 @@ def test_velocities_do_not_depend_on_the_film_but_on_the_direct_answer():
         one, other = net.velocities(image)
     assert_close(one, other)
     assert one.abs().max() > 1e-3
+
+
+def test_agreement_is_one_where_the_direct_answer_is_the_template_and_falls_as_they_part():
+    whole = torch.where(lungs()(SIZE) > 0.5, 5.0, -5.0)
+
+    def agreement(direct):
+        backbone = SegmentThenRegister(Says(direct), UNet(2, 4, 4, (8, 16), (2,)))
+        return network(backbone, gain=1e-9).segment(torch.ones(1, 1, *SIZE)).agreement.item()
+
+    half = whole.clone()
+    half[:, 0] = -5.0  # one lung is missing
+    assert agreement(whole) == 1.0 and 0.6 < agreement(half) < 0.75 and agreement(-5 * torch.ones_like(whole)) == 0.0
+    assert agreement(whole.flip(1)) < 0.1  # left taken for right

@@ -65,4 +65,4 @@ def test_a_line_tells_of_the_views_and_not_of_the_plain_answer_for_the_picture(t
     reporter.done(str(tmp_path / "f.png"), {"film": film[None, None]}, output, None, plain, 0.1)
     reporter.end()
     (line,) = map(json.loads, (tmp_path / "report.jsonl").read_text().splitlines())
-    assert line["template"] == {"factor": 1.0, "level": 0.0, "folding": 0.0, "breaks": 0.0, "native_level": 0.0, "components": 2, "holes": 0}
+    assert line["template"] == {"factor": 1.0, "level": 0.0, "folding": 0.0, "breaks": 0.0, "agreement": None, "native_level": 0.0, "components": 2, "holes": 0}
