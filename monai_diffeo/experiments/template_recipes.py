@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -126,9 +127,13 @@ def at_size(data: Mapping[str, Tensor], size: int | None) -> dict[str, Tensor]:
     return {"image": F.interpolate(data["image"], target, mode="area"), "label": (F.interpolate(data["label"], target, mode="area") > 0.5).float()}
 
 
-def _stem(cache: str | Path, *parts: object) -> Path:
-    """Beginning of the path of a row's files; its name says what the weights depend on."""
-    return Path(cache) / "".join(c if c.isalnum() else "_" for c in "_".join(map(str, parts)))
+VERSION = 1  # of what a training is, so that weights kept from another are not taken up
+
+
+def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: object) -> Path:
+    """Beginning of the path of a row's files: what it is, and a digest of all else that the weights depend on."""
+    digest = hashlib.sha256(json.dumps({"version": VERSION, **settings}, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(cache) / "".join(c if c.isalnum() else "_" for c in f"{name}_{epochs}_{seed}_{digest}")
 
 
 def trained_direct(
@@ -144,7 +149,8 @@ def trained_direct(
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
     iterations = epochs * (len(data["image"]) // batch_size)
     step = SegmentationStep(seed=seed, **varied)
-    return trained(_stem(cache, name, epochs, seed).with_suffix(".pt"), lung_unet, step, both, iterations, seed, batch_size)
+    stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=batch_size, varied=varied)
+    return trained(stem.with_suffix(".pt"), lung_unet, step, both, iterations, seed, batch_size)
 
 
 def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0) -> tuple[TemplateTransformer, float]:
@@ -157,7 +163,8 @@ def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cach
         cache: folder of weights.
         seed: of all random numbers.
     """
-    stem = _stem(cache, name, recipe.epochs, seed)
+    settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
+    stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=settings)
     data = at_size(data, recipe.size)
     began, log = time.process_time(), stem.with_suffix(".json")
     iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)

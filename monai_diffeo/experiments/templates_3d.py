@@ -76,8 +76,8 @@ def brain(size: Sequence[int] = SIZE) -> tuple[Tensor, Tensor]:
 
 
 def deformed_brains(count: int, generator: torch.Generator, strength: float = 1.0, size: Sequence[int] = SIZE) -> dict[str, Tensor]:
-    """The brain under random affine maps and smooth flows, with random contrast, shading and noise: ``image``, ``label`` (N, 1, *size) and
-    the largest folded share, which is 0."""
+    """The brain under random affine maps and smooth flows, none of which folds, with random contrast, shading and noise: ``image`` and
+    ``label``, each (N, 1, *size)."""
     t1, soft = brain(size)
     images, labels = [], []
     for _ in range(count):
@@ -112,8 +112,8 @@ def recipes(epochs: int) -> dict[str, Recipe]:
         "the same fields as ours, added and not integrated": Recipe(lambda _: ball(everything), {**SPACE, "diffeomorphic": False}, alone, **shared),
         "diffeomorphic template, fixed prior": Recipe(lambda _: ball(), SPACE, **shared),
         "diffeomorphic template, trained prior": Recipe(lambda _: ball(everything), SPACE, **shared),
-        "diffeomorphic template, prior fitted to the masks and trained": Recipe(
-            lambda labels: ShapePrior.from_masks(labels, "full", everything, 2.0), SPACE, **shared),
+        "diffeomorphic template, prior fitted to the masks, then trained": Recipe(
+            lambda labels: ShapePrior.from_masks(labels, "diagonal", everything, 1.0), SPACE, **shared),
     }
 
 
@@ -129,7 +129,8 @@ def _row(name: str, row: Mapping[str, Tensor], spacing: float) -> dict[str, str]
         "components": f"{row['components'].mean():.2f}", "exactly 1": f"{row['exact'].mean():.0%}", "tunnels": f"{row['holes'].mean():.2f}",
         "cavities": f"{row['cavities'].mean():.2f}", "folds": "", "guard": ""}
     if "folding" in row:
-        out |= {"folds": f"{100 * row['folding'].mean():.3f} %, {row['broken'].mean():.0%} of volumes", "guard": f"{row['acted'].mean():.0%}"}
+        out |= {"folds": f"{100 * row['folding'].mean():.3f} %", "not proved fold-free": f"{row['broken'].mean():.0%} of volumes",
+                "guard": f"{row['acted'].mean():.0%}" if "acted" in row else ""}
     return out
 
 
@@ -178,8 +179,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         f"subject, and the table compares methods, not anatomy. {sum(t == (1, 0, 0) for t in truths)} of the {len(truths)} deformed labels are one part "
         "without tunnels or cavities on this lattice.\n\n"
         f"All networks: {options.train} training volumes, {options.epochs} epochs, Dice and cross entropy, one seed. Components with neighbours across faces, "
-        "*exactly 1* across edges and corners too. The template is an ellipsoid that nobody fitted, with half-axes of half the frame, beta 1. "
-        "All are short trainings. Limits and gain were chosen on eight other volumes, of another seed."]
+        "*exactly 1* across edges and corners too. The template is an ellipsoid that nobody fitted, with half-axes of half the frame, beta 1, but in "
+        "the last rows, where it begins with the training masks' mean and extent. *Folds*: share of voxels by central differences; *not proved fold-free*: "
+        "volumes with a cell whose trilinear map might fold (a Bernstein coefficient of its determinant is not positive), after the guard. All are short "
+        "trainings. Limits and gain were chosen on eight volumes of seed 777, shorter trained."]
     for name, test in tests.items():
         films = Films(test["image"], test["label"], tuple(str(i) for i in range(options.test)))
         rows = [_row(method, run_method(run, films, 2, 1), spacing) for method, run in methods.items()]

@@ -114,7 +114,8 @@ class CPAB(VelocityFamily):
 
 @lru_cache(maxsize=16)
 def _prior(space: CPASpace, length_scale: float, std: float) -> CPAPrior:
-    return CPAPrior(space, length_scale, std)
+    with torch.inference_mode(False), torch.no_grad():
+        return CPAPrior(space, length_scale, std)
 
 
 @lru_cache(maxsize=16)

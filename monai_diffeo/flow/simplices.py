@@ -1,4 +1,4 @@
-"""Whether a sampled map is one-to-one between its samples too: orientation of the lattice's cells and of their simplices."""
+"""Whether a sampled map is folded nowhere, between its samples neither: orientation of the lattice's cells and of their simplices."""
 
 from __future__ import annotations
 
@@ -80,11 +80,11 @@ def cell_determinants(ddf: Tensor) -> Tensor:
 
 
 def breaks(ddf: Tensor) -> Tensor:
-    """Share of :func:`cell_determinants` that are at most 0, of each image, shape ``(B,)``; 0 proves an interpolated map without folds.
+    """Share of :func:`cell_determinants` that are not positive, of each image, shape ``(B,)``; 0 proves an interpolated map without folds.
 
-    Stricter than :func:`folding`, which looks at central differences at the voxels.
+    Numbers that are not finite count as folds. Stricter than :func:`folding`, which looks at central differences at the voxels.
     """
-    return (cell_determinants(ddf) <= 0).flatten(1).float().mean(1)
+    return (~(cell_determinants(ddf) > 0)).flatten(1).float().mean(1)
 
 
 def _edges(ddf: Tensor) -> Callable[[int, tuple[int, ...]], list[Tensor]]:

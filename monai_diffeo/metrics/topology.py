@@ -94,8 +94,8 @@ def betti_numbers(mask: np.ndarray, connectivity: str = "face") -> tuple[int, ..
 
 
 def shapes_intact(masks: np.ndarray) -> bool:
-    """Whether every mask is one part without holes and no two touch, not even at a corner, so that both kinds of neighbours count
-    as many components as there are masks.
+    """Whether every mask is one part without holes and no two touch, not even at a corner, whichever kind of neighbours counts: a hole that
+    only a corner closes is one.
 
     Args:
         masks: shape ``(K, *S)``, bool.
@@ -114,8 +114,8 @@ def shapes_intact(masks: np.ndarray) -> bool:
     if len(owners) != count:
         return False
     if masks.ndim == 3:  # in the plane the holes are what is left
-        return euler_characteristic(union) == count
-    return all(betti_numbers(mask) == (1, 0, 0) for mask in masks)
+        return euler_characteristic(union) == euler_characteristic(union, "full") == count
+    return all(betti_numbers(mask, kind) == (1, 0, 0) for mask in masks for kind in _DUAL)
 
 
 def shape_topology(masks: np.ndarray) -> tuple[tuple[int, ...], ...]:

@@ -64,7 +64,7 @@ class TemplateTransformer(nn.Module):
     Betti numbers, alone and together (for lungs: one part each, without holes, apart), it reads the shapes at the nearest level at which
     they have (another level set of the same warped prior), and where there is none it calms the velocities, by nine tenths first;
     velocities of 0 give the prior itself. The answer, thresholded at log-odds 0 (probability 0.5), therefore has the prior's topology,
-    always. What the prior's own is, is asked once, on a lattice at least twice as fine as the frame. Components are counted on the CPU.
+    always. What the prior's own is, is asked once, on a finer lattice. Components are counted on the CPU.
 
     Args:
         backbone: any network with ``1 + K`` input channels (image channels and prior; ``sees_prior=False``: image channels alone) and
@@ -184,7 +184,8 @@ class TemplateTransformer(nn.Module):
     def _is_whole(self, size: Sequence[int]) -> Callable[[np.ndarray], bool]:
         """Whether masks ``(K, *S)`` have the prior's topology."""
         def asked() -> Callable[[np.ndarray], bool]:
-            fine = [max(2 * n, {2: 256, 3: 64}[len(size)]) for n in size]
+            least, most = {2: (256, 1024), 3: (64, 128)}[len(size)]
+            fine = [min(max(2 * n, least), most) for n in size]
             right = (self.prior(fine)[0] > 0.5).cpu().numpy()
             return shapes_intact if shapes_intact(right) else partial(_has_topology, shape_topology(right))
 
@@ -194,10 +195,10 @@ class TemplateTransformer(nn.Module):
         """What is asked of the prior on a frame; outside training again only where the prior or the frame has changed."""
         state = [*self.prior.parameters(), *self.prior.buffers()]
         if self.training or any(x.is_inference() for x in state):  # changes at every step; has no version to go by
-            self._remembered.pop(name, None)
+            self._remembered.clear()
             with torch.no_grad():
                 return ask()
-        key = (tuple(size), *((x.data_ptr(), x._version, x.device, x.dtype) for x in state))
+        key = (tuple(size), *((x.data_ptr(), x._version, x.device, x.dtype) for x in state), *(tuple(p.flatten().tolist()) for p in self.prior.parameters()))
         if self._remembered.get(name, (None,))[0] != key:
             with torch.inference_mode(False), torch.no_grad():
                 self._remembered[name] = key, ask()
@@ -238,10 +239,17 @@ class TemplateTransformer(nn.Module):
         return self.prior.log_odds(relative_grid(spatial_size, ddf.device, ddf.dtype) + relative)
 
     def _guarded(self, velocity: Tensor, size: tuple[int, ...]) -> WarpedTemplate:
+        lost = ~velocity.flatten(1).isfinite().all(1) if self.guard else None
+        if lost is not None and lost.any():
+            warnings.warn(f"TemplateTransformer: the velocities of image {', '.join(map(str, lost.nonzero().flatten().tolist()))} of the batch are not finite; "
+                          "the answer is the prior itself. Look for numbers in the image that are not finite.")
+            velocity = torch.where(lost.view(-1, *[1] * (velocity.ndim - 1)), torch.zeros_like(velocity), velocity)
         ddf = self.integrate(velocity)
         odds = self.warp_prior(ddf, size)
         batch = velocity.shape[0]
         factor, level = velocity.new_ones(batch), velocity.new_zeros(batch)
+        if lost is not None:
+            factor[lost] = 0
         broken = breaks(ddf)
         if not self.guard:
             return WarpedTemplate(odds, velocity, ddf, factor, level, None, folding(ddf), broken)

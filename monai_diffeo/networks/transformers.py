@@ -41,7 +41,8 @@ class SpatialTransformerLayer(nn.Module):
         if limit is not None and not limit > 0:
             raise ValueError(f"SpatialTransformerLayer: 'limit' must be larger than 0 or None, got {limit}.")
         self.localizer, self.family, self.mode, self.padding_mode, self.limit = localizer, family, mode, padding_mode, limit
-        self.register_buffer("origin", family.identity(1), persistent=False)
+        with torch.inference_mode(False):
+            self.register_buffer("origin", family.identity(1), persistent=False)
 
     def deformation(self, image: Tensor) -> Deformation:
         """The deformations that bring images ``(B, C, *S)`` to where the network wants them; in single precision under any autocast.

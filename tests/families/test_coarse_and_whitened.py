@@ -28,7 +28,7 @@ def test_a_coarse_flow_nears_the_flow_with_finer_points():
 def test_parameters_in_spreads_are_drawn_as_the_prior_draws():
     family = CPAB((2, 2))
     noise = torch.randn(20000, family.num_parameters, generator=torch.Generator().manual_seed(0))
-    theta = noise @ Whitened(family, 0.3).root.T
+    theta = noise @ Whitened(family, 0.3).root.T.float()
     assert_close(family.prior(0.3).energy(theta).mean(), torch.tensor(family.num_parameters / 2.0), atol=0.2, rtol=0)
     assert_close(Whitened(family, 0.3)(noise[:3], (9, 9)).ddf(), family(theta[:3], (9, 9)).ddf())
     for absurd in (101.0, math.nan):
@@ -54,3 +54,22 @@ def test_slopes_of_whitened_fields_are_those_of_cpab():
     theta = whitened.draw(2, 0.5, torch.Generator().manual_seed(1))
     assert_close(whitened.jacobian(theta, (9, 9)), family.jacobian(whitened.coefficients(theta), (9, 9)))
     assert_close(theta.std(), torch.tensor(0.5), atol=0.2, rtol=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_whitened_fields_are_computed_in_full_precision_under_autocast(dtype):
+    family = Coarse(Whitened(CPAB((2, 2))), 2)
+    theta = family.family.draw(2, 0.5, torch.Generator().manual_seed(1))
+    exact = family(theta, (17, 17)).ddf()
+    with torch.autocast("cpu", dtype=dtype):
+        assert_close(family(theta, (17, 17)).ddf(), exact)
+
+
+def test_families_built_in_inference_mode_train_afterwards():
+    with torch.inference_mode():
+        family = Whitened(CPAB((3, 2)))
+        family(family.draw(1, 0.5), (9, 9))
+    theta = family.draw(1, 0.5).double().requires_grad_()
+    family(theta, (9, 9)).ddf().sum().backward()
+    CPAB((3, 2)).prior(0.3).energy(theta).sum().backward()
+    assert theta.grad.abs().max() > 0

@@ -84,6 +84,12 @@ def test_gentle_flows_break_nothing_and_wild_fields_do(seed, size):
     assert breaks(3 * torch.randn(1, len(size), *size, generator=draw)).item() > 0.1
 
 
+def test_a_map_that_is_not_finite_is_not_proved():
+    ddf = torch.zeros(1, 2, 5, 5)
+    ddf[0, 0, 2, 2] = float("nan")
+    assert breaks(ddf).item() > 0
+
+
 def test_each_image_has_its_own_share():
     ddf = torch.zeros(3, 2, 6, 6)
     ddf[1, 0, 2, 2] = 3.0

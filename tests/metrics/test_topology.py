@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.measure import euler_number
 
-from monai_diffeo.metrics import BettiNumberMetric, betti_numbers, connected_components, euler_characteristic, shapes_intact
+from monai_diffeo.metrics import BettiNumberMetric, betti_numbers, connected_components, euler_characteristic, shape_topology, shapes_intact
 
 
 def box(size, *corners):
@@ -72,6 +72,20 @@ def test_intact_shapes_are_one_part_each_without_holes_and_apart():
     swapped = np.stack([left | right & box((9, 12), ((0, 0), (4, 12))), right & ~box((9, 12), ((0, 0), (4, 12)))])
     assert not shapes_intact(swapped)  # two parts in all, and yet the first shape is torn
     assert not shapes_intact(np.stack([left | right, left & right]))
+
+
+def test_a_hole_that_only_a_corner_closes_is_a_hole():
+    mask = np.array([list(row) for row in (".......", ".####..", ".#..#..", ".#...#.", ".#...#.", ".#####.", ".......")]) == "#"
+    assert betti_numbers(mask, "face") == (1, 0) and betti_numbers(mask, "full") == (1, 1)
+    assert not shapes_intact(mask[None])
+
+
+@given(arrays(bool, (1, 4, 4)) | arrays(bool, (2, 3, 5)) | arrays(bool, (1, 3, 3, 3)))
+def test_intact_shapes_are_those_with_the_topology_of_balls_apart(masks):
+    size = (9, 12) if masks.ndim == 3 else (5, 5, 9)
+    balls = np.stack([box(size, ([1] * (len(size) - 1) + [1 + 5 * k], [4] * (len(size) - 1) + [4 + 5 * k])) for k in range(len(masks))])
+    assert shapes_intact(balls)
+    assert shapes_intact(masks) == (shape_topology(masks) == shape_topology(balls))
 
 
 @pytest.mark.parametrize("mask, intact", [(box((7, 7, 7), ((2, 2, 2), (5, 5, 5))), True), (SHELL, False), (np.repeat(TORUS, 2, 2), False)])

@@ -340,3 +340,25 @@ def test_agreement_is_one_where_the_direct_answer_is_the_template_and_falls_as_t
     half[:, 0] = -5.0  # one lung is missing
     assert agreement(whole) == 1.0 and 0.6 < agreement(half) < 0.75 and agreement(-5 * torch.ones_like(whole)) == 0.0
     assert agreement(whole.flip(1)) < 0.1  # left taken for right
+
+
+def test_an_image_that_is_not_finite_gets_the_prior_and_the_others_their_answer():
+    net = network(gain=1.0)
+    image = torch.rand(2, 1, *SIZE)
+    with torch.no_grad():
+        alone = net.segment(image[:1]).log_odds
+        image[1, 0, 5, 5] = float("nan")
+        with pytest.warns(UserWarning, match="velocities of image 1 of the batch are not finite"):
+            result = net.segment(image)
+    assert_close(result.log_odds[:1], alone, atol=1e-3, rtol=1e-3)
+    assert torch.equal(result.log_odds[1] > 0, lungs()(SIZE)[0] > 0.5) and result.factor.tolist()[1] == 0 and result.intact.all()
+
+
+def test_a_prior_that_is_written_into_is_looked_at_again():
+    net = network()
+    image = torch.rand(1, 1, *SIZE)
+    with torch.no_grad():
+        before = net._shown_prior(SIZE)
+        net(image)
+        net.prior.mean.data.add_(0.1)
+        assert (net._shown_prior(SIZE) - before).abs().max() > 0.1

@@ -67,6 +67,7 @@ def cell_matrices(tessellation: Tessellation, velocities: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def cpa_space(tessellation: Tessellation, boundary: str = "free", volume_preserving: bool = False) -> CPASpace:
     r"""The space of continuous piecewise-affine velocity fields on a tessellation, with an orthonormal basis.
 

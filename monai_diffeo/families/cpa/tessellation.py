@@ -180,6 +180,7 @@ def _splits(corners: dict[tuple[int, ...], int], center: int | None, index: Sequ
 
 
 @lru_cache(maxsize=32)
+@torch.inference_mode(False)
 def grid_tessellation(cells: tuple[int, ...], margins: tuple[float, ...] = (1.0, 64.0)) -> Tessellation:
     """The frame [0, 1]^D cut into boxes, each box into simplices, and layers of more boxes around it.
 
