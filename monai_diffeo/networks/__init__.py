@@ -5,7 +5,8 @@ from monai_diffeo.networks.localizers import CNNLocalizer, FCNLocalizer, Regress
 from monai_diffeo.networks.orientation import FilmOrientation, turn_generator, turn_image
 from monai_diffeo.networks.predictor import DeformationPredictor, standardize_image
 from monai_diffeo.networks.shape_prior import AtlasPrior, ShapePrior, TemplatePrior, tame_log_odds
-from monai_diffeo.networks.template_transformer import SegmentThenRegister, TemplateTransformer, WarpedTemplate
+from monai_diffeo.networks.template_backbone import SegmentThenRegister
+from monai_diffeo.networks.template_transformer import TemplateTransformer, WarpedTemplate
 from monai_diffeo.networks.transformers import SpatialTransformerChain, SpatialTransformerLayer
 from monai_diffeo.networks.vae import EnergyVAE
 from monai_diffeo.networks.weights import load_weights

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,12 +15,11 @@ from torch import Tensor, nn
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import bch_sequence, breaks, exp, exp_sequence, folding
-from monai_diffeo.metrics import shape_topology, shapes_intact
 from monai_diffeo.networks.shape_prior import TemplatePrior, relative_grid
+from monai_diffeo.networks.template_backbone import blocks_to_channels
+from monai_diffeo.networks.template_guard import intact_level, topology_of
 
-__all__ = ["SegmentThenRegister", "TemplateTransformer", "WarpedTemplate", "intact_level"]
-
-_LEVELS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0)
+__all__ = ["TemplateTransformer", "WarpedTemplate"]
 
 
 @dataclass(frozen=True)
@@ -158,7 +157,7 @@ class TemplateTransformer(nn.Module):
             raise ShapeError("TemplateTransformer", "image", f"(B, C, {', '.join('HWD'[:dims])})", image.shape,
                              "Add batch and channel axes: image[None, None].")
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
-        inputs = _blocks_to_channels(image, self.unshuffle)
+        inputs = blocks_to_channels(image, self.unshuffle)
         if self.sees_prior:
             shown = self._shown_prior(inputs.shape[2:]).to(image.dtype)
             inputs = torch.cat([inputs, shown.expand(image.shape[0], *shown.shape[1:])], dim=1)
@@ -183,13 +182,7 @@ class TemplateTransformer(nn.Module):
 
     def _is_whole(self, size: Sequence[int]) -> Callable[[np.ndarray], bool]:
         """Whether masks ``(K, *S)`` have the prior's topology."""
-        def asked() -> Callable[[np.ndarray], bool]:
-            least, most = {2: (256, 1024), 3: (64, 128)}[len(size)]
-            fine = [min(max(2 * n, least), most) for n in size]
-            right = (self.prior(fine)[0] > 0.5).cpu().numpy()
-            return shapes_intact if shapes_intact(right) else partial(_has_topology, shape_topology(right))
-
-        return self._of_prior("whole", size, asked)
+        return self._of_prior("whole", size, lambda: topology_of(self.prior, size))
 
     def _of_prior(self, name: str, size: Sequence[int], ask: Callable):
         """What is asked of the prior on a frame; outside training again only where the prior or the frame has changed."""
@@ -275,62 +268,11 @@ class TemplateTransformer(nn.Module):
         return WarpedTemplate(odds - column, velocity, ddf, factor, level, intact, folded, broken)
 
 
-class SegmentThenRegister(nn.Module):
-    """A backbone of two networks: one segments the image directly, the other finds the velocities that bring the prior to what the first says.
-
-    Bringing one smooth shape to another is the same task whatever the film, so that the second need not learn films, and what makes the
-    direct answer better makes the template's better. The second may be small and work on a coarser frame.
-
-    Args:
-        segmentation: from ``in_channels`` to K log-odds on a frame of the same size.
-        registration: from ``2 K unshuffle**D`` channels, the direct answer's probabilities and the prior, to velocities.
-        in_channels: how many channels of what the template transformer shows are the image; the prior's K follow.
-        unshuffle: the second works on a frame smaller by this factor and sees blocks of so many voxels along each axis as channels.
-    """
-
-    def __init__(self, segmentation: nn.Module, registration: nn.Module, in_channels: int = 1, unshuffle: int = 1) -> None:
-        super().__init__()
-        self.segmentation, self.registration, self.in_channels, self.unshuffle = segmentation, registration, in_channels, unshuffle
-
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocities ``(B, T * D, *S')`` and log-odds ``(B, K, *S)`` of images with the prior ``(B, in_channels + K, *S)``."""
-        image, prior = inputs[:, : self.in_channels], inputs[:, self.in_channels :]
-        log_odds = self.segmentation(image)
-        if log_odds.shape != prior.shape:
-            raise ShapeError("SegmentThenRegister", "segmentation(image)", f"{tuple(prior.shape)}, as the prior", log_odds.shape)
-        both = torch.cat([torch.sigmoid(log_odds), prior], dim=1)
-        return self.registration(_blocks_to_channels(both, self.unshuffle)), log_odds
-
-
-def intact_level(
-    log_odds: Tensor, whole: Callable[[np.ndarray], bool] = shapes_intact, levels: Sequence[float] = _LEVELS
-) -> float | None:
-    """The first of ``levels`` above which the shapes of one image ``(K, *S)`` are ``whole``, by default one part each without holes and apart;
-    None if there is none."""
-    values = log_odds.detach().cpu().numpy()
-    return next((level for level in levels if whole(values > level)), None)
-
-
-def _has_topology(topology: tuple, masks: np.ndarray) -> bool:
-    return shape_topology(masks) == topology
-
-
 def _one_a_piece(name: str, value, pieces: int) -> tuple:
     values = tuple(value) if isinstance(value, Sequence) else (value,) * pieces
     if len(values) != pieces:
         raise ValueError(f"TemplateTransformer: '{name}' must be one number or one for each of {pieces} pieces, got {value}.")
     return values
-
-
-def _blocks_to_channels(image: Tensor, side: int) -> Tensor:
-    """Blocks of ``side`` voxels along each axis as channels, ``(B, C * side**D, *(S / side))``."""
-    if side == 1:
-        return image
-    if any(n % side for n in image.shape[2:]):
-        raise ShapeError("TemplateTransformer", "image", f"(B, C, *S) with S divisible by unshuffle = {side}", image.shape)
-    for axis in range(image.ndim - 2):
-        image = torch.cat([image[(slice(None),) * (2 + axis) + (slice(k, None, side),)] for k in range(side)], dim=1)
-    return image
 
 
 def _index(rows: list[int], like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 
 from monai_diffeo.data.lungs import separate_lungs
 from monai_diffeo.metrics import connected_components
-from monai_diffeo.networks.template_transformer import intact_level
+from monai_diffeo.networks.template_guard import intact_level
 
 __all__ = ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict", "ShapesToMaskd", "shapes_to_mask"]
 

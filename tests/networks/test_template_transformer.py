@@ -14,7 +14,9 @@ from monai_diffeo.flow import breaks, exp_sequence, folding
 from monai_diffeo.metrics import betti_numbers, connected_components
 from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer
 from monai_diffeo.networks.shape_prior import relative_grid
-from monai_diffeo.networks.template_transformer import _blocks_to_channels, _draw_out, intact_level
+from monai_diffeo.networks.template_backbone import blocks_to_channels
+from monai_diffeo.networks.template_guard import intact_level
+from monai_diffeo.networks.template_transformer import _draw_out
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE = (48, 48)
@@ -307,7 +309,7 @@ def test_a_backbone_that_segments_and_then_registers():
     image = torch.rand(2, 1, *SIZE)
     velocity, direct = net.read(image)
     assert direct.shape == (2, 2, 24, 24) and torch.equal(velocity, net.velocities(image))
-    assert torch.equal(direct, backbone.segmentation(_blocks_to_channels(image, 2)))
+    assert torch.equal(direct, backbone.segmentation(blocks_to_channels(image, 2)))
     assert network().read(image)[1] is None
     result = net.segment(image)
     assert result.intact.all() and result.log_odds.shape == (2, 2, *SIZE)
