@@ -138,13 +138,7 @@ class TemplateTransformer(nn.Module):
         velocity, direct = self.read(image)
         with torch.autocast(image.device.type, enabled=False):
             result = self._guarded(velocity, tuple(image.shape[2:]))
-            return result if direct is None else replace(result, agreement=self._agreement(result, direct))
-
-    def _agreement(self, result: WarpedTemplate, direct: Tensor) -> Tensor:
-        level = result.level.view(-1, *[1] * (direct.ndim - 1))
-        ours, theirs = self.warp_prior(result.ddf, direct.shape[2:]) > level, direct > 0
-        both, either = ((ours & theirs).flatten(1).sum(1), ours.flatten(1).sum(1) + theirs.flatten(1).sum(1))
-        return 2 * both / either.clamp(min=1)
+            return result if direct is None else replace(result, agreement=_agreement(result.log_odds > 0, direct > 0))
 
     def velocities(self, image: Tensor) -> Tensor:
         """The T velocities of each image, shape ``(B, T, D, *S')``, voxels of their lattice per unit time."""
@@ -232,7 +226,7 @@ class TemplateTransformer(nn.Module):
         return self.prior.log_odds(relative_grid(spatial_size, ddf.device, ddf.dtype) + relative)
 
     def _guarded(self, velocity: Tensor, size: tuple[int, ...]) -> WarpedTemplate:
-        lost = ~velocity.flatten(1).isfinite().all(1) if self.guard else None
+        lost = ~velocity.flatten(1).sum(1).isfinite() if self.guard else None
         if lost is not None and lost.any():
             warnings.warn(f"TemplateTransformer: the velocities of image {', '.join(map(str, lost.nonzero().flatten().tolist()))} of the batch are not finite; "
                           "the answer is the prior itself. Look for numbers in the image that are not finite.")
@@ -277,6 +271,14 @@ def _one_a_piece(name: str, value, pieces: int) -> tuple:
 
 def _index(rows: list[int], like: Tensor) -> Tensor:
     return torch.tensor(rows, device=like.device)
+
+
+def _agreement(answer: Tensor, direct: Tensor) -> Tensor:
+    """Dice of the shapes of each image ``(B, K, *S)`` and ``(B, K, *S')``, on the lattice of the latter."""
+    if answer.shape != direct.shape:
+        answer = F.interpolate(answer.float(), direct.shape[2:], mode="area") > 0.5
+    both, either = (answer & direct).flatten(1).sum(1), answer.flatten(1).sum(1) + direct.flatten(1).sum(1)
+    return 2 * both / either.clamp(min=1)
 
 
 @lru_cache(maxsize=32)
