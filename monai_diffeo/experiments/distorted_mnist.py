@@ -48,10 +48,10 @@ folded samples), its parameters counted in deviations of the smoothness prior. T
 has a row of its own, and the two layers interpolate the image once.
 
 Chosen on `val`, with one seed: the rate, once for all rows (at 0.008 the chain trains badly), and the strength of the CPAB distortion
-(velocities of spread 0.25; weaker ones with larger shifts favour affine layers). Tried there for the single CPAB layer, which stays behind the affine ones on its own distortion: 2 x 2 cells (0.904 against 0.896 with 4 x 4, affine
-0.906, 2000 iterations); 6000 iterations (0.934 against 0.939); 400 000 parameters and larger localisers, 6000 iterations (0.949 against
-0.955); digits distorted four times each (0.928 against 0.933, 4000 iterations). On the digits it was trained on, CPAB with 2 x 2 cells is
-ahead (0.946 against 0.943): it fits better and carries over less, and it learns more slowly."""
+(velocities of spread 0.25; weaker ones with larger shifts favour affine layers). Pilots there, which this command does not repeat, had the
+single CPAB layer a little behind the affine ones: 0.896, with 2 x 2 cells 0.904, against 0.906 (2000 iterations); 0.934 against 0.939 (2 x 2
+cells, 6000 iterations; on the digits it was trained on 0.946 against 0.943: it fits better and carries over less); 0.949 against 0.955
+(400 000 parameters and larger localisers, 6000 iterations); 0.928 against 0.933 (each digit distorted four times, 4000 iterations)."""
 
 
 def _layer(family: Family, localizer: str) -> SpatialTransformerLayer:
