@@ -21,7 +21,6 @@ __all__ = [
     "FilmOrientation",
     "RegressorLocalizer",
     "SegmentThenRegister",
-    "SegmentThenRegister",
     "ShapePrior",
     "SpatialTransformerChain",
     "SpatialTransformerLayer",
