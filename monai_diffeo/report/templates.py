@@ -21,8 +21,9 @@ class TemplateReporter(FilmReporter):
     """A :class:`FilmReporter` whose lines also hold ``template``: what the guard did, and the topology of the mask that was written.
 
     ``template`` has the fields ``factor`` and ``level`` of :class:`WarpedTemplate` (1 and 0 where the guard had nothing to do), both the
-    furthest of all views, ``folding`` and ``breaks`` of the template's map, the least ``agreement`` with the direct answer (None without one), ``native_level`` at which the mask was read in the film's own
-    frame (None: only by keeping the largest part), and ``components`` and ``holes`` of the mask.
+    furthest of all views, ``folding`` and ``breaks`` of the template's map, the least ``agreement`` with the direct answer (None without
+    one), ``native_level`` at which the mask was read in the film's own frame (None: only by keeping the largest part), and ``components``
+    and ``holes`` of the mask.
 
     Args:
         args, kwargs: of :class:`FilmReporter`.
