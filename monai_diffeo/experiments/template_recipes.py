@@ -14,7 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_diffeo.experiments.figures import lung_unet
 from monai_diffeo.experiments.training import trained
@@ -27,8 +27,8 @@ __all__ = ["ABLATION", "ALIKE", "BUNDLE", "COMPARED", "PUBLISHED", "SMOOTH", "SH
 SMOOTH: Mapping[str, Any] = {"pieces": 4, "control_size": (4, 8, 16, 24), "limit": (0.4, 0.2, 0.1, 0.07), "flow_size": 64, "steps": 5, "unshuffle": 2}
 """Velocities from coarse to fine, composed: the method that the rows of a comparison share."""
 
-BUNDLE: Mapping[str, Any] = {**SMOOTH, "control_size": (4, 8, 16, 32), "limit": (0.4, 0.2, 0.1, 0.06), "gain": 0.3, "flow_size": 48, "steps": 4}
-"""The bundle's settings, see its ``inference.json``; flows were finer in training (64, 5 squarings)."""
+BUNDLE: Mapping[str, Any] = {**SMOOTH, "control_size": (6, 6, 24, 24), "limit": (0.3, 0.3, 0.08, 0.08), "gain": 0.3, "flow_size": 48, "steps": 4}
+"""The bundle's settings, see its ``inference.json``."""
 
 PUBLISHED: Mapping[str, Any] = {"pieces": 4, "control_size": None, "flow_size": None, "limit": 4.0, "steps": 7, "order": 2, "guard": False}
 """Four velocities at every voxel, limited at 256 voxels as in the paper, summed by the series to order 2, no guard."""
@@ -41,9 +41,10 @@ def template_backbone(spatial_dims: int, shapes: int, pieces: int, unshuffle: in
 
 
 def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
-    """The bundle's backbone: a U-Net that segments at half the resolution, a smaller one that registers at a quarter."""
-    segmentation = UNet(2, 4, 2, (16, 32, 64, 128, 256), (1, 2, 2, 2), num_res_units=1)
-    return SegmentThenRegister(segmentation, UNet(2, 16, 2 * pieces, (32, 64, 128), (2, 2), num_res_units=1), in_channels=4, unshuffle=2)
+    """The bundle's backbone: a U-Net that segments at half the resolution, two smaller ones that register at a quarter, in two passes."""
+    segmentation = UNet(2, 4, 8, (12, 24, 48, 96, 192), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4}))
+    registration = [UNet(2, 16, pieces, (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]  # half of the pieces each, 2 components
+    return SegmentThenRegister(nn.Sequential(segmentation, nn.PixelShuffle(2)), registration, in_channels=4, unshuffle=2)
 
 
 def guessed_lungs(kind: str = "diagonal", trained: tuple[str, ...] = (), beta: float = 1.0) -> ShapePrior:
@@ -82,7 +83,7 @@ class Recipe:
         return TemplateTransformer(backbone, prior, **self.settings)
 
 
-ALIKE: Mapping[str, Any] = {"strength": 1.0, "intensity": 0.7, "framing_share": 0.25}
+ALIKE: Mapping[str, Any] = {"strength": 1.0, "intensity": 1.0, "framing_share": 0.4}
 """How films are varied for the bundle's network, and for the U-Net that is trained as it is."""
 
 SHORT = 8

@@ -90,11 +90,12 @@ def breaks(ddf: Tensor) -> Tensor:
 def _edges(ddf: Tensor) -> Callable[[int, tuple[int, ...]], list[Tensor]]:
     """Components of the map's difference along an axis, from the corner of each cell that ``corner`` (0 or 1 an axis) names."""
     dims = ddf.shape[1]
-    slopes = [ddf.diff(dim=2 + axis) for axis in range(dims)]
+    unit = torch.eye(dims, dtype=ddf.dtype, device=ddf.device)
+    slopes = [ddf.diff(dim=2 + axis) + unit[axis].view(-1, *[1] * dims) for axis in range(dims)]
 
     def edge(axis: int, corner: tuple[int, ...]) -> list[Tensor]:
         where = [slice(None) if a == axis else slice(c, n - 1 + c) for a, (c, n) in enumerate(zip(corner, ddf.shape[2:]))]
-        return [slopes[axis][(slice(None), i, *where)] + (i == axis) for i in range(dims)]
+        return [slopes[axis][(slice(None), i, *where)] for i in range(dims)]
 
     return edge
 

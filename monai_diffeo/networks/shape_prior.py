@@ -58,6 +58,10 @@ class TemplatePrior(nn.Module):
         """Log-odds of each shape at ``points`` ``(B, D, *S)``, relative coordinates (1 = half the frame); shape ``(B, K, *S)``."""
         raise TypeError(f"{type(self).__name__} must define log_odds(points).")
 
+    def outline(self, count: int) -> Tensor:
+        """``count`` points on the edge of each shape, relative coordinates, shape ``(K, D, count)``."""
+        raise TypeError(f"{type(self).__name__} has no outline(count); train without a price for its distance.")
+
     def forward(self, spatial_size: Sequence[int]) -> Tensor:
         """Probability of each shape on a frame, unmoved, shape ``(1, K, *S)``."""
         reference = next(iter([*self.parameters(), *self.buffers()]))
@@ -82,7 +86,7 @@ class ShapePrior(TemplatePrior):
 
     Example:
         >>> prior = ShapePrior([[0.0, -0.4], [0.0, 0.4]], [[0.6, 0.25], [0.6, 0.25]])     # two lungs
-        >>> prior.at(torch.tensor([[0.0], [-0.15]])[None]).round(decimals=3).flatten().tolist()   # at the edge of the first
+        >>> [round(p, 3) for p in prior.at(torch.tensor([[0.0], [-0.15]])[None]).flatten().tolist()]    # at the edge of the first
         [0.5, 0.035]
     """
 
@@ -186,6 +190,18 @@ class ShapePrior(TemplatePrior):
     def at(self, points: Tensor) -> Tensor:
         """Probabilities at relative points ``(B, D, *S)``, shape ``(B, K, *S)``."""
         return torch.exp(-self.exponent(points))
+
+    def outline(self, count: int) -> Tensor:
+        """``count`` points on each ellipse, or spread over each ellipsoid, relative coordinates, shape ``(K, D, count)``."""
+        turn = torch.arange(count, device=self.mean.device, dtype=self.mean.dtype)
+        if self.spatial_dims == 2:
+            angle = turn * (2 * math.pi / count)
+            sphere = torch.stack([angle.sin(), angle.cos()])
+        else:  # Fibonacci's spiral
+            height, angle = 1 - (2 * turn + 1) / count, turn * (math.pi * (3 - math.sqrt(5)))
+            ring = (1 - height.square()).sqrt()
+            sphere = torch.stack([height, ring * angle.sin(), ring * angle.cos()])
+        return self.mean[..., None] + self.factor @ sphere
 
     def log_odds(self, points: Tensor) -> Tensor:
         exponent = self.exponent(points).clamp(min=_CLOSEST)

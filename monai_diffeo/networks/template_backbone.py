@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
@@ -11,30 +14,44 @@ __all__ = ["SegmentThenRegister", "blocks_to_channels"]
 
 
 class SegmentThenRegister(nn.Module):
-    """A backbone of two networks: one segments the image directly, the other finds the velocities that bring the prior to what the first says.
+    """A backbone of several networks: one segments the image directly, the others find the velocities that bring the prior to what it says.
 
-    Bringing one smooth shape to another is the same task whatever the film, so that the second need not learn films, and what makes the
-    direct answer better makes the template's better. The second may be small and work on a coarser frame.
+    Bringing one smooth shape to another is the same task whatever the film, so that these need not learn films, and what makes the
+    direct answer better makes the template's better. They may be small and work on a coarser frame. Each after the first sees the prior as
+    those before it have moved it, and finds what is left to do: two passes come much nearer than one.
 
     Args:
-        segmentation: from ``in_channels`` to K log-odds on a frame of the same size.
-        registration: from ``2 K unshuffle**D`` channels, the direct answer's probabilities and the prior, to velocities.
+        segmentation: from ``in_channels`` to K log-odds on a frame of the same size, or on a finer one.
+        registration: networks from ``2 K unshuffle**D`` channels, the direct answer's probabilities and the prior, to the velocities of one
+            or several pieces, in order; or a single one. No normalisation in them: the size of what is missing is what they have to tell.
         in_channels: how many channels of what the template transformer shows are the image; the prior's K follow.
-        unshuffle: the second works on a frame smaller by this factor and sees blocks of so many voxels along each axis as channels.
+        unshuffle: they work on a frame smaller by this factor and see blocks of so many voxels along each axis as channels.
     """
 
-    def __init__(self, segmentation: nn.Module, registration: nn.Module, in_channels: int = 1, unshuffle: int = 1) -> None:
+    def __init__(self, segmentation: nn.Module, registration: nn.Module | Sequence[nn.Module], in_channels: int = 1, unshuffle: int = 1) -> None:
         super().__init__()
-        self.segmentation, self.registration, self.in_channels, self.unshuffle = segmentation, registration, in_channels, unshuffle
+        self.segmentation, self.in_channels, self.unshuffle = segmentation, in_channels, unshuffle
+        self.registration = nn.ModuleList([registration] if isinstance(registration, nn.Module) else registration)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
-        """Velocities ``(B, T * D, *S')`` and log-odds ``(B, K, *S)`` of images with the prior ``(B, in_channels + K, *S)``."""
+    def forward(self, inputs: Tensor, moved: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        """Velocities ``(B, T * D, *S')`` and log-odds ``(B, K, *S)`` of images with the prior ``(B, in_channels + K, *S)``.
+
+        Args:
+            inputs: see above.
+            moved: from the first velocities ``(B, t * D, *S')`` to the prior as their flows move it ``(B, K, *S)``.
+        """
         image, prior = inputs[:, : self.in_channels], inputs[:, self.in_channels :]
         log_odds = self.segmentation(image)
-        if log_odds.shape != prior.shape:
-            raise ShapeError("SegmentThenRegister", "segmentation(image)", f"{tuple(prior.shape)}, as the prior", log_odds.shape)
-        both = torch.cat([torch.sigmoid(log_odds), prior], dim=1)
-        return self.registration(blocks_to_channels(both, self.unshuffle)), log_odds
+        if log_odds.shape[:2] != prior.shape[:2] or any(n % m for n, m in zip(log_odds.shape[2:], prior.shape[2:])):
+            raise ShapeError("SegmentThenRegister", "segmentation(image)", f"{tuple(prior.shape)}, as the prior, or finer", log_odds.shape)
+        found, answers = torch.sigmoid(log_odds), []
+        if found.shape != prior.shape:
+            found = F.interpolate(found, prior.shape[2:], mode="area")
+        for network in self.registration:
+            if answers:
+                prior = moved(torch.cat(answers, dim=1)).to(found.dtype)
+            answers.append(network(blocks_to_channels(torch.cat([found, prior], dim=1), self.unshuffle)))
+        return torch.cat(answers, dim=1), log_odds
 
 
 def blocks_to_channels(image: Tensor, side: int) -> Tensor:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families.base import half_frame
-from monai_diffeo.flow import bch_sequence, breaks, exp, exp_sequence, folding
+from monai_diffeo.flow import bch_sequence, breaks, exp, exp_sequence, folding, warp_points
 from monai_diffeo.networks.shape_prior import TemplatePrior, relative_grid
-from monai_diffeo.networks.template_backbone import blocks_to_channels
+from monai_diffeo.networks.template_backbone import SegmentThenRegister, blocks_to_channels
 from monai_diffeo.networks.template_guard import intact_level, topology_of
 
 __all__ = ["TemplateTransformer", "WarpedTemplate"]
@@ -155,20 +155,32 @@ class TemplateTransformer(nn.Module):
         if self.sees_prior:
             shown = self._shown_prior(inputs.shape[2:]).to(image.dtype)
             inputs = torch.cat([inputs, shown.expand(image.shape[0], *shown.shape[1:])], dim=1)
-        answer, direct = found if isinstance(found := self.backbone(inputs), tuple) else (found, None)
+        lattice = tuple(image.shape[2:]) if self.flow_size is None else (self.flow_size,) * dims
+
+        def moved(some: Tensor) -> Tensor:
+            ddf = self.integrate(self._fields(some, lattice))
+            with torch.autocast(image.device.type, enabled=False):
+                return torch.sigmoid(self.warp_prior(ddf, inputs.shape[2:]))
+
+        found = self.backbone(inputs, moved) if isinstance(self.backbone, SegmentThenRegister) else self.backbone(inputs)
+        answer, direct = found if isinstance(found, tuple) else (found, None)
         if answer.ndim != image.ndim or answer.shape[1] != self.pieces * dims:
             raise ShapeError("TemplateTransformer", "backbone(image)", f"(B, {self.pieces * dims}, *S): {self.pieces} pieces of {dims} components",
                              answer.shape)
-        with torch.autocast(image.device.type, enabled=False):
+        return self._fields(answer, lattice), direct
+
+    def _fields(self, answer: Tensor, lattice: tuple[int, ...]) -> Tensor:
+        """Velocities ``(B, t, D, *S')`` of the first pieces from a backbone's output ``(B, t * D, *S'')``, voxels of the lattice ``S'``."""
+        dims = self.prior.spatial_dims
+        with torch.autocast(answer.device.type, enabled=False):
             control = answer if answer.dtype == torch.float64 else answer.float()
-            limit = torch.tensor(self.limit, device=control.device, dtype=control.dtype).view(1, -1, *[1] * (dims + 1))
-            control = control.unflatten(1, (self.pieces, dims))
-            lattice = tuple(image.shape[2:]) if self.flow_size is None else (self.flow_size,) * dims
+            control = control.unflatten(1, (-1, dims))
+            limit = torch.tensor(self.limit[: control.shape[1]], device=control.device, dtype=control.dtype).view(1, -1, *[1] * (dims + 1))
             if self.control_size is None and tuple(control.shape[3:]) == lattice:
                 field = limit * torch.tanh(control * (self.gain / limit))
             else:
-                field = torch.cat([self._smooth(control, limit, lattice, *piece) for piece in self._runs()], dim=1)
-            return field * half_frame(lattice, field).view(-1, *[1] * dims), direct
+                field = torch.cat([self._smooth(control, limit, lattice, *piece) for piece in self._runs(control.shape[1])], dim=1)
+            return field * half_frame(lattice, field).view(-1, *[1] * dims)
 
     def _shown_prior(self, size: Sequence[int]) -> Tensor:
         """The prior as the backbone sees it."""
@@ -191,11 +203,11 @@ class TemplateTransformer(nn.Module):
                 self._remembered[name] = key, ask()
         return self._remembered[name][1]
 
-    def _runs(self) -> list[tuple[int, int]]:
+    def _runs(self, pieces: int) -> list[tuple[int, int]]:
         """First and last piece of each run of pieces with equal control points; they are drawn out together."""
-        sizes = self.control_size or (0,) * self.pieces
-        starts = [t for t in range(self.pieces) if t == 0 or sizes[t] != sizes[t - 1]]
-        return list(zip(starts, [*starts[1:], self.pieces]))
+        sizes = self.control_size or (0,) * pieces
+        starts = [t for t in range(pieces) if t == 0 or sizes[t] != sizes[t - 1]]
+        return list(zip(starts, [*starts[1:], pieces]))
 
     def _smooth(self, control: Tensor, limit: Tensor, lattice: tuple[int, ...], first: int, last: int) -> Tensor:
         """Velocities ``(B, T', D, *S')`` of the pieces from ``first`` to before ``last``, units of half the frame."""
@@ -225,23 +237,31 @@ class TemplateTransformer(nn.Module):
             relative = F.interpolate(relative, tuple(spatial_size), mode=mode, align_corners=True)
         return self.prior.log_odds(relative_grid(spatial_size, ddf.device, ddf.dtype) + relative)
 
+    def outline(self, velocity: Tensor, spatial_size: Sequence[int], count: int = 128) -> Tensor:
+        """Points on the edges of the moved shapes, shape ``(B, K, D, count)``, voxels of a frame of any size; their gradient reaches the
+        velocities ``(B, T, D, *S')``. They move by the inverse of the map that asks the prior."""
+        if not self.diffeomorphic:
+            raise ValueError("TemplateTransformer.outline(): displacements that were added up have no inverse; take diffeomorphic=True.")
+        back, edge = self.integrate(-velocity.flip(1)), self.prior.outline(count)
+        half, target = half_frame(velocity.shape[3:], velocity), half_frame(spatial_size, velocity)
+        points = (edge.movedim(1, -1).flatten(0, 1) + 1).to(back.dtype) * half
+        moved = warp_points(points.expand(len(back), *points.shape), back) / half * target
+        return moved.unflatten(1, edge.shape[::2]).movedim(-1, 2)
+
     def _guarded(self, velocity: Tensor, size: tuple[int, ...]) -> WarpedTemplate:
-        lost = ~velocity.flatten(1).sum(1).isfinite() if self.guard else None
-        if lost is not None and lost.any():
+        batch = velocity.shape[0]
+        factor = velocity.new_ones(batch)
+        if self.guard and (lost := ~velocity.flatten(1).sum(1).isfinite()).any():
             warnings.warn(f"TemplateTransformer: the velocities of image {', '.join(map(str, lost.nonzero().flatten().tolist()))} of the batch are not finite; "
                           "the answer is the prior itself. Look for numbers in the image that are not finite.")
             velocity = torch.where(lost.view(-1, *[1] * (velocity.ndim - 1)), torch.zeros_like(velocity), velocity)
-        ddf = self.integrate(velocity)
-        odds = self.warp_prior(ddf, size)
-        batch = velocity.shape[0]
-        factor, level = velocity.new_ones(batch), velocity.new_zeros(batch)
-        if lost is not None:
             factor[lost] = 0
-        broken = breaks(ddf)
+        ddf = self.integrate(velocity)
+        odds, broken = self.warp_prior(ddf, size), breaks(ddf)
         if not self.guard:
-            return WarpedTemplate(odds, velocity, ddf, factor, level, None, folding(ddf), broken)
-        folded, whole = folding(ddf), self._is_whole(size)
-        found = [intact_level(o, whole) if b == f == 0 else None for o, b, f in zip(odds, broken.tolist(), folded.tolist())]
+            return WarpedTemplate(odds, velocity, ddf, factor, velocity.new_zeros(batch), None, folding(ddf), broken)
+        whole = self._is_whole(size)
+        found = [intact_level(o, whole) if b == 0 else None for o, b in zip(odds, broken.tolist())]
         for calm in self.calming:
             rows = [i for i, value in enumerate(found) if value is None]
             if not rows:
@@ -249,17 +269,19 @@ class TemplateTransformer(nn.Module):
             factor[rows] = calm
             again = self.integrate(velocity[rows] * calm)
             ddf, odds = ddf.index_copy(0, _index(rows, ddf), again), odds.index_copy(0, _index(rows, odds), self.warp_prior(again, size))
-            broken[rows], folded[rows] = breaks(again), folding(again)
+            broken[rows] = breaks(again)
             for i in rows:
-                found[i] = intact_level(odds[i], whole) if broken[i] == 0 and folded[i] == 0 else None
+                found[i] = intact_level(odds[i], whole) if broken[i] == 0 else None
         if None in found:
             warnings.warn(f"TemplateTransformer: on a frame of {tuple(size)} voxels even the unmoved prior loses its topology at every level; the "
                           "answer is the prior itself. Take a finer frame, or guard=False.")
         intact = torch.tensor([value is not None for value in found], device=odds.device)
         level = torch.tensor([value or 0.0 for value in found], device=odds.device, dtype=odds.dtype)
-        column = level.view(-1, *[1] * (odds.ndim - 1))
-        velocity = velocity * factor.view(-1, *[1] * (velocity.ndim - 1))
-        return WarpedTemplate(odds - column, velocity, ddf, factor, level, intact, folded, broken)
+        if any(found):
+            odds = odds - level.view(-1, *[1] * (odds.ndim - 1))
+        if (factor != 1).any():
+            velocity = velocity * factor.view(-1, *[1] * (velocity.ndim - 1))
+        return WarpedTemplate(odds, velocity, ddf, factor, level, intact, _folding(ddf, broken), broken)
 
 
 def _one_a_piece(name: str, value, pieces: int) -> tuple:
@@ -271,6 +293,13 @@ def _one_a_piece(name: str, value, pieces: int) -> tuple:
 
 def _index(rows: list[int], like: Tensor) -> Tensor:
     return torch.tensor(rows, device=like.device)
+
+
+def _folding(ddf: Tensor, broken: Tensor) -> Tensor:
+    """:func:`folding` of each map, asked only where ``broken`` (B,), its :func:`breaks`, is not 0: elsewhere every determinant of central
+    differences is a mean of cells' determinants, which are positive."""
+    rows, share = broken.nonzero().flatten(), torch.zeros_like(broken)
+    return share.index_copy(0, rows, folding(ddf[rows])) if len(rows) else share
 
 
 def _agreement(answer: Tensor, direct: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """How each network of a bundle is trained: steps for MONAI's ``SupervisedTrainer``."""
 
+from monai_diffeo.training.boundary import boundary_distance
 from monai_diffeo.training.iteration import LossCurve, TrainingIteration
 from monai_diffeo.training.steps import (
     AddAnswerd,
@@ -23,4 +24,5 @@ __all__ = [
     "TemplateStep",
     "TrainingIteration",
     "VAEStep",
+    "boundary_distance",
 ]

@@ -11,13 +11,14 @@ from torch import Tensor
 
 from monai_diffeo.flow import cell_determinants
 from monai_diffeo.networks import TemplateTransformer, tame_log_odds
+from monai_diffeo.training.boundary import boundary_distance
 from monai_diffeo.training.steps import varied_films
 
 __all__ = ["TemplateStep"]
 
 
 class TemplateStep:
-    """Dice plus cross entropy of the warped prior, one channel a shape, and a price for maps that come near to folding.
+    """Dice plus cross entropy of the warped prior, one channel a shape, and prices for distant outlines and for maps that come near to folding.
 
     Args:
         strength, intensity, framing_share: how films are varied, see :class:`SegmentationStep`.
@@ -26,14 +27,17 @@ class TemplateStep:
         tame: scale of :func:`tame_log_odds`; None trains on the log-odds themselves.
         seed: of all random numbers.
         direct: weight of the same loss for the backbone's direct answer, where it gives one, on its own lattice.
+        outline: weight of the :func:`boundary_distance` of the moved shapes, half the frame = 1.
+        power: of that distance.
     """
 
     def __init__(
         self, strength: float | None = None, intensity: float = 0.0, folding: float = 20.0, margin: float = 0.3, tame: float | None = 4.0,
-        seed: int = 0, framing_share: float = 0.0, direct: float = 1.0,
+        seed: int = 0, framing_share: float = 0.0, direct: float = 1.0, outline: float = 0.0, power: float = 8.0,
     ) -> None:
         self.strength, self.intensity, self.framing_share = strength, intensity, framing_share
         self.folding, self.margin, self.tame, self.direct = folding, margin, tame, direct
+        self.outline, self.power = outline, power
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
 
@@ -46,6 +50,10 @@ class TemplateStep:
         if direct is not None and self.direct:
             smaller = F.interpolate(label, direct.shape[2:], mode="area")
             losses["direct"] = self.direct * self.loss(direct, (smaller > 0.5).to(label))
+        if self.outline:
+            size = image.shape[2:]
+            distance = boundary_distance(network.outline(velocity, size), label, self.power).mean()
+            losses["outline"] = self.outline * 2 / (max(size) - 1) * distance
         if self.folding:
             losses["folding"] = self.folding * (self.margin - cell_determinants(ddf)).relu().mean()
         return losses

@@ -99,6 +99,6 @@ def test_training_runs_and_writes_weights_that_inference_reads(tmp_path, small_f
             dataset_dir=str(tmp_path), sources=["x"], epochs=2, batch_size=2)
         workflow.initialize()
         workflow.run()
-    assert (tmp_path / "docs" / "curves" / "model.csv").read_text().startswith("epoch,loss,segmentation,direct,folding,seconds")
+    assert (tmp_path / "docs" / "curves" / "model.csv").read_text().startswith("epoch,loss,segmentation,direct,outline,folding,seconds")
     network = bundle_template(tmp_path / "models" / "model.pt")
     assert network.prior.mean[0, 1] < -0.3 and network.prior.mean[1, 1] > 0.3  # fitted to the masks

@@ -94,6 +94,20 @@ def test_an_ellipse_is_found_again_from_its_mask(size):
         ShapePrior.from_masks(torch.zeros(2, 1, *size))
 
 
+@pytest.mark.parametrize("dims", [2, 3])
+def test_the_outline_lies_on_the_edge_all_around(dims):
+    mean = [[0.1, -0.2, 0.05][:dims], [-0.3, 0.2, 0.0][:dims]]
+    tilted = torch.tensor([[0.3, 0.1, 0.0], [0.1, 0.2, 0.05], [0.0, 0.05, 0.1]])[:dims, :dims]
+    prior = ShapePrior(mean, torch.stack([tilted, 0.5 * tilted.flip(0, 1)]), 3.0, "full")
+    points = prior.outline(200)
+    assert points.shape == (2, dims, 200)
+    for k in range(2):
+        assert_close(prior.at(points[k : k + 1])[0, k], torch.full((200,), 0.5), atol=1e-4, rtol=0)
+    assert_close(points.mean(2), torch.tensor(mean), atol=5e-3, rtol=0)
+    spread = torch.einsum("kin,kjn->kij", points - prior.mean[..., None], points - prior.mean[..., None]) / 200
+    assert_close(spread, prior.covariance / dims, atol=5e-3, rtol=0)  # as for points spread evenly over a sphere
+
+
 def test_one_prior_serves_every_resolution():
     prior = ShapePrior(LUNGS, TILTED, 3.0, "full")
     coarse, fine = prior((33, 33)), prior((65, 65))

@@ -11,12 +11,13 @@ from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import breaks, exp_sequence, folding
+from monai_diffeo.flow.warp import sample
 from monai_diffeo.metrics import betti_numbers, connected_components
 from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer
 from monai_diffeo.networks.shape_prior import relative_grid
 from monai_diffeo.networks.template_backbone import blocks_to_channels
 from monai_diffeo.networks.template_guard import intact_level
-from monai_diffeo.networks.template_transformer import _draw_out
+from monai_diffeo.networks.template_transformer import _draw_out, _folding
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE = (48, 48)
@@ -314,6 +315,8 @@ def test_a_backbone_that_segments_and_then_registers():
     result = net.segment(image)
     assert result.intact.all() and result.log_odds.shape == (2, 2, *SIZE)
     assert ((result.agreement >= 0) & (result.agreement < 1)).all() and network().segment(image).agreement is None
+    backbone.segmentation = nn.Sequential(UNet(2, 4, 8, (8, 16), (2,)), nn.PixelShuffle(2))  # an answer on a finer frame
+    assert net.read(image)[1].shape == (2, 2, *SIZE) and net.segment(image).intact.all()
     backbone.segmentation = UNet(2, 4, 3, (8, 16), (2,))
     with pytest.raises(ShapeError, match="SegmentThenRegister: 'segmentation\\(image\\)' must have shape \\(2, 2, 24, 24\\)"):
         net(image)
@@ -329,6 +332,67 @@ def test_velocities_do_not_depend_on_the_film_but_on_the_direct_answer():
         one, other = net.velocities(image)
     assert_close(one, other)
     assert one.abs().max() > 1e-3
+
+
+class Sees(nn.Module):
+    """Answers the same whatever it sees, and keeps what it saw."""
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.seen = answer, None
+
+    def forward(self, inputs):
+        self.seen = inputs
+        return self.answer.expand(len(inputs), -1, -1, -1)
+
+
+def test_each_pass_sees_the_prior_as_those_before_it_have_moved_it():
+    torch.manual_seed(0)
+    passes = [Sees(torch.randn(1, k, 12, 12)) for k in (4, 2)]
+    net = network(SegmentThenRegister(Says(torch.randn(1, 2, *SIZE)), passes), pieces=3, control_size=(4, 4, 12), gain=1.0)
+    image = torch.rand(2, 1, *SIZE)
+    velocity, direct = net.read(image)
+    assert_close(passes[0].seen[:, :2], torch.sigmoid(direct))
+    assert_close(passes[0].seen[:, 2:], lungs()(SIZE).expand(2, -1, -1, -1))
+    assert torch.equal(passes[1].seen[:, :2], passes[0].seen[:, :2])
+    assert_close(passes[1].seen[:, 2:], torch.sigmoid(net.warp_prior(net.integrate(velocity[:, :2]), SIZE)))
+    assert (passes[1].seen - passes[0].seen).abs().max() > 0.1
+    alone = network(Says(torch.cat([p.answer for p in passes], 1)), pieces=3, control_size=(4, 4, 12), gain=1.0)
+    assert_close(alone.velocities(torch.ones(2, 1, *SIZE)), velocity)
+
+
+def test_a_later_pass_teaches_those_before_it():
+    torch.manual_seed(0)
+    backbone = SegmentThenRegister(UNet(2, 1, 2, (4, 8), (2,)), [UNet(2, 4, 4, (4, 8), (2,), norm=None), UNet(2, 4, 2, (4, 8), (2,), norm=None)])
+    net = network(backbone, pieces=3, gain=1.0).train()
+    net.velocities(torch.rand(2, 1, *SIZE))[:, 2].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in backbone.registration[0].parameters() if p.ndim > 1)
+
+
+def test_the_outline_of_the_moved_shapes_is_where_their_log_odds_are_zero():
+    net = network(wild(2, scale=1.0), limit=0.3, gain=0.1, flow_size=64, steps=7)
+    image = torch.linspace(0.3, 1, 2).view(2, 1, 1, 1).expand(2, 1, *SIZE)
+    velocity = net.velocities(image)
+    points = net.outline(velocity, SIZE, 90)
+    assert points.shape == (2, 2, 2, 90)
+    odds = net.warp_prior(net.integrate(velocity), SIZE)
+    steep = torch.stack(torch.gradient(odds, dim=(2, 3))).norm(dim=0)
+    for shape in range(2):
+        at, slope = (sample(f[:, shape : shape + 1], points[:, shape, :, :, None])[:, 0, :, 0] for f in (odds, steep))
+        assert (at.abs() / slope).max() < 0.35  # voxels
+        assert (points[:, shape] - net.outline(torch.zeros_like(velocity), SIZE, 90)[:, shape]).norm(dim=1).max() > 1.0
+    with pytest.raises(ValueError, match="no inverse"):
+        network(wild(2), diffeomorphic=False).outline(velocity, SIZE)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_where_no_cell_breaks_no_voxel_folds(dims):
+    draw = torch.Generator().manual_seed(0)
+    coarse = torch.randn(400, dims, *[4] * dims, generator=draw) * torch.linspace(0.02, 1.2, 400).view(-1, *[1] * (dims + 1))
+    fields = nn.functional.interpolate(coarse, size=[7] * dims, mode="bilinear" if dims == 2 else "trilinear", align_corners=True)
+    broken = breaks(fields)
+    assert 40 < (broken == 0).sum() < 360 and torch.equal(_folding(fields, broken), folding(fields))
+    assert _folding(fields, broken).max() > 0
 
 
 def test_agreement_is_one_where_the_direct_answer_is_the_template_and_falls_as_they_part():

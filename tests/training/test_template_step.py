@@ -4,8 +4,9 @@ from monai.networks.nets import UNet
 from torch.testing import assert_close
 
 from monai_diffeo.flow import breaks
-from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplateTransformer, tame_log_odds
+from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer, tame_log_odds
 from monai_diffeo.training import TemplateStep
+from monai_diffeo.training.boundary import boundary_distance
 
 SIZE = (32, 32)
 
@@ -73,6 +74,24 @@ def test_folding_costs_and_only_folding():
     assert TemplateStep()(wild, films())["folding"].item() > 0
     assert breaks(wild.integrate(wild.velocities(films()["image"]))).max() > 0
     assert set(TemplateStep(folding=0.0)(wild, films())) == {"segmentation"}
+
+
+def test_distant_outlines_cost_and_the_price_teaches():
+    net, batch = network(), films()
+    with pytest.raises(TypeError, match="AtlasPrior has no outline"):
+        AtlasPrior.empty(2, (8, 8)).outline(16)
+    assert "outline" not in TemplateStep()(net, batch)
+    step = TemplateStep(outline=1.0)
+    first = step(net, batch)["outline"]
+    assert_close(TemplateStep(outline=2.0)(net, batch)["outline"], 2 * first)
+    velocity = net.velocities(batch["image"])
+    assert_close(first, boundary_distance(net.outline(velocity, SIZE), batch["label"]).mean() / 15.5)
+    optimizer = torch.optim.Adam(net.parameters(), 5e-3)
+    for _ in range(25):
+        optimizer.zero_grad()
+        step(net, batch)["outline"].backward()
+        optimizer.step()
+    assert step(net, batch)["outline"] < 0.6 * first
 
 
 def test_a_direct_answer_is_trained_too():

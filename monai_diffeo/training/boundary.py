@@ -1,0 +1,63 @@
+"""How far two outlines are from one another, with a gradient: what a template transformer has and a mask has not."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from monai.utils import optional_import
+from torch import Tensor
+
+from monai_diffeo.flow.warp import sample
+
+__all__ = ["boundary_distance"]
+
+ndimage, _has_scipy = optional_import("scipy.ndimage")
+
+
+def boundary_distance(points: Tensor, masks: Tensor, power: float = 8.0) -> Tensor:
+    r"""A smooth Hausdorff distance of outlines given by points to the outlines of masks, of each image.
+
+    The power mean, near to the maximum, of the distance of every point to the mask's edge and of every edge voxel to the next point; each
+    shape is compared with its own mask. Shapes whose mask is empty are left out.
+
+    Args:
+        points: on the outlines of K shapes, shape ``(B, K, D, N)``, voxels; those outside the frame count as moved onto its border, where a mask ends.
+        masks: shape ``(B, K, *S)``, 0 or 1.
+        power: 1 gives the mean distance; the larger it is, the nearer to the Hausdorff distance.
+
+    Returns:
+        Shape ``(B,)``, voxels; its gradient reaches ``points``.
+
+    Raises:
+        ImportError: without scipy.
+    """
+    if not _has_scipy:
+        raise ImportError("boundary_distance() needs scipy: pip install scipy.")
+    size = torch.tensor(masks.shape[2:], device=points.device, dtype=points.dtype)
+    points = torch.minimum(points.clamp(min=0), size[:, None] - 1)
+    images = zip(masks.detach().cpu().numpy() > 0.5, points)
+    return torch.stack([_power_mean([_distances(i, o) for i, o in zip(*image) if i.any()], power, image[1]) for image in images])
+
+
+_LEAST = 0.1  # voxels, so that a distance of 0 has a gradient
+
+
+def _distances(inside: np.ndarray, outline: Tensor) -> tuple[Tensor, Tensor]:
+    """From every point of an outline ``(D, N)`` to the edge of a mask, and from every voxel of the edge to the next point."""
+    edge = inside & ~ndimage.binary_erosion(inside)
+    distance = torch.from_numpy(ndimage.distance_transform_edt(~edge)).to(outline)
+    to_mask = sample(distance[None, None], outline.view(1, len(outline), -1, *[1] * (inside.ndim - 1)))
+    voxels = torch.from_numpy(np.argwhere(edge)).to(outline)
+    to_points = (voxels[:, :, None] - outline[None]).square().sum(1).amin(1)
+    return to_mask.flatten(), (to_points + _LEAST**2).sqrt()
+
+
+def _power_mean(distances: Sequence[tuple[Tensor, Tensor]], power: float, like: Tensor) -> Tensor:
+    """Both directions and all shapes count alike; 0 without a shape."""
+    if not distances:
+        return like.sum() * 0
+    farthest = torch.cat([d for both in distances for d in both]).detach().amax().clamp(min=_LEAST)  # so that no power overflows
+    parts = [(d / farthest).pow(power).mean() for both in distances for d in both]
+    return farthest * (torch.stack(parts).mean() + (_LEAST / farthest) ** power).pow(1 / power)
