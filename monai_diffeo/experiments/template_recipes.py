@@ -83,8 +83,8 @@ class Recipe:
         return TemplateTransformer(backbone, prior, **self.settings)
 
 
-ALIKE: Mapping[str, Any] = {"strength": 1.0, "intensity": 1.0, "framing_share": 0.4}
-"""How films are varied for the bundle's network, and for the U-Net that is trained as it is."""
+ALIKE: Mapping[str, Any] = {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}
+"""How films are varied for the U-Net that is trained as the bundle's network is: as in the longer, second part of its training."""
 
 SHORT = 8
 """Epochs of every row that only the comparison trains; the bundles' networks train longer."""
