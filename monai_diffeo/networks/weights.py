@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from monai_diffeo.errors import WeightsError
 
-__all__ = ["load_weights", "weights_fingerprint"]
+__all__ = ["load_weights", "mean_weights", "weights_fingerprint"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -35,6 +35,28 @@ def load_weights(network: Network, path: str | Path) -> Network:
     except Exception as error:
         raise WeightsError(f"load_weights(): {path.name} does not load into {type(network).__name__}: {error}") from error
     return network.eval()
+
+
+def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[str, Tensor]:
+    """``(1 - share)`` of the weights in one file plus ``share`` of those in another that was trained on from it.
+
+    On the straight line between a network and its further training there are networks that keep more of what the first was good at, on other
+    populations above all, for little of what the second has won.
+
+    Args:
+        first: file of a state dictionary.
+        second: file of another with the same keys and shapes.
+        share: 0 gives the first, 1 the second.
+
+    Raises:
+        WeightsError: if the files do not hold the same keys and shapes.
+
+    Reference: Wortsman et al. (2022), Robust fine-tuning of zero-shot models, https://arxiv.org/abs/2109.01903
+    """
+    one, other = (torch.load(path, map_location="cpu", weights_only=True) for path in (first, second))
+    if {k: v.shape for k, v in one.items()} != {k: v.shape for k, v in other.items()}:
+        raise WeightsError(f"mean_weights(): {Path(first).name} and {Path(second).name} are of different networks; give one and its further training.")
+    return {key: torch.lerp(value, other[key], share) for key, value in one.items()}
 
 
 def weights_fingerprint(path: str | Path) -> str:

@@ -10,7 +10,7 @@ for package in ("ignite", "fire", "nibabel", "pydicom", "PIL", "matplotlib", "sc
     pytest.importorskip(package)
 
 import nibabel  # noqa: E402
-from monai.bundle import ConfigWorkflow  # noqa: E402
+from monai.bundle import ConfigParser, ConfigWorkflow  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from monai_diffeo.data.films import read_film  # noqa: E402
@@ -85,20 +85,31 @@ def test_any_image_gives_two_components():
         two_lungs((answer > 0).any(0).numpy())
 
 
-def test_training_runs_and_writes_weights_that_inference_reads(tmp_path, small_film):
+def test_both_parts_of_the_training_run_and_their_mean_is_what_inference_reads(tmp_path, small_film):
     y, x = np.mgrid[0:64, 0:64]
     for k in range(2):
         lungs = (((y - 30) / 20) ** 2 + ((x - 18 + k) / 9) ** 2 < 1) | (((y - 32) / 20) ** 2 + ((x - 46) / 9) ** 2 < 1)
         Image.fromarray((lungs * 255).astype(np.uint8)).save(tmp_path / f"m{k}.png")
         Image.fromarray((255 - lungs * 180).astype(np.uint8)).save(tmp_path / f"a{k}.png")
     (tmp_path / "manifest.csv").write_text("image,mask,split,source\na0.png,m0.png,train,x\na1.png,m1.png,train,x\n")
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        workflow = ConfigWorkflow(
-            str(BUNDLE / "configs" / "train.json"), workflow_type="train", logging_file=False, bundle_root=str(tmp_path),
-            dataset_dir=str(tmp_path), sources=["x"], epochs=2, batch_size=2)
-        workflow.initialize()
-        workflow.run()
-    assert (tmp_path / "docs" / "curves" / "model.csv").read_text().startswith("epoch,loss,segmentation,direct,outline,folding,seconds")
-    network = bundle_template(tmp_path / "models" / "model.pt")
+    configs, models = BUNDLE / "configs", tmp_path / "models"
+
+    def train(*files, **settings):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            workflow = ConfigWorkflow([str(configs / f) for f in files], workflow_type="train", logging_file=False, bundle_root=str(tmp_path),
+                                      dataset_dir=str(tmp_path), sources=["x"], epochs=2, batch_size=2, **settings)
+            workflow.initialize()
+            workflow.run()
+
+    train("train.json", output_file="models/parts/first.pt")
+    assert (tmp_path / "docs" / "curves" / "first.csv").read_text().startswith("epoch,loss,segmentation,direct,outline,folding,seconds")
+    train("train.json", "train_second.json")
+    mean = ConfigParser(ConfigParser.load_config_files([str(configs / "mean.json")]))
+    mean["bundle_root"] = str(tmp_path)
+    mean.get_parsed_content("run")
+    parts = [torch.load(models / name, weights_only=True) for name in ("parts/first.pt", "parts/second.pt", "model.pt")]
+    assert all(torch.allclose(0.3 * a + 0.7 * b, c, atol=1e-6) for a, b, c in zip(*(part.values() for part in parts)))
+    assert 0 < max((a - b).abs().max() for a, b in zip(parts[0].values(), parts[1].values())) < 0.05  # the second went on from the first
+    network = bundle_template(models / "model.pt")
     assert network.prior.mean[0, 1] < -0.3 and network.prior.mean[1, 1] > 0.3  # fitted to the masks

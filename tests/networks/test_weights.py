@@ -1,0 +1,30 @@
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from monai_diffeo.errors import WeightsError
+from monai_diffeo.networks.weights import load_weights, mean_weights
+
+
+def saved(network, path):
+    torch.save(network.state_dict(), path)
+    return path
+
+
+def test_the_mean_lies_on_the_line_between_two_networks(tmp_path):
+    first, second, mean = nn.Linear(3, 2), nn.Linear(3, 2), nn.Linear(3, 2)
+    paths = saved(first, tmp_path / "first.pt"), saved(second, tmp_path / "second.pt")
+    image = torch.rand(4, 3)
+    for share in (0.0, 0.7, 1.0):
+        torch.save(mean_weights(*paths, share), tmp_path / "mean.pt")
+        load_weights(mean, tmp_path / "mean.pt")
+        assert_close(mean(image), (1 - share) * first(image) + share * second(image))
+
+
+def test_other_networks_have_no_mean(tmp_path):
+    paths = saved(nn.Linear(3, 2), tmp_path / "first.pt"), saved(nn.Linear(3, 1), tmp_path / "second.pt")
+    with pytest.raises(WeightsError, match="first.pt and second.pt are of different networks"):
+        mean_weights(*paths, 0.5)
+    with pytest.raises(WeightsError, match="no weights at"):
+        load_weights(nn.Linear(3, 2), tmp_path / "missing.pt")
