@@ -1,6 +1,6 @@
 """Template transformers on real lungs: tables 2, 3 and 4 of the paper, training included.
 
-``python -m monai_diffeo.experiments.templates --dataset_dir DIR`` trains what is not in ``--weights_dir`` yet (about 20 minutes of one CPU
+``python -m monai_diffeo.experiments.templates --dataset_dir DIR`` trains what is not in ``--weights_dir`` yet (about an hour of one CPU
 core), takes the bundles' weights for the rest, and writes the page.
 """
 

@@ -18,7 +18,7 @@ class SegmentThenRegister(nn.Module):
 
     Bringing one smooth shape to another is the same task whatever the film, so that these need not learn films, and what makes the
     direct answer better makes the template's better. They may be small and work on a coarser frame. Each after the first sees the prior as
-    those before it have moved it, and finds what is left to do: two passes come much nearer than one.
+    those before it have moved it, and finds what is left to do: two passes come nearer than one.
 
     Args:
         segmentation: from ``in_channels`` to K log-odds on a frame of the same size, or on a finer one.

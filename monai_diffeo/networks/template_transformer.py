@@ -165,13 +165,19 @@ class TemplateTransformer(nn.Module):
         found = self.backbone(inputs, moved) if isinstance(self.backbone, SegmentThenRegister) else self.backbone(inputs)
         answer, direct = found if isinstance(found, tuple) else (found, None)
         if answer.ndim != image.ndim or answer.shape[1] != self.pieces * dims:
-            raise ShapeError("TemplateTransformer", "backbone(image)", f"(B, {self.pieces * dims}, *S): {self.pieces} pieces of {dims} components",
-                             answer.shape)
+            raise self._misfit(answer)
         return self._fields(answer, lattice), direct
+
+    def _misfit(self, answer: Tensor) -> ShapeError:
+        dims = self.prior.spatial_dims
+        return ShapeError("TemplateTransformer", "backbone(image)", f"(B, {self.pieces * dims}, *S): {self.pieces} pieces of {dims} components",
+                          answer.shape, "Each network of several passes must give whole pieces.")
 
     def _fields(self, answer: Tensor, lattice: tuple[int, ...]) -> Tensor:
         """Velocities ``(B, t, D, *S')`` of the first pieces from a backbone's output ``(B, t * D, *S'')``, voxels of the lattice ``S'``."""
         dims = self.prior.spatial_dims
+        if answer.shape[1] % dims or answer.shape[1] > self.pieces * dims:
+            raise self._misfit(answer)
         with torch.autocast(answer.device.type, enabled=False):
             control = answer if answer.dtype == torch.float64 else answer.float()
             control = control.unflatten(1, (-1, dims))

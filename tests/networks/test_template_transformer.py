@@ -357,6 +357,10 @@ def test_each_pass_sees_the_prior_as_those_before_it_have_moved_it():
     assert torch.equal(passes[1].seen[:, :2], passes[0].seen[:, :2])
     assert_close(passes[1].seen[:, 2:], torch.sigmoid(net.warp_prior(net.integrate(velocity[:, :2]), SIZE)))
     assert (passes[1].seen - passes[0].seen).abs().max() > 0.1
+    for channels in ((3, 3), (8, 2)):
+        wrong = SegmentThenRegister(Says(torch.randn(1, 2, *SIZE)), [Sees(torch.randn(1, k, 12, 12)) for k in channels])
+        with pytest.raises(ShapeError, match=f"must have shape \\(B, 6, \\*S\\).*got \\(2, {channels[0]}, 12, 12\\).*whole pieces"):
+            network(wrong, pieces=3).read(image)
     alone = network(Says(torch.cat([p.answer for p in passes], 1)), pieces=3, control_size=(4, 4, 12), gain=1.0)
     assert_close(alone.velocities(torch.ones(2, 1, *SIZE)), velocity)
 
