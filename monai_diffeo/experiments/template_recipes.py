@@ -41,9 +41,13 @@ def template_backbone(spatial_dims: int, shapes: int, pieces: int, unshuffle: in
 
 
 def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
-    """The bundle's backbone: a U-Net that segments at half the resolution, two smaller ones that register at a quarter, in two passes."""
+    """The bundle's backbone: a U-Net that segments at half the resolution, two smaller ones that register at a quarter, in two passes.
+
+    Args:
+        pieces: an even number; each pass finds half of them.
+    """
     segmentation = UNet(2, 4, 8, (12, 24, 48, 96, 192), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4}))
-    registration = [UNet(2, 16, pieces, (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]  # half of the pieces each, 2 components
+    registration = [UNet(2, 16, 2 * (pieces // 2), (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]
     return SegmentThenRegister(nn.Sequential(segmentation, nn.PixelShuffle(2)), registration, in_channels=4, unshuffle=2)
 
 

@@ -9,7 +9,7 @@ from monai_diffeo.networks.template_backbone import SegmentThenRegister
 from monai_diffeo.networks.template_transformer import TemplateTransformer, WarpedTemplate
 from monai_diffeo.networks.transformers import SpatialTransformerChain, SpatialTransformerLayer
 from monai_diffeo.networks.vae import EnergyVAE
-from monai_diffeo.networks.weights import load_weights
+from monai_diffeo.networks.weights import load_weights, mean_weights
 
 __all__ = [
     "AtlasPrior",
@@ -28,6 +28,7 @@ __all__ = [
     "TemplateTransformer",
     "WarpedTemplate",
     "load_weights",
+    "mean_weights",
     "standardize_image",
     "start_at_identity",
     "tame_log_odds",

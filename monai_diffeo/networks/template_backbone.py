@@ -18,12 +18,13 @@ class SegmentThenRegister(nn.Module):
 
     Bringing one smooth shape to another is the same task whatever the film, so that these need not learn films, and what makes the
     direct answer better makes the template's better. They may be small and work on a coarser frame. Each after the first sees the prior as
-    those before it have moved it, and finds what is left to do: two passes come nearer than one.
+    those before it have moved it, and finds what is left to do.
 
     Args:
         segmentation: from ``in_channels`` to K log-odds on a frame of the same size, or on a finer one.
         registration: networks from ``2 K unshuffle**D`` channels, the direct answer's probabilities and the prior, to the velocities of one
-            or several pieces, in order; or a single one. No normalisation in them: the size of what is missing is what they have to tell.
+            or several pieces, in order; or a single one. Rather without normalisation, for the size of what is missing is what they
+            have to tell.
         in_channels: how many channels of what the template transformer shows are the image; the prior's K follow.
         unshuffle: they work on a frame smaller by this factor and see blocks of so many voxels along each axis as channels.
     """
@@ -33,12 +34,13 @@ class SegmentThenRegister(nn.Module):
         self.segmentation, self.in_channels, self.unshuffle = segmentation, in_channels, unshuffle
         self.registration = nn.ModuleList([registration] if isinstance(registration, nn.Module) else registration)
 
-    def forward(self, inputs: Tensor, moved: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(self, inputs: Tensor, moved: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Velocities ``(B, T * D, *S')`` and log-odds ``(B, K, *S)`` of images with the prior ``(B, in_channels + K, *S)``.
 
         Args:
             inputs: see above.
-            moved: from the first velocities ``(B, t * D, *S')`` to the prior as their flows move it ``(B, K, *S)``.
+            moved: from the first velocities ``(B, t * D, *S')`` to the prior as their flows move it ``(B, K, *S)``; a single
+                registration network does not ask.
         """
         image, prior = inputs[:, : self.in_channels], inputs[:, self.in_channels :]
         log_odds = self.segmentation(image)
@@ -49,6 +51,8 @@ class SegmentThenRegister(nn.Module):
             found = F.interpolate(found, prior.shape[2:], mode="area")
         for network in self.registration:
             if answers:
+                if moved is None:
+                    raise ValueError("SegmentThenRegister: several passes need 'moved'; use it as the backbone of a TemplateTransformer.")
                 prior = moved(torch.cat(answers, dim=1)).to(found.dtype)
             answers.append(network(blocks_to_channels(torch.cat([found, prior], dim=1), self.unshuffle)))
         return torch.cat(answers, dim=1), log_odds

@@ -248,11 +248,12 @@ class TemplateTransformer(nn.Module):
         velocities ``(B, T, D, *S')``. They move by the inverse of the map that asks the prior."""
         if not self.diffeomorphic:
             raise ValueError("TemplateTransformer.outline(): displacements that were added up have no inverse; take diffeomorphic=True.")
-        back, edge = self.integrate(-velocity.flip(1)), self.prior.outline(count)
-        half, target = half_frame(velocity.shape[3:], velocity), half_frame(spatial_size, velocity)
-        points = (edge.movedim(1, -1).flatten(0, 1) + 1).to(back.dtype) * half
-        moved = warp_points(points.expand(len(back), *points.shape), back) / half * target
-        return moved.unflatten(1, edge.shape[::2]).movedim(-1, 2)
+        with torch.autocast(velocity.device.type, enabled=False):
+            back, edge = self.integrate(-velocity.flip(1)), self.prior.outline(count)
+            half, target = half_frame(velocity.shape[3:], velocity), half_frame(spatial_size, velocity)
+            points = (edge.movedim(1, -1).flatten(0, 1) + 1).to(back.dtype) * half
+            moved = warp_points(points.expand(len(back), *points.shape), back) / half * target
+            return moved.unflatten(1, edge.shape[::2]).movedim(-1, 2)
 
     def _guarded(self, velocity: Tensor, size: tuple[int, ...]) -> WarpedTemplate:
         batch = velocity.shape[0]

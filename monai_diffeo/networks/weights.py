@@ -26,9 +26,7 @@ def load_weights(network: Network, path: str | Path) -> Network:
     Raises:
         WeightsError: if the file is missing, damaged, holds more than tensors, or does not fit the network.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsError(f"load_weights(): no weights at {path}. Train them with the bundle's configs, or check the path.")
+    path = _existing("load_weights", path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state, strict=True)
@@ -48,15 +46,25 @@ def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[st
         second: file of another with the same keys and shapes.
         share: 0 gives the first, 1 the second.
 
+    Returns:
+        A state dictionary; what counts instead of weighing, as of batch normalisation, is the second's.
+
     Raises:
-        WeightsError: if the files do not hold the same keys and shapes.
+        WeightsError: if a file is missing, or they do not hold the same keys, shapes and dtypes.
 
     Reference: Wortsman et al. (2022), Robust fine-tuning of zero-shot models, https://arxiv.org/abs/2109.01903
     """
-    one, other = (torch.load(path, map_location="cpu", weights_only=True) for path in (first, second))
-    if {k: v.shape for k, v in one.items()} != {k: v.shape for k, v in other.items()}:
+    one, other = (torch.load(_existing("mean_weights", path), map_location="cpu", weights_only=True) for path in (first, second))
+    if {k: (v.shape, v.dtype) for k, v in one.items()} != {k: (v.shape, v.dtype) for k, v in other.items()}:
         raise WeightsError(f"mean_weights(): {Path(first).name} and {Path(second).name} are of different networks; give one and its further training.")
-    return {key: torch.lerp(value, other[key], share) for key, value in one.items()}
+    return {key: torch.lerp(value, other[key], share) if value.is_floating_point() else other[key] for key, value in one.items()}
+
+
+def _existing(who: str, path: str | Path) -> Path:
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsError(f"{who}(): no weights at {path}. Train them with the bundle's configs, or check the path.")
+    return path
 
 
 def weights_fingerprint(path: str | Path) -> str:

@@ -29,15 +29,17 @@ class TemplateStep:
         direct: weight of the same loss for the backbone's direct answer, where it gives one, on its own lattice.
         outline: weight of the :func:`boundary_distance` of the moved shapes, half the frame = 1.
         power: of that distance.
+        outline_points: on each shape; in space, or on large frames, take so many that they lie about two voxels apart.
     """
 
     def __init__(
         self, strength: float | None = None, intensity: float = 0.0, folding: float = 20.0, margin: float = 0.3, tame: float | None = 4.0,
         seed: int = 0, framing_share: float = 0.0, direct: float = 1.0, outline: float = 0.0, power: float = 8.0,
+        outline_points: int = 128,
     ) -> None:
         self.strength, self.intensity, self.framing_share = strength, intensity, framing_share
         self.folding, self.margin, self.tame, self.direct = folding, margin, tame, direct
-        self.outline, self.power = outline, power
+        self.outline, self.power, self.outline_points = outline, power, outline_points
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
 
@@ -52,7 +54,7 @@ class TemplateStep:
             losses["direct"] = self.direct * self.loss(direct, (smaller > 0.5).to(label))
         if self.outline:
             size = image.shape[2:]
-            distance = boundary_distance(network.outline(velocity, size), label, self.power).mean()
+            distance = boundary_distance(network.outline(velocity, size, self.outline_points), label, self.power).mean()
             losses["outline"] = self.outline * 2 / (max(size) - 1) * distance
         if self.folding:
             losses["folding"] = self.folding * (self.margin - cell_determinants(ddf)).relu().mean()

@@ -361,6 +361,8 @@ def test_each_pass_sees_the_prior_as_those_before_it_have_moved_it():
         wrong = SegmentThenRegister(Says(torch.randn(1, 2, *SIZE)), [Sees(torch.randn(1, k, 12, 12)) for k in channels])
         with pytest.raises(ShapeError, match=f"must have shape \\(B, 6, \\*S\\).*got \\(2, {channels[0]}, 12, 12\\).*whole pieces"):
             network(wrong, pieces=3).read(image)
+    with pytest.raises(ValueError, match="several passes need 'moved'"):
+        net.backbone(torch.rand(2, 3, *SIZE))
     alone = network(Says(torch.cat([p.answer for p in passes], 1)), pieces=3, control_size=(4, 4, 12), gain=1.0)
     assert_close(alone.velocities(torch.ones(2, 1, *SIZE)), velocity)
 
@@ -385,6 +387,8 @@ def test_the_outline_of_the_moved_shapes_is_where_their_log_odds_are_zero():
         at, slope = (sample(f[:, shape : shape + 1], points[:, shape, :, :, None])[:, 0, :, 0] for f in (odds, steep))
         assert (at.abs() / slope).max() < 0.35  # voxels
         assert (points[:, shape] - net.outline(torch.zeros_like(velocity), SIZE, 90)[:, shape]).norm(dim=1).max() > 1.0
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert_close(net.outline(velocity, SIZE, 90), points)
     with pytest.raises(ValueError, match="no inverse"):
         network(wild(2), diffeomorphic=False).outline(velocity, SIZE)
 

@@ -22,9 +22,19 @@ def test_the_mean_lies_on_the_line_between_two_networks(tmp_path):
         assert_close(mean(image), (1 - share) * first(image) + share * second(image))
 
 
+def test_counters_are_the_seconds(tmp_path):
+    first, second = nn.BatchNorm1d(3), nn.BatchNorm1d(3)
+    second(torch.rand(4, 3))
+    mean = mean_weights(saved(first, tmp_path / "first.pt"), saved(second, tmp_path / "second.pt"), 0.25)
+    assert mean["num_batches_tracked"] == 1
+    assert_close(mean["running_mean"], 0.25 * second.running_mean)
+
+
 def test_other_networks_have_no_mean(tmp_path):
     paths = saved(nn.Linear(3, 2), tmp_path / "first.pt"), saved(nn.Linear(3, 1), tmp_path / "second.pt")
     with pytest.raises(WeightsError, match="first.pt and second.pt are of different networks"):
         mean_weights(*paths, 0.5)
+    with pytest.raises(WeightsError, match=r"mean_weights\(\): no weights at"):
+        mean_weights(tmp_path / "missing.pt", paths[1], 0.5)
     with pytest.raises(WeightsError, match="no weights at"):
         load_weights(nn.Linear(3, 2), tmp_path / "missing.pt")
