@@ -40,7 +40,7 @@ def boundary_distance(points: Tensor, masks: Tensor, power: float = 8.0) -> Tens
     size = torch.tensor(masks.shape[2:], device=points.device, dtype=points.dtype)
     points = torch.minimum(points.clamp(min=0), size[:, None] - 1)
     images = zip((masks.detach() > 0.5).cpu().numpy(), points)
-    return torch.stack([_power_mean([_distances(i, o) for i, o in zip(*image) if i.any()], power, image[1]) for image in images])
+    return torch.stack([_power_mean([d for i, o in zip(*image) if i.any() for d in _distances(i, o)], power, image[1]) for image in images])
 
 
 _LEAST = 0.1  # voxels, so that a distance of 0 has a gradient
@@ -58,10 +58,10 @@ def _distances(inside: np.ndarray, outline: Tensor) -> tuple[Tensor, Tensor]:
     return to_mask.flatten(), (to_points + _LEAST**2).sqrt()
 
 
-def _power_mean(distances: Sequence[tuple[Tensor, Tensor]], power: float, like: Tensor) -> Tensor:
-    """Both directions and all shapes count alike; 0 without a shape."""
+def _power_mean(distances: Sequence[Tensor], power: float, like: Tensor) -> Tensor:
+    """Of some sets of distances, which count alike however large they are; 0 without any."""
     if not distances:
         return like.sum() * 0
-    farthest = torch.cat([d for both in distances for d in both]).detach().amax().clamp(min=_LEAST)  # so that no power overflows
-    parts = [(d / farthest).pow(power).mean() for both in distances for d in both]
+    farthest = torch.cat(list(distances)).detach().amax().clamp(min=_LEAST)  # so that no power overflows
+    parts = [(d / farthest).pow(power).mean() for d in distances]
     return farthest * (torch.stack(parts).mean() + (_LEAST / farthest) ** power).pow(1 / power)

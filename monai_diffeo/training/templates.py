@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor
 
+from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import cell_determinants
 from monai_diffeo.networks import TemplateTransformer, tame_log_odds
 from monai_diffeo.training.boundary import boundary_distance
@@ -55,7 +56,7 @@ class TemplateStep:
         if self.outline:
             size = image.shape[2:]
             distance = boundary_distance(network.outline(velocity, size, self.outline_points), label, self.power).mean()
-            losses["outline"] = self.outline * 2 / (max(size) - 1) * distance
+            losses["outline"] = self.outline * distance / half_frame(size, distance).max()
         if self.folding:
             losses["folding"] = self.folding * (self.margin - cell_determinants(ddf)).relu().mean()
         return losses
