@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.data.deformations import random_homography, random_svf, tps_protocol
 from monai_diffeo.data.intensity import random_intensity
+from monai_diffeo.data.opacities import random_opacities
 from monai_diffeo.families import Family
 from monai_diffeo.flow import compose, exp, warp
 from monai_diffeo.flow.grid import centered_grid
@@ -77,22 +78,28 @@ class SegmentationStep:
         seed: of the deformations.
         intensity: strength of the intensity augmentation.
         framing_share: share of batches that :func:`random_training_deformation` deforms in place of the protocol; with ``strength`` only.
+        opacities: share of films with :func:`random_opacities` over their lungs.
     """
 
-    def __init__(self, strength: float | None = None, seed: int = 0, intensity: float = 0.0, framing_share: float = 0.0) -> None:
-        self.strength, self.intensity, self.framing_share = strength, intensity, framing_share
+    def __init__(
+        self, strength: float | None = None, seed: int = 0, intensity: float = 0.0, framing_share: float = 0.0, opacities: float = 0.0
+    ) -> None:
+        self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities}
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        image, label = varied_films(batch["image"], batch["label"], self.generator, self.strength, self.intensity, self.framing_share)
+        image, label = varied_films(batch["image"], batch["label"], self.generator, **self.varied)
         return {"segmentation": self.loss(network(image), label)}
 
 
 def varied_films(
-    image: Tensor, label: Tensor, generator: torch.Generator, strength: float | None, intensity: float = 0.0, framing_share: float = 0.0
+    image: Tensor, label: Tensor, generator: torch.Generator, strength: float | None, intensity: float = 0.0, framing_share: float = 0.0,
+    opacities: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Films of varied grey values and deformed, with their masks; arguments as :class:`SegmentationStep`."""
+    if opacities:
+        image = random_opacities(image, label, generator, opacities)
     if intensity:
         image = random_intensity(image.cpu(), generator, intensity).to(image)
     if strength is None:

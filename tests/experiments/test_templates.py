@@ -1,9 +1,11 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from monai_diffeo.experiments.films import Films
-from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_template
+from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_direct, trained_template
 from monai_diffeo.experiments.templates import (
     DIRECT, LARGEST, OURS, TRAINED_ALIKE, Found, figures, measure_found, plain_masks, run_method, sureness, table_row, template_masks, timing,
 )
@@ -45,6 +47,17 @@ def test_a_recipe_is_trained_once_and_then_read(tmp_path):
     assert "acted" not in free and network.guard
     smaller = run_method(template_masks(network, size=16), as_films(lungs()))
     assert smaller["dice"].mean() > 0.6
+
+
+def test_a_direct_network_goes_on_from_another_and_leaves_that_alone(tmp_path):
+    first = trained_direct("direct", lungs(), tmp_path, epochs=1, batch_size=2)
+    before = copy.deepcopy(first.state_dict())
+    settings = {"epochs": 1, "batch_size": 2, "after": first, "strength": 1.0, "opacities": 1.0}
+    still = trained_direct("direct", lungs(), tmp_path, rate=1e-9, **settings)
+    moved = trained_direct("direct", lungs(), tmp_path, rate=1e-2, **settings)
+    far = [max((a - b).abs().max().item() for a, b in zip(before.values(), other.state_dict().values())) for other in (first, still, moved)]
+    assert far[0] == 0 and far[1] < 1e-6 < 1e-3 < far[2]
+    assert len(list(tmp_path.glob("*.pt"))) == 3
 
 
 def test_measures_of_perfect_and_of_torn_answers():

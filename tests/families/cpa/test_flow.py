@@ -5,6 +5,7 @@ import scipy.integrate
 import scipy.linalg
 import torch
 from torch.testing import assert_close
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import monai_diffeo.families.cpa.flow as flow_module
 from monai_diffeo.errors import NumericalError, ShapeError
@@ -283,3 +284,39 @@ class TestPrior:
     def test_it_refuses_nonsense(self):
         with pytest.raises(ValueError, match="larger than 0, got 0.0 and 0.1"):
             CPAPrior(cpa_space(grid_tessellation((2, 2)), "free"), 0.0)
+
+
+class Looks(TorchDispatchMode):
+    """Counts the operations that a device would have to answer to the host before the host can go on."""
+
+    NAMES = {"aten::nonzero", "aten::_local_scalar_dense", "aten::equal", "aten::is_nonzero", "aten::masked_select", "aten::_unique2"}
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
+
+    def count(self, name):
+        return self.seen.count(name)
+
+
+def test_results_are_looked_at_once_a_round_however_many_points_and_fields(monkeypatch):
+    """On a device nothing but counts of points goes to the host; the CPU alone also looks how fast the fields are."""
+    rounds, advance = [], flow_module._advance
+    monkeypatch.setattr(flow_module, "_advance", lambda *some: rounds.append(0) or advance(*some))
+    for batch, count in ((1, 200), (3, 2000)):
+        (grid, velocities), where = field((3, 3), batch=batch), points(count, 2)
+        start = flow_module.Start(*grid.locate(where))
+        flow_module.cpa_displacement(grid, velocities, where, start)  # what is kept of the tessellation is made
+        rounds.clear()
+        with Looks() as looks:
+            moved = flow_module.cpa_displacement(grid, velocities.requires_grad_(), where, start)
+            there = len(looks.seen)
+            moved.sum().backward()
+        assert rounds and looks.count("aten::nonzero") == len(rounds) + 2
+        assert looks.count("aten::_local_scalar_dense") == 1
+        assert not Looks.NAMES & set(looks.seen[there:])  # the way back asks nothing
+        assert Looks.NAMES & set(looks.seen) == {"aten::nonzero", "aten::_local_scalar_dense"}
