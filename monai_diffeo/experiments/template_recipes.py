@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import time
@@ -22,7 +21,7 @@ from monai_diffeo.experiments.training import trained
 from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplatePrior, TemplateTransformer
 from monai_diffeo.training import SegmentationStep, TemplateStep
 
-__all__ = ["ABLATION", "ALIKE", "BUNDLE", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "bundle_backbone", "guessed_lungs",
+__all__ = ["ABLATION", "VARIED", "BUNDLE", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "bundle_backbone", "guessed_lungs",
            "template_backbone", "trained_direct", "trained_template"]
 
 SMOOTH: Mapping[str, Any] = {"pieces": 4, "control_size": (4, 8, 16, 24), "limit": (0.4, 0.2, 0.1, 0.07), "flow_size": 64, "steps": 5, "unshuffle": 2}
@@ -88,11 +87,8 @@ class Recipe:
         return TemplateTransformer(backbone, prior, **self.settings)
 
 
-ALIKE: Mapping[str, Any] = {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}
-"""How films are varied for the U-Net that is trained as the bundle's network is: as in the second part of its training."""
-
-ALIKE_LAST: Mapping[str, Any] = {"strength": 1.0, "intensity": 1.0, "framing_share": 0.5, "opacities": 1.0}
-"""And as in its third."""
+VARIED: Mapping[str, Any] = {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}
+"""How films are varied for the direct U-Net that is trained long: as in the second part of the bundle's training."""
 
 SHORT = 8
 """Epochs of every row that only the comparison trains; the bundles' networks train longer."""
@@ -145,30 +141,21 @@ def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: obje
     return Path(cache) / "".join(c if c.isalnum() else "_" for c in f"{name}_{epochs}_{seed}_{digest}")
 
 
-def _digest(network: nn.Module) -> str:
-    return hashlib.sha256(b"".join(value.numpy().tobytes() for value in network.state_dict().values())).hexdigest()[:8]
-
-
 def trained_direct(
-    name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, epochs: int = SHORT, batch_size: int = 8,
-    after: UNet | None = None, rate: float = 2e-3, **varied: Any,
+    name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, epochs: int = SHORT, batch_size: int = 8, **varied: Any
 ) -> UNet:
     """The direct U-Net of the lung bundle, trained as the templates are, on all shapes in one mask; kept in ``cache``.
 
     Args:
         name: of the row; names the file.
         data, cache, seed, epochs, batch_size: as :func:`trained_template`.
-        after: a network to go on from; its own weights stay.
-        rate: highest learning rate.
         varied: how films are varied, settings of the :class:`SegmentationStep`.
     """
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
     iterations = epochs * (len(data["image"]) // batch_size)
     step = SegmentationStep(seed=seed, **varied)
-    more = {} if after is None else {"rate": rate, "after": _digest(after)}
-    stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=batch_size, varied=varied, **more)
-    build = lung_unet if after is None else partial(copy.deepcopy, after)
-    return trained(stem.with_suffix(".pt"), build, step, both, iterations, seed, batch_size, rate)
+    stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=batch_size, varied=varied)
+    return trained(stem.with_suffix(".pt"), lung_unet, step, both, iterations, seed, batch_size)
 
 
 def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0) -> tuple[TemplateTransformer, float]:
