@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.data.intensity import _uniform
+from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.grid import centered_grid
 
 __all__ = ["random_opacities"]
@@ -17,11 +18,11 @@ def random_opacities(films: Tensor, masks: Tensor, generator: torch.Generator | 
     """Films with opacities over some lungs, while the masks stay what they are: whoever segments them must know where a lung that cannot
     be seen ends.
 
-    Each is an ellipse around a point of a mask, a sixteenth to half of the frame long and wide, of a soft or of a sharp edge; it lets
+    Each is an ellipse around a point of a mask, a sixteenth to seven tenths of the frame long and wide, of a soft or of a sharp edge; it lets
     what lies beneath shine through more or less, and darkens nothing.
 
     Args:
-        films: shape ``(B, C, H, W)``, values in [0, 1].
+        films: shape ``(B, C, H, W)``, floating point, values in [0, 1].
         masks: of their lungs, shape ``(B, K, H, W)``, 0 or 1; films without any stay as they are.
         generator: source of all random numbers.
         share: of the films that get opacities; 0 leaves the films as they are.
@@ -29,7 +30,17 @@ def random_opacities(films: Tensor, masks: Tensor, generator: torch.Generator | 
 
     Returns:
         Shape ``(B, C, H, W)``, values in [0, 1].
+
+    Raises:
+        ShapeError: if films or masks have another shape.
+        ValueError: if ``most`` is less than 1, or the films hold integers.
     """
+    if films.ndim != 4:
+        raise ShapeError("random_opacities()", "films", "(B, C, H, W)", films.shape, "Opacities are made for films, not for volumes.")
+    if masks.ndim != 4 or len(masks) != len(films) or masks.shape[2:] != films.shape[2:]:
+        raise ShapeError("random_opacities()", "masks", f"({len(films)}, K, {films.shape[2]}, {films.shape[3]})", masks.shape)
+    if most < 1 or not films.is_floating_point():
+        raise ValueError(f"random_opacities(): 'most' must be at least 1 and films floating point in [0, 1], got {most} and {films.dtype}.")
     if not share:
         return films
     batch, size = len(films), tuple(films.shape[2:])

@@ -21,7 +21,7 @@ from monai_diffeo.experiments.training import trained
 from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplatePrior, TemplateTransformer
 from monai_diffeo.training import SegmentationStep, TemplateStep
 
-__all__ = ["ABLATION", "VARIED", "BUNDLE", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "Recipe", "at_size", "bundle_backbone", "guessed_lungs",
+__all__ = ["ABLATION", "BUNDLE", "COMPARED", "PUBLISHED", "SMOOTH", "SHORT", "VARIED", "Recipe", "at_size", "bundle_backbone", "guessed_lungs",
            "template_backbone", "trained_direct", "trained_template"]
 
 SMOOTH: Mapping[str, Any] = {"pieces": 4, "control_size": (4, 8, 16, 24), "limit": (0.4, 0.2, 0.1, 0.07), "flow_size": 64, "steps": 5, "unshuffle": 2}
@@ -144,7 +144,7 @@ def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: obje
 def trained_direct(
     name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, epochs: int = SHORT, batch_size: int = 8, **varied: Any
 ) -> UNet:
-    """The direct U-Net of the lung bundle, trained as the templates are, on all shapes in one mask; kept in ``cache``.
+    """The direct U-Net of the lung bundle, trained on all shapes in one mask; kept in ``cache``.
 
     Args:
         name: of the row; names the file.

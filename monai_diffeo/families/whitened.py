@@ -20,8 +20,7 @@ class Whitened(Family):
     r"""CPAB whose ``theta`` counts in standard deviations of the smoothness prior; the same deformations.
 
     A gradient step on CPAB's own coefficients changes rough fields as much as smooth ones. Here it changes smooth fields most, as the prior
-    has it: the coefficients are :math:`L\theta` with :math:`LL^T` the prior's covariance. This suits localisers; a ``length_scale`` of
-    about a cell's width in the family lets them learn how cells differ.
+    has it: the coefficients are :math:`L\theta` with :math:`LL^T` the prior's covariance. This suits localisers.
 
     Args:
         family: the CPAB family.

@@ -121,5 +121,6 @@ def test_all_parts_of_the_training_run_and_their_means_are_what_inference_reads(
     first, between, last = (torch.load(models / name, weights_only=True) for name in ("parts/first.pt", "parts/mean.pt", "model.pt"))
     assert alike({k: v + 0.07 for k, v in first.items()}, between)  # another seed: the second went on from the first
     assert alike({k: v + 0.075 for k, v in between.items()}, last)  # and the third from their mean
+    assert bundle_template(models / "model.pt").state_dict().keys() == last.keys()
     network = bundle_template(models / "parts" / "first.pt")
     assert network.prior.mean[0, 1] < -0.3 and network.prior.mean[1, 1] > 0.3  # fitted to the masks
