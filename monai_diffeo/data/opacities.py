@@ -7,9 +7,9 @@ import math
 import torch
 from torch import Tensor
 
+from monai_diffeo.data.deformations import _unit_grid
 from monai_diffeo.data.intensity import _uniform
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow.grid import centered_grid
 
 __all__ = ["random_opacities"]
 
@@ -46,18 +46,17 @@ def random_opacities(films: Tensor, masks: Tensor, generator: torch.Generator | 
     batch, size = len(films), tuple(films.shape[2:])
     shown = torch.rand(batch, generator=generator) < share
     count = torch.randint(1, most + 1, (batch,), generator=generator) * shown
-    half = torch.tensor([(n - 1) / 2 for n in size])
-    grid = centered_grid(size) / half.view(2, 1, 1)  # (2, H, W), half the frame = 1
+    points = _unit_grid(size)
     inside = (masks > 0.5).any(1).flatten(1).float().cpu()
     count = count * (inside.sum(1) > 0)
     out = films
     for k in range(most):
         at = torch.multinomial(inside + (inside.sum(1, keepdim=True) == 0), 1, generator=generator).squeeze(1)
-        away = grid - grid.flatten(1)[:, at].T.view(batch, 2, 1, 1)
-        axes = torch.exp(_uniform(math.log(0.125), math.log(1.4), (batch, 2, 1, 1), generator)) / 2
+        away = (points.T - points[at][..., None]).unflatten(2, size)
+        lengths = torch.exp(_uniform(math.log(0.125), math.log(1.4), (batch, 2, 1, 1), generator)) / 2
         angle = _uniform(0, math.pi, (batch, 1, 1), generator)
         along = torch.stack([away[:, 0] * angle.cos() + away[:, 1] * angle.sin(), away[:, 1] * angle.cos() - away[:, 0] * angle.sin()], 1)
-        radius = (along / axes).norm(dim=1, keepdim=True)
+        radius = (along / (lengths / 2)).norm(dim=1, keepdim=True)
         one = (batch, 1, 1, 1)
         softness = torch.exp(_uniform(math.log(0.03), math.log(0.4), one, generator))
         weight = _uniform(0.4, 1.0, one, generator) * torch.sigmoid((1 - radius) / softness)

@@ -107,16 +107,19 @@ def test_all_parts_of_the_training_run_and_their_means_are_what_inference_reads(
         parser["bundle_root"] = str(tmp_path)
         parser.get_parsed_content("run")
 
+    def shift(path):
+        torch.save({k: v + 0.1 for k, v in torch.load(path, weights_only=True).items()}, path)
+
     def alike(a, b):
         return all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a.values(), b.values()))
 
     train("train.json")
     assert (tmp_path / "docs" / "curves" / "first.csv").read_text().startswith("epoch,loss,segmentation,direct,outline,folding,seconds")
     train("train.json", "train_second.json", seed=1, learning_rate=1e-9)
-    torch.save({k: v + 0.1 for k, v in torch.load(models / "parts" / "second.pt", weights_only=True).items()}, models / "parts" / "second.pt")
+    shift(models / "parts" / "second.pt")
     mean("mean.json")
     train("train.json", "train_third.json", seed=1, learning_rate=1e-9)
-    torch.save({k: v + 0.1 for k, v in torch.load(models / "parts" / "third.pt", weights_only=True).items()}, models / "parts" / "third.pt")
+    shift(models / "parts" / "third.pt")
     mean("mean.json", "mean_third.json")
     first, between, last = (torch.load(models / name, weights_only=True) for name in ("parts/first.pt", "parts/mean.pt", "model.pt"))
     assert alike({k: v + 0.07 for k, v in first.items()}, between)  # another seed: the second went on from the first
