@@ -14,12 +14,14 @@ from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families.base import half_frame
-from monai_diffeo.flow import bch_sequence, breaks, exp, exp_sequence, folding, warp_points
+from monai_diffeo.flow import bch_sequence, breaks, compose, exp, exp_sequence, folding, warp_points
 from monai_diffeo.networks.shape_prior import TemplatePrior, relative_grid
 from monai_diffeo.networks.template_backbone import SegmentThenRegister, blocks_to_channels
 from monai_diffeo.networks.template_guard import intact_level, topology_of
 
 __all__ = ["TemplateTransformer", "WarpedTemplate"]
+
+_Begun = tuple[Tensor, Tensor] | None  # first velocities (B, t, D, *S') and the map (B, D, *S') of their flows
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,9 @@ class TemplateTransformer(nn.Module):
 
     def segment(self, image: Tensor) -> WarpedTemplate:
         """The answer with its velocities, displacement, and what the guard did."""
-        velocity, direct = self.read(image)
+        velocity, direct, begun = self._read(image)
         with torch.autocast(image.device.type, enabled=False):
-            result = self._guarded(velocity, tuple(image.shape[2:]))
+            result = self._guarded(velocity, tuple(image.shape[2:]), begun)
             return result if direct is None else replace(result, agreement=_agreement(result.log_odds > 0, direct > 0))
 
     def velocities(self, image: Tensor) -> Tensor:
@@ -146,6 +148,10 @@ class TemplateTransformer(nn.Module):
 
     def read(self, image: Tensor) -> tuple[Tensor, Tensor | None]:
         """The velocities, and the log-odds of the backbone's direct answer where it gives one."""
+        return self._read(image)[:2]
+
+    def _read(self, image: Tensor) -> tuple[Tensor, Tensor | None, _Begun]:
+        """Also the velocities of all passes before the last and their map, so that neither is asked for twice."""
         dims = self.prior.spatial_dims
         if image.ndim != dims + 2:
             raise ShapeError("TemplateTransformer", "image", f"(B, C, {', '.join('HWD'[:dims])})", image.shape,
@@ -157,36 +163,51 @@ class TemplateTransformer(nn.Module):
             inputs = torch.cat([inputs, shown.expand(image.shape[0], *shown.shape[1:])], dim=1)
         lattice = tuple(image.shape[2:]) if self.flow_size is None else (self.flow_size,) * dims
 
+        begun: _Begun = None
+
         def moved(some: Tensor) -> Tensor:
-            ddf = self.integrate(self._fields(some, lattice))
+            nonlocal begun
             with torch.autocast(image.device.type, enabled=False):
-                return torch.sigmoid(self.warp_prior(ddf, inputs.shape[2:]))
+                velocity = self._fields(some, lattice, begun)
+                begun = velocity, self._onward(velocity, begun)
+                return torch.sigmoid(self.warp_prior(begun[1], inputs.shape[2:]))
 
         found = self.backbone(inputs, moved) if isinstance(self.backbone, SegmentThenRegister) else self.backbone(inputs)
         answer, direct = found if isinstance(found, tuple) else (found, None)
         if answer.ndim != image.ndim or answer.shape[1] != self.pieces * dims:
             raise self._misfit(answer)
-        return self._fields(answer, lattice), direct
+        return self._fields(answer, lattice, begun), direct, begun
 
     def _misfit(self, answer: Tensor) -> ShapeError:
         dims = self.prior.spatial_dims
         return ShapeError("TemplateTransformer", "backbone(image)", f"(B, {self.pieces * dims}, *S): {self.pieces} pieces of {dims} components",
                           answer.shape, "Each network of several passes must give whole pieces.")
 
-    def _fields(self, answer: Tensor, lattice: tuple[int, ...]) -> Tensor:
-        """Velocities ``(B, t, D, *S')`` of the first pieces from a backbone's output ``(B, t * D, *S'')``, voxels of the lattice ``S'``."""
+    def _fields(self, answer: Tensor, lattice: tuple[int, ...], begun: _Begun = None) -> Tensor:
+        """Velocities ``(B, t, D, *S')`` of the first pieces from a backbone's output ``(B, t * D, *S'')``, voxels of the lattice ``S'``;
+        those that are ``begun`` are taken from there."""
         dims = self.prior.spatial_dims
         if answer.shape[1] % dims or answer.shape[1] > self.pieces * dims:
             raise self._misfit(answer)
         with torch.autocast(answer.device.type, enabled=False):
             control = answer if answer.dtype == torch.float64 else answer.float()
-            control = control.unflatten(1, (-1, dims))
-            limit = torch.tensor(self.limit[: control.shape[1]], device=control.device, dtype=control.dtype).view(1, -1, *[1] * (dims + 1))
+            first = 0 if begun is None else begun[0].shape[1]
+            control = control.unflatten(1, (-1, dims))[:, first:]
+            last = first + control.shape[1]
+            limit = torch.tensor(self.limit[first:last], device=control.device, dtype=control.dtype).view(1, -1, *[1] * (dims + 1))
             if self.control_size is None and tuple(control.shape[3:]) == lattice:
                 field = limit * torch.tanh(control * (self.gain / limit))
             else:
-                field = torch.cat([self._smooth(control, limit, lattice, *piece) for piece in self._runs(control.shape[1])], dim=1)
-            return field * half_frame(lattice, field).view(-1, *[1] * dims)
+                field = torch.cat([self._smooth(control, limit, lattice, *run) for run in self._runs(first, last)], dim=1)
+            field = field * half_frame(lattice, field).view(-1, *[1] * dims)
+            return field if begun is None else torch.cat([begun[0], field], dim=1)
+
+    def _onward(self, velocity: Tensor, begun: _Begun) -> Tensor:
+        """:meth:`integrate` of velocities whose first are ``begun``."""
+        if begun is None or self.order is not None or not self.diffeomorphic:
+            return self.integrate(velocity)
+        known, ddf = begun
+        return compose(ddf, self.integrate(velocity[:, known.shape[1] :]))
 
     def _shown_prior(self, size: Sequence[int]) -> Tensor:
         """The prior as the backbone sees it."""
@@ -209,22 +230,22 @@ class TemplateTransformer(nn.Module):
                 self._remembered[name] = key, ask()
         return self._remembered[name][1]
 
-    def _runs(self, pieces: int) -> list[tuple[int, int]]:
-        """First and last piece of each run of pieces with equal control points; they are drawn out together."""
-        sizes = self.control_size or (0,) * pieces
-        starts = [t for t in range(pieces) if t == 0 or sizes[t] != sizes[t - 1]]
-        return list(zip(starts, [*starts[1:], pieces]))
+    def _runs(self, first: int, last: int) -> list[tuple[int | None, slice]]:
+        """Control points of each run of pieces from ``first`` to before ``last`` that have as many, and where the run stands among these; its
+        pieces are drawn out together."""
+        sizes = (self.control_size or (None,) * self.pieces)[first:last]
+        starts = [t for t in range(len(sizes)) if t == 0 or sizes[t] != sizes[t - 1]]
+        return [(sizes[start], slice(start, stop)) for start, stop in zip(starts, [*starts[1:], len(sizes)])]
 
-    def _smooth(self, control: Tensor, limit: Tensor, lattice: tuple[int, ...], first: int, last: int) -> Tensor:
-        """Velocities ``(B, T', D, *S')`` of the pieces from ``first`` to before ``last``, units of half the frame."""
-        some = control[:, first:last].flatten(1, 2)
-        if self.control_size is not None:
+    def _smooth(self, control: Tensor, limit: Tensor, lattice: tuple[int, ...], points: int | None, run: slice) -> Tensor:
+        """Velocities ``(B, T', D, *S')`` of the pieces of a run, units of half the frame."""
+        some, bound = control[:, run].flatten(1, 2), limit[:, run]
+        if points is not None:
             pool = {4: F.adaptive_avg_pool2d, 5: F.adaptive_avg_pool3d}[some.ndim]
-            some = pool(some, [min(self.control_size[first], n) for n in some.shape[2:]])
-        some = some.unflatten(1, (last - first, -1))
-        bound = limit[:, first:last]
+            some = pool(some, [min(points, n) for n in some.shape[2:]])
+        some = some.unflatten(1, (bound.shape[1], -1))
         some = bound * torch.tanh(some * (self.gain / bound))
-        return _draw_out(some.flatten(1, 2), lattice).unflatten(1, (last - first, -1))
+        return _draw_out(some.flatten(1, 2), lattice).unflatten(1, (bound.shape[1], -1))
 
     def integrate(self, velocity: Tensor) -> Tensor:
         """Displacement of the composed flows of ``velocity`` ``(B, T, D, *S')``, shape ``(B, D, *S')``."""
@@ -255,15 +276,15 @@ class TemplateTransformer(nn.Module):
             moved = warp_points(points.expand(len(back), *points.shape), back) / half * target
             return moved.unflatten(1, edge.shape[::2]).movedim(-1, 2)
 
-    def _guarded(self, velocity: Tensor, size: tuple[int, ...]) -> WarpedTemplate:
+    def _guarded(self, velocity: Tensor, size: tuple[int, ...], begun: _Begun) -> WarpedTemplate:
         batch = velocity.shape[0]
         factor = velocity.new_ones(batch)
         if self.guard and (lost := ~velocity.flatten(1).sum(1).isfinite()).any():
             warnings.warn(f"TemplateTransformer: the velocities of image {', '.join(map(str, lost.nonzero().flatten().tolist()))} of the batch are not finite; "
                           "the answer is the prior itself. Look for numbers in the image that are not finite.")
             velocity = torch.where(lost.view(-1, *[1] * (velocity.ndim - 1)), torch.zeros_like(velocity), velocity)
-            factor[lost] = 0
-        ddf = self.integrate(velocity)
+            factor[lost], begun = 0, None
+        ddf = self._onward(velocity, begun)
         odds, broken = self.warp_prior(ddf, size), breaks(ddf)
         if not self.guard:
             return WarpedTemplate(odds, velocity, ddf, factor, velocity.new_zeros(batch), None, folding(ddf), broken)

@@ -177,7 +177,7 @@ def mnist(tmp_path_factory):
 def test_an_experiment_writes_its_page_and_takes_up_what_is_there(module, rows, mnist, tmp_path, monkeypatch):
     page = tmp_path / "page.md"
     command = ["--dataset_dir", str(mnist), "--weights_dir", str(tmp_path / "keep"), "--rows", *rows, "--seeds", "2", "--iterations", "2",
-               "--digits", "30", "--output", str(page), *([] if module is distorted_mnist else ["--rates", "1e-3", "1e-2"])]
+               "--digits", "30", "--output", str(page), "--rates", "1e-3", "1e-2"]
     module.main(command)
     text = page.read_text()
     assert f"experiments.{module.__name__.split('.')[-1]} --dataset_dir DIR --weights_dir KEEP" in text

@@ -367,6 +367,20 @@ def test_each_pass_sees_the_prior_as_those_before_it_have_moved_it():
     assert_close(alone.velocities(torch.ones(2, 1, *SIZE)), velocity)
 
 
+def test_what_a_pass_has_found_is_integrated_once(monkeypatch):
+    torch.manual_seed(0)
+    passes = [Says(torch.randn(1, k, 12, 12)) for k in (4, 4)]
+    net = network(SegmentThenRegister(Says(torch.randn(1, 2, *SIZE)), passes), pieces=4, control_size=(4, 4, 6, 12), limit=0.05, gain=1.0)
+    image, asked, integrate = torch.rand(2, 1, *SIZE), [], net.integrate
+    monkeypatch.setattr(net, "integrate", lambda velocity: asked.append(velocity.shape[1]) or integrate(velocity))
+    result = net.segment(image)
+    assert asked == [2, 2] and (result.factor == 1).all()
+    assert_close(result.ddf, integrate(result.velocity))
+    net.order, asked[:] = 2, []  # a sum of velocities has no such parts
+    assert_close(net.segment(image).ddf, integrate(result.velocity))
+    assert asked == [2, 4]
+
+
 def test_a_later_pass_teaches_those_before_it():
     torch.manual_seed(0)
     backbone = SegmentThenRegister(UNet(2, 1, 2, (4, 8), (2,)), [UNet(2, 4, 4, (4, 8), (2,), norm=None), UNet(2, 4, 2, (4, 8), (2,), norm=None)])
