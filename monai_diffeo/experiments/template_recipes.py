@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,7 +47,7 @@ def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
     Args:
         pieces: an even number; each pass finds half of them.
     """
-    segmentation = UNet(2, 4, 8, (12, 24, 48, 96, 192), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4}))
+    segmentation = UNet(2, 4, 8, (16, 32, 64, 128, 256), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4}))
     registration = [UNet(2, 16, 2 * (pieces // 2), (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]
     return SegmentThenRegister(nn.Sequential(segmentation, nn.PixelShuffle(2)), registration, in_channels=4, unshuffle=2)
 
@@ -87,8 +88,12 @@ class Recipe:
         return TemplateTransformer(backbone, prior, **self.settings)
 
 
-VARIED: Mapping[str, Any] = {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}
-"""How films are varied for the direct U-Net that is trained long: as in the second part of the bundle's training."""
+VARIED: Sequence[tuple[int, Mapping[str, Any]]] = (
+    (205, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}),
+    (75, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.5, "opacities": 0.75}),
+)
+"""Parts of the training of the direct U-Net that is trained as long as the bundle's template: epochs, and how films are varied; in the last as
+in the last of the template's."""
 
 SHORT = 8
 """Epochs of every row that only the comparison trains; the bundles' networks train longer."""
@@ -142,20 +147,26 @@ def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: obje
 
 
 def trained_direct(
-    name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, epochs: int = SHORT, batch_size: int = 8, **varied: Any
+    name: str, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0, parts: Sequence[tuple[int, Mapping[str, Any]]] = ((SHORT, {}),),
+    batch_size: int = 8,
 ) -> UNet:
     """The direct U-Net of the lung bundle, trained on all shapes in one mask; kept in ``cache``.
 
     Args:
-        name: of the row; names the file.
-        data, cache, seed, epochs, batch_size: as :func:`trained_template`.
-        varied: how films are varied, settings of the :class:`SegmentationStep`.
+        name: of the row; names the files.
+        data, cache, seed, batch_size: as :func:`trained_template`.
+        parts: of the training, each from the weights of the one before: epochs, and how films are varied, settings of the
+            :class:`SegmentationStep`.
     """
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
-    iterations = epochs * (len(data["image"]) // batch_size)
-    step = SegmentationStep(seed=seed, **varied)
-    stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=batch_size, varied=varied)
-    return trained(stem.with_suffix(".pt"), lung_unet, step, both, iterations, seed, batch_size)
+    build: Callable[[], nn.Module] = lung_unet
+    for number, (epochs, varied) in enumerate(parts):
+        before = {"before": [[n, dict(some)] for n, some in parts[:number]]} if number else {}
+        stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=batch_size, varied=dict(varied), **before)
+        iterations = epochs * (len(data["image"]) // batch_size)
+        network = trained(stem.with_suffix(".pt"), build, SegmentationStep(seed=seed, **varied), both, iterations, seed, batch_size)
+        build = partial(copy.deepcopy, network)
+    return network
 
 
 def trained_template(name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0) -> tuple[TemplateTransformer, float]:

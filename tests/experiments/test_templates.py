@@ -3,7 +3,7 @@ import torch
 from torch import nn
 
 from monai_diffeo.experiments.films import Films
-from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_template
+from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_direct, trained_template
 from monai_diffeo.experiments.templates import (
     DIRECT, LARGEST, OURS, VARIED_FILMS, Found, figures, measure_found, plain_masks, run_method, sureness, table_row, template_masks, timing,
 )
@@ -45,6 +45,19 @@ def test_a_recipe_is_trained_once_and_then_read(tmp_path):
     assert "acted" not in free and network.guard
     smaller = run_method(template_masks(network, size=16), as_films(lungs()))
     assert smaller["dice"].mean() > 0.6
+
+
+def test_a_direct_network_is_trained_on_from_the_part_before(tmp_path):
+    parts = [(1, {}), (2, {"intensity": 0.5})]
+    first = trained_direct("U-Net", lungs(), tmp_path, 0, parts[:1], batch_size=2)
+    written = set(tmp_path.iterdir())
+    whole = trained_direct("U-Net", lungs(), tmp_path, 0, parts, batch_size=2)
+    assert len(written) == 1 and len(set(tmp_path.iterdir()) - written) == 1  # the first part was taken up
+    again, other = (trained_direct("U-Net", lungs(), where, 0, some, batch_size=2)
+                    for where, some in ((tmp_path, parts), (tmp_path / "alone", parts[1:])))
+    weights = [torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (first, whole, again, other)]
+    assert torch.equal(weights[1], weights[2])
+    assert (weights[1] - weights[0]).norm() < (weights[3] - weights[0]).norm()
 
 
 def test_measures_of_perfect_and_of_torn_answers():
