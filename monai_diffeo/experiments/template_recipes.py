@@ -92,8 +92,8 @@ VARIED: Sequence[tuple[int, Mapping[str, Any]]] = (
     (205, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}),
     (75, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.5, "opacities": 0.75}),
 )
-"""Parts of the training of the direct U-Net that is trained as long as the bundle's template: epochs, and how films are varied; in the last as
-in the last of the template's."""
+"""Parts of the training of the direct U-Net that is trained long: epochs, and how films are varied; in the last as in the longest part of the
+template's training."""
 
 SHORT = 8
 """Epochs of every row that only the comparison trains; the bundles' networks train longer."""

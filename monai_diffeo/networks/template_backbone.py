@@ -39,8 +39,8 @@ class SegmentThenRegister(nn.Module):
 
         Args:
             inputs: see above.
-            moved: from the first velocities ``(B, t * D, *S')`` to the prior as their flows move it ``(B, K, *S)``; a single
-                registration network does not ask.
+            moved: from the first velocities ``(B, t * D, *S')`` to the prior as their flows move it ``(B, K, *S)``; each call, and the
+                answer, begins with the velocities of the call before. A single registration network does not ask.
         """
         image, prior = inputs[:, : self.in_channels], inputs[:, self.in_channels :]
         log_odds = self.segmentation(image)

@@ -14,14 +14,14 @@ from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families.base import half_frame
-from monai_diffeo.flow import bch_sequence, breaks, compose, exp, exp_sequence, folding, warp_points
+from monai_diffeo.flow import bch_sequence, breaks, compose_sequence, exp, exp_sequence, folding, warp_points
 from monai_diffeo.networks.shape_prior import TemplatePrior, relative_grid
 from monai_diffeo.networks.template_backbone import SegmentThenRegister, blocks_to_channels
 from monai_diffeo.networks.template_guard import intact_level, topology_of
 
 __all__ = ["TemplateTransformer", "WarpedTemplate"]
 
-_Begun = tuple[Tensor, Tensor] | None  # first velocities (B, t, D, *S') and the map (B, D, *S') of their flows
+_Begun = tuple[Tensor, Tensor] | None  # the first velocities and the flow of each, both (B, t, D, *S'), voxels of their lattice
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ class TemplateTransformer(nn.Module):
         return self._read(image)[:2]
 
     def _read(self, image: Tensor) -> tuple[Tensor, Tensor | None, _Begun]:
-        """Also the velocities of all passes before the last and their map, so that neither is asked for twice."""
+        """Also the velocities of all passes before the last and their flows, so that neither is asked for twice."""
         dims = self.prior.spatial_dims
         if image.ndim != dims + 2:
             raise ShapeError("TemplateTransformer", "image", f"(B, C, {', '.join('HWD'[:dims])})", image.shape,
@@ -169,8 +169,9 @@ class TemplateTransformer(nn.Module):
             nonlocal begun
             with torch.autocast(image.device.type, enabled=False):
                 velocity = self._fields(some, lattice, begun)
-                begun = velocity, self._onward(velocity, begun)
-                return torch.sigmoid(self.warp_prior(begun[1], inputs.shape[2:]))
+                ddf, flows = self._onward(velocity, begun)
+                begun = velocity, flows
+                return torch.sigmoid(self.warp_prior(ddf, inputs.shape[2:]))
 
         found = self.backbone(inputs, moved) if isinstance(self.backbone, SegmentThenRegister) else self.backbone(inputs)
         answer, direct = found if isinstance(found, tuple) else (found, None)
@@ -202,12 +203,14 @@ class TemplateTransformer(nn.Module):
             field = field * half_frame(lattice, field).view(-1, *[1] * dims)
             return field if begun is None else torch.cat([begun[0], field], dim=1)
 
-    def _onward(self, velocity: Tensor, begun: _Begun) -> Tensor:
-        """:meth:`integrate` of velocities whose first are ``begun``."""
-        if begun is None or self.order is not None or not self.diffeomorphic:
-            return self.integrate(velocity)
-        known, ddf = begun
-        return compose(ddf, self.integrate(velocity[:, known.shape[1] :]))
+    def _onward(self, velocity: Tensor, begun: _Begun) -> tuple[Tensor, Tensor]:
+        """What :meth:`integrate` gives for velocities whose first are ``begun``, and the flow of each."""
+        if self.order is not None or not self.diffeomorphic:
+            return self.integrate(velocity), velocity  # a sum, which has no flows of its parts
+        new = velocity if begun is None else velocity[:, begun[0].shape[1] :]
+        flows = exp(new.flatten(0, 1), self.steps).unflatten(0, new.shape[:2])
+        flows = flows if begun is None else torch.cat([begun[1], flows], dim=1)
+        return compose_sequence(flows), flows
 
     def _shown_prior(self, size: Sequence[int]) -> Tensor:
         """The prior as the backbone sees it."""
@@ -284,7 +287,7 @@ class TemplateTransformer(nn.Module):
                           "the answer is the prior itself. Look for numbers in the image that are not finite.")
             velocity = torch.where(lost.view(-1, *[1] * (velocity.ndim - 1)), torch.zeros_like(velocity), velocity)
             factor[lost], begun = 0, None
-        ddf = self._onward(velocity, begun)
+        ddf, _ = self._onward(velocity, begun)
         odds, broken = self.warp_prior(ddf, size), breaks(ddf)
         if not self.guard:
             return WarpedTemplate(odds, velocity, ddf, factor, velocity.new_zeros(batch), None, folding(ddf), broken)

@@ -187,3 +187,22 @@ def test_an_experiment_writes_its_page_and_takes_up_what_is_there(module, rows, 
     module.main(command)
     assert page.read_text() == text
     assert learning_rates is not module or page.with_suffix(".png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("given", [[], ["--rates", "0.001", "0.004", "0.01"]])
+def test_rates_are_chosen_on_val_whatever_test_says(given, mnist, tmp_path, monkeypatch):
+    """A network that likes one rate on `val` and another on `test` gets the first."""
+    asked = []
+
+    def fit(network, step, data, shown, iterations, seed, batch_size, rate, **more):
+        split, likes = ("test", 0.002) if len(shown["label"]) == 40 else ("val", 0.004)
+        asked.append((split, seed, rate))
+        return {"accuracy": 1 - abs(rate - likes), "parameters": 1, "seconds": 1.0}
+
+    monkeypatch.setattr(distorted_mnist, "fit", fit)
+    distorted_mnist.main(["--dataset_dir", str(mnist), "--rows", "CNN", "--distortions", "CPAB", "--seeds", "1", "--digits", "30", "--output",
+                          str(tmp_path / "page.md"), *given])
+    rates = [float(r) for r in given[1:]] or [0.002, 0.004]
+    assert asked == [*(("val", seed, rate) for rate in rates for seed in (1000, 1001)), ("test", 0, 0.004)]
+    text = (tmp_path / "page.md").read_text()
+    assert "| CNN | 1 | 0.004 |" in text and "on `val` after trainings as long with the seeds 1000 and 1001" in text

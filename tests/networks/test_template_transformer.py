@@ -1,4 +1,5 @@
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ from torch import nn
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow import breaks, exp_sequence, folding
+from monai_diffeo.flow import breaks, exp, exp_sequence, folding
 from monai_diffeo.flow.warp import sample
 from monai_diffeo.metrics import betti_numbers, connected_components
-from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer
+from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer, template_transformer
 from monai_diffeo.networks.shape_prior import relative_grid
 from monai_diffeo.networks.template_backbone import blocks_to_channels
 from monai_diffeo.networks.template_guard import intact_level
@@ -367,18 +368,21 @@ def test_each_pass_sees_the_prior_as_those_before_it_have_moved_it():
     assert_close(alone.velocities(torch.ones(2, 1, *SIZE)), velocity)
 
 
-def test_what_a_pass_has_found_is_integrated_once(monkeypatch):
+@pytest.mark.parametrize("pieces", [(2, 2), (1, 3), (3, 1), (1, 1, 1, 1)])
+def test_what_a_pass_has_found_is_integrated_once(pieces, monkeypatch):
     torch.manual_seed(0)
-    passes = [Says(torch.randn(1, k, 12, 12)) for k in (4, 4)]
+    passes = [Says(torch.randn(1, 2 * t, 12, 12)) for t in pieces]
     net = network(SegmentThenRegister(Says(torch.randn(1, 2, *SIZE)), passes), pieces=4, control_size=(4, 4, 6, 12), limit=0.05, gain=1.0)
-    image, asked, integrate = torch.rand(2, 1, *SIZE), [], net.integrate
-    monkeypatch.setattr(net, "integrate", lambda velocity: asked.append(velocity.shape[1]) or integrate(velocity))
+    image, asked = torch.rand(2, 1, *SIZE), []
+    monkeypatch.setattr(template_transformer, "exp", lambda v, steps: asked.append(len(v)) or exp(v, steps))
     result = net.segment(image)
-    assert asked == [2, 2] and (result.factor == 1).all()
-    assert_close(result.ddf, integrate(result.velocity))
-    net.order, asked[:] = 2, []  # a sum of velocities has no such parts
-    assert_close(net.segment(image).ddf, integrate(result.velocity))
-    assert asked == [2, 4]
+    assert asked == [2 * t for t in pieces] and (result.factor == 1).all()
+    assert_close(result.ddf, net.integrate(result.velocity))
+    image[0] = math.nan
+    with pytest.warns(UserWarning, match="not finite"):
+        assert_close(net.segment(image).ddf[1], result.ddf[1])
+    net.order = 2  # a sum of velocities has no such parts
+    assert_close(net.segment(image[1:]).ddf, net.integrate(result.velocity[1:]))
 
 
 def test_a_later_pass_teaches_those_before_it():
