@@ -47,7 +47,7 @@ def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
     Args:
         pieces: an even number; each pass finds half of them.
     """
-    segmentation = UNet(2, 4, 8, (16, 32, 64, 128, 256), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4}))
+    segmentation = UNet(2, 4, 8, (12, 24, 48, 96, 192), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4}))
     registration = [UNet(2, 16, 2 * (pieces // 2), (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]
     return SegmentThenRegister(nn.Sequential(segmentation, nn.PixelShuffle(2)), registration, in_channels=4, unshuffle=2)
 
@@ -92,8 +92,8 @@ VARIED: Sequence[tuple[int, Mapping[str, Any]]] = (
     (205, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}),
     (75, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.5, "opacities": 0.75}),
 )
-"""Parts of the training of the direct U-Net that is trained long: epochs, and how films are varied; in the last as in the longest part of the
-template's training."""
+"""Parts of the training of the direct U-Net that is trained long: epochs, and how films are varied; as in the second and nearly as in the third
+part of the template's training."""
 
 SHORT = 8
 """Epochs of every row that only the comparison trains; the bundles' networks train longer."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,35 +35,29 @@ def load_weights(network: Network, path: str | Path) -> Network:
     return network.eval()
 
 
-def mean_weights(paths: Sequence[str | Path], shares: Sequence[float]) -> dict[str, Tensor]:
-    """The mean of the weights of one network after several trainings that went on from each other or from the same weights.
+def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[str, Tensor]:
+    """``(1 - share)`` of the weights in one file plus ``share`` of those in another that was trained on from it.
 
-    Between a network and its further training there are networks that keep more of what the first was good at, on other populations above
-    all, for little of what the second has won.
+    On the straight line between a network and its further training there are networks that keep more of what the first was good at, on other
+    populations above all, for little of what the second has won.
 
     Args:
-        paths: files of state dictionaries with the same keys and shapes.
-        shares: of each; they add up to 1.
+        first: file of a state dictionary.
+        second: file of another with the same keys and shapes.
+        share: 0 gives the first, 1 the second.
 
     Returns:
-        A state dictionary; what counts instead of weighing, as of batch normalisation, is the last's.
+        A state dictionary; what counts instead of weighing, as of batch normalisation, is the second's.
 
     Raises:
-        ValueError: if there are not as many shares as files, or they do not add up to 1.
         WeightsError: if a file is missing, or they do not hold the same keys, shapes and dtypes.
 
-    References: Wortsman et al. (2022), Robust fine-tuning of zero-shot models, https://arxiv.org/abs/2109.01903, and Model soups,
-    https://arxiv.org/abs/2203.05482
+    Reference: Wortsman et al. (2022), Robust fine-tuning of zero-shot models, https://arxiv.org/abs/2109.01903
     """
-    if len(paths) != len(shares) or not paths or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"mean_weights(): 'shares' must be one for each of {len(paths)} files and add up to 1, got {list(shares)}.")
-    states = [torch.load(_existing("mean_weights", path), map_location="cpu", weights_only=True) for path in paths]
-    for path, state in zip(paths, states):
-        if {k: (v.shape, v.dtype) for k, v in state.items()} != {k: (v.shape, v.dtype) for k, v in states[0].items()}:
-            raise WeightsError(f"mean_weights(): {Path(paths[0]).name} and {Path(path).name} are of different networks; give one and its further "
-                               "training.")
-    return {key: sum(share * state[key] for share, state in zip(shares, states)) if value.is_floating_point() else value
-            for key, value in states[-1].items()}
+    one, other = (torch.load(_existing("mean_weights", path), map_location="cpu", weights_only=True) for path in (first, second))
+    if {k: (v.shape, v.dtype) for k, v in one.items()} != {k: (v.shape, v.dtype) for k, v in other.items()}:
+        raise WeightsError(f"mean_weights(): {Path(first).name} and {Path(second).name} are of different networks; give one and its further training.")
+    return {key: torch.lerp(value, other[key], share) if value.is_floating_point() else other[key] for key, value in one.items()}
 
 
 def _existing(who: str, path: str | Path) -> Path:

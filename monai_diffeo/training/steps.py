@@ -65,22 +65,8 @@ def _random_framing(batch_size: int, spatial_size: tuple[int, ...], generator: t
     scale = torch.rand(batch_size, 2, generator=generator) * 0.65 + 0.85
     room = (scale - 1).clamp(min=0.05) * half
     shift = (torch.rand(batch_size, 2, generator=generator) * 2 - 1) * room
-    return _framing(scale, shift, spatial_size)
-
-
-def _closer_framing(batch_size: int, spatial_size: tuple[int, ...], generator: torch.Generator, share: float) -> Tensor:
-    """Displacements of a closer frame for a ``share`` of the films: 0.59 to 1 of each axis is seen, not far from the middle; the others stay; shape
-    ``(B, 2, H, W)``, voxels. Composed with a deformation that looks beyond the frame, it goes on there at the old scale."""
-    half = torch.tensor([(n - 1) / 2 for n in spatial_size])
-    scale = (torch.rand(batch_size, 1, generator=generator) * 0.35 + 0.65) * (torch.rand(batch_size, 2, generator=generator) * 0.2 + 0.9)
-    scale = torch.where(torch.rand(batch_size, 1, generator=generator) < share, scale.clamp(max=1), torch.ones_like(scale))
-    shift = (torch.rand(batch_size, 2, generator=generator) * 2 - 1) * ((1 - scale) * half * 0.6)
-    return _framing(scale, shift, spatial_size)
-
-
-def _framing(scale: Tensor, shift: Tensor, spatial_size: tuple[int, ...]) -> Tensor:
-    """Displacements ``(B, 2, H, W)`` of a frame ``scale`` (B, 2) times as large along each axis, moved by ``shift`` (B, 2) voxels."""
-    return (scale - 1).view(-1, 2, 1, 1) * centered_grid(spatial_size) + shift.view(-1, 2, 1, 1)
+    grid = centered_grid(spatial_size)
+    return (scale - 1).view(-1, 2, 1, 1) * grid + shift.view(-1, 2, 1, 1)
 
 
 class SegmentationStep:
@@ -93,14 +79,12 @@ class SegmentationStep:
         intensity: strength of the intensity augmentation.
         framing_share: share of batches that :func:`random_training_deformation` deforms in place of the protocol; with ``strength`` only.
         opacities: share of films with :func:`random_opacities` over their lungs.
-        closer: share of films that the protocol deforms in a closer frame; with ``strength`` only.
     """
 
     def __init__(
-        self, strength: float | None = None, seed: int = 0, intensity: float = 0.0, framing_share: float = 0.0, opacities: float = 0.0,
-        closer: float = 0.0,
+        self, strength: float | None = None, seed: int = 0, intensity: float = 0.0, framing_share: float = 0.0, opacities: float = 0.0
     ) -> None:
-        self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities, "closer": closer}
+        self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities}
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
 
@@ -111,7 +95,7 @@ class SegmentationStep:
 
 def varied_films(
     image: Tensor, label: Tensor, generator: torch.Generator, strength: float | None, intensity: float = 0.0, framing_share: float = 0.0,
-    opacities: float = 0.0, closer: float = 0.0,
+    opacities: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Films of varied grey values and deformed, with their masks; arguments as :class:`SegmentationStep`."""
     if opacities:
@@ -124,8 +108,6 @@ def varied_films(
         ddf = random_training_deformation(len(image), tuple(image.shape[2:]), generator, identity_share=0.1).to(image)
     else:
         ddf = _augmentation(image, strength, generator)
-        if closer:
-            ddf = compose(_closer_framing(len(image), tuple(image.shape[2:]), generator, closer).to(image), ddf)
     moved = (warp(label, ddf, padding_mode="zeros") > 0.5).to(label)
     return warp(image, ddf, padding_mode="zeros"), moved
 

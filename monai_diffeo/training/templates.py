@@ -22,7 +22,7 @@ class TemplateStep:
     """Dice plus cross entropy of the warped prior, one channel a shape, and prices for distant outlines and for maps that come near to folding.
 
     Args:
-        strength, intensity, framing_share, opacities, closer: how films are varied, see :class:`SegmentationStep`.
+        strength, intensity, framing_share, opacities: how films are varied, see :class:`SegmentationStep`.
         folding: weight of the price; 0 for the methods as published.
         margin: below which a coefficient of a cell's determinant costs, linearly; see :func:`cell_determinants`.
         tame: scale of :func:`tame_log_odds`; None trains on the log-odds themselves.
@@ -36,9 +36,9 @@ class TemplateStep:
     def __init__(
         self, strength: float | None = None, intensity: float = 0.0, folding: float = 20.0, margin: float = 0.3, tame: float | None = 4.0,
         seed: int = 0, framing_share: float = 0.0, direct: float = 1.0, outline: float = 0.0, power: float = 8.0,
-        outline_points: int = 128, opacities: float = 0.0, closer: float = 0.0,
+        outline_points: int = 128, opacities: float = 0.0,
     ) -> None:
-        self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities, "closer": closer}
+        self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities}
         self.folding, self.margin, self.tame, self.direct = folding, margin, tame, direct
         self.outline, self.power, self.outline_points = outline, power, outline_points
         self.generator = torch.Generator().manual_seed(seed)

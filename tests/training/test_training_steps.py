@@ -9,10 +9,9 @@ from torch import nn
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.flow import folding
-from monai_diffeo.flow.grid import voxel_grid
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE
 from monai_diffeo.training import ClassificationStep, CriticStep, LossCurve, PredictorStep, SegmentationStep, TrainingIteration, VAEStep
-from monai_diffeo.training.steps import _closer_framing, random_training_deformation, varied_films
+from monai_diffeo.training.steps import random_training_deformation
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 SIZE = (32, 32)
@@ -284,22 +283,3 @@ def test_the_predictor_learns_from_the_deformations_that_it_is_told():
     losses = still(predictor, batch_for("predictor"))
     assert losses["grid"] == 0 and float(losses["image"]) < 1e-10
     assert PredictorStep(FAMILY, intensity=0.0)(predictor, batch_for("predictor"))["grid"] > 0.01
-
-
-def test_a_closer_frame_shows_part_of_the_old_one():
-    size = (33, 41)
-    ddf = _closer_framing(200, size, torch.Generator().manual_seed(0), 0.5)
-    seen = voxel_grid(size) + ddf
-    moved = ddf.flatten(1).abs().amax(1) > 0
-    assert 70 < moved.sum() < 130
-    for axis, n in enumerate(size):
-        assert seen[:, axis].min() >= -1e-4 and seen[:, axis].max() <= n - 1 + 1e-4
-        share = (seen[:, axis].flatten(1).amax(1) - seen[:, axis].flatten(1).amin(1)) / (n - 1)
-        assert 0.58 < share.min() < 0.68 and share.max() <= 1 + 1e-5
-
-
-def test_shapes_are_larger_in_closer_frames():
-    label = torch.zeros(16, 1, 40, 40)
-    label[:, :, 14:26, 14:26] = 1
-    areas = [varied_films(label, label, torch.Generator().manual_seed(1), 0.2, closer=share)[1].mean().item() for share in (0.0, 1.0)]
-    assert areas[1] > 1.2 * areas[0]
