@@ -27,7 +27,8 @@ from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, Spatial
 __all__ = ["distorted_network"]
 
 SIDE, PARAMETERS, BATCH, UNFOLDED = 42, 60_000, 64, 1000
-RATES, CHOOSING = {"RTS": [0.004], "CPAB": [0.002, 0.004]}, (1000, 1001)  # each row gets the better on val, trained with these seeds
+RATES, CHOOSING = {"RTS": [0.004], "CPAB": [0.002, 0.004, 0.008]}, (1000, 1001)  # of which each row gets one, trained with these seeds
+FIRST = {"RTS": 0, "CPAB": 3}  # seed of the table; on CPAB, 0 to 2 were seen on test before the way to choose rates was fixed
 VERSION = 7  # of what a run is, so that those kept from another are not taken up
 PAPER = {
     "FCN": {"RTS": 0.945, "CPAB": 0.918}, "CNN": {"RTS": 0.974, "CPAB": 0.952},
@@ -130,9 +131,10 @@ def _rates_of(options: argparse.Namespace, distortion: str) -> list[float]:
 
 def _rates_text(options: argparse.Namespace) -> str:
     """From how many rates the rows of each distortion take theirs, and how."""
-    chosen = "the one with the most right answers on `val` after trainings as long with the seeds {} and {}, which no row of the table has".format(*CHOOSING)
+    chosen = ("the last that gave more right answers on `val` than the one before it, after trainings as long with the seeds {} and {}, which no row "
+              "of the table has").format(*CHOOSING)
     rates = {name: [f"{rate:g}" for rate in _rates_of(options, name)] for name in options.distortions}
-    return "; ".join(f"{name}: {some[0]} for all rows" if len(some) == 1 else f"{name}: for each row of its own, out of {' and '.join(some)} {chosen}"
+    return "; ".join(f"{name}: {some[0]} for all rows" if len(some) == 1 else f"{name}: for each row of its own, out of {', '.join(some)} {chosen}"
                      for name, some in rates.items())
 
 
@@ -146,7 +148,7 @@ def _claims(distortion: str) -> dict[str, list[str]]:
 def main(argv: list[str] | None = None) -> None:
     parser = run_options("distorted_mnist", __doc__, list(ROWS), seeds=3, iterations=4000, digits=50000)
     parser.add_argument("--distortions", nargs="+", default=["RTS", "CPAB"], choices=["RTS", "CPAB"])
-    parser.add_argument("--rates", nargs="+", type=float, help="of which each row gets the best on val, for every distortion")
+    parser.add_argument("--rates", nargs="+", type=float, help="rising; each row gets the last that is better on val than the one before; for every distortion")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     digits = {split: read_digits(options.dataset_dir, split) for split in ("train", "val", options.split)}
@@ -164,15 +166,24 @@ def main(argv: list[str] | None = None) -> None:
         return got
 
     def best_rate(row: str, name: str) -> float:
-        some = _rates_of(options, name)
-        return some[0] if len(some) == 1 else max(some, key=lambda rate: sum(run(row, name, seed, rate, "val")["accuracy"] for seed in CHOOSING))
+        """The last of the rates that still was better on val than the one before it."""
+        best, *larger = _rates_of(options, name)
+        before = right(row, name, best) if larger else 0.0
+        for rate in larger:
+            if (now := right(row, name, rate)) <= before:
+                break
+            best, before = rate, now
+        return best
+
+    def right(row: str, name: str, rate: float) -> float:
+        return sum(run(row, name, seed, rate, "val")["accuracy"] for seed in CHOOSING)
 
     rates = {(row, name): best_rate(row, name) for name in options.distortions for row in options.rows}
     found: dict[str, dict[str, list[dict]]] = {row: {name: [] for name in sets} for row in options.rows}
     for seed in range(options.seeds):
         for name in sets:
             for row in options.rows:
-                found[row][name].append(run(row, name, seed, rates[row, name], options.split))
+                found[row][name].append(run(row, name, FIRST[name] + seed, rates[row, name], options.split))
         so_far = argparse.Namespace(**vars(options) | {"seeds": seed + 1})
         _page(command_text("distorted_mnist", parser, so_far), options, found, rates, len(digits[options.split].ids))
 

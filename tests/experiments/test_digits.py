@@ -189,8 +189,11 @@ def test_an_experiment_writes_its_page_and_takes_up_what_is_there(module, rows, 
     assert learning_rates is not module or page.with_suffix(".png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("given", [[], ["--rates", "0.001", "0.004", "0.01"]])
-def test_rates_are_chosen_on_val_whatever_test_says(given, mnist, tmp_path, monkeypatch):
+@pytest.mark.parametrize("given, asked_for", [
+    ([], [0.002, 0.004, 0.008]), (["--rates", "0.001", "0.004", "0.01"], [0.001, 0.004, 0.01]),
+    (["--rates", "0.001", "0.004", "0.01", "0.0041"], [0.001, 0.004, 0.01]),  # not asked beyond the first that is no better
+])
+def test_rates_are_chosen_on_val_whatever_test_says(given, asked_for, mnist, tmp_path, monkeypatch):
     """A network that likes one rate on `val` and another on `test` gets the first."""
     asked = []
 
@@ -202,7 +205,6 @@ def test_rates_are_chosen_on_val_whatever_test_says(given, mnist, tmp_path, monk
     monkeypatch.setattr(distorted_mnist, "fit", fit)
     distorted_mnist.main(["--dataset_dir", str(mnist), "--rows", "CNN", "--distortions", "CPAB", "--seeds", "1", "--digits", "30", "--output",
                           str(tmp_path / "page.md"), *given])
-    rates = [float(r) for r in given[1:]] or [0.002, 0.004]
-    assert asked == [*(("val", seed, rate) for rate in rates for seed in (1000, 1001)), ("test", 0, 0.004)]
+    assert asked == [*(("val", seed, rate) for rate in asked_for for seed in (1000, 1001)), ("test", 3, 0.004)]
     text = (tmp_path / "page.md").read_text()
-    assert "| CNN | 1 | 0.004 |" in text and "on `val` after trainings as long with the seeds 1000 and 1001" in text
+    assert "| CNN | 1 | 0.004 |" in text and "more right answers on `val` than the one before it, after trainings as long with the seeds 1000 and 1001" in text
