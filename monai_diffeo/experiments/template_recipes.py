@@ -49,7 +49,7 @@ def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
     """
     segmentation = UNet(2, 4, 8, (12, 24, 48, 96, 192), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4}))
     registration = [UNet(2, 16, 2 * (pieces // 2), (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]
-    return SegmentThenRegister(nn.Sequential(segmentation, nn.PixelShuffle(2)), registration, in_channels=4, unshuffle=2)
+    return SegmentThenRegister(nn.Sequential(segmentation, nn.PixelShuffle(2)), registration, in_channels=4, unshuffle=2, lean=12.0)
 
 
 def guessed_lungs(kind: str = "diagonal", trained: tuple[str, ...] = (), beta: float = 1.0) -> ShapePrior:

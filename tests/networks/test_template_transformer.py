@@ -16,7 +16,7 @@ from monai_diffeo.flow.warp import sample
 from monai_diffeo.metrics import betti_numbers, connected_components
 from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer, template_transformer
 from monai_diffeo.networks.shape_prior import relative_grid
-from monai_diffeo.networks.template_backbone import blocks_to_channels
+from monai_diffeo.networks.template_backbone import blocks_to_channels, doubt
 from monai_diffeo.networks.template_guard import intact_level
 from monai_diffeo.networks.template_transformer import _draw_out, _folding
 
@@ -366,6 +366,36 @@ def test_each_pass_sees_the_prior_as_those_before_it_have_moved_it():
         net.backbone(torch.rand(2, 3, *SIZE))
     alone = network(Says(torch.cat([p.answer for p in passes], 1)), pieces=3, control_size=(4, 4, 12), gain=1.0)
     assert_close(alone.velocities(torch.ones(2, 1, *SIZE)), velocity)
+
+
+def test_doubt_is_the_unsure_share_of_each_shape():
+    p = torch.tensor([[[0.0, 1.0, 1.0, 0.5], [1.0, 1.0, 1.0, 1.0]], [[0.001] * 4, [0.0] * 4]]).view(2, 2, 2, 2)
+    assert_close(doubt(p), torch.tensor([[1 / 2.5, 0.0], [0.5, 0.0]]).view(2, 2, 1, 1))
+    assert_close(doubt(p[1:, :, None]), torch.tensor([0.5, 0.0]).view(1, 2, 1, 1, 1))
+    assert_close(doubt(p.half()), doubt(p).half())
+
+
+def test_what_is_in_doubt_is_shown_to_the_registration_as_inside_outside_training():
+    sure, unsure = torch.full(SIZE, -20.0), torch.full(SIZE, -20.0)
+    sure[10:30, 10:30] = unsure[10:30, 10:30] = 20.0
+    unsure[10:30, 30:33] = -1.0
+    looks = Sees(torch.zeros(1, 4, 12, 12))
+    backbone = SegmentThenRegister(Says(torch.stack([sure, unsure])[None]), looks, lean=12.0)
+    net = network(backbone, pieces=2, control_size=4)
+    image = torch.ones(2, 1, *SIZE)
+    image[1] = 1e-3  # all in doubt, but half inside and half outside
+    net.segment(image)
+    seen, direct = looks.seen[:, :2], net.read(image)[1]
+    assert torch.equal(seen[0, 0], torch.sigmoid(sure)), "nothing in doubt"
+    share = doubt(torch.sigmoid(unsure)[None, None]).item()
+    assert 0.08 < share < 0.12 and (seen[0, 1, 10:30, 30:33] > 0.5).all() and (seen[0, 1, :, 33:] < 1e-6).all()
+    assert_close(seen[0, 1], torch.sigmoid(unsure + 12 * share))
+    assert (seen[1] > 0.99).all() and torch.equal(direct[0, 1], unsure), "the direct answer itself stays"
+    net.segment(image[:1])
+    assert torch.equal(looks.seen[0, :2], seen[0]), "whatever else is in the batch"
+    net.train()
+    net(image)
+    assert torch.equal(looks.seen[:, :2], torch.sigmoid(direct))
 
 
 @pytest.mark.parametrize("pieces", [(2, 2), (1, 3), (3, 1), (1, 1, 1, 1)])
