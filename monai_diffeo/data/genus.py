@@ -33,6 +33,10 @@ class Digits:
         rows = spread_rows(len(self.ids), count)
         return Digits(self.images[rows], self.digits[rows], tuple(self.ids[i] for i in rows))
 
+    def repeated(self, times: int) -> Digits:
+        """All of them so many times, one round after another."""
+        return Digits(self.images.repeat(times, 1, 1, 1), self.digits.repeat(times), self.ids * times)
+
 
 def genus_of_digit(digits: Digits) -> Tensor:
     """Holes of the digit that was meant, whatever the pen did: 0 for 1 2 3 5 7, 1 for 0 4 6 9, 2 for 8; shape ``(N,)``."""

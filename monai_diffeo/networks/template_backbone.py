@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["SegmentThenRegister", "blocks_to_channels", "doubt"]
+__all__ = ["SegmentThenRegister", "blocks_to_channels", "doubt", "leaned"]
 
 
 class SegmentThenRegister(nn.Module):
@@ -27,10 +27,8 @@ class SegmentThenRegister(nn.Module):
             have to tell.
         in_channels: how many channels of what the template transformer shows are the image; the prior's K follow.
         unshuffle: they work on a frame smaller by this factor and see blocks of so many voxels along each axis as channels.
-        lean: outside training, the prior is brought to the direct answer with ``lean`` times its :func:`doubt` added to the log-odds of
-            each shape: where much is in doubt, what is in doubt counts as inside. Films unlike those of the training lose parts of a
-            shape more often than they gain any, and the farthest point of a missed part is what a Hausdorff distance tells. Where nothing is
-            in doubt nothing changes. Choose it on films of several origins.
+        lean: outside training, the prior is brought to what :func:`leaned` makes of the direct answer: what is in doubt counts as inside. For
+            networks that rather miss a part of a shape than add one on films unlike those of the training.
     """
 
     def __init__(
@@ -52,9 +50,7 @@ class SegmentThenRegister(nn.Module):
         log_odds = self.segmentation(image)
         if log_odds.shape[:2] != prior.shape[:2] or any(n % m for n, m in zip(log_odds.shape[2:], prior.shape[2:])):
             raise ShapeError("SegmentThenRegister", "segmentation(image)", f"{tuple(prior.shape)}, as the prior, or finer", log_odds.shape)
-        found, answers = torch.sigmoid(log_odds), []
-        if self.lean and not self.training:
-            found = torch.sigmoid(log_odds + self.lean * doubt(found))
+        found, answers = torch.sigmoid(log_odds if self.training else leaned(log_odds, self.lean)), []
         if found.shape != prior.shape:
             found = F.interpolate(found, prior.shape[2:], mode="area")
         for network in self.registration:
@@ -66,13 +62,34 @@ class SegmentThenRegister(nn.Module):
         return torch.cat(answers, dim=1), log_odds
 
 
+def leaned(log_odds: Tensor, lean: float) -> Tensor:
+    """Log-odds of a direct answer that leans outward, each shape by its :func:`doubt`.
+
+    Args:
+        log_odds: shape ``(B, K, *S)``.
+        lean: log-odds that a shape gains for a doubt of 1. Edges alone are some doubt, the more so the smaller the shape in voxels, so that every
+            shape grows a little: choose it for the frame and the organ, on films of several origins.
+
+    Returns:
+        Shape ``(B, K, *S)``.
+    """
+    return log_odds + lean * doubt(torch.sigmoid(log_odds)) if lean else log_odds
+
+
 def doubt(probability: Tensor) -> Tensor:
-    """How much of each shape is in doubt, ``(B, K, *1)``, of probabilities ``(B, K, *S)``: the sum of 4 p (1 - p), 1 where p = 0.5, over the sum of p,
-    but no more than 0.5."""
-    p = probability.flatten(2).float()
-    total = p.sum(2)
-    unsure = 4 * (total - p.square().sum(2))
-    return (unsure / total.clamp_min(torch.finfo(p.dtype).tiny)).clamp(0, 0.5).to(probability).view(*p.shape[:2], *[1] * (probability.ndim - 2))
+    """How much of each shape that was found is in doubt: the sum of 4 p (1 - p), which is 1 where p = 0.5, over the number of voxels with p > 0.5.
+
+    Args:
+        probability: p, shape ``(B, K, *S)``.
+
+    Returns:
+        Shape ``(B, K, *1)``, at most 0.5; 0 for a shape that was not found at all.
+    """
+    p = probability.flatten(2)
+    p = p if p.dtype == torch.float64 else p.float()
+    unsure, found = (4 * p * (1 - p)).sum(2), (p > 0.5).sum(2)
+    share = torch.where(found > 0, unsure / found.clamp_min(1), 0.0).clamp_max(0.5)
+    return share.to(probability).view(*share.shape, *[1] * (probability.ndim - 2))
 
 
 def blocks_to_channels(image: Tensor, side: int) -> Tensor:

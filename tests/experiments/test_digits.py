@@ -198,13 +198,13 @@ def test_rates_are_chosen_on_val_whatever_test_says(given, asked_for, mnist, tmp
     asked = []
 
     def fit(network, step, data, shown, iterations, seed, batch_size, rate, **more):
-        split, likes = ("test", 0.002) if len(shown["label"]) == 40 else ("val", 0.004)
-        asked.append((split, seed, rate))
+        split, likes = ("test", 0.002) if len(shown["label"]) == 160 else ("val", 0.004)  # each digit of test four times
+        asked.append((split, seed, rate, iterations))
         return {"accuracy": 1 - abs(rate - likes), "parameters": 1, "seconds": 1.0}
 
     monkeypatch.setattr(distorted_mnist, "fit", fit)
-    distorted_mnist.main(["--dataset_dir", str(mnist), "--rows", "CNN", "--distortions", "CPAB", "--seeds", "1", "--digits", "30", "--output",
+    distorted_mnist.main(["--dataset_dir", str(mnist), "--rows", "CNN", "--distortions", "CPAB", "--seeds", "1", "--digits", "30", "--iterations", "10", "--output",
                           str(tmp_path / "page.md"), *given])
-    assert asked == [*(("val", seed, rate) for rate in asked_for for seed in (1000, 1001)), ("test", 3, 0.004)]
+    assert asked == [*(("val", seed, rate, 10) for rate in asked_for for seed in (1000, 1001)), ("test", 0, 0.004, 20)]
     text = (tmp_path / "page.md").read_text()
-    assert "| CNN | 1 | 0.004 |" in text and "more right answers on `val` than the one before it, after trainings as long with the seeds 1000 and 1001" in text
+    assert "| CNN | 1 | 0.004 |" in text and "more right answers on `val` than the one before it, after trainings of 10 iterations with the seeds 1000 and 1001" in text

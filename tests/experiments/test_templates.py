@@ -5,7 +5,7 @@ from torch import nn
 from monai_diffeo.experiments.films import Films
 from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_direct, trained_template
 from monai_diffeo.experiments.templates import (
-    DIRECT, LARGEST, OURS, VARIED_FILMS, Found, figures, measure_found, plain_masks, run_method, sureness, table_row, template_masks, timing,
+    DIRECT, LEANING, OURS, RIVALS, Found, differences, figures, measure_found, plain_masks, run_method, sureness, table_row, template_masks, timing,
 )
 from monai_diffeo.networks import ShapePrior
 
@@ -88,20 +88,27 @@ def test_every_figure_is_judged_by_itself_and_against_every_rival():
         return {"dice": dice * one, "hausdorff": hausdorff * one, "exact": exact * one, "folding": folding * one, "broken": folding * one}
 
     def met(ours, ratio=1.2, **rivals):
-        rows = {OURS: ours, **{rival: row(0.955, 5.0) for rival in (DIRECT, VARIED_FILMS, LARGEST)}, **rivals}
+        rows = {OURS: ours, **{rival: row(0.955, 5.0) for rival in RIVALS}, **rivals}
         return [line["met"] == "yes" for line in figures({("a", "plain"): rows}, ratio)]
 
-    good = row(0.95, 3.0)
-    assert met(good) == [True] * 9
-    assert met(row(0.95, 3.0, folding=1e-5)) == [False] + [True] * 8
-    assert met(row(0.95, 3.0, exact=0.9)) == [True, False] + [True] * 7
-    for place, rival in enumerate((DIRECT, VARIED_FILMS, LARGEST)):
-        assert met(good, **{rival: row(0.955, 3.0)}) == [i != 2 + place for i in range(9)]  # equal is not below
-        assert met(good, **{rival: row(0.961, 5.0)}) == [i != 5 + place for i in range(9)]
-    assert met(good, 1.26) == [True] * 8 + [False]
-    lines = figures({(s, "plain"): {OURS: row(0.9, d), **{r: row(0.9, 5.0) for r in (DIRECT, VARIED_FILMS, LARGEST)}}
-                     for s, d in (("a", 3.0), ("b", 7.0))}, 1.0)
+    good, count = row(0.95, 3.0), len(RIVALS)
+    asked = 2 + 2 * count + 1
+    assert met(good) == [True] * asked
+    assert met(row(0.95, 3.0, folding=1e-5)) == [False] + [True] * (asked - 1)
+    assert met(row(0.95, 3.0, exact=0.9)) == [True, False] + [True] * (asked - 2)
+    for place, rival in enumerate(RIVALS):
+        assert met(good, **{rival: row(0.955, 3.0)}) == [i != 2 + place for i in range(asked)]  # equal is not below
+        assert met(good, **{rival: row(0.961, 5.0)}) == [i != 2 + count + place for i in range(asked)]
+    assert met(good, 1.26) == [True] * (asked - 1) + [False]
+    lines = figures({(s, "plain"): {OURS: row(0.9, d), **{r: row(0.9, 5.0) for r in RIVALS}} for s, d in (("a", 3.0), ("b", 7.0))}, 1.0)
     assert lines[2]["measured"] == "below on 1 of 2 sets; above on b plain (5.0 to 7.0)"
+
+
+def test_differences_are_taken_film_by_film():
+    ours = torch.linspace(1, 9, 50)
+    rows = {OURS: {"hausdorff": ours}, **{name: {"hausdorff": ours + 2} for name in (*RIVALS, LEANING)}}
+    (line,) = differences({("a", "TPS"): rows}, "hausdorff", 2)
+    assert line == {"set": "a TPS", **dict.fromkeys((*RIVALS, LEANING), "-2.00 [-2.00, -2.00]")}
 
 
 def test_sureness_ranks_films_by_their_agreement():
