@@ -24,10 +24,12 @@ if not all(0.03 < area < 0.3 for area in areas):
     sys.exit(f"mask: the lungs cover {areas} of the film")
 (line,) = (output / "report.jsonl").read_text().splitlines()
 record = json.loads(line)
-if record["status"].startswith(("failed", "rejected")) or record["folding"] != 0:
+if record["status"].startswith(("failed", "rejected")) or record["folding_fraction"] != 0:
     sys.exit(f"report: {record}")
 (figure,) = output.rglob("*.png")
 if figure.stat().st_size < 50_000:
     sys.exit(f"figure: only {figure.stat().st_size} bytes")
-print(f"mask {mask.shape}, lungs at {centers[0]:.2f} and {centers[1]:.2f} of the width, status {record['status']}, "
-      f"figure {figure.name}: 1 passed, 0 failed")
+print(
+    f"mask {mask.shape}, lungs at {centers[0]:.2f} and {centers[1]:.2f} of the width, status {record['status']}, "
+    f"figure {figure.name}: 1 passed, 0 failed"
+)

@@ -6,7 +6,7 @@ the exact inverse. Start with :class:`DiffeoInferer`.
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer, load_canonicalizer
 from monai_diffeo.families import ControlGrid, Siren
-from monai_diffeo.flow import compose, exp, folding, inverse, jacobian_determinant, warp
+from monai_diffeo.flow import compose, exp, folding_fraction, inverse, jacobian_determinant, warp
 from monai_diffeo.inferers import DiffeoInferer
 
 __version__ = "0.1.0"
@@ -19,7 +19,7 @@ __all__ = [
     "Siren",
     "compose",
     "exp",
-    "folding",
+    "folding_fraction",
     "inverse",
     "jacobian_determinant",
     "load_canonicalizer",

@@ -11,8 +11,10 @@ def blob(batch=1, size=(32, 32), shift=0.0, width=0.25):
     """A smooth bright ellipse, ``shift`` (share of half the frame, a number or one an image) off the centre along axis 0."""
     axes = torch.meshgrid(*[torch.linspace(-1, 1, n) for n in size], indexing="ij")
     shift = torch.as_tensor(shift, dtype=torch.float32).expand(batch)
-    squared = sum(((axis - (shift.view(-1, *[1] * len(size)) if d == 0 else 0)) / (width * (1 + 0.5 * d))) ** 2
-                  for d, axis in enumerate(axes))
+    squared = sum(
+        ((axis - (shift.view(-1, *[1] * len(size)) if d == 0 else 0)) / (width * (1 + 0.5 * d))) ** 2
+        for d, axis in enumerate(axes)
+    )
     return torch.exp(-squared / 2).expand(batch, *size)[:, None].clone()
 
 
@@ -50,7 +52,7 @@ def some_theta(family, scale=0.1, seed=0, batch=1):
 def tiny_canonicalizer(spatial_dims=2, **settings):
     """One pass of a predictor that always gives the same deformation; nothing is rejected."""
     family = ControlGrid(spatial_dims, controls=4)
-    settings = {"max_rise": None, **settings}
+    settings = {"max_energy_increase": None, **settings}
     return Canonicalizer(Brightness(), family, DeformationRegularizer(), FixedTheta(some_theta(family, 0.04)), **settings)
 
 
@@ -58,8 +60,10 @@ def template_canonicalizer(size=(32, 32), **settings):
     """Optimisation towards a centred blob."""
     settings = {"steps": 40, "learning_rate": 0.02, **settings}
     return Canonicalizer(
-        WeightedEnergy({"template": FromTemplate(blob(1, size))}), ControlGrid(len(size), controls=3),
-        DeformationRegularizer(smooth=0.1), **settings,
+        WeightedEnergy({"template": FromTemplate(blob(1, size))}),
+        ControlGrid(len(size), controls=3),
+        DeformationRegularizer(smooth=0.1),
+        **settings,
     )
 
 
@@ -80,22 +84,48 @@ def canonicalizer_folder(folder, size=32):
     settings = {
         "default_mode": "single_pass",
         "families": {"control_grid": family, "siren": {"kind": "siren", "hidden": 16, "layers": 2}},
-        "networks": {name: {"kind": name, "file": f"{name}.pt", "family": "control_grid", "arguments": a} for name, a in arguments.items()},
+        "networks": {
+            name: {"kind": name, "file": f"{name}.pt", "family": "control_grid", "arguments": a}
+            for name, a in arguments.items()
+        },
         "energies": {"vae": {"network": "vae"}, "critic": {"network": "critic"}, "motion": {"network": "predictor"}},
         "modes": {
-            "single_pass": {"family": "control_grid", "predictor": "predictor", "passes": 2, "steps": 0,
-                            "energies": {"vae": 1.0, "motion": 1.0}, "max_rise": None},
-            "refine": {"family": "control_grid", "predictor": "predictor", "passes": 1, "steps": 3, "level": 0.0,
-                       "energies": {"vae": 1.0, "critic": 0.5}, "max_rise": None},
-            "faithful": {"family": "siren", "steps": 3, "standardize": False, "energies": {"vae": 0.01, "critic": 0.001},
-                         "patience": None, "max_rise": None},
+            "single_pass": {
+                "family": "control_grid",
+                "predictor": "predictor",
+                "iterations": 2,
+                "steps": 0,
+                "energies": {"vae": 1.0, "motion": 1.0},
+                "max_energy_increase": None,
+            },
+            "refine": {
+                "family": "control_grid",
+                "predictor": "predictor",
+                "iterations": 1,
+                "steps": 3,
+                "level": 0.0,
+                "energies": {"vae": 1.0, "critic": 0.5},
+                "max_energy_increase": None,
+            },
+            "faithful": {
+                "family": "siren",
+                "steps": 3,
+                "standardize": False,
+                "energies": {"vae": 0.01, "critic": 0.001},
+                "patience": None,
+                "max_energy_increase": None,
+            },
         },
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "canonicalizer.json").write_text(json.dumps(settings))
     predictor = DeformationPredictor(ControlGrid(2, 4).num_parameters, **arguments["predictor"])
     torch.nn.init.normal_(predictor.head[-1].weight, std=0.05)
-    for name, network in {"predictor": predictor, "vae": EnergyVAE(**arguments["vae"]), "critic": EnergyCritic(**arguments["critic"])}.items():
+    for name, network in {
+        "predictor": predictor,
+        "vae": EnergyVAE(**arguments["vae"]),
+        "critic": EnergyCritic(**arguments["critic"]),
+    }.items():
         torch.save(network.state_dict(), folder / f"{name}.pt")
     fit_statistics(folder, [torch.rand(8, 1, size, size), torch.rand(8, 1, size, size)])
     return folder

@@ -10,8 +10,12 @@ import torch
 
 ROOT = pathlib.Path(__file__).parents[1]
 MODULES = [
-    "monai_diffeo.families.cpab", "monai_diffeo.families.cpa.basis", "monai_diffeo.families.cpa.flow", "monai_diffeo.families.cpa.tessellation",
-    "monai_diffeo.networks.shape_prior", "monai_diffeo.networks.template_transformer",
+    "monai_diffeo.families.cpab.family",
+    "monai_diffeo.families.cpab.basis",
+    "monai_diffeo.families.cpab.flow",
+    "monai_diffeo.families.cpab.tessellation",
+    "monai_diffeo.networks.template.prior",
+    "monai_diffeo.networks.template.transformer",
 ]
 
 
@@ -39,5 +43,8 @@ def test_the_page_on_layers_runs():
 
 def test_the_page_on_templates_runs():
     scope = run_page("segment-with-a-template.md")
-    assert scope["log_odds"].shape == scope["masks"].shape == scope["direct"].shape == (1, 2, 128, 128) and scope["result"].intact.all()
+    assert (
+        scope["log_odds"].shape == scope["masks"].shape == scope["direct"].shape == (1, 2, 128, 128)
+        and scope["result"].intact.all()
+    )
     assert scope["velocity"].shape == (1, 4, 2, 64, 64)

@@ -7,13 +7,20 @@ import time
 import torch
 from torch import Tensor, nn
 
-from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED, Canonicalization, mean_inverse_error, move_image
+from monai_diffeo.canonicalize.result import (
+    CANONICALIZED,
+    LEFT_ALONE,
+    REJECTED,
+    Canonicalization,
+    mean_inverse_error,
+    move_image,
+)
 from monai_diffeo.canonicalize.search import Chain, minimize, predict
 from monai_diffeo.energies import Energy
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import DiffeomorphicAffine, Family
-from monai_diffeo.flow import Deformation, folding, warp
-from monai_diffeo.networks import FilmOrientation, turn_generator
+from monai_diffeo.flow import Deformation, folding_fraction, warp
+from monai_diffeo.networks import FilmOrientation, rot90_generator
 
 __all__ = ["Canonicalizer"]
 
@@ -21,14 +28,14 @@ __all__ = ["Canonicalizer"]
 class Canonicalizer(nn.Module):
     r"""Search, for each image, a diffeomorphism that makes it look like the training images.
 
-    An optional predictor looks at the image ``passes`` times and moves it each time; ``steps`` of Adam then lower
+    An optional predictor looks at the image ``iterations`` times and moves it each time; ``steps`` of Adam then lower
     ``energy(moved image) + regularizer(velocity, ddf)``; the displacement stands in for the velocity where a family has none. With a
     predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping and the
     published settings, *faithful*.
 
     A batch gives what its images give one by one. An image is left alone, bit for bit, when its energy is already within
-    ``gate``, and rejected when it is constant or not finite, when its energy rises by more than ``max_rise``, or when its field
-    still folds after ``shrinkings`` halvings of its deformations; ``status`` says which.
+    ``skip_below``, and rejected when it is constant or not finite, when its energy rises by more than ``max_energy_increase``, or when its field
+    still folds after ``max_halvings`` halvings of its deformations; ``status`` says which.
 
     Args:
         energy: of images, lower = closer to the training images.
@@ -37,18 +44,18 @@ class Canonicalizer(nn.Module):
         predictor: image to the parameters of ``family``; None starts the search from the identity.
         orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned back. A
             film that looks mirrored is only noted: situs inversus exists.
-        sure: smallest probability at which ``orientation`` is believed.
+        min_confidence: smallest probability at which ``orientation`` is believed.
         steps: optimisation steps at most.
-        passes: looks of the predictor.
+        iterations: looks of the predictor.
         learning_rate: of Adam, in the family's relative units.
         patience: steps without improvement after which an image stops; None never stops early.
-        gate: leave alone an image whose energy is at most this; None moves every image.
-        max_rise: energy may rise by this much and the result still counts; None accepts any.
-        doubt_above: note of an image whose energy is still higher than this that it remains unlike the training images; None never.
+        skip_below: leave alone an image whose energy is at most this; None moves every image.
+        max_energy_increase: energy may rise by this much and the result still counts; None accepts any.
+        ood_threshold: note of an image whose energy is still higher than this that it remains unlike the training images; None never.
         search_family: family of the optimisation, ``family`` by default.
         final_steps: squarings of the exponentials that are returned.
-        shrinkings: how often the deformations of a folding field are halved.
-        views: how many poses a :class:`DiffeoInferer` should ask at unless it is told otherwise.
+        max_halvings: how often the deformations of a folding field are halved.
+        tta_samples: how many poses a :class:`DiffeoInferer` should ask at unless it is told otherwise.
         sampling: of the canonical image, ``"bilinear"`` or, in 2D, ``"bicubic"``, which keeps lines a voxel wide sharper.
         seed: of everything random.
         progress: show a bar over the optimisation steps (needs tqdm).
@@ -61,18 +68,18 @@ class Canonicalizer(nn.Module):
         regularizer: nn.Module | None = None,
         predictor: nn.Module | None = None,
         orientation: FilmOrientation | None = None,
-        sure: float = 0.9,
+        min_confidence: float = 0.9,
         steps: int = 0,
-        passes: int = 1,
+        iterations: int = 1,
         learning_rate: float = 0.01,
         patience: int | None = 10,
-        gate: float | None = None,
-        max_rise: float | None = 0.0,
-        doubt_above: float | None = None,
+        skip_below: float | None = None,
+        max_energy_increase: float | None = 0.0,
+        ood_threshold: float | None = None,
         search_family: Family | None = None,
         final_steps: int = 7,
-        shrinkings: int = 4,
-        views: int = 1,
+        max_halvings: int = 4,
+        tta_samples: int = 1,
         sampling: str = "bilinear",
         seed: int = 0,
         progress: bool = False,
@@ -85,12 +92,17 @@ class Canonicalizer(nn.Module):
         if sampling not in ("bilinear", "bicubic")[: 2 if family.spatial_dims == 2 else 1]:
             raise ValueError(f"Canonicalizer: 'sampling' must be 'bilinear' or, in 2D, 'bicubic', got {sampling!r}.")
         self.energy, self.family, self.regularizer, self.predictor = energy, family, regularizer, predictor
-        self.orientation, self.sure = orientation, sure
+        self.orientation, self.min_confidence = orientation, min_confidence
         self.search_family = family if search_family is None else search_family
-        self.steps, self.passes, self.learning_rate, self.patience = steps, passes, learning_rate, patience
-        self.gate, self.max_rise, self.final_steps, self.shrinkings = gate, max_rise, final_steps, shrinkings
-        self.views, self.sampling = views, sampling
-        self.seed, self.progress, self.doubt_above = seed, progress, doubt_above
+        self.steps, self.iterations, self.learning_rate, self.patience = steps, iterations, learning_rate, patience
+        self.skip_below, self.max_energy_increase, self.final_steps, self.max_halvings = (
+            skip_below,
+            max_energy_increase,
+            final_steps,
+            max_halvings,
+        )
+        self.tta_samples, self.sampling = tta_samples, sampling
+        self.seed, self.progress, self.ood_threshold = seed, progress, ood_threshold
         self.requires_grad_(False)
         super().train(False)
 
@@ -106,8 +118,9 @@ class Canonicalizer(nn.Module):
         """
         if image.ndim != 2 + self.family.spatial_dims:
             axes = ", ".join("HWD"[: self.family.spatial_dims])
-            raise ShapeError("canonicalize()", "image", f"(B, C, {axes})", image.shape,
-                             "Add batch and channel axes: image[None, None].")
+            raise ShapeError(
+                "canonicalize()", "image", f"(B, C, {axes})", image.shape, "Add batch and channel axes: image[None, None]."
+            )
         began = time.perf_counter()
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
@@ -122,13 +135,13 @@ class Canonicalizer(nn.Module):
         terms = self.energy.terms(image) if hasattr(self.energy, "terms") else {}
         before = self.energy(image)
         for i, value in enumerate(before.tolist()):
-            if status[i] is None and self.gate is not None and value <= self.gate:
+            if status[i] is None and self.skip_below is not None and value <= self.skip_below:
                 status[i] = f"{LEFT_ALONE}: looks like the training images"
         notes = [""] * len(status)
         found, steps = self._search(image, status, notes)
-        found, there, back = self._unfold(found, tuple(image.shape[2:]))
-        ddf, inverse_ddf = (flow.ddf(image.shape[2:]) for flow in (there, back))
-        folded = folding(ddf)
+        found, forward, inverse = self._unfold(found, tuple(image.shape[2:]))
+        ddf, inverse_ddf = (flow.ddf(image.shape[2:]) for flow in (forward, inverse))
+        folded = folding_fraction(ddf)
         moved = move_image(image, ddf, self.sampling)
         after = self.energy(moved)
         for i in range(len(status)):
@@ -139,7 +152,7 @@ class Canonicalizer(nn.Module):
         notes = [self._with_doubt(note, value) for note, value in zip(notes, energy.tolist())]
         row = done.view(-1, *[1] * (image.ndim - 1))
         ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
-        still = Deformation.identity(*ddf.shape[:1], there.residual.shape[2:], ddf.device, ddf.dtype)
+        still = Deformation.identity(*ddf.shape[:1], forward.residual.shape[2:], ddf.device, ddf.dtype)
         return Canonicalization(
             image=torch.where(row, moved.to(given.dtype), given),
             velocity=torch.where(row[:, None], found.velocity(image.shape[2:]), 0.0),
@@ -147,15 +160,15 @@ class Canonicalizer(nn.Module):
             inverse_ddf=inverse_ddf,
             energy_before=before,
             energy_after=energy,
-            folding=folding(ddf),
+            folding_fraction=folding_fraction(ddf),
             inverse_error=mean_inverse_error(ddf, inverse_ddf),
             steps=steps,
             status=tuple(status),
             seconds=time.perf_counter() - began,
             terms=terms,
             notes=tuple(notes),
-            there=there.where(done, still),
-            back=back.where(done, Deformation(still.matrix, torch.zeros_like(back.residual))),
+            forward=forward.where(done, still),
+            inverse=inverse.where(done, Deformation(still.matrix, torch.zeros_like(inverse.residual))),
             sampling=self.sampling,
         )
 
@@ -166,16 +179,23 @@ class Canonicalizer(nn.Module):
         steps = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
         if self.steps == 0:
             return found, steps
-        start = None if found is None else found.there(size)
+        start = None if found is None else found.forward(size)
         rows = [i for i, s in enumerate(status) if s is None]
         theta = torch.zeros(image.shape[0], self.search_family.num_parameters, device=image.device)
         with torch.enable_grad(), _Bar(self.progress, self.steps * len(rows)) as bar:
             for i in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
                 row = slice(i, i + 1)
                 theta[row], steps[row] = minimize(
-                    image[row], self.energy, self.search_family, self.regularizer,
+                    image[row],
+                    self.energy,
+                    self.search_family,
+                    self.regularizer,
                     None if start is None else type(start)(start.matrix[row], start.residual[row]),
-                    self.steps, self.learning_rate, self.patience, seed=self.seed, progress=bar,
+                    self.steps,
+                    self.learning_rate,
+                    self.patience,
+                    seed=self.seed,
+                    progress=bar,
                 )
         return (found or Chain()).then(self.search_family, theta), steps
 
@@ -183,37 +203,43 @@ class Canonicalizer(nn.Module):
         """What the predictor finds, from the film as it lies or, where a quarter turn is sure, from the film turned back."""
         size = tuple(image.shape[2:])
         if self.orientation is None or size[0] != size[1]:
-            return None if self.predictor is None else predict(image, self.predictor, self.family, self.passes)
+            return None if self.predictor is None else predict(image, self.predictor, self.family, self.iterations)
         turn, mirrored = self.orientation.probabilities(image)
-        turns = torch.where(turn.amax(1) >= self.sure, turn.argmax(1), 0)
+        turns = torch.where(turn.amax(1) >= self.min_confidence, turn.argmax(1), 0)
         for i, (quarter, probability) in enumerate(zip(turns.tolist(), mirrored.tolist())):
-            words = [f"looks mirrored (probability {probability:.2f}) and is not changed"] if probability >= self.sure else []
+            words = (
+                [f"looks mirrored (probability {probability:.2f}) and is not changed"]
+                if probability >= self.min_confidence
+                else []
+            )
             words += [f"turned back by {90 * quarter} degrees"] if quarter else []
             notes[i] = "; ".join(words)
         return self._from_turn(image, turns)
 
     def _from_turn(self, image: Tensor, turns: Tensor) -> Chain:
         """Turn each image back by its quarter turns, then predict."""
-        turn = Chain().then(DiffeomorphicAffine(2), turn_generator(turns).flatten(1))  # a film is square: halves of it are all alike
+        turn = Chain().then(
+            DiffeomorphicAffine(2), rot90_generator(turns).flatten(1)
+        )  # a film is square: halves of it are all alike
         if self.predictor is None:
             return turn
-        upright = warp(image, turn.there(image.shape[2:]).ddf(image.shape[2:]))
-        more = predict(upright, self.predictor, self.family, self.passes)
+        upright = warp(image, turn.forward(image.shape[2:]).ddf(image.shape[2:]))
+        more = predict(upright, self.predictor, self.family, self.iterations)
         return turn if more is None else Chain(turn.links + more.links)
 
     def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation]:
-        """Ways there and back; deformations that fold are halved until they do not."""
-        for attempts_left in reversed(range(self.shrinkings + 1)):
-            there, back = found.there(size, self.final_steps), found.back(size, self.final_steps)
-            folded = (folding(there.ddf(size)) > 0) | (folding(back.ddf(size)) > 0)
+        """The deformations and their inverses; deformations that fold are halved until they do not."""
+        for attempts_left in reversed(range(self.max_halvings + 1)):
+            forward, inverse = found.forward(size, self.final_steps), found.inverse(size, self.final_steps)
+            folded = (folding_fraction(forward.ddf(size)) > 0) | (folding_fraction(inverse.ddf(size)) > 0)
             if attempts_left and bool(folded.any()):
-                found = found.milder(torch.where(folded, 0.5, 1.0))
+                found = found.scaled(torch.where(folded, 0.5, 1.0))
             else:
                 break
-        return found, there, back
+        return found, forward, inverse
 
     def _with_doubt(self, note: str, energy: float) -> str:
-        if self.doubt_above is None or not energy > self.doubt_above:
+        if self.ood_threshold is None or not energy > self.ood_threshold:
             return note
         return "; ".join(filter(None, [note, f"remains unlike the training images (energy {energy:.3g})"]))
 
@@ -221,8 +247,8 @@ class Canonicalizer(nn.Module):
         if not abs(after) < float("inf"):
             return f"{REJECTED}: energy became {after}"
         if folded > 0:
-            return f"{REJECTED}: {folded:.2%} of the voxels still fold after {self.shrinkings} halvings"
-        if self.max_rise is not None and after > before + self.max_rise:
+            return f"{REJECTED}: {folded:.2%} of the voxels still fold after {self.max_halvings} halvings"
+        if self.max_energy_increase is not None and after > before + self.max_energy_increase:
             return f"{REJECTED}: energy rose from {before:.3g} to {after:.3g}"
         return CANONICALIZED
 

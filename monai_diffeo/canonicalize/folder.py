@@ -17,7 +17,7 @@ from monai_diffeo.energies import (
     CriticEnergy,
     DeformationRegularizer,
     Energy,
-    MotionEnergy,
+    ResidualDeformationEnergy,
     StandardizedEnergy,
     VAEEnergy,
     WeightedEnergy,
@@ -32,7 +32,9 @@ NETWORKS = {"vae": EnergyVAE, "critic": EnergyCritic, "predictor": DeformationPr
 FAMILIES = {"control_grid": ControlGrid, "siren": Siren}
 
 
-def load_canonicalizer(folder: str | Path, mode: str | None = None, device: str | torch.device = "cpu", **changes: Any) -> Canonicalizer:
+def load_canonicalizer(
+    folder: str | Path, mode: str | None = None, device: str | torch.device = "cpu", **changes: Any
+) -> Canonicalizer:
     """Build the canonicaliser of a folder; networks are loaded strictly, weights only, once for each file.
 
     Args:
@@ -108,8 +110,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise WeightsError(f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. A canonicaliser's folder "
-                           "holds canonicalizer.json, statistics.json and weights.") from error
+        raise WeightsError(
+            f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. A canonicaliser's folder "
+            "holds canonicalizer.json, statistics.json and weights."
+        ) from error
 
 
 def _family(arguments: Mapping[str, Any]) -> VelocityFamily:
@@ -141,7 +145,7 @@ def _energy(
     kind = settings["networks"][entry["network"]]["kind"]
     options = entry.get("arguments", {})
     if kind == "predictor":
-        energy: Energy = MotionEnergy(network, families[settings["networks"][entry["network"]]["family"]])
+        energy: Energy = ResidualDeformationEnergy(network, families[settings["networks"][entry["network"]]["family"]])
     else:
         energy = {"vae": VAEEnergy, "critic": CriticEnergy}[kind](network, **options)
     if not statistics:

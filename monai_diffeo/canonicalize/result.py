@@ -32,7 +32,7 @@ class Canonicalization:
         inverse_ddf: the way back, shape ``(B, D, *S)``, voxels.
         energy_before: energy of the input, shape ``(B,)``.
         energy_after: energy of ``image``, shape ``(B,)``.
-        folding: share of folded voxels of ``ddf``, shape ``(B,)``.
+        folding_fraction: share of folded voxels of ``ddf``, shape ``(B,)``.
         inverse_error: mean distance of ``ddf`` after ``inverse_ddf`` from the identity, where the way leads through the
             frame, shape ``(B,)``, voxels.
         steps: optimisation steps each image used, shape ``(B,)``.
@@ -41,8 +41,8 @@ class Canonicalization:
         terms: named energies before, ``(B,)`` each, for the report.
         notes: remarks for the report, one an image: a quarter turn that was taken back, a film that looks mirrored.
         agreement: how much the answers from several views agree, shape ``(B,)``, 0 to 1; None where there was one view.
-        there, back: the maps of which ``ddf`` and ``inverse_ddf`` are the displacements; they hold outside the frame too.
-        sampling: how ``image`` was sampled, and how :meth:`views` are, see :func:`move_image`.
+        forward, inverse: the maps of which ``ddf`` and ``inverse_ddf`` are the displacements; they hold outside the frame too.
+        sampling: how ``image`` was sampled, and how :meth:`tta_samples` are, see :func:`move_image`.
     """
 
     image: Tensor
@@ -51,7 +51,7 @@ class Canonicalization:
     inverse_ddf: Tensor
     energy_before: Tensor
     energy_after: Tensor
-    folding: Tensor
+    folding_fraction: Tensor
     inverse_error: Tensor
     steps: Tensor
     status: tuple[str, ...]
@@ -60,8 +60,8 @@ class Canonicalization:
     notes: tuple[str, ...]
     agreement: Tensor | None = field(default=None, kw_only=True)
     sampling: str = field(default="bilinear", kw_only=True)
-    there: Deformation
-    back: Deformation
+    forward: Deformation
+    inverse: Deformation
 
     @property
     def moved(self) -> Tensor:
@@ -73,7 +73,9 @@ class Canonicalization:
         """Largest displacement of each image, shape ``(B,)``, voxels."""
         return torch.linalg.vector_norm(self.ddf, dim=1).flatten(1).amax(1)
 
-    def views(self, given: Tensor, count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0) -> list[Canonicalization]:
+    def tta_samples(
+        self, given: Tensor, count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0
+    ) -> list[Canonicalization]:
         """Poses around the canonical one: small affine maps, in pairs of a map and its inverse, the same for every image.
 
         What a network answers on them, mapped back and averaged, leans less on the exact pose than one answer does, and how much the
@@ -89,7 +91,7 @@ class Canonicalization:
         if not bool(self.moved.any()):
             return [self]
         poses = [self] if count % 2 else []
-        size, margin = tuple(self.ddf.shape[2:]), self.there.residual.shape[2:]
+        size, margin = tuple(self.ddf.shape[2:]), self.forward.residual.shape[2:]
         draw = torch.Generator().manual_seed(seed)
         half = torch.tensor([max(n - 1, 1) / 2 for n in size])
         row = self.moved.view(-1, *[1] * len(margin), 1)
@@ -98,7 +100,7 @@ class Canonicalization:
             generator = torch.cat([linear, torch.randn(len(size), 1, generator=draw) * shift * half[:, None]], 1).to(self.ddf)
             for sign in (1, -1):
                 step, unstep = (affine_deformation(sign * s * generator.expand(len(given), -1, -1), margin) for s in (1, -1))
-                ddf, inverse_ddf = self.there.after(step).ddf(size), unstep.after(self.back).ddf(size)
+                ddf, inverse_ddf = self.forward.after(step).ddf(size), unstep.after(self.inverse).ddf(size)
                 ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
                 image = torch.where(row, move_image(given, ddf, self.sampling), given)
                 poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))

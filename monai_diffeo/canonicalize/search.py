@@ -25,15 +25,15 @@ class Chain:
         """One more deformation, which moves what these have moved."""
         return Chain((*self.links, (family, theta)))
 
-    def milder(self, factor: Tensor) -> Chain:
+    def scaled(self, factor: Tensor) -> Chain:
         """All deformations of an image weakened by its factor (B,); 0 is the identity."""
-        return Chain(tuple((family, family.milder(theta, factor)) for family, theta in self.links))
+        return Chain(tuple((family, family.scaled(theta, factor)) for family, theta in self.links))
 
-    def there(self, size: Sequence[int], steps: int | None = None) -> Deformation:
+    def forward(self, size: Sequence[int], steps: int | None = None) -> Deformation:
         """The whole deformation; ``steps`` squarings where velocities are integrated, by default each family's own."""
         return _compose([family(theta, size, **_steps(family, steps)) for family, theta in self.links])
 
-    def back(self, size: Sequence[int], steps: int | None = None) -> Deformation:
+    def inverse(self, size: Sequence[int], steps: int | None = None) -> Deformation:
         """Its inverse."""
         return _compose([family.inverse(theta, size, **_steps(family, steps)) for family, theta in reversed(self.links)])
 
@@ -61,17 +61,17 @@ def velocity_of(family: Family, theta: Tensor, size: Sequence[int], ddf: Tensor 
     return family(theta, size).ddf(size) if ddf is None else ddf
 
 
-def predict(image: Tensor, predictor: nn.Module, family: Family, passes: int) -> Chain | None:
+def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int) -> Chain | None:
     """Let a predictor move the image, look again, and so on; what each pass adds composes.
 
     Args:
         image: shape ``(B, C, *S)``.
         predictor: image to ``theta`` (B, P).
         family: of the deformations.
-        passes: how often to look; 0 gives None.
+        iterations: how often to look; 0 gives None.
     """
     found, flow, size = Chain(), None, tuple(image.shape[2:])
-    for _ in range(passes):
+    for _ in range(iterations):
         theta = predictor(image if flow is None else warp(image, flow.ddf(size)))
         step = family(theta, size)
         flow = step if flow is None else flow.after(step)

@@ -2,14 +2,14 @@
 
 from monai_diffeo.energies.base import Energy
 from monai_diffeo.energies.combine import StandardizedEnergy, WeightedEnergy
-from monai_diffeo.energies.learned import CriticEnergy, MotionEnergy, VAEEnergy
+from monai_diffeo.energies.learned import CriticEnergy, ResidualDeformationEnergy, VAEEnergy
 from monai_diffeo.energies.regularizers import DeformationRegularizer, folding_penalty, smoothness
 
 __all__ = [
     "CriticEnergy",
     "DeformationRegularizer",
     "Energy",
-    "MotionEnergy",
+    "ResidualDeformationEnergy",
     "StandardizedEnergy",
     "VAEEnergy",
     "WeightedEnergy",

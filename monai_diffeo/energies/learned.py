@@ -10,7 +10,7 @@ from monai_diffeo.families import VelocityFamily
 from monai_diffeo.flow import dense_velocity
 from monai_diffeo.networks import EnergyCritic, EnergyVAE, standardize_image
 
-__all__ = ["CriticEnergy", "MotionEnergy", "VAEEnergy"]
+__all__ = ["CriticEnergy", "ResidualDeformationEnergy", "VAEEnergy"]
 
 
 def _at_size(image: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -55,7 +55,7 @@ class CriticEnergy(Energy):
         return self.critic(standardize_image(image) if self.standardize else image)
 
 
-class MotionEnergy(Energy):
+class ResidualDeformationEnergy(Energy):
     """How far a predictor would still move the image: root mean square velocity, as share of half the frame.
 
     Args:

@@ -10,7 +10,7 @@ import torch
 from monai.engines import SupervisedEvaluator
 
 from monai_diffeo.canonicalize import Canonicalization
-from monai_diffeo.data.failsafe import FAILURE, root_cause
+from monai_diffeo.radiograph.failsafe import FAILURE, root_cause
 
 __all__ = ["FilmEvaluator"]
 

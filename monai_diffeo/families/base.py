@@ -52,14 +52,14 @@ class Family(nn.Module):
         unit = torch.eye(ddf.shape[1]).to(ddf)
         return jacobian(ddf) + unit.view(*unit.shape, *[1] * (ddf.ndim - 2))
 
-    def milder(self, theta: Tensor, factor: Tensor) -> Tensor:
+    def scaled(self, theta: Tensor, factor: Tensor) -> Tensor:
         """Parameters of a deformation that moves less: nothing where ``factor`` (B,) is 0, the same where it is 1."""
         return theta * factor[:, None].to(theta)
 
-    def draw(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
         """Random parameters ``(B, P)``; ``spread`` is their standard deviation, a number or shape ``(B,)``."""
         noise = torch.randn(batch_size, self.num_parameters, generator=generator)
-        return self.milder(noise, torch.as_tensor(spread, dtype=noise.dtype).expand(batch_size))
+        return self.scaled(noise, torch.as_tensor(spread, dtype=noise.dtype).expand(batch_size))
 
 
 class VelocityFamily(Family):

@@ -33,8 +33,16 @@ class Siren(VelocityFamily):
     """
 
     def __init__(
-        self, spatial_dims: int = 2, hidden: int = 256, layers: int = 3, first_omega: float = 1.6, omega: float = 1.0,
-        c: float = 6.0, last: float = 1e-4, scale: float = 0.0036, steps: int = 7,
+        self,
+        spatial_dims: int = 2,
+        hidden: int = 256,
+        layers: int = 3,
+        first_omega: float = 1.6,
+        omega: float = 1.0,
+        c: float = 6.0,
+        last: float = 1e-4,
+        scale: float = 0.0036,
+        steps: int = 7,
     ) -> None:
         super().__init__(steps)
         self.spatial_dims, self.first_omega, self.omega = spatial_dims, first_omega, omega
@@ -54,17 +62,17 @@ class Siren(VelocityFamily):
             parts += [(torch.rand(rows * (columns + 1), generator=draw) * 2 - 1) * bound]
         return torch.cat(parts).to(device).repeat(batch_size, 1)
 
-    def milder(self, theta: Tensor, factor: Tensor) -> Tensor:
+    def scaled(self, theta: Tensor, factor: Tensor) -> Tensor:
         """The last layer, and with it the velocity, times ``factor``."""
         rows, columns = self.shapes[-1]
         hidden, last = theta.split([self.num_parameters - rows * (columns + 1), rows * (columns + 1)], dim=1)
         return torch.cat([hidden, last * factor[:, None].to(theta)], dim=1)
 
-    def draw(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
         """Random networks ``(B, P)``, the weights of the last layer within ``spread`` of zero, a number or shape ``(B,)``."""
         seeds = torch.randint(2**31 - 1, (batch_size,), generator=generator).tolist()
         start = torch.cat([self.identity(1, seed=seed) for seed in seeds])
-        return self.milder(start, torch.as_tensor(spread, dtype=start.dtype).expand(batch_size) / self.last)
+        return self.scaled(start, torch.as_tensor(spread, dtype=start.dtype).expand(batch_size) / self.last)
 
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         dims, batch = self.spatial_dims, theta.shape[0]

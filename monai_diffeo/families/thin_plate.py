@@ -90,7 +90,9 @@ def _control_points(controls: int, dims: int) -> Tensor:
 
 
 @lru_cache(maxsize=8)
-def _response(controls: int, spatial_size: tuple[int, ...], margins: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+def _response(
+    controls: int, spatial_size: tuple[int, ...], margins: tuple[int, ...], device: torch.device, dtype: torch.dtype
+) -> Tensor:
     """How far each voxel follows each control point, shape ``(N, K)``."""
     with torch.inference_mode(False), torch.no_grad():
         half = half_frame(spatial_size, torch.empty(0, dtype=torch.float64))

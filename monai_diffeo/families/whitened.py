@@ -9,7 +9,7 @@ from torch import Tensor
 
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.families.base import Family
-from monai_diffeo.families.cpab import CPAB
+from monai_diffeo.families.cpab.family import CPAB
 from monai_diffeo.flow import Deformation
 from monai_diffeo.flow.warp import _float
 
@@ -34,7 +34,12 @@ class Whitened(Family):
 
     def __init__(self, family: CPAB, spread: float = 0.3, most: float | None = 100.0) -> None:
         super().__init__()
-        self.family, self.spatial_dims, self.num_parameters, self.most = family, family.spatial_dims, family.num_parameters, most
+        self.family, self.spatial_dims, self.num_parameters, self.most = (
+            family,
+            family.spatial_dims,
+            family.num_parameters,
+            most,
+        )
         with torch.inference_mode(False), torch.no_grad():
             covariance = torch.linalg.inv(family.prior(spread).precision)
             self.register_buffer("root", torch.linalg.cholesky(covariance), persistent=False)
@@ -44,15 +49,17 @@ class Whitened(Family):
         if self.most is not None:
             farthest = theta.detach().abs().max().item()
             if not farthest <= self.most:
-                raise NumericalError(f"Whitened: theta lies {farthest:.3g} deviations from the identity, at most {self.most:g} are computed; "
-                                     "lower the learning rate, or give the layer a limit.")
+                raise NumericalError(
+                    f"Whitened: theta lies {farthest:.3g} deviations from the identity, at most {self.most:g} are computed; "
+                    "lower the learning rate, or give the layer a limit."
+                )
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             return theta @ self.root.T.to(theta)
 
-    def draw(self, batch_size: int, spread: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, batch_size: int, spread: float | Tensor = 1.0, generator: torch.Generator | None = None) -> Tensor:
         """Random parameters ``(B, P)``; ``spread`` in deviations of the prior, a number or shape ``(B,)``."""
-        return super().draw(batch_size, spread, generator)
+        return super().sample(batch_size, spread, generator)
 
     def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
         return self.family(self.coefficients(theta), spatial_size)

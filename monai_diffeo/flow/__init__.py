@@ -1,14 +1,14 @@
 """The mathematics: pure functions on velocities, displacements and images."""
 
+from monai_diffeo.flow.affine_sequence import dense_velocity, exp_affine_sequence, inverse_affine_sequence
 from monai_diffeo.flow.bch import bch, bch_sequence
 from monai_diffeo.flow.bracket import lie_bracket
-from monai_diffeo.flow.chain import dense_velocity, exp_chain, inverse_chain
 from monai_diffeo.flow.compose import compose, inverse, inverse_error, invert
 from monai_diffeo.flow.deformation import Deformation
 from monai_diffeo.flow.exponential import affine_deformation, exp, exp_affine
-from monai_diffeo.flow.jacobian import folding, jacobian, jacobian_determinant
+from monai_diffeo.flow.jacobian import folding_fraction, jacobian, jacobian_determinant
 from monai_diffeo.flow.sequence import compose_sequence, exp_sequence
-from monai_diffeo.flow.simplices import breaks, cell_determinants, simplex_determinants
+from monai_diffeo.flow.simplices import cell_determinants, nonpositive_cell_fraction, simplex_determinants
 from monai_diffeo.flow.thin_plate import thin_plate_slopes, thin_plate_spline
 from monai_diffeo.flow.warp import warp, warp_points
 
@@ -17,18 +17,18 @@ __all__ = [
     "affine_deformation",
     "bch",
     "bch_sequence",
-    "breaks",
+    "nonpositive_cell_fraction",
     "cell_determinants",
     "compose",
     "compose_sequence",
     "dense_velocity",
     "exp",
     "exp_affine",
-    "exp_chain",
+    "exp_affine_sequence",
     "exp_sequence",
-    "folding",
+    "folding_fraction",
     "inverse",
-    "inverse_chain",
+    "inverse_affine_sequence",
     "inverse_error",
     "invert",
     "jacobian",

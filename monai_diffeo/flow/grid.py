@@ -40,5 +40,10 @@ def centered_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu
 def check_field(who: str, argument: str, field: Tensor) -> None:
     """Raise :class:`ShapeError` unless ``field`` has shape ``(B, D, *S)`` with ``D`` spatial axes, 2 or 3."""
     if field.ndim not in (4, 5) or field.shape[1] != field.ndim - 2:
-        raise ShapeError(who, argument, "(B, D, *S) with D = 2 or 3 = number of spatial axes", field.shape,
-                         "Component d moves along spatial axis d; add a batch axis with field[None] if it lacks one.")
+        raise ShapeError(
+            who,
+            argument,
+            "(B, D, *S) with D = 2 or 3 = number of spatial axes",
+            field.shape,
+            "Component d moves along spatial axis d; add a batch axis with field[None] if it lacks one.",
+        )

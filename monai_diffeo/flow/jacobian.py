@@ -7,7 +7,7 @@ from torch import Tensor
 
 from monai_diffeo.flow.grid import check_field
 
-__all__ = ["folding", "jacobian", "jacobian_determinant"]
+__all__ = ["folding_fraction", "jacobian", "jacobian_determinant"]
 
 
 def jacobian(ddf: Tensor) -> Tensor:
@@ -51,6 +51,6 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
     return a * (e * r - f * q) - b * (d * r - f * p) + c * (d * q - e * p)
 
 
-def folding(ddf: Tensor) -> Tensor:
+def folding_fraction(ddf: Tensor) -> Tensor:
     """Share of folded voxels (Jacobian determinant at most 0) of each image, shape ``(B,)``, between 0 and 1."""
     return (jacobian_determinant(ddf) <= 0).flatten(1).float().mean(1)

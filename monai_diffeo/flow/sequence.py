@@ -64,7 +64,7 @@ def compose_sequence(ddfs: Tensor, scheme: str = "tree") -> Tensor:
 def exp_sequence(fields: Tensor, steps: int = 7, scheme: str = "tree") -> Tensor:
     """Displacement of ``exp(v_1) after exp(v_2) after ... exp(v_T)``: a velocity that is constant in pieces of time.
 
-    Its inverse is ``exp_sequence(-fields.flip(1))``. For velocities with an affine part see :func:`exp_chain`.
+    Its inverse is ``exp_sequence(-fields.flip(1))``. For velocities with an affine part see :func:`exp_affine_sequence`.
 
     Args:
         fields: velocities, shape ``(B, T, D, *S)``, voxels per unit time.
@@ -84,5 +84,10 @@ def exp_sequence(fields: Tensor, steps: int = 7, scheme: str = "tree") -> Tensor
 def check_sequence(who: str, argument: str, fields: Tensor) -> None:
     """Raise :class:`ShapeError` unless ``fields`` has shape ``(B, T, D, *S)`` with ``D`` spatial axes, 2 or 3."""
     if fields.ndim not in (5, 6) or fields.shape[2] != fields.ndim - 3 or fields.shape[1] == 0:
-        raise ShapeError(who, argument, "(B, T, D, *S) with T >= 1 and D = 2 or 3 = number of spatial axes", fields.shape,
-                         "A single field is a sequence of one: field[:, None].")
+        raise ShapeError(
+            who,
+            argument,
+            "(B, T, D, *S) with T >= 1 and D = 2 or 3 = number of spatial axes",
+            fields.shape,
+            "A single field is a sequence of one: field[:, None].",
+        )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monai_diffeo.flow.grid import check_field
 
-__all__ = ["breaks", "cell_determinants", "simplex_determinants"]
+__all__ = ["nonpositive_cell_fraction", "cell_determinants", "simplex_determinants"]
 
 
 def simplex_determinants(ddf: Tensor) -> Tensor:
@@ -79,10 +79,10 @@ def cell_determinants(ddf: Tensor) -> Tensor:
     return torch.stack([found[index] for index in sorted(found)], dim=1)
 
 
-def breaks(ddf: Tensor) -> Tensor:
+def nonpositive_cell_fraction(ddf: Tensor) -> Tensor:
     """Share of :func:`cell_determinants` that are not positive, of each image, shape ``(B,)``; 0 proves an interpolated map without folds.
 
-    Numbers that are not finite count as folds. Stricter than :func:`folding`, which looks at central differences at the voxels.
+    Numbers that are not finite count as folds. Stricter than :func:`folding_fraction`, which looks at central differences at the voxels.
     """
     return (~(cell_determinants(ddf) > 0)).flatten(1).float().mean(1)
 

@@ -72,8 +72,13 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     """
     check_field("warp()", "ddf", ddf)
     if image.ndim != ddf.ndim or image.shape[2:] != ddf.shape[2:] or image.shape[0] != ddf.shape[0]:
-        raise ShapeError("warp()", "image", f"({ddf.shape[0]}, C, {', '.join(map(str, ddf.shape[2:]))}) as 'ddf'",
-                         image.shape, "Resize one of them, or expand the batch.")
+        raise ShapeError(
+            "warp()",
+            "image",
+            f"({ddf.shape[0]}, C, {', '.join(map(str, ddf.shape[2:]))}) as 'ddf'",
+            image.shape,
+            "Resize one of them, or expand the batch.",
+        )
     field = _float(ddf)
     values = image.to(field.dtype) if image.dtype != torch.float64 else image
     field = field.to(values.dtype)

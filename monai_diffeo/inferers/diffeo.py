@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.inferers.answers import agreement, mean_answer
+from monai_diffeo.inferers.aggregation import agreement, mean_prediction
 
 __all__ = ["DiffeoInferer", "overlay_path", "parse_switch"]
 
@@ -46,8 +46,8 @@ class DiffeoInferer(Inferer):
         inferer: inner inferer, ``SimpleInferer()`` by default; sliding windows, patches and slices see the canonical image.
         enabled: true or false, also as the string that a command line hands on.
         fallback: what to do with an image that is rejected: ``"identity"`` gives the plain answer for it, ``"raise"`` stops.
-        views: poses around the canonical one at which the network is asked; their answers are mapped back and averaged, and their
-            agreement goes into the result. 1 asks once, as published; None takes the canonicaliser's ``views``, or 1.
+        tta_samples: poses around the canonical one at which the network is asked; their answers are mapped back and averaged, and their
+            agreement goes into the result. 1 asks once, as published; None takes the canonicaliser's ``tta_samples``, or 1.
         mode: ``"bilinear"`` to map scores back, ``"nearest"`` if the network answers with labels.
         on_result: called with each :class:`Canonicalization`, for example to report it. Nothing else is kept: the inferer
             holds no state of an image and may serve several threads.
@@ -67,7 +67,7 @@ class DiffeoInferer(Inferer):
         inferer: Inferer | None = None,
         enabled: bool | str = True,
         fallback: str = "identity",
-        views: int | None = None,
+        tta_samples: int | None = None,
         mode: str = "bilinear",
         on_result: Callable[[Canonicalization], None] | None = None,
     ) -> None:
@@ -76,11 +76,11 @@ class DiffeoInferer(Inferer):
             raise ValueError(f"DiffeoInferer: 'fallback' must be 'identity' or 'raise', got {fallback!r}.")
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
-        if views is not None and views < 1:
-            raise ValueError(f"DiffeoInferer: 'views' must be at least 1, got {views}.")
+        if tta_samples is not None and tta_samples < 1:
+            raise ValueError(f"DiffeoInferer: 'tta_samples' must be at least 1, got {tta_samples}.")
         if canonicalizer is None and parse_switch(enabled):
             raise ValueError("DiffeoInferer: 'canonicalizer' is None; give one, for example load_canonicalizer(folder).")
-        self.canonicalizer, self.views = canonicalizer, views
+        self.canonicalizer, self.tta_samples = canonicalizer, tta_samples
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
@@ -97,12 +97,12 @@ class DiffeoInferer(Inferer):
         result = self.canonicalizer(inputs)
         self._check(result)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
-        views = getattr(self.canonicalizer, "views", 1) if self.views is None else self.views
-        poses = [result] if views == 1 else result.views(given, views)
+        count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
+        poses = [result] if count == 1 else result.tta_samples(given, count)
         answers = [self._ask(pose, inputs, network, *args, **kwargs) for pose in poses]
         if self.on_result is not None:
             self.on_result(replace(result, agreement=agreement(answers, result.moved)))
-        return mean_answer(answers, result.moved)
+        return mean_prediction(answers, result.moved)
 
     def _ask(self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """What the inner inferer answers in one pose, mapped back."""
@@ -117,9 +117,13 @@ class DiffeoInferer(Inferer):
             return pose.warp_back(answer, self.mode)
 
     def _check(self, result: Canonicalization) -> None:
-        rejected = [f"image {i} of {len(result.status)}: {s}" for i, s in enumerate(result.status, 1) if s.startswith("rejected")]
+        rejected = [
+            f"image {i} of {len(result.status)}: {s}" for i, s in enumerate(result.status, 1) if s.startswith("rejected")
+        ]
         if rejected and self.fallback == "raise":
-            raise NumericalError("DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain answer for it.")
+            raise NumericalError(
+                "DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain answer for it."
+            )
         if rejected:
             warnings.warn("DiffeoInferer: " + "; ".join(rejected) + "; the plain answer is given for it.", stacklevel=3)
 

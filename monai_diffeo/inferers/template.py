@@ -9,7 +9,7 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
-from monai_diffeo.networks import TemplateTransformer, WarpedTemplate, tame_log_odds
+from monai_diffeo.networks import TemplateTransformer, WarpedTemplate, compress_logits
 
 __all__ = ["TemplateInferer"]
 
@@ -17,7 +17,7 @@ __all__ = ["TemplateInferer"]
 class TemplateInferer(Inferer):
     """Ask a :class:`TemplateTransformer`, tell what its guard did, and answer with log-odds that can be averaged and resampled.
 
-    The log-odds are those of the network with their size tamed (:func:`tame_log_odds`): the same sign at every voxel, and nearly
+    The log-odds are those of the network with their size tamed (:func:`compress_logits`): the same sign at every voxel, and nearly
     linear across the edge. It can be the inner inferer of a ``DiffeoInferer``.
 
     Args:
@@ -33,7 +33,7 @@ class TemplateInferer(Inferer):
         result = network.segment(inputs, *args, **kwargs)
         if self.on_result is not None:
             self.on_result(result)
-        answer = tame_log_odds(result.log_odds)
+        answer = compress_logits(result.log_odds)
         if isinstance(inputs, MetaTensor):
             answer = MetaTensor(answer)
             answer.copy_meta_from(inputs, copy_attr=False)

@@ -9,5 +9,11 @@ from monai_diffeo.metrics.topology import (
     shapes_intact,
 )
 
-__all__ = ["BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "shape_topology",
-           "shapes_intact"]
+__all__ = [
+    "BettiNumberMetric",
+    "betti_numbers",
+    "connected_components",
+    "euler_characteristic",
+    "shape_topology",
+    "shapes_intact",
+]

@@ -14,8 +14,14 @@ from monai.metrics import CumulativeIterationMetric
 from monai.utils import optional_import
 from torch import Tensor
 
-__all__ = ["BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "shape_topology",
-           "shapes_intact"]
+__all__ = [
+    "BettiNumberMetric",
+    "betti_numbers",
+    "connected_components",
+    "euler_characteristic",
+    "shape_topology",
+    "shapes_intact",
+]
 
 ndimage, _has_scipy = optional_import("scipy.ndimage")
 _DUAL = {"face": "full", "full": "face"}
@@ -123,7 +129,9 @@ def shapes_intact(masks: np.ndarray) -> bool:
     if count != len(masks) or (masks.ndim > 3 and connected_components(union, "face")[1] != count):
         return False
     flat = loose.reshape(-1)
-    if not all(np.array_equal(loose == flat[mask.argmax()], mask) for mask in masks):  # each mask is the part that its first voxel is in
+    if not all(
+        np.array_equal(loose == flat[mask.argmax()], mask) for mask in masks
+    ):  # each mask is the part that its first voxel is in
         return False
     return masks.ndim == 3 or all(betti_numbers(mask, kind) == (1, 0, 0) for mask in masks for kind in _DUAL)
 

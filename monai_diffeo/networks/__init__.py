@@ -1,13 +1,25 @@
-"""Networks that this package adds: the predictor and the energies' networks. Those under test come from anywhere."""
+"""Networks that this package adds: the predictor, the energies' networks, spatial transformers, template transformers."""
 
 from monai_diffeo.networks.critic import EnergyCritic
-from monai_diffeo.networks.localizers import CNNLocalizer, FCNLocalizer, RegressorLocalizer, start_at_identity
-from monai_diffeo.networks.orientation import FilmOrientation, turn_generator, turn_image
+from monai_diffeo.networks.orientation import FilmOrientation, rot90_generator, rot90_image
 from monai_diffeo.networks.predictor import DeformationPredictor, standardize_image
-from monai_diffeo.networks.shape_prior import AtlasPrior, ShapePrior, TemplatePrior, tame_log_odds
-from monai_diffeo.networks.template_backbone import SegmentThenRegister
-from monai_diffeo.networks.template_transformer import TemplateTransformer, WarpedTemplate
-from monai_diffeo.networks.transformers import SpatialTransformerChain, SpatialTransformerLayer
+from monai_diffeo.networks.stn import (
+    CNNLocalizer,
+    FCNLocalizer,
+    RegressorLocalizer,
+    SpatialTransformerChain,
+    SpatialTransformerLayer,
+    zero_init_last_layer_,
+)
+from monai_diffeo.networks.template import (
+    AtlasPrior,
+    SegmentThenRegister,
+    ShapePrior,
+    TemplatePrior,
+    TemplateTransformer,
+    WarpedTemplate,
+    compress_logits,
+)
 from monai_diffeo.networks.vae import EnergyVAE
 from monai_diffeo.networks.weights import load_weights, mean_weights
 
@@ -27,11 +39,11 @@ __all__ = [
     "TemplatePrior",
     "TemplateTransformer",
     "WarpedTemplate",
+    "compress_logits",
     "load_weights",
     "mean_weights",
+    "rot90_generator",
+    "rot90_image",
     "standardize_image",
-    "start_at_identity",
-    "tame_log_odds",
-    "turn_generator",
-    "turn_image",
+    "zero_init_last_layer_",
 ]

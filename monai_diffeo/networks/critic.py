@@ -24,7 +24,12 @@ class EnergyCritic(nn.Module):
     """
 
     def __init__(
-        self, spatial_dims: int = 2, in_channels: int = 1, channels: int = 16, layers: int = 6, kernel_size: int = 5,
+        self,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        channels: int = 16,
+        layers: int = 6,
+        kernel_size: int = 5,
         stride: int = 1,
     ) -> None:
         super().__init__()

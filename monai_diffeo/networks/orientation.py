@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from monai_diffeo.networks.predictor import ResidualUnit, standardize_image
 
-__all__ = ["FilmOrientation", "turn_image", "turn_generator"]
+__all__ = ["FilmOrientation", "rot90_image", "rot90_generator"]
 
 
-def turn_image(image: Tensor, turns: Tensor, mirrored: Tensor) -> Tensor:
+def rot90_image(image: Tensor, turns: Tensor, mirrored: Tensor) -> Tensor:
     """Mirror square images ``(B, C, N, N)`` left to right where ``mirrored`` (B,) is true, then turn each by its number of
     quarter turns (B,), counter-clockwise as ``torch.rot90``."""
     image = torch.where(mirrored.view(-1, 1, 1, 1), image.flip(-1), image)
@@ -25,7 +25,7 @@ def turn_image(image: Tensor, turns: Tensor, mirrored: Tensor) -> Tensor:
     return out
 
 
-def turn_generator(turns: Tensor) -> Tensor:
+def rot90_generator(turns: Tensor) -> Tensor:
     """Affine generators ``(B, 2, 3)`` whose flow, warped along, turns square images by ``-turns`` quarter turns: back upright."""
     angle = turns.float() * (-math.pi / 2)
     generator = torch.zeros(len(turns), 2, 3, device=turns.device)
@@ -42,7 +42,9 @@ class FilmOrientation(nn.Module):
         channels: width after each halving.
     """
 
-    def __init__(self, in_channels: int = 1, image_size: Sequence[int] = (64, 64), channels: Sequence[int] = (16, 32, 64)) -> None:
+    def __init__(
+        self, in_channels: int = 1, image_size: Sequence[int] = (64, 64), channels: Sequence[int] = (16, 32, 64)
+    ) -> None:
         super().__init__()
         self.image_size = tuple(image_size)
         widths = [in_channels, *channels]

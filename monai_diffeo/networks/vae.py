@@ -33,7 +33,9 @@ class EnergyVAE(nn.Module):
         super().__init__()
         factor = 2 ** len(channels)
         if any(n % factor for n in image_size):
-            raise ValueError(f"EnergyVAE: image_size must be divisible by {factor}, got {tuple(image_size)}. Resize, or use fewer channels.")
+            raise ValueError(
+                f"EnergyVAE: image_size must be divisible by {factor}, got {tuple(image_size)}. Resize, or use fewer channels."
+            )
         conv, transposed = Conv["conv", spatial_dims], Conv["convtrans", spatial_dims]
         self.image_size, self.bottom = tuple(image_size), (channels[-1], *[n // factor for n in image_size])
         widths = [in_channels, *channels]

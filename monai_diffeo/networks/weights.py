@@ -54,10 +54,16 @@ def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[st
 
     Reference: Wortsman et al. (2022), Robust fine-tuning of zero-shot models, https://arxiv.org/abs/2109.01903
     """
-    one, other = (torch.load(_existing("mean_weights", path), map_location="cpu", weights_only=True) for path in (first, second))
+    one, other = (
+        torch.load(_existing("mean_weights", path), map_location="cpu", weights_only=True) for path in (first, second)
+    )
     if {k: (v.shape, v.dtype) for k, v in one.items()} != {k: (v.shape, v.dtype) for k, v in other.items()}:
-        raise WeightsError(f"mean_weights(): {Path(first).name} and {Path(second).name} are of different networks; give one and its further training.")
-    return {key: torch.lerp(value, other[key], share) if value.is_floating_point() else other[key] for key, value in one.items()}
+        raise WeightsError(
+            f"mean_weights(): {Path(first).name} and {Path(second).name} are of different networks; give one and its further training."
+        )
+    return {
+        key: torch.lerp(value, other[key], share) if value.is_floating_point() else other[key] for key, value in one.items()
+    }
 
 
 def _existing(who: str, path: str | Path) -> Path:

@@ -5,11 +5,8 @@ caller's.
 """
 
 from monai_diffeo.report.figure import film_figure
-from monai_diffeo.report.genus import GenusReporter, digits_figure
-from monai_diffeo.report.lungs import lung_areas, split_lungs
 from monai_diffeo.report.record import FAILED, SCHEMA, SWITCHED_OFF, failure_record, film_record, sha256_of, versions
 from monai_diffeo.report.reporter import FilmReporter
-from monai_diffeo.report.templates import TemplateReporter
 from monai_diffeo.report.writer import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN, ReportWriter
 
 __all__ = [
@@ -17,18 +14,13 @@ __all__ = [
     "FAILED",
     "FINISHED_WITH_FAILURES",
     "FilmReporter",
-    "GenusReporter",
     "NOTHING_WRITTEN",
     "ReportWriter",
     "SCHEMA",
     "SWITCHED_OFF",
-    "TemplateReporter",
-    "digits_figure",
     "failure_record",
     "film_figure",
     "film_record",
-    "lung_areas",
     "sha256_of",
-    "split_lungs",
     "versions",
 ]

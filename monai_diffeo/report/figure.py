@@ -68,9 +68,7 @@ def film_figure(
     overlap = None if plain_mask is None else _dice(plain_mask, mask)
 
     panels.film(_panel(figure, 0, 0, "Film and final mask", _sides_caption(mask)), film, mask)
-    panels.film(
-        _panel(figure, 0, 1, "What the network saw", _seen_caption(still, canonical_mask)), canonical, canonical_mask
-    )
+    panels.film(_panel(figure, 0, 1, "What the network saw", _seen_caption(still, canonical_mask)), canonical, canonical_mask)
     panels.masks(_panel(figure, 0, 2, "What changed", _change_caption(still, plain_mask, mask)), film, plain_mask, mask)
     caption = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
     panels.grid(_panel(figure, 1, 0, "Deformation", caption), film, ddf)
@@ -92,7 +90,7 @@ def _paper(title: str, colour: str) -> Figure:
     except ImportError as error:
         raise ImportError("film_figure(): needs matplotlib. Install it: pip install 'monai-diffeo[report]'.") from error
     figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, facecolor=panels.BACKGROUND, layout="none")
-    title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE:]
+    title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE :]
     page = _at(figure, 0, 0, _WIDTH, _HEIGHT)
     page.set_axis_off()
     page.set_zorder(-1)

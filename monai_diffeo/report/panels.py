@@ -11,7 +11,7 @@ import torch
 
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
 from monai_diffeo.flow.jacobian import jacobian_determinant
-from monai_diffeo.report.lungs import split_lungs
+from monai_diffeo.report.cxr.lungs import split_lungs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,8 +77,12 @@ def grid(axes: Axes, image: np.ndarray, ddf: np.ndarray, colour: str = GRID) -> 
     lines = [np.stack([x[r, along_x], y[r, along_x]], 1) for r in rows]
     lines += [np.stack([x[along_y, c], y[along_y, c]], 1) for c in columns]
     axes.add_collection(LineCollection(lines, colors=colour, linewidths=1.0, alpha=0.85, zorder=3), autolim=False)
-    frame = np.concatenate([np.stack([x[e], y[e]], -1)[:: d] for e, d in
-                            ((np.s_[0, :], 1), (np.s_[:, -1], 1), (np.s_[-1, :], -1), (np.s_[:, 0], -1))])
+    frame = np.concatenate(
+        [
+            np.stack([x[e], y[e]], -1)[::d]
+            for e, d in ((np.s_[0, :], 1), (np.s_[:, -1], 1), (np.s_[-1, :], -1), (np.s_[:, 0], -1))
+        ]
+    )
     axes.plot(*frame.T, color=colour, linewidth=1.8, zorder=4, scalex=False, scaley=False)
 
 
@@ -162,7 +166,10 @@ def _rows(numbers: Mapping[str, Any], dice: float | None) -> list[tuple[str, str
     rows = [
         ("Energy (distance from training)", f"{before}  →  {after}"),
         ("Largest displacement", value("largest_displacement", "{:.1f}", " px") + of_frame),
-        ("Folded area", "< 0.01%" if 0 < (numbers.get("folding") or 0) < 1e-4 else value("folding", "{:.2%}")),
+        (
+            "Folded area",
+            "< 0.01%" if 0 < (numbers.get("folding_fraction") or 0) < 1e-4 else value("folding_fraction", "{:.2%}"),
+        ),
         ("Error of the way back", value("inverse_error", "{:.2f}", " px")),
         ("Overlap with plain mask (Dice)", "–" if dice is None else f"{dice:.3f}"),
         ("Lung area, right / left", f"{right:.1%} / {left:.1%} of film" if right and left else "–"),
@@ -195,8 +202,16 @@ def outline(axes: Axes, mask: np.ndarray, colour: str, width: float, dashed: boo
     padded = np.pad(mask.astype(np.float32), 1)
     ys, xs = (np.arange(-1, n + 1) for n in mask.shape)
     limits = axes.get_xlim(), axes.get_ylim()
-    contour = axes.contour(xs, ys, padded, levels=[0.5], colors=[colour], linewidths=[width], zorder=5,
-                           linestyles=[(0, (4, 2.5))] if dashed else ["solid"])
+    contour = axes.contour(
+        xs,
+        ys,
+        padded,
+        levels=[0.5],
+        colors=[colour],
+        linewidths=[width],
+        zorder=5,
+        linestyles=[(0, (4, 2.5))] if dashed else ["solid"],
+    )
     contour.set_path_effects([Stroke(linewidth=width + 1.4, foreground="black", alpha=_HALO), Normal()])
     axes.set(xlim=limits[0], ylim=limits[1])
 
@@ -207,14 +222,23 @@ def sides(axes: Axes) -> None:
     words(axes, 0.975, 0.5, "L", INK, 12, weight="bold", va="center", ha="right", frame=True)
 
 
-def words(
-    axes: Axes, x: float, y: float, text: str, colour: str, size: float, frame: bool = False, **style: Any
-) -> None:
+def words(axes: Axes, x: float, y: float, text: str, colour: str, size: float, frame: bool = False, **style: Any) -> None:
     """Text at a place in the axes, letters as they are (a ``$`` is a ``$``)."""
     from matplotlib.patheffects import Normal, Stroke
 
-    item = axes.text(x, y, text, color=colour, fontsize=size, fontfamily="DejaVu Sans", transform=axes.transAxes,
-                     parse_math=False, usetex=False, zorder=9, **style)
+    item = axes.text(
+        x,
+        y,
+        text,
+        color=colour,
+        fontsize=size,
+        fontfamily="DejaVu Sans",
+        transform=axes.transAxes,
+        parse_math=False,
+        usetex=False,
+        zorder=9,
+        **style,
+    )
     if frame:
         item.set_path_effects([Stroke(linewidth=2.5, foreground="black", alpha=0.8), Normal()])
 

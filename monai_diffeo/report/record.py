@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
-from monai_diffeo.data.failsafe import root_cause
 from monai_diffeo.errors import FilmError
-from monai_diffeo.report.lungs import lung_areas
+from monai_diffeo.radiograph.failsafe import root_cause
+from monai_diffeo.report.cxr.lungs import lung_areas
 
 __all__ = ["FAILED", "SCHEMA", "SWITCHED_OFF", "failure_record", "film_record", "json_safe", "sha256_of", "versions"]
 
@@ -32,8 +32,16 @@ SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"
 """Status of a film in a run with ``--enabled false``."""
 
 _FOUND = (
-    "energy_before", "energy_after", "energy_terms", "folding", "inverse_error", "largest_displacement",
-    "displacement_share", "frame", "steps", "notes",
+    "energy_before",
+    "energy_after",
+    "energy_terms",
+    "folding_fraction",
+    "inverse_error",
+    "largest_displacement",
+    "displacement_share",
+    "frame",
+    "steps",
+    "notes",
 )
 _SIGNIFICANT_DIGITS = 7  # what float32 carries
 
@@ -179,7 +187,7 @@ def _found(result: Canonicalization | None, index: int) -> dict[str, Any]:
         result.energy_before[index],
         result.energy_after[index],
         {term: value[index] for term, value in result.terms.items()},
-        result.folding[index],
+        result.folding_fraction[index],
         result.inverse_error[index],
         largest,
         largest / max(min(frame) - 1, 1),

@@ -40,8 +40,15 @@ class FilmReporter:
     """
 
     def __init__(
-        self, output_dir: str | Path, root: str | Path, mode: str | None = None, device: str = "cpu",
-        weights: str | Path | None = None, figures: bool | str = True, debug: bool | str = False, longest: int = 512,
+        self,
+        output_dir: str | Path,
+        root: str | Path,
+        mode: str | None = None,
+        device: str = "cpu",
+        weights: str | Path | None = None,
+        figures: bool | str = True,
+        debug: bool | str = False,
+        longest: int = 512,
     ) -> None:
         self.output_dir, self.root, self.mode, self.device = Path(output_dir), Path(root), mode, str(device)
         self.weights, self.longest = weights, longest
@@ -67,8 +74,13 @@ class FilmReporter:
         self.writer.write(failure_record(self._name(path), error, _hash(path)))
 
     def done(
-        self, path: str, batch: Mapping[str, Any], output: Mapping[str, Any], result: Canonicalization | None,
-        plain: Tensor | None, seconds: float,
+        self,
+        path: str,
+        batch: Mapping[str, Any],
+        output: Mapping[str, Any],
+        result: Canonicalization | None,
+        plain: Tensor | None,
+        seconds: float,
     ) -> None:
         """A film that was segmented.
 
@@ -85,8 +97,17 @@ class FilmReporter:
         figure = mask_path.with_name(mask_path.name.split("_lungs.")[0] + "_report.png") if self.wants_plain else None
         agreement = None if result is None or result.agreement is None else result.agreement[0].item()
         record = film_record(
-            self._name(path), _hash(path), result, 0, seconds, mode=self.mode, device=self.device, mask=self._output(mask_path),
-            figure=None if figure is None else self._output(figure), lung_mask=mask, weights_sha256=self.fingerprint,
+            self._name(path),
+            _hash(path),
+            result,
+            0,
+            seconds,
+            mode=self.mode,
+            device=self.device,
+            mask=self._output(mask_path),
+            figure=None if figure is None else self._output(figure),
+            lung_mask=mask,
+            weights_sha256=self.fingerprint,
             agreement=agreement,
         )
         record |= self.more(output)
@@ -103,14 +124,24 @@ class FilmReporter:
         return {}
 
     def _draw(
-        self, figure: Path, batch: Mapping[str, Any], mask: np.ndarray, result: Canonicalization | None, plain: Tensor | None,
+        self,
+        figure: Path,
+        batch: Mapping[str, Any],
+        mask: np.ndarray,
+        result: Canonicalization | None,
+        plain: Tensor | None,
         record: dict,
     ) -> None:
         film, small = self._shown(batch, mask)
         size = tuple(film.shape[2:])
         ddf = torch.zeros(1, 2, *size) if result is None else resize_ddf(result.ddf.cpu(), size)
         if plain is not None:
-            plain = torch.sigmoid(F.interpolate(torch.as_tensor(np.asarray(plain)).float(), size, mode="bilinear")).amax(1)[0].numpy() > 0.5
+            plain = (
+                torch.sigmoid(F.interpolate(torch.as_tensor(np.asarray(plain)).float(), size, mode="bilinear"))
+                .amax(1)[0]
+                .numpy()
+                > 0.5
+            )
         film_figure(
             figure,
             film=film[0, 0].numpy(),

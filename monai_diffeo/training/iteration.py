@@ -37,8 +37,10 @@ class TrainingIteration:
         total = sum(losses.values())
         if not torch.isfinite(total):
             values = {name: float(value.detach()) for name, value in losses.items()}
-            raise NumericalError(f"TrainingIteration: iteration {engine.state.iteration}: loss became {values}; lower the "
-                                 "learning rate or check that the films lie in [0, 1].")
+            raise NumericalError(
+                f"TrainingIteration: iteration {engine.state.iteration}: loss became {values}; lower the "
+                "learning rate or check that the films lie in [0, 1]."
+            )
         total.backward()
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
         engine.optimizer.step()
@@ -83,6 +85,9 @@ class LossCurve:
                 writer.writeheader()
             writer.writerow(row)
         if self.progress:
-            print(f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, "
-                  + ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"), flush=True)
+            print(
+                f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, "
+                + ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"),
+                flush=True,
+            )
         self.sums, self.count = {}, 0

@@ -11,13 +11,13 @@ from monai.losses import DiceCELoss
 from monai.transforms import MapTransform
 from torch import Tensor, nn
 
-from monai_diffeo.data.deformations import random_homography, random_svf, tps_protocol
-from monai_diffeo.data.intensity import random_intensity
-from monai_diffeo.data.opacities import random_opacities
+from monai_diffeo.augmentation.deformations import random_homography, random_svf, tps_protocol
+from monai_diffeo.augmentation.intensity import random_intensity
+from monai_diffeo.augmentation.opacities import random_opacities
 from monai_diffeo.families import Family
 from monai_diffeo.flow import compose, exp, warp
 from monai_diffeo.flow.grid import centered_grid
-from monai_diffeo.networks import standardize_image, turn_image
+from monai_diffeo.networks import rot90_image, standardize_image
 
 __all__ = [
     "AddAnswerd",
@@ -35,8 +35,13 @@ Losses = Mapping[str, Tensor]
 
 
 def random_training_deformation(
-    batch_size: int, spatial_size: tuple[int, ...], generator: torch.Generator, identity_share: float = 0.2, angle: float = 45.0,
-    jitter: float = 0.15, framing_share: float = 0.4,
+    batch_size: int,
+    spatial_size: tuple[int, ...],
+    generator: torch.Generator,
+    identity_share: float = 0.2,
+    angle: float = 45.0,
+    jitter: float = 0.15,
+    framing_share: float = 0.4,
 ) -> Tensor:
     """Displacements for training a predictor: thin-plate splines of all strengths, views and smooth flows, other frames, some
     identities.
@@ -45,10 +50,22 @@ def random_training_deformation(
         Shape ``(B, 2, H, W)``, voxels.
     """
     scale = torch.rand(1, generator=generator).item() * 0.35 + 0.75
-    tps = tps_protocol(batch_size, spatial_size, generator, angle=angle, jitter=jitter, scale=scale,
-                       strength=torch.rand(batch_size, generator=generator).sqrt(), fold_free=True)
-    flow = exp(random_svf(batch_size, spatial_size, generator, sigma=0.1,
-                          amplitude=torch.rand(batch_size, generator=generator) * 0.08), 5)
+    tps = tps_protocol(
+        batch_size,
+        spatial_size,
+        generator,
+        angle=angle,
+        jitter=jitter,
+        scale=scale,
+        strength=torch.rand(batch_size, generator=generator).sqrt(),
+        fold_free=True,
+    )
+    flow = exp(
+        random_svf(
+            batch_size, spatial_size, generator, sigma=0.1, amplitude=torch.rand(batch_size, generator=generator) * 0.08
+        ),
+        5,
+    )
     view = random_homography(batch_size, spatial_size, generator, shift=0.12)
     draw = torch.rand(batch_size, 1, 1, 1, generator=generator)
     kinds = torch.where(draw < 0.7, tps, torch.where(draw < 0.85, compose(view, flow), compose(tps, flow)))
@@ -73,8 +90,8 @@ class SegmentationStep:
     """Dice plus cross entropy of a segmentation network with one logit a class; optionally on deformed films.
 
     Args:
-        strength: None for films as they are (naive); else the TPS protocol at strengths drawn from [0, ``strength``], half of
-            them at ``strength`` itself (the augmented rival).
+        strength: None for films as they are (baseline); else the TPS protocol at strengths drawn from [0, ``strength``], half of
+            them at ``strength`` itself (the augmented baseline).
         seed: of the deformations.
         intensity: strength of the intensity augmentation.
         framing_share: share of batches that :func:`random_training_deformation` deforms in place of the protocol; with ``strength`` only.
@@ -82,7 +99,12 @@ class SegmentationStep:
     """
 
     def __init__(
-        self, strength: float | None = None, seed: int = 0, intensity: float = 0.0, framing_share: float = 0.0, opacities: float = 0.0
+        self,
+        strength: float | None = None,
+        seed: int = 0,
+        intensity: float = 0.0,
+        framing_share: float = 0.0,
+        opacities: float = 0.0,
     ) -> None:
         self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities}
         self.generator = torch.Generator().manual_seed(seed)
@@ -94,7 +116,12 @@ class SegmentationStep:
 
 
 def varied_films(
-    image: Tensor, label: Tensor, generator: torch.Generator, strength: float | None, intensity: float = 0.0, framing_share: float = 0.0,
+    image: Tensor,
+    label: Tensor,
+    generator: torch.Generator,
+    strength: float | None,
+    intensity: float = 0.0,
+    framing_share: float = 0.0,
     opacities: float = 0.0,
 ) -> tuple[Tensor, Tensor]:
     """Films of varied grey values and deformed, with their masks; arguments as :class:`SegmentationStep`."""
@@ -204,7 +231,7 @@ class OrientationStep:
         shown = warp(random_intensity(image.cpu(), self.generator, self.intensity).to(image), g, padding_mode=outside)
         turns = torch.randint(4, (len(image),), generator=self.generator).to(image.device)
         mirrored = torch.randint(2, (len(image),), generator=self.generator).to(image.device)
-        scores = network(turn_image(shown, turns, mirrored.bool()))
+        scores = network(rot90_image(shown, turns, mirrored.bool()))
         return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * 4 + turns)}
 
 
@@ -220,7 +247,7 @@ class PredictorStep:
         family: the family whose parameters the predictor gives.
         network: the frozen network under test, for the term ``answer``; None leaves it out.
         activation: from the network's output to probabilities.
-        passes: unrolled passes; each starts from the detached result of the one before.
+        iterations: unrolled passes; each starts from the detached result of the one before.
         weights: of the terms ``grid`` (voxels of a 128 frame), ``image`` (squared error of standardised films), ``overlap``
             (soft Dice of moved answers; needs ``batch["answer"]``), ``answer`` (soft Dice and cross entropy) and ``smooth``
             (squared parameters).
@@ -235,14 +262,14 @@ class PredictorStep:
         family: Family,
         network: nn.Module | None = None,
         activation: Callable[[Tensor], Tensor] = torch.sigmoid,
-        passes: int = 2,
+        iterations: int = 2,
         weights: Mapping[str, float] | None = None,
         working_size: Sequence[int] | None = None,
         intensity: float = 1.0,
         seed: int = 0,
         deformation: Callable[[int, tuple[int, ...], torch.Generator], Tensor] = random_training_deformation,
     ) -> None:
-        self.family, self.activation, self.passes, self.intensity = family, activation, passes, intensity
+        self.family, self.activation, self.iterations, self.intensity = family, activation, iterations, intensity
         self.deformation = deformation
         self.network = None if network is None else network.eval().requires_grad_(False)
         self.weights = {"grid": 0.02, "image": 0.5, "overlap": 1.0, "answer": 1.0, "smooth": 0.02, **(weights or {})}
@@ -262,7 +289,9 @@ class PredictorStep:
             losses["overlap"] = _soft_dice_loss(wanted, answer)
             if self.network is not None:
                 given = self.activation(self.network(warp(shown, ddf)))
-                sure = given.clamp(1e-4, 1 - 1e-4)  # by hand: torch's own stops at NaN before the iteration can say where it was
+                sure = given.clamp(
+                    1e-4, 1 - 1e-4
+                )  # by hand: torch's own stops at NaN before the iteration can say where it was
                 entropy = -(wanted * sure.log() + (1 - wanted) * (1 - sure).log()).mean()
                 losses["answer"] = _soft_dice_loss(given, wanted) + entropy
         return {name: self.weights[name] * value for name, value in losses.items()}
@@ -270,7 +299,9 @@ class PredictorStep:
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
         image, answer = batch["image"], batch.get("answer")
         if self.network is not None and answer is None:
-            raise ValueError("PredictorStep: with a network under test, batch['answer'] is needed; add AddAnswerd to the transforms.")
+            raise ValueError(
+                "PredictorStep: with a network under test, batch['answer'] is needed; add AddAnswerd to the transforms."
+            )
         if self.working_size is not None:
             image = F.interpolate(image, self.working_size, mode="area")
             answer = None if answer is None else F.interpolate(answer, self.working_size, mode="area")
@@ -281,14 +312,14 @@ class PredictorStep:
         film = standardize_image(image)
         total: dict[str, Tensor] = {}
         done = None
-        for _ in range(self.passes):
+        for _ in range(self.iterations):
             with torch.no_grad():
                 moved = shown if done is None else warp(shown, done.ddf(size))
             theta = network(moved)
             step = self.family(theta, size)
             done = step if done is None else done.detach().after(step)
             for name, value in self._losses(film, shown, g, done.ddf(size), theta, answer).items():
-                total[name] = total.get(name, 0) + value / self.passes
+                total[name] = total.get(name, 0) + value / self.iterations
         return total
 
 

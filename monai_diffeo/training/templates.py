@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import cell_determinants
-from monai_diffeo.networks import TemplateTransformer, tame_log_odds
+from monai_diffeo.networks import TemplateTransformer, compress_logits
 from monai_diffeo.training.boundary import boundary_distance
 from monai_diffeo.training.steps import varied_films
 
@@ -25,7 +25,7 @@ class TemplateStep:
         strength, intensity, framing_share, opacities: how films are varied, see :class:`SegmentationStep`.
         folding: weight of the price; 0 for the methods as published.
         margin: below which a coefficient of a cell's determinant costs, linearly; see :func:`cell_determinants`.
-        tame: scale of :func:`tame_log_odds`; None trains on the log-odds themselves.
+        compress: scale of :func:`compress_logits`; None trains on the log-odds themselves.
         seed: of all random numbers.
         direct: weight of the same loss for the backbone's direct answer, where it gives one, on its own lattice.
         outline: weight of the :func:`boundary_distance` of the moved shapes, half the frame = 1.
@@ -34,12 +34,22 @@ class TemplateStep:
     """
 
     def __init__(
-        self, strength: float | None = None, intensity: float = 0.0, folding: float = 20.0, margin: float = 0.3, tame: float | None = 4.0,
-        seed: int = 0, framing_share: float = 0.0, direct: float = 1.0, outline: float = 0.0, power: float = 8.0,
-        outline_points: int = 128, opacities: float = 0.0,
+        self,
+        strength: float | None = None,
+        intensity: float = 0.0,
+        folding: float = 20.0,
+        margin: float = 0.3,
+        compress: float | None = 4.0,
+        seed: int = 0,
+        framing_share: float = 0.0,
+        direct: float = 1.0,
+        outline: float = 0.0,
+        power: float = 8.0,
+        outline_points: int = 128,
+        opacities: float = 0.0,
     ) -> None:
         self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities}
-        self.folding, self.margin, self.tame, self.direct = folding, margin, tame, direct
+        self.folding, self.margin, self.compress, self.direct = folding, margin, compress, direct
         self.outline, self.power, self.outline_points = outline, power, outline_points
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
@@ -49,7 +59,9 @@ class TemplateStep:
         velocity, direct = network.read(image)
         ddf = network.integrate(velocity)
         log_odds = network.warp_prior(ddf, image.shape[2:])
-        losses = {"segmentation": self.loss(log_odds if self.tame is None else tame_log_odds(log_odds, self.tame), label)}
+        losses = {
+            "segmentation": self.loss(log_odds if self.compress is None else compress_logits(log_odds, self.compress), label)
+        }
         if direct is not None and self.direct:
             smaller = F.interpolate(label, direct.shape[2:], mode="area")
             losses["direct"] = self.direct * self.loss(direct, (smaller > 0.5).to(label))

@@ -1,4 +1,4 @@
-"""MONAI transforms that read films and write masks; the work is done in `monai_diffeo.data`."""
+"""MONAI transforms that read films and write masks; the work is done in `monai_diffeo.radiograph`."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from monai.data.meta_obj import get_track_meta
 from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor
 
-from monai_diffeo.data.film_nifti import affine_of_text, shape_of_text
-from monai_diffeo.data.films import FilmReader
-from monai_diffeo.data.masks import mask_path_beside, write_mask
 from monai_diffeo.errors import FilmError, ShapeError
+from monai_diffeo.radiograph.mask_writer import mask_path_beside, write_mask
+from monai_diffeo.radiograph.nifti import affine_of_text, shape_of_text
+from monai_diffeo.radiograph.reader import FilmReader
 
 __all__ = ["LoadImageFilm", "LoadImageFilmD", "LoadImageFilmDict", "LoadImageFilmd"]
 __all__ += ["SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
@@ -26,7 +26,7 @@ class LoadImageFilm(Transform):
     """Read one film as a channel-first MetaTensor, rows x columns, bone white.
 
     Example:
-        >>> from monai_diffeo.data.sample import packaged_film
+        >>> from monai_diffeo.radiograph.packaged import packaged_film
         >>> LoadImageFilm()(packaged_film()).shape
         torch.Size([1, 1955, 1841])
     """
@@ -43,7 +43,7 @@ class LoadImageFilm(Transform):
             img: path of a DICOM, NIfTI, PNG or JPEG file.
 
         Returns:
-            float32, shape ``(1, H, W)``, with the metadata of `monai_diffeo.data.films.film_meta`.
+            float32, shape ``(1, H, W)``, with the metadata of `monai_diffeo.radiograph.reader.film_meta`.
 
         Raises:
             FilmError: if the file is no film.
@@ -78,7 +78,7 @@ class LoadImageFilmd(MapTransform):
 class SaveFilmMaskd(MapTransform):
     """Write a mask in the native frame of its film, named after the film, and record where.
 
-    Two films of one folder never share a mask file: see `monai_diffeo.data.masks.mask_paths`.
+    Two films of one folder never share a mask file: see `monai_diffeo.radiograph.mask_writer.mask_paths`.
 
     Args:
         keys: masks, shape ``(1, H, W)`` or ``(H, W)``, 0 is background; the path goes to ``<key>_path`` as a string.

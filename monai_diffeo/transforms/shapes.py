@@ -6,15 +6,22 @@ from collections.abc import Hashable, Mapping
 
 import numpy as np
 import torch
-from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 
-from monai_diffeo.data.lungs import separate_lungs
 from monai_diffeo.metrics import connected_components
-from monai_diffeo.networks.template_guard import intact_level
+from monai_diffeo.networks.template.guard import intact_level
+from monai_diffeo.radiograph.lungs import separate_lungs
 
-__all__ = ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict", "ShapesToMaskd", "shapes_to_mask"]
+__all__ = [
+    "SeparateLungsD",
+    "SeparateLungsDict",
+    "SeparateLungsd",
+    "ShapesToMaskD",
+    "ShapesToMaskDict",
+    "ShapesToMaskd",
+    "shapes_to_mask",
+]
 
 
 class SeparateLungsd(MapTransform):
@@ -84,7 +91,9 @@ class ShapesToMaskd(MapTransform):
         out = dict(data)
         for key in self.key_iterator(out):
             odds = out[key]
-            mask, out[f"{key}_level"] = shapes_to_mask(odds.as_tensor() if hasattr(odds, "as_tensor") else torch.as_tensor(odds))
+            mask, out[f"{key}_level"] = shapes_to_mask(
+                odds.as_tensor() if hasattr(odds, "as_tensor") else torch.as_tensor(odds)
+            )
             out[key] = convert_to_dst_type(mask.float(), odds)[0]
         return out
 

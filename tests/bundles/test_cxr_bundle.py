@@ -14,8 +14,8 @@ import nibabel  # noqa: E402
 from PIL import Image  # noqa: E402
 from skimage.measure import label  # noqa: E402
 
-from monai_diffeo.data.films import read_film  # noqa: E402
-from monai_diffeo.data.sample import packaged_film  # noqa: E402
+from monai_diffeo.radiograph.packaged import packaged_film  # noqa: E402
+from monai_diffeo.radiograph.reader import read_film  # noqa: E402
 from tests.bundles.command import ROOT, run_bundle  # noqa: E402
 
 BUNDLE = ROOT / "bundles" / "cxr_lung_segmentation"
@@ -37,7 +37,7 @@ def test_the_packaged_film_gives_two_lungs_where_lungs_are(tmp_path):
     done, report = run(tmp_path / "out")
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = report.values()
-    assert line["status"] in ("canonicalized", "left alone: looks like the training images") and line["folding"] == 0
+    assert line["status"] in ("canonicalized", "left alone: looks like the training images") and line["folding_fraction"] == 0
     image = nibabel.load(tmp_path / "out" / line["mask"])
     mask = np.squeeze(np.asarray(image.dataobj))
     assert mask.shape == (1955, 1841) and set(np.unique(mask)) == {0, 1}
@@ -71,13 +71,27 @@ def test_good_films_are_segmented_beside_bad_ones_and_every_bad_one_is_a_line(tm
 
     done, report = run(tmp_path / "out", "--dataset_dir", films, "--figures", "false")
     assert done.returncode == 3, done.stdout + done.stderr
-    bad = {"empty.dcm", "text.dcm", "cut.dcm", "zeros.dcm", "nan.nii.gz", "volume.nii.gz", "colour.png", "constant.png", "notes.txt"}
+    bad = {
+        "empty.dcm",
+        "text.dcm",
+        "cut.dcm",
+        "zeros.dcm",
+        "nan.nii.gz",
+        "volume.nii.gz",
+        "colour.png",
+        "constant.png",
+        "notes.txt",
+    }
     assert set(report) == bad | {"ward/good.png", "good.nii.gz", "good.dcm"}
     for name in bad:
         assert report[name]["status"] == "failed" and report[name]["error"].isidentifier(), report[name]
         assert report[name]["message"].endswith(".") and str(tmp_path) not in report[name]["message"]
     assert {report[n]["error"] for n in ("empty.dcm", "nan.nii.gz", "colour.png", "constant.png")} == {
-        "EmptyFile", "NotFinite", "ColourImage", "ConstantImage"}
+        "EmptyFile",
+        "NotFinite",
+        "ColourImage",
+        "ConstantImage",
+    }
 
     png = np.asarray(Image.open(tmp_path / "out" / "ward" / "good_lungs.png"))
     assert png.shape == (height, width) and set(np.unique(png)) == {0, 255}
@@ -102,7 +116,11 @@ def test_switched_off_it_is_the_plain_network_and_writes_no_deformation(tmp_path
     assert report_on["film.png"]["status"] != "left alone: canonicalisation is switched off"
     assert all((tmp_path / d / r["film.png"]["figure"]).exists() for d, r in (("off", report_off), ("on", report_on)))
     without, report = run(tmp_path / "without", "--dataset_dir", films, "--figures", "false")
-    assert without.returncode == 0 and report["film.png"]["figure"] is None and not list((tmp_path / "without").glob("*_report.png"))
+    assert (
+        without.returncode == 0
+        and report["film.png"]["figure"] is None
+        and not list((tmp_path / "without").glob("*_report.png"))
+    )
 
 
 @pytest.mark.parametrize("mode", ["single_pass", "refine"])
@@ -110,8 +128,10 @@ def test_modes_and_other_weights_run_from_the_command_line(tmp_path, small_film,
     films = tmp_path / "films"
     films.mkdir()
     Image.fromarray(small_film).save(films / "film.png")
-    weights = BUNDLE / "models" / "rivals" / "augmented.pt"
-    done, report = run(tmp_path / "out", "--dataset_dir", films, "--mode", mode, "--network_weights", weights, "--device", "cpu")
+    weights = BUNDLE / "models" / "baselines" / "augmented.pt"
+    done, report = run(
+        tmp_path / "out", "--dataset_dir", films, "--mode", mode, "--network_weights", weights, "--device", "cpu"
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     assert report["film.png"]["mode"] == mode
 
@@ -136,9 +156,29 @@ def test_evaluate_runs_on_a_manifest(tmp_path, small_film):
     Image.fromarray(((small_film < 128) * 255).astype(np.uint8)).save(tmp_path / "m.png")
     (tmp_path / "manifest.csv").write_text("image,mask,split,source\na.png,m.png,test,x\nb.png,m.png,test,x\n")
     configs = [str(BUNDLE / "configs" / name) for name in ("inference.json", "evaluate.json")]
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(configs), "--bundle_root", str(BUNDLE),
-               "--workflow_type", "infer", "--dataset_dir", str(tmp_path), "--output_dir", str(tmp_path / "eval"), "--sources", "['x']"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(configs),
+        "--bundle_root",
+        str(BUNDLE),
+        "--workflow_type",
+        "infer",
+        "--dataset_dir",
+        str(tmp_path),
+        "--output_dir",
+        str(tmp_path / "eval"),
+        "--sources",
+        "['x']",
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 0 and "mean Dice" in done.stdout, done.stdout + done.stderr
 
 

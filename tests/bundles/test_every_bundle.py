@@ -23,21 +23,46 @@ def test_the_workflow_has_the_properties_that_monai_asks_for(bundle, tmp_path):
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        workflow = ConfigWorkflow(str(bundle / "configs" / "inference.json"), workflow_type="infer", logging_file=False,
-                                  meta_file=str(bundle / "configs" / "metadata.json"), bundle_root=str(bundle), output_dir=str(tmp_path))
+        workflow = ConfigWorkflow(
+            str(bundle / "configs" / "inference.json"),
+            workflow_type="infer",
+            logging_file=False,
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            bundle_root=str(bundle),
+            output_dir=str(tmp_path),
+        )
         workflow.initialize()
         assert not workflow.check_properties()
 
 
 def test_metadata_has_what_the_schema_requires_and_speaks_the_truth(bundle):
     meta = json.loads((bundle / "configs" / "metadata.json").read_text())
-    required = {"schema", "version", "monai_version", "pytorch_version", "numpy_version", "required_packages_version", "task",
-                "description", "authors", "copyright", "network_data_format", "changelog", "intended_use", "data_source", "name"}
+    required = {
+        "schema",
+        "version",
+        "monai_version",
+        "pytorch_version",
+        "numpy_version",
+        "required_packages_version",
+        "task",
+        "description",
+        "authors",
+        "copyright",
+        "network_data_format",
+        "changelog",
+        "intended_use",
+        "data_source",
+        "name",
+    }
     assert required <= set(meta) and meta["version"] in meta["changelog"]
     pins = dict(line.strip().split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if "==" in line)
     for package, version in meta["required_packages_version"].items():
         assert package == "monai-diffeo" or pins[package] == version
-    assert (pins["torch"], pins["monai"], pins["numpy"]) == (meta["pytorch_version"], meta["monai_version"], meta["numpy_version"])
+    assert (pins["torch"], pins["monai"], pins["numpy"]) == (
+        meta["pytorch_version"],
+        meta["monai_version"],
+        meta["numpy_version"],
+    )
 
 
 def test_files_are_small_enough_and_weights_are_plain_tensors(bundle):

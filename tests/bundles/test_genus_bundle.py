@@ -30,9 +30,24 @@ def bundle(tmp_path_factory):
 
 
 def run(bundle, *options):
-    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--config_file", str(bundle / "configs" / "inference.json"),
-               "--bundle_root", str(bundle), "--workflow_type", "infer", *map(str, options)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=bundle, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-m",
+        "monai.bundle",
+        "run",
+        "--config_file",
+        str(bundle / "configs" / "inference.json"),
+        "--bundle_root",
+        str(bundle),
+        "--workflow_type",
+        "infer",
+        *map(str, options),
+    ]
+    done = subprocess.run(
+        command, capture_output=True, text=True, timeout=300, cwd=bundle, env={**os.environ, "PYTHONPATH": str(ROOT)}
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     with open(bundle / "output" / "genus.csv", newline="") as file:
         return list(csv.DictReader(file)), done.stdout
@@ -47,7 +62,7 @@ def test_under_the_tps_protocol_the_wrapped_classifier_is_right_far_more_often(b
     wrapped, plain = accuracy(rows, "answer"), accuracy(rows, "plain_answer")
     assert len(rows) == 300 and wrapped >= 0.96 and wrapped >= plain + 0.05, (wrapped, plain)
     assert f"300 digits: genus right for {round(wrapped * 300)} " in said
-    assert all(float(r["folding"]) == 0 for r in rows) and {r["genus"] for r in rows} == set("012")
+    assert all(float(r["folding_fraction"]) == 0 for r in rows) and {r["genus"] for r in rows} == set("012")
     assert (bundle / "output" / "genus.png").stat().st_size > 50_000
 
 
@@ -60,8 +75,14 @@ def test_undeformed_and_switched_off_it_is_the_plain_classifier(bundle):
 def workflow(bundle, **options):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        flow = ConfigWorkflow(str(bundle / "configs" / "inference.json"), workflow_type="infer", logging_file=False,
-                              meta_file=str(bundle / "configs" / "metadata.json"), bundle_root=str(bundle), **options)
+        flow = ConfigWorkflow(
+            str(bundle / "configs" / "inference.json"),
+            workflow_type="infer",
+            logging_file=False,
+            meta_file=str(bundle / "configs" / "metadata.json"),
+            bundle_root=str(bundle),
+            **options,
+        )
         flow.initialize()
     return flow
 
@@ -74,19 +95,31 @@ def test_other_modes_and_the_other_genus_run(bundle, mode):
     assert used["status"] == "canonicalized" and 0 <= int(used["genus"]) <= 2
 
 
-
 def test_training_runs_from_its_configuration(bundle, tmp_path):
     import numpy as np
 
     draw = np.random.default_rng(0)
-    np.savez(tmp_path / "mnist.npz", x_train=draw.integers(0, 256, (10008, 28, 28), dtype=np.uint8), y_train=np.arange(10008) % 10)
-    for name, weights in (("predictor", "energy/predictor.pt"), ("vae", "energy/vae.pt"), ("critic", "energy/critic.pt"),
-                          ("augmented", "rivals/augmented.pt"), ("euler", "euler/euler.pt")):
+    np.savez(
+        tmp_path / "mnist.npz", x_train=draw.integers(0, 256, (10008, 28, 28), dtype=np.uint8), y_train=np.arange(10008) % 10
+    )
+    for name, weights in (
+        ("predictor", "energy/predictor.pt"),
+        ("vae", "energy/vae.pt"),
+        ("critic", "energy/critic.pt"),
+        ("augmented", "baselines/augmented.pt"),
+        ("euler", "euler/euler.pt"),
+    ):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            flow = ConfigWorkflow([str(bundle / "configs" / "train.json"), str(bundle / "configs" / f"train_{name}.json")],
-                                  workflow_type="train", logging_file=False, bundle_root=str(tmp_path), dataset_dir=str(tmp_path),
-                                  epochs=1, batch_size=4)
+            flow = ConfigWorkflow(
+                [str(bundle / "configs" / "train.json"), str(bundle / "configs" / f"train_{name}.json")],
+                workflow_type="train",
+                logging_file=False,
+                bundle_root=str(tmp_path),
+                dataset_dir=str(tmp_path),
+                epochs=1,
+                batch_size=4,
+            )
             flow.initialize()
             flow.run()
         trained, shipped = (torch.load(root / "models" / weights, weights_only=True) for root in (tmp_path, bundle))

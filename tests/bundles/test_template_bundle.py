@@ -13,11 +13,11 @@ import nibabel  # noqa: E402
 from monai.bundle import ConfigParser, ConfigWorkflow  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from monai_diffeo.data.films import read_film  # noqa: E402
-from monai_diffeo.data.sample import packaged_film  # noqa: E402
-from monai_diffeo.experiments.templates import bundle_template  # noqa: E402
+from docs.experiments.templates import bundle_template  # noqa: E402
 from monai_diffeo.metrics import betti_numbers, connected_components  # noqa: E402
-from monai_diffeo.report.lungs import split_lungs  # noqa: E402
+from monai_diffeo.radiograph.packaged import packaged_film  # noqa: E402
+from monai_diffeo.radiograph.reader import read_film  # noqa: E402
+from monai_diffeo.report.cxr.lungs import split_lungs  # noqa: E402
 from tests.bundles.command import ROOT, run_bundle  # noqa: E402
 
 BUNDLE = ROOT / "bundles" / "cxr_lung_template"
@@ -50,7 +50,7 @@ def test_the_packaged_film_gives_two_lungs_in_its_own_frame(tmp_path):
     right, left = two_lungs(mask)
     assert 0.1 < right.nonzero()[1].mean() / 1841 < 0.5 < left.nonzero()[1].mean() / 1841 < 0.9
     assert 0.05 < right.mean() < 0.3 and 0.05 < left.mean() < 0.3
-    assert line["template"]["components"] == 2 and line["template"]["holes"] == 0 and line["template"]["folding"] == 0
+    assert line["template"]["components"] == 2 and line["template"]["holes"] == 0 and line["template"]["folding_fraction"] == 0
     assert (tmp_path / "out" / line["figure"]).stat().st_size > 50_000
 
 
@@ -62,7 +62,7 @@ def test_films_that_are_no_chest_films_give_two_parts_too_and_it_can_be_wrapped(
     for name, pixels in pictures.items():
         Image.fromarray(pixels).save(films / f"{name}.png")
     (films / "broken.png").write_bytes(b"no film")
-    done, report = run(tmp_path / "out", "--dataset_dir", films, "--enabled", "TRUE", "--views", 2, "--figures", "false")
+    done, report = run(tmp_path / "out", "--dataset_dir", films, "--enabled", "TRUE", "--tta_samples", 2, "--figures", "false")
     assert done.returncode == 3, done.stdout + done.stderr
     for name, pixels in pictures.items():
         mask = np.asarray(Image.open(tmp_path / "out" / f"{name}_lungs.png"))
@@ -80,17 +80,21 @@ def test_the_experiments_read_the_weights_as_inference_does():
     network.load_state_dict(same.state_dict())
     image = torch.rand(1, 1, 128, 128, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        assert torch.equal(network(image), same(image)) and same.backbone.lean == network.backbone.lean > 0
+        assert (
+            torch.equal(network(image), same(image)) and same.backbone.uncertainty_bias == network.backbone.uncertainty_bias > 0
+        )
 
 
 def test_any_image_gives_two_components():
     network = bundle_template(BUNDLE / "models" / "model.pt")
     draw = torch.Generator().manual_seed(0)
     shapes = torch.nn.functional.interpolate(torch.rand(6, 1, 5, 5, generator=draw), (128, 128), mode="bicubic").clamp(0, 1)
-    images = torch.cat([shapes, torch.rand(2, 1, 128, 128, generator=draw), torch.zeros(1, 1, 128, 128), torch.ones(1, 1, 128, 128)])
+    images = torch.cat(
+        [shapes, torch.rand(2, 1, 128, 128, generator=draw), torch.zeros(1, 1, 128, 128), torch.ones(1, 1, 128, 128)]
+    )
     with torch.no_grad():
         result = network.segment(images)
-    assert result.intact.all() and result.folding.max() == 0 and result.breaks.max() == 0
+    assert result.intact.all() and result.folding_fraction.max() == 0 and result.nonpositive_cell_fraction.max() == 0
     for answer in result.log_odds:
         two_lungs((answer > 0).any(0).numpy())
 
@@ -107,8 +111,17 @@ def test_all_parts_of_the_training_run_and_their_means_are_what_inference_reads(
     def train(*files, **settings):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            workflow = ConfigWorkflow([str(configs / f) for f in files], workflow_type="train", logging_file=False, bundle_root=str(tmp_path),
-                                      dataset_dir=str(tmp_path), sources=["x"], epochs=2, batch_size=2, **settings)
+            workflow = ConfigWorkflow(
+                [str(configs / f) for f in files],
+                workflow_type="train",
+                logging_file=False,
+                bundle_root=str(tmp_path),
+                dataset_dir=str(tmp_path),
+                sources=["x"],
+                epochs=2,
+                batch_size=2,
+                **settings,
+            )
             workflow.initialize()
             workflow.run()
 
@@ -124,16 +137,24 @@ def test_all_parts_of_the_training_run_and_their_means_are_what_inference_reads(
         return all(torch.allclose(x, y, atol=1e-6) for x, y in zip(a.values(), b.values()))
 
     train("train.json")
-    assert (tmp_path / "docs" / "curves" / "first.csv").read_text().startswith("epoch,loss,segmentation,direct,outline,folding,seconds")
+    assert (
+        (tmp_path / "docs" / "curves" / "first.csv")
+        .read_text()
+        .startswith("epoch,loss,segmentation,direct,outline,folding,seconds")
+    )
     train("train.json", "train_second.json", seed=1, learning_rate=1e-9)
     shift(models / "parts" / "second.pt")
     mean("mean.json")
     train("train.json", "train_third.json", seed=1, learning_rate=1e-9)
     shift(models / "parts" / "third.pt")
     mean("mean.json", "mean_third.json")
-    first, between, last = (torch.load(models / name, weights_only=True) for name in ("parts/first.pt", "parts/mean.pt", "model.pt"))
+    first, between, last = (
+        torch.load(models / name, weights_only=True) for name in ("parts/first.pt", "parts/mean.pt", "model.pt")
+    )
     assert alike({k: v + 0.07 for k, v in first.items()}, between)  # another seed: the second went on from the first
-    assert alike({k: v + 0.0825 for k, v in between.items()}, last)  # and the third from their mean; the last is of second and third
+    assert alike(
+        {k: v + 0.0825 for k, v in between.items()}, last
+    )  # and the third from their mean; the last is of second and third
     assert bundle_template(models / "model.pt").state_dict().keys() == last.keys()
     network = bundle_template(models / "parts" / "first.pt")
     assert network.prior.mean[0, 1] < -0.3 and network.prior.mean[1, 1] > 0.3  # fitted to the masks

@@ -8,7 +8,7 @@ from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.energies import DeformationRegularizer, WeightedEnergy
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid, Siren
-from monai_diffeo.flow import folding, warp
+from monai_diffeo.flow import folding_fraction, warp
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta, template_canonicalizer, tiny_canonicalizer
 
 
@@ -30,8 +30,14 @@ def test_the_way_back_is_the_inverse():
 def test_a_batch_gives_what_its_images_give_one_by_one(settings):
     family = ControlGrid(2, 3)
     build = lambda: Canonicalizer(  # noqa: E731
-        WeightedEnergy({"t": FromTemplate(blob())}), family, DeformationRegularizer(), FixedTheta(some_theta(family, 0.03)),
-        learning_rate=0.01, max_rise=50.0, **settings)
+        WeightedEnergy({"t": FromTemplate(blob())}),
+        family,
+        DeformationRegularizer(),
+        FixedTheta(some_theta(family, 0.03)),
+        learning_rate=0.01,
+        max_energy_increase=50.0,
+        **settings,
+    )
     images = torch.cat([blob(7, shift=torch.linspace(-0.3, 0.3, 7)), torch.zeros(1, 1, 32, 32)])
     batch = build()(images)
     for i, image in enumerate(images):
@@ -81,7 +87,7 @@ def test_unusable_images_are_rejected_in_words_and_do_not_stop_the_others():
 
 def test_an_image_within_the_gate_is_left_alone_bit_for_bit():
     images = torch.cat([blob(1), blob(1, shift=0.3)])
-    result = template_canonicalizer(gate=0.5)(images)
+    result = template_canonicalizer(skip_below=0.5)(images)
     assert result.status[0].startswith("left alone") and result.status[1] == "canonicalized"
     assert torch.equal(result.image[0], images[0])
     prediction = torch.rand(2, 3, 32, 32)
@@ -104,8 +110,10 @@ def test_never_folds_however_wild_the_prediction(scale):
     family = ControlGrid(2, 6)
     for seed in range(5):
         predictor = FixedTheta(some_theta(family, scale, seed))
-        result = Canonicalizer(Brightness(), family, predictor=predictor, max_rise=None, passes=2)(torch.rand(1, 1, 48, 48))
-        assert folding(result.ddf).item() == 0 == result.folding.item()
+        result = Canonicalizer(Brightness(), family, predictor=predictor, max_energy_increase=None, iterations=2)(
+            torch.rand(1, 1, 48, 48)
+        )
+        assert folding_fraction(result.ddf).item() == 0 == result.folding_fraction.item()
         if result.status[0] != "canonicalized":
             assert "fold" in result.status[0] and result.ddf.abs().max() == 0
 
@@ -121,11 +129,11 @@ def test_a_thousand_canonicalisations_fold_nowhere():
 
     images = torch.rand(1000, 1, 32, 32)
     images[:, 0, 0, 0] = torch.arange(1000.0)
-    canonicalizer = Canonicalizer(Brightness(), family, predictor=Drawn(), max_rise=None)
+    canonicalizer = Canonicalizer(Brightness(), family, predictor=Drawn(), max_energy_increase=None)
     moved = 0
     for part in images.split(250):
         result = canonicalizer(part)
-        assert (folding(result.ddf) == 0).all()
+        assert (folding_fraction(result.ddf) == 0).all()
         moved += int(result.moved.sum())
     assert moved > 900
 
@@ -138,8 +146,13 @@ def test_three_dimensions_and_several_channels():
 
 def test_siren_from_scratch_moves_towards_lower_energy():
     canonicalizer = Canonicalizer(
-        WeightedEnergy({"t": FromTemplate(blob())}), Siren(hidden=32, layers=2, scale=0.05), DeformationRegularizer(0.01),
-        steps=40, learning_rate=0.0039, patience=None)
+        WeightedEnergy({"t": FromTemplate(blob())}),
+        Siren(hidden=32, layers=2, scale=0.05),
+        DeformationRegularizer(0.01),
+        steps=40,
+        learning_rate=0.0039,
+        patience=None,
+    )
     result = canonicalizer(blob(1, shift=0.2))
     assert result.energy_after < 0.6 * result.energy_before
 
@@ -147,7 +160,12 @@ def test_siren_from_scratch_moves_towards_lower_energy():
 class TestWarpBack:
     def test_warps_maps_at_every_resolution_and_passes_the_rest(self, canonicalizer):
         result = canonicalizer(torch.rand(2, 1, 32, 32))
-        full, half, vector, labels = torch.rand(2, 2, 32, 32), torch.rand(2, 4, 16, 16), torch.rand(2, 5), torch.ones(2, 1, 32, 32).long()
+        full, half, vector, labels = (
+            torch.rand(2, 2, 32, 32),
+            torch.rand(2, 4, 16, 16),
+            torch.rand(2, 5),
+            torch.ones(2, 1, 32, 32).long(),
+        )
         back = result.warp_back({"full": full, "rest": (half, None, vector, [labels, "word"])})
         assert_close(back["full"], warp(full, result.inverse_ddf))
         assert back["rest"][0].shape == half.shape and not torch.equal(back["rest"][0], half)
@@ -158,7 +176,10 @@ class TestWarpBack:
         result = canonicalizer(torch.rand(2, 1, 32, 32))
         scores = torch.rand(2, 3, 32, 32)
         labels = scores.argmax(1, keepdim=True)
-        assert torch.equal(result.warp_back(labels), warp(labels, result.inverse_ddf, "nearest")) and result.warp_back(labels).dtype == torch.long
+        assert (
+            torch.equal(result.warp_back(labels), warp(labels, result.inverse_ddf, "nearest"))
+            and result.warp_back(labels).dtype == torch.long
+        )
         assert not torch.equal(result.warp_back(labels), labels)
         assert_close(result.warp_back(scores[:, 0]), result.warp_back(scores)[:, 0])
         assert_close(result.warp_back(scores[:, None]), result.warp_back(scores)[:, None])
@@ -199,7 +220,7 @@ def test_progress_bar_is_off_unless_asked_for(capsys):
 def test_an_image_that_remains_unlike_the_training_images_is_noted():
     family = ControlGrid(2, 3)
     still = FixedTheta(torch.zeros(1, family.num_parameters))
-    canonicalizer = Canonicalizer(FromTemplate(blob()), family, predictor=still, doubt_above=1.0)
+    canonicalizer = Canonicalizer(FromTemplate(blob()), family, predictor=still, ood_threshold=1.0)
     result = canonicalizer(torch.cat([blob(), blob(shift=0.4)]))
     assert result.notes[0] == "" and "remains unlike the training images" in result.notes[1]
 
@@ -213,10 +234,10 @@ def test_bicubic_sampling_keeps_fine_lines_sharper_and_the_range_of_the_image():
     exact = (0.5 + 0.5 * torch.sin(where[1] + 0.5 * where[0])).clamp(0.1, 0.9)
     error = lambda image: (image[0, 0] - exact)[4:-4, 4:-4].square().mean().sqrt()  # noqa: E731
     assert error(cubic.image) < 0.5 * error(linear.image)
-    for pose in [cubic, *cubic.views(fine, 2)]:
+    for pose in [cubic, *cubic.tta_samples(fine, 2)]:
         assert fine.amin() <= pose.image.amin() and pose.image.amax() <= fine.amax()
         assert (pose.image - warp(fine, pose.ddf)).abs().max() > 0.01
-    assert torch.equal(linear.views(fine, 2)[0].image, warp(fine, linear.views(fine, 2)[0].ddf))
+    assert torch.equal(linear.tta_samples(fine, 2)[0].image, warp(fine, linear.tta_samples(fine, 2)[0].ddf))
 
 
 @pytest.mark.parametrize("dims, word", [(2, "nearest"), (3, "bicubic")])

@@ -3,7 +3,13 @@ import torch
 from torch.testing import assert_close
 
 from monai_diffeo.energies import (
-    CriticEnergy, DeformationRegularizer, MotionEnergy, StandardizedEnergy, VAEEnergy, WeightedEnergy, folding_penalty,
+    CriticEnergy,
+    DeformationRegularizer,
+    ResidualDeformationEnergy,
+    StandardizedEnergy,
+    VAEEnergy,
+    WeightedEnergy,
+    folding_penalty,
     smoothness,
 )
 from monai_diffeo.families import ControlGrid
@@ -20,7 +26,7 @@ def energies():
         "vae": VAEEnergy(EnergyVAE(image_size=(32, 32), channels=(4, 8, 8), latent=8)),
         "grey vae": VAEEnergy(EnergyVAE(image_size=(32, 32), channels=(4, 8, 8), latent=8), standardize=False),
         "critic": CriticEnergy(EnergyCritic(channels=4, layers=3)),
-        "motion": MotionEnergy(predictor, family),
+        "motion": ResidualDeformationEnergy(predictor, family),
     }
 
 
@@ -58,9 +64,9 @@ def test_standardised_input_does_not_see_contrast(name):
 def test_motion_energy_of_a_predictor_that_moves_nothing_is_zero_and_of_a_translation_its_length():
     family = ControlGrid(2, 4)
     theta = torch.zeros(1, family.num_parameters)
-    assert MotionEnergy(FixedTheta(theta), family)(torch.rand(2, 1, 16, 16)).max() < 1e-5
+    assert ResidualDeformationEnergy(FixedTheta(theta), family)(torch.rand(2, 1, 16, 16)).max() < 1e-5
     theta[0, 2] = 0.25  # a quarter of half the frame along axis 0
-    assert_close(MotionEnergy(FixedTheta(theta), family)(torch.rand(2, 1, 16, 16)), torch.full((2,), 0.25))
+    assert_close(ResidualDeformationEnergy(FixedTheta(theta), family)(torch.rand(2, 1, 16, 16)), torch.full((2,), 0.25))
 
 
 def test_standardised_energy_is_zero_at_the_mean_and_one_a_spread_above():

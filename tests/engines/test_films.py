@@ -3,13 +3,13 @@ import torch
 
 pytest.importorskip("ignite")
 
-from torch.utils.data import DataLoader  # noqa: E402
+from torch.utils.data import DataLoader
 
-from monai_diffeo.data.failsafe import FAILURE, FailSafeDataset, collate_one, root_cause  # noqa: E402
-from monai_diffeo.engines import FilmEvaluator  # noqa: E402
-from monai_diffeo.errors import FilmError  # noqa: E402
-from monai_diffeo.inferers import DiffeoInferer  # noqa: E402
-from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
+from monai_diffeo.engines import FilmEvaluator
+from monai_diffeo.errors import FilmError
+from monai_diffeo.inferers import DiffeoInferer
+from monai_diffeo.radiograph.failsafe import FAILURE, FailSafeDataset, collate_one, root_cause
+from tests.helpers import blob, tiny_canonicalizer
 
 
 class Seen:
@@ -66,14 +66,14 @@ def test_a_film_that_fails_in_the_network_or_afterwards_is_reported_too():
 
 
 def test_the_report_gets_result_answer_and_the_plain_answer():
-    (_, prediction, result, plain), = evaluate(["a"]).good
+    ((_, prediction, result, plain),) = evaluate(["a"]).good
     assert result.status == ("canonicalized",)
     torch.testing.assert_close(prediction[None], result.warp_back(result.image))
     assert torch.equal(plain, blob(1))
 
 
 def test_without_canonicalisation_there_is_no_result():
-    (_, prediction, result, plain), = evaluate(["a"], inferer=DiffeoInferer(tiny_canonicalizer(), enabled=False)).good
+    ((_, prediction, result, plain),) = evaluate(["a"], inferer=DiffeoInferer(tiny_canonicalizer(), enabled=False)).good
     assert result is None and plain is None and torch.equal(prediction, blob(1)[0])
 
 

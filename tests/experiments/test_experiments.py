@@ -4,12 +4,21 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from monai_diffeo.experiments import lungs
-from monai_diffeo.experiments.films import DEFORMATIONS, Films, deform
-from monai_diffeo.experiments.lungs import _row, asked, table
-from monai_diffeo.experiments.measures import answer, bootstrap_interval, dice_of, equivariance_error, evaluate, plain, views_only, wrapped
-from monai_diffeo.experiments.tables import command_text, markdown_table, write_page
-from monai_diffeo.flow import folding, warp
+from docs.experiments import lungs
+from docs.experiments.films import DEFORMATIONS, Films, deform
+from docs.experiments.lungs import _row, asked, table
+from docs.experiments.measures import (
+    answer,
+    bootstrap_interval,
+    dice_of,
+    equivariance_error,
+    evaluate,
+    plain,
+    views_only,
+    wrapped,
+)
+from docs.experiments.tables import command_text, markdown_table, write_page
+from monai_diffeo.flow import folding_fraction, warp
 from tests.helpers import blob, tiny_canonicalizer
 
 
@@ -41,7 +50,7 @@ def test_half_strength_is_half_the_displacement_and_another_seed_another_one():
 def test_a_turn_is_rot90():
     shown, ddf = deform(films(), "turned 90°")
     assert_close(shown.images, torch.rot90(films().images, 1, (2, 3)), atol=1e-4, rtol=0)
-    assert (folding(ddf) == 0).all()
+    assert (folding_fraction(ddf) == 0).all()
 
 
 def test_a_perfect_network_has_dice_one_and_no_equivariance_error():
@@ -80,9 +89,11 @@ def test_the_interval_holds_the_mean_and_narrows_with_more_films():
 
 def test_differences_are_paired_over_films():
     better = torch.tensor([0.1, 0.5, 0.9])
-    measured = {name: {"dice": better + gain, "iou": better, "folding": 0.0, "moved": 0.0, "seconds": 0.0}
-                for name, gain in (("naive", 0.0), ("augmented", 0.05))}
-    assert _row("augmented", measured["augmented"], measured)["- naive"] == "+0.0500 [+0.050, +0.050]"
+    measured = {
+        name: {"dice": better + gain, "iou": better, "folding_fraction": 0.0, "moved": 0.0, "seconds": 0.0}
+        for name, gain in (("baseline", 0.0), ("augmented", 0.05))
+    }
+    assert _row("augmented", measured["augmented"], measured)["- baseline"] == "+0.0500 [+0.050, +0.050]"
 
 
 def test_views_without_moving_are_what_they_say():
@@ -94,10 +105,25 @@ def test_views_without_moving_are_what_they_say():
 
 @pytest.mark.parametrize("shift, met", [(0.0, "yes"), (-0.2, "**no**")])
 def test_what_was_asked_is_set_beside_what_was_measured(shift, met):
-    naive = torch.full((20,), 0.8)
-    rows = {"naive": naive, "augmented": naive + 0.1, "DiffeoNN single pass": naive + 0.12 + shift, "augmented + DiffeoNN": naive + 0.12 + shift}
-    lines = asked({(source, protocol): rows for source in ("shenzhen", "montgomery", "covid_gb") for protocol in ("plain", "TPS/2", "TPS")})
-    assert [r["met"] for r in lines if "single pass" in r["what"]] == [met] * 7 and len(lines) == 16 and {r["met"] for r in lines} == {met}
+    baseline = torch.full((20,), 0.8)
+    rows = {
+        "baseline": baseline,
+        "augmented": baseline + 0.1,
+        "DiffeoNN single pass": baseline + 0.12 + shift,
+        "augmented + DiffeoNN": baseline + 0.12 + shift,
+    }
+    lines = asked(
+        {
+            (source, protocol): rows
+            for source in ("shenzhen", "montgomery", "covid_gb")
+            for protocol in ("plain", "TPS/2", "TPS")
+        }
+    )
+    assert (
+        [r["met"] for r in lines if "single pass" in r["what"]] == [met] * 7
+        and len(lines) == 16
+        and {r["met"] for r in lines} == {met}
+    )
     assert "0.9150" in next(r["asked"] for r in lines if r["what"] == "DiffeoNN single pass, montgomery, TPS/2")
 
 
@@ -107,7 +133,9 @@ def test_a_command_names_what_is_not_the_default():
         parser.add_argument(f"--{name}", default=default, nargs="+" if name == "rows" else None)
     parser.add_argument("--faithful", action="store_true")
     options = parser.parse_args(["--dataset_dir", "/secret", "--rows", "a b", "c", "--faithful"])
-    assert command_text("lungs", parser, options) == "python -m monai_diffeo.experiments.lungs --dataset_dir DIR --rows 'a b' c --faithful"
+    assert (
+        command_text("lungs", parser, options) == "python -m docs.experiments.lungs --dataset_dir DIR --rows 'a b' c --faithful"
+    )
 
 
 def test_the_lung_page_is_written_from_a_folder(tmp_path, monkeypatch):
@@ -117,8 +145,12 @@ def test_the_lung_page_is_written_from_a_folder(tmp_path, monkeypatch):
             image_file.fromarray((values * 255).byte().numpy()).save(tmp_path / name)
     lines = ["image,mask,split,source,id", *(f"{i}.png,{i}_mask.png,test,shenzhen,film{i}" for i in range(2))]
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
-    made = {"naive": plain(Threshold()), "augmented": plain(Threshold()), "DiffeoNN single pass": views_only(Threshold(), 2),
-            "augmented + DiffeoNN": views_only(Threshold(), 2)}
+    made = {
+        "baseline": plain(Threshold()),
+        "augmented": plain(Threshold()),
+        "DiffeoNN single pass": views_only(Threshold(), 2),
+        "augmented + DiffeoNN": views_only(Threshold(), 2),
+    }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lungs, "methods", lambda bundle, rows: made)
     monkeypatch.setattr(lungs, "train_missing", lambda *_: [])
@@ -130,12 +162,12 @@ def test_the_lung_page_is_written_from_a_folder(tmp_path, monkeypatch):
 
 def test_a_table_has_a_row_a_method_with_paired_differences(tmp_path):
     undeformed = {}
-    methods = {"naive": plain(Threshold()), "DiffeoNN": wrapped(Threshold(), tiny_canonicalizer(), views=2)}
+    methods = {"baseline": plain(Threshold()), "DiffeoNN": wrapped(Threshold(), tiny_canonicalizer(), tta_samples=2)}
     table(films(), "plain", methods, undeformed)
     rows = table(films(), "TPS", methods, undeformed)
-    assert [r["method"] for r in rows] == ["naive", "DiffeoNN"]
+    assert [r["method"] for r in rows] == ["baseline", "DiffeoNN"]
     difference = float(rows[1]["Dice"].split()[0]) - float(rows[0]["Dice"].split()[0])
-    assert rows[0]["- naive"] == "" and abs(float(rows[1]["- naive"].split()[0]) - difference) < 2e-4
+    assert rows[0]["- baseline"] == "" and abs(float(rows[1]["- baseline"].split()[0]) - difference) < 2e-4
     assert float(rows[1]["error"]) > 0 and rows[1]["moved"] == "100%"
     write_page(tmp_path / "a" / "page.md", "Title", "python -m x", [markdown_table(rows)], seed=3)
     text = (tmp_path / "a" / "page.md").read_text()

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from monai_diffeo.data.genus import Digits
-from monai_diffeo.experiments import genus
-from monai_diffeo.experiments.genus import Choice, _asked, ask, genus_table
+from bundles.mnist_genus.scripts.digits import Digits
+from docs.experiments import genus
+from docs.experiments.genus import Choice, _asked, ask, genus_table
 from monai_diffeo.inferers import DiffeoInferer
 from tests.helpers import blob, tiny_canonicalizer
 
@@ -13,9 +13,9 @@ def scores(image):
     return torch.stack([image[:, 0, :10].mean((1, 2)), image[:, 0, 9:19].mean((1, 2)) - 0.1, image[:, 0, 18:].mean((1, 2))], 1)
 
 
-def choice(answers, folding=0.0):
+def choice(answers, folding_fraction=0.0):
     answers = torch.tensor(answers)
-    return Choice(answers, torch.full((len(answers),), folding), torch.ones(len(answers)), 0.5)
+    return Choice(answers, torch.full((len(answers),), folding_fraction), torch.ones(len(answers)), 0.5)
 
 
 def test_networks_are_asked_as_they_are_or_wrapped_and_images_are_canonicalised_once():
@@ -23,8 +23,8 @@ def test_networks_are_asked_as_they_are_or_wrapped_and_images_are_canonicalised_
     networks = {"one": scores, "other": lambda x: -scores(x)}
     plain = ask(networks, images, batch_size=3)
     assert plain["one"].answers.tolist() == scores(images).argmax(1).tolist() and plain["one"].moved.sum() == 0
-    canonicalizer, calls = tiny_canonicalizer(views=2), []
-    counted = type("Counted", (), {"views": 2, "__call__": lambda self, x: calls.append(len(x)) or canonicalizer(x)})()
+    canonicalizer, calls = tiny_canonicalizer(tta_samples=2), []
+    counted = type("Counted", (), {"tta_samples": 2, "__call__": lambda self, x: calls.append(len(x)) or canonicalizer(x)})()
     wrapped = ask(networks, images, counted, batch_size=3)
     assert calls == [3, 3, 1]
     for name, network in networks.items():
@@ -35,21 +35,30 @@ def test_networks_are_asked_as_they_are_or_wrapped_and_images_are_canonicalised_
 
 def test_differences_are_paired_over_the_digits_of_their_row():
     labels = torch.tensor([0, 1, 2, 0])
-    rows = genus_table(labels, {
-        "naive": choice([0, 0, 0, 0]), "augmented": choice([0, 1, 0, 0]), "DiffeoNN refine": choice([0, 1], 0.25),
-        "DiffeoNN single pass": choice([1, 1, 2, 0]),
-    })
-    naive, augmented, refine, single = rows
+    rows = genus_table(
+        labels,
+        {
+            "baseline": choice([0, 0, 0, 0]),
+            "augmented": choice([0, 1, 0, 0]),
+            "DiffeoNN refine": choice([0, 1], 0.25),
+            "DiffeoNN single pass": choice([1, 1, 2, 0]),
+        },
+    )
+    baseline, augmented, refine, single = rows
     assert [r["digits"] for r in rows] == [4, 4, 2, 4]
     assert [r["accuracy"][:6] for r in rows] == ["0.5000", "0.7500", "1.0000", "0.7500"]
-    assert naive["- naive"] == "" and naive["- augmented"].startswith("-0.2500 [")
-    assert refine["- naive"].startswith("+0.5000") and refine["- augmented"].startswith("+0.0000") and refine["- single pass"].startswith("+0.5000")
+    assert baseline["- baseline"] == "" and baseline["- augmented"].startswith("-0.2500 [")
+    assert (
+        refine["- baseline"].startswith("+0.5000")
+        and refine["- augmented"].startswith("+0.0000")
+        and refine["- single pass"].startswith("+0.5000")
+    )
     assert refine["folded"] == "0.2500" and refine["error"] == "" and single["s/digit"] == "0.5000"
 
 
 def test_the_error_is_the_share_of_answers_that_change_right_or_wrong():
     labels = torch.zeros(4, dtype=torch.long)
-    (row,) = genus_table(labels, {"naive": choice([1, 1, 0, 0])}, {"naive": choice([1, 2, 0, 0])})
+    (row,) = genus_table(labels, {"baseline": choice([1, 1, 0, 0])}, {"baseline": choice([1, 2, 0, 0])})
     assert row["error"] == "0.2500"
 
 
@@ -57,7 +66,9 @@ def test_the_error_is_the_share_of_answers_that_change_right_or_wrong():
 def test_what_was_asked_is_set_beside_what_was_measured(wrong, met):
     labels = torch.zeros(400, dtype=torch.long)
     right, ours = choice([0] * 400), choice([1] * wrong + [0] * (400 - wrong))
-    tps, refine = _asked(labels, {"TPS": {"augmented": right, "DiffeoNN single pass": ours, "DiffeoNN refine": choice([0] * 200)}})
+    tps, refine = _asked(
+        labels, {"TPS": {"augmented": right, "DiffeoNN single pass": ours, "DiffeoNN refine": choice([0] * 200)}}
+    )
     assert tps["met"] == met and "1.0000" in tps["measured"]
     assert refine["met"] == ("yes" if wrong == 1 else "**no**") and "first 200" in refine["what"]
 
@@ -79,9 +90,9 @@ def test_every_row_has_the_answers_of_its_own_network(monkeypatch):
     monkeypatch.setattr(genus, "load_canonicalizer", lambda folder, mode: tiny_canonicalizer())
     digits = Digits(blob(3, (28, 28)), torch.tensor([0, 1, 8]), ("a", "b", "c"))
     chosen = genus.measure("bundle", digits, ["plain", "TPS"], {"refine": 2, "faithful": 1})
-    for name, naive, augmented in (("digit", 0, 1), ("euler", 2, 3)):
+    for name, baseline, augmented in (("digit", 0, 1), ("euler", 2, 3)):
         for rows in chosen[name].values():
             assert list(rows) == list(genus.ROWS)
             for row, choice in rows.items():
-                assert set(choice.answers.tolist()) == {augmented if "augmented" in row else naive}
+                assert set(choice.answers.tolist()) == {augmented if "augmented" in row else baseline}
             assert [len(rows[r].answers) for r in ("DiffeoNN faithful", "DiffeoNN refine", "DiffeoNN single pass")] == [1, 2, 3]

@@ -2,10 +2,22 @@ import pytest
 import torch
 from torch import nn
 
-from monai_diffeo.experiments.films import Films
-from monai_diffeo.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_direct, trained_template
-from monai_diffeo.experiments.templates import (
-    DIRECT, LEANING, OURS, RIVALS, Found, differences, figures, measure_found, plain_masks, run_method, sureness, table_row, template_masks, timing,
+from docs.experiments.films import Films
+from docs.experiments.template_recipes import ABLATION, SMOOTH, Recipe, guessed_lungs, trained_direct, trained_template
+from docs.experiments.templates import (
+    BASELINES,
+    BIASED,
+    OURS,
+    Found,
+    differences,
+    figures,
+    measure_found,
+    plain_masks,
+    run_method,
+    sureness,
+    table_row,
+    template_masks,
+    timing,
 )
 from monai_diffeo.networks import ShapePrior
 
@@ -14,7 +26,9 @@ SIZE = (32, 32)
 
 
 def lungs(count=6):
-    priors = [ShapePrior([[s, -0.45], [-s, 0.45]], [[0.5, 0.25], [0.55, 0.2]]) for s in torch.linspace(-0.1, 0.1, count).tolist()]
+    priors = [
+        ShapePrior([[s, -0.45], [-s, 0.45]], [[0.5, 0.25], [0.55, 0.2]]) for s in torch.linspace(-0.1, 0.1, count).tolist()
+    ]
     label = torch.cat([(p(SIZE) > 0.5).float() for p in priors])
     return {"image": 0.2 + 0.6 * label.amax(1, keepdim=True), "label": label}
 
@@ -28,8 +42,14 @@ class Threshold(nn.Module):
         return image - 0.5
 
 
-SMALL = Recipe(lambda _: guessed_lungs("full", ("mean", "covariance", "beta")), {**SMOOTH, "flow_size": 16, "control_size": (3, 4, 6, 6)}, epochs=4,
-               channels=(8, 16), batch_size=2, rate=5e-3)
+SMALL = Recipe(
+    lambda _: guessed_lungs("full", ("mean", "covariance", "beta")),
+    {**SMOOTH, "flow_size": 16, "control_size": (3, 4, 6, 6)},
+    epochs=4,
+    channels=(8, 16),
+    batch_size=2,
+    rate=5e-3,
+)
 
 
 def test_a_recipe_is_trained_once_and_then_read(tmp_path):
@@ -40,7 +60,7 @@ def test_a_recipe_is_trained_once_and_then_read(tmp_path):
     with torch.no_grad():
         assert torch.equal(network(image), again(image))
     row = run_method(template_masks(network), as_films(lungs()), 4)
-    assert (row["exact"] == 1).all() and (row["folding"] == 0).all() and row["dice"].shape == (6,)
+    assert (row["exact"] == 1).all() and (row["folding_fraction"] == 0).all() and row["dice"].shape == (6,)
     free = run_method(template_masks(network, guard=False), as_films(lungs()))
     assert "acted" not in free and network.guard
     smaller = run_method(template_masks(network, size=16), as_films(lungs()))
@@ -53,8 +73,10 @@ def test_a_direct_network_is_trained_on_from_the_part_before(tmp_path):
     written = set(tmp_path.iterdir())
     whole = trained_direct("U-Net", lungs(), tmp_path, 0, parts, batch_size=2)
     assert len(written) == 1 and len(set(tmp_path.iterdir()) - written) == 1  # the first part was taken up
-    again, other = (trained_direct("U-Net", lungs(), where, 0, some, batch_size=2)
-                    for where, some in ((tmp_path, parts), (tmp_path / "alone", parts[1:])))
+    again, other = (
+        trained_direct("U-Net", lungs(), where, 0, some, batch_size=2)
+        for where, some in ((tmp_path, parts), (tmp_path / "alone", parts[1:]))
+    )
     weights = [torch.cat([p.detach().flatten() for p in net.parameters()]) for net in (first, whole, again, other)]
     assert torch.equal(weights[1], weights[2])
     assert (weights[1] - weights[0]).norm() < (weights[3] - weights[0]).norm()
@@ -63,7 +85,9 @@ def test_a_direct_network_is_trained_on_from_the_part_before(tmp_path):
 def test_measures_of_perfect_and_of_torn_answers():
     films = as_films(lungs())
     row = run_method(plain_masks(Threshold()), films)
-    assert (row["dice"] == 1).all() and (row["hausdorff"] == 0).all() and (row["exact"] == 1).all() and (row["holes"] == 0).all()
+    assert (
+        (row["dice"] == 1).all() and (row["hausdorff"] == 0).all() and (row["exact"] == 1).all() and (row["holes"] == 0).all()
+    )
     speck = films.labels.clone()
     speck[0, 0, 0, 0] = 1
     speck[1] = 0
@@ -83,38 +107,48 @@ def test_corners_do_not_hide_a_third_part():
 
 
 def test_every_figure_is_judged_by_itself_and_against_every_rival():
-    def row(dice, hausdorff, exact=1.0, folding=0.0):
+    def row(dice, hausdorff, exact=1.0, folding_fraction=0.0):
         one = torch.ones(3)
-        return {"dice": dice * one, "hausdorff": hausdorff * one, "exact": exact * one, "folding": folding * one, "broken": folding * one}
+        return {
+            "dice": dice * one,
+            "hausdorff": hausdorff * one,
+            "exact": exact * one,
+            "folding_fraction": folding_fraction * one,
+            "broken": folding_fraction * one,
+        }
 
-    def met(ours, ratio=1.2, **rivals):
-        rows = {OURS: ours, **{rival: row(0.955, 5.0) for rival in RIVALS}, **rivals}
+    def met(ours, ratio=1.2, **baselines):
+        rows = {OURS: ours, **{baseline: row(0.955, 5.0) for baseline in BASELINES}, **baselines}
         return [line["met"] == "yes" for line in figures({("a", "plain"): rows}, ratio)]
 
-    good, count = row(0.95, 3.0), len(RIVALS)
+    good, count = row(0.95, 3.0), len(BASELINES)
     asked = 2 + 2 * count + 1
     assert met(good) == [True] * asked
-    assert met(row(0.95, 3.0, folding=1e-5)) == [False] + [True] * (asked - 1)
+    assert met(row(0.95, 3.0, folding_fraction=1e-5)) == [False] + [True] * (asked - 1)
     assert met(row(0.95, 3.0, exact=0.9)) == [True, False] + [True] * (asked - 2)
-    for place, rival in enumerate(RIVALS):
-        assert met(good, **{rival: row(0.955, 3.0)}) == [i != 2 + place for i in range(asked)]  # equal is not below
-        assert met(good, **{rival: row(0.961, 5.0)}) == [i != 2 + count + place for i in range(asked)]
+    for place, baseline in enumerate(BASELINES):
+        assert met(good, **{baseline: row(0.955, 3.0)}) == [i != 2 + place for i in range(asked)]  # equal is not below
+        assert met(good, **{baseline: row(0.961, 5.0)}) == [i != 2 + count + place for i in range(asked)]
     assert met(good, 1.26) == [True] * (asked - 1) + [False]
-    lines = figures({(s, "plain"): {OURS: row(0.9, d), **{r: row(0.9, 5.0) for r in RIVALS}} for s, d in (("a", 3.0), ("b", 7.0))}, 1.0)
+    lines = figures(
+        {(s, "plain"): {OURS: row(0.9, d), **{r: row(0.9, 5.0) for r in BASELINES}} for s, d in (("a", 3.0), ("b", 7.0))}, 1.0
+    )
     assert lines[2]["measured"] == "below on 1 of 2 sets; above on b plain (5.0 to 7.0)"
 
 
 def test_differences_are_taken_film_by_film():
     ours = torch.linspace(1, 9, 50)
-    rows = {OURS: {"hausdorff": ours}, **{name: {"hausdorff": ours + 2} for name in (*RIVALS, LEANING)}}
+    rows = {OURS: {"hausdorff": ours}, **{name: {"hausdorff": ours + 2} for name in (*BASELINES, BIASED)}}
     (line,) = differences({("a", "TPS"): rows}, "hausdorff", 2)
-    assert line == {"set": "a TPS", **dict.fromkeys((*RIVALS, LEANING), "-2.00 [-2.00, -2.00]")}
+    assert line == {"set": "a TPS", **dict.fromkeys((*BASELINES, BIASED), "-2.00 [-2.00, -2.00]")}
 
 
 def test_sureness_ranks_films_by_their_agreement():
     dice = torch.linspace(0.5, 0.95, 10)
     row = sureness({"dice": dice, "agreement": dice.square()})
-    assert row["rank correlation with Dice"] == "1.00" and float(row["Dice of the fifth that agrees least"]) == pytest.approx(0.525)
+    assert row["rank correlation with Dice"] == "1.00" and float(row["Dice of the fifth that agrees least"]) == pytest.approx(
+        0.525
+    )
     assert sureness({"dice": dice, "agreement": -dice})["rank correlation with Dice"] == "-1.00"
 
 
@@ -122,5 +156,12 @@ def test_timing_takes_turns_and_the_ablation_has_every_row_of_the_paper():
     seconds = timing({"a": Threshold(), "b": lambda x: [Threshold()(x) for _ in range(200)]}, torch.rand(1, 1, 64, 64), 5)
     assert 0 < seconds["a"] < seconds["b"]
     trained = [{n for n, p in r.prior(None).named_parameters() if p.requires_grad} for r in ABLATION.values()]
-    assert trained[:7] == [set(), {"mean"}, {"log_scale"}, {"log_scale"}, {"mean", "log_scale"}, {"mean", "log_scale"},
-                           {"mean", "log_scale", "log_beta"}]
+    assert trained[:7] == [
+        set(),
+        {"mean"},
+        {"log_scale"},
+        {"log_scale"},
+        {"mean", "log_scale"},
+        {"mean", "log_scale"},
+        {"mean", "log_scale", "log_beta"},
+    ]

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from monai_diffeo.experiments.templates_3d import ball, direct_network, mni_volumes, recipes
+from docs.experiments.templates_3d import ball, direct_network, mni_volumes, recipes
 from monai_diffeo.metrics import betti_numbers
 
 

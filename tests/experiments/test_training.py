@@ -10,15 +10,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from monai_diffeo.data.deformations import tps_protocol
-from monai_diffeo.data.shapes import nested_shapes
+from docs.experiments import data_efficiency, shapes, weights
+from docs.experiments.ablation import Ablation, _digest, _measured, match_grey_values, restarts
+from docs.experiments.films import Films
+from docs.experiments.measures import Answer, dice_of
+from docs.experiments.nested_shapes import nested_shapes
+from docs.experiments.plots import line_plot, paired_histogram, scatter_plot
+from docs.experiments.training import fit_canonicalizers, fit_published, trained
+from monai_diffeo.augmentation.deformations import tps_protocol
 from monai_diffeo.energies import Energy
-from monai_diffeo.experiments import data_efficiency, shapes, weights
-from monai_diffeo.experiments.ablation import Ablation, _digest, _measured, match_grey_values, restarts
-from monai_diffeo.experiments.films import Films
-from monai_diffeo.experiments.measures import Answer, dice_of
-from monai_diffeo.experiments.plots import line_plot, paired_histogram, scatter_plot
-from monai_diffeo.experiments.training import fit_canonicalizers, fit_published, trained
 from monai_diffeo.flow import warp
 from tests.helpers import blob, tiny_canonicalizer
 
@@ -99,11 +99,26 @@ def test_the_published_canonicaliser_has_the_published_settings():
 
 
 def test_data_efficiency_writes_rows_for_every_number_of_films_and_takes_weights_up(dataset, tmp_path):
-    options = ["--dataset_dir", str(dataset), "--weights_dir", str(tmp_path / "w"), "--counts", "2", "4", "--iterations", "3", "--protocols", "plain",
-               "--slow_films", "0", "--output", str(tmp_path / "page.md")]
+    options = [
+        "--dataset_dir",
+        str(dataset),
+        "--weights_dir",
+        str(tmp_path / "w"),
+        "--counts",
+        "2",
+        "4",
+        "--iterations",
+        "3",
+        "--protocols",
+        "plain",
+        "--slow_films",
+        "0",
+        "--output",
+        str(tmp_path / "page.md"),
+    ]
     data_efficiency.main(options)
     page = (tmp_path / "page.md").read_text()
-    assert page.count("| naive |") == page.count("| DiffeoNN single pass |") == 4 and "4 training films: montgomery" in page
+    assert page.count("| baseline |") == page.count("| DiffeoNN single pass |") == 4 and "4 training films: montgomery" in page
     assert (tmp_path / "page.png").stat().st_size > 5000
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").iterdir()}
     assert len(stamps) == 8
@@ -131,7 +146,9 @@ def test_only_what_a_bundle_lacks_is_trained(dataset, tmp_path):
     (bundle / "models" / "energy" / "orientation.pt").unlink()
     assert weights.train_missing(bundle, dataset, epochs=1) == ["models/energy/orientation.pt", "models/energy/statistics.json"]
     (bundle / "models" / "energy" / "orientation.pt").unlink()
-    assert "models/energy/statistics.json" in weights.train_missing(bundle, dataset, epochs=1)  # of the old networks: measured anew
+    assert "models/energy/statistics.json" in weights.train_missing(
+        bundle, dataset, epochs=1
+    )  # of the old networks: measured anew
     assert json.loads((bundle / "models" / "energy" / "statistics.json").read_text())["vae"]["films"] == 4
 
 
@@ -171,15 +188,29 @@ def test_of_four_starts_the_turn_of_lowest_energy_wins():
 
 
 def test_figures_are_written(tmp_path):
-    line_plot(tmp_path / "a" / "line.png", {"set": {"naive": {20: (0.5, 0.4, 0.6), 50: (0.6, 0.5, 0.7)}}}, "films", log_x=True)
-    scatter_plot(tmp_path / "scatter.png", {"modes": {"naive": (0.01, 0.8), "refine": (2.0, 0.9)}}, "seconds", "Dice", {"naive": (5, 5)})
-    paired_histogram(tmp_path / "histogram.png", {"mode": {"before": torch.rand(20) * 10, "after": torch.rand(20)}}, "difference")
+    line_plot(
+        tmp_path / "a" / "line.png", {"set": {"baseline": {20: (0.5, 0.4, 0.6), 50: (0.6, 0.5, 0.7)}}}, "films", log_x=True
+    )
+    scatter_plot(
+        tmp_path / "scatter.png",
+        {"modes": {"baseline": (0.01, 0.8), "refine": (2.0, 0.9)}},
+        "seconds",
+        "Dice",
+        {"baseline": (5, 5)},
+    )
+    paired_histogram(
+        tmp_path / "histogram.png", {"mode": {"before": torch.rand(20) * 10, "after": torch.rand(20)}}, "difference"
+    )
     assert all((tmp_path / name).stat().st_size > 3000 for name in ("a/line.png", "scatter.png", "histogram.png"))
 
 
 def test_every_row_of_the_ablation_can_be_built(tmp_path):
     images, labels = nested_shapes(4, 128, torch.Generator().manual_seed(0))
-    rows = [item for group in Ablation(BUNDLE, Films(images, labels, tuple("abcd")), str(tmp_path), 1).rows().values() for item in group.items()]
+    rows = [
+        item
+        for group in Ablation(BUNDLE, Films(images, labels, tuple("abcd")), str(tmp_path), 1).rows().values()
+        for item in group.items()
+    ]
     assert len({name for name, _ in rows}) == len(rows) > 30
     methods = {name: build() for name, build in rows}
     assert methods["2 passes, one view"](images).masks.shape == labels.shape

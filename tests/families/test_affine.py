@@ -11,8 +11,8 @@ from tests.flow.flows import interior, smooth_image
 SIZES = [(32, 32), (24, 40), (12, 10, 14)]
 
 
-def draw(family, batch=3, size=0.3, seed=0):
-    return family.draw(batch, size, torch.Generator().manual_seed(seed)).double()
+def sample(family, batch=3, size=0.3, seed=0):
+    return family.sample(batch, size, torch.Generator().manual_seed(seed)).double()
 
 
 def in_halves(spatial_size):
@@ -23,7 +23,7 @@ def in_halves(spatial_size):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_exponential_is_scipys(size):
     dims = len(size)
-    theta = draw(DiffeomorphicAffine(dims), size=0.6)
+    theta = sample(DiffeomorphicAffine(dims), size=0.6)
     half, x = in_halves(size)
     for row, ddf in zip(theta, DiffeomorphicAffine(dims)(theta, size).ddf(size)):
         square = torch.zeros(dims + 1, dims + 1, dtype=torch.float64)
@@ -36,7 +36,7 @@ def test_the_exponential_is_scipys(size):
 @pytest.mark.parametrize("size", SIZES)
 def test_the_matrix_is_the_identity_plus_theta_in_halves_of_the_frame(size):
     dims = len(size)
-    theta = draw(AffineMatrix(dims))
+    theta = sample(AffineMatrix(dims))
     half, x = in_halves(size)
     moved = theta.view(-1, dims, dims + 1)
     wanted = (moved[..., :-1] @ x + moved[..., -1:]) * half[:, None]
@@ -46,7 +46,7 @@ def test_the_matrix_is_the_identity_plus_theta_in_halves_of_the_frame(size):
 @pytest.mark.parametrize("dims", [2, 3])
 def test_flows_of_one_generator_are_a_group_and_never_flip(dims):
     family, size = DiffeomorphicAffine(dims), (10,) * dims
-    theta = draw(family, 100, 2.0)
+    theta = sample(family, 100, 2.0)
     assert torch.linalg.det(family(theta, size).matrix[..., :-1]).min() > 0
     theta = theta[:5] / 4
     halves = family(theta / 2, size).after(family(theta / 2, size))
@@ -69,19 +69,21 @@ def test_a_matrix_may_flip_and_a_flat_one_has_no_inverse():
 @pytest.mark.parametrize("diffeomorphic", [True, False])
 def test_affine_after_cpab_moves_an_image_first_as_a_whole_then_in_detail(diffeomorphic):
     family, size = AffineCPAB((3, 3), diffeomorphic=diffeomorphic), (96, 96)
-    theta = draw(family, 2, 0.15).float()
+    theta = sample(family, 2, 0.15).float()
     affine, cpab = theta[:, :6], theta[:, 6:]
     image = smooth_image(size, batch=2)
     first = warp(image, family.affine(affine, size).ddf(size))
     second = warp(first, CPAB((3, 3))(cpab, size).ddf(size))
-    assert interior(second - warp(image, family(theta, size).ddf(size)), 24).abs().max() < 0.05  # the image spans 4; two interpolations
+    assert (
+        interior(second - warp(image, family(theta, size).ddf(size)), 24).abs().max() < 0.05
+    )  # the image spans 4; two interpolations
     assert (second - first).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("boundary", ["linear", "slide"])
 def test_the_inverse_of_affine_and_cpab_is_exact_at_the_voxels(boundary):
     family, size = AffineCPAB((4, 4), boundary), (20, 24)
-    theta = draw(family, 2, 0.3)
+    theta = sample(family, 2, 0.3)
     half, x = in_halves(size)
     back = family.inverse(theta, size).ddf(size) + centered_grid(size, dtype=torch.float64)
     points = (back.flatten(2) / half[:, None] + 1).transpose(1, 2) / 2

@@ -5,9 +5,9 @@ import scipy.linalg
 import torch
 from torch.testing import assert_close
 
+from docs.experiments.bch import Formula, SmoothVelocity, appendix, exact_bracket, exact_flow, exact_growth, slope
+from docs.experiments.free_algebra import add_words, bch_words, bracket_words, nested_bracket
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.experiments.bch import Formula, SmoothVelocity, appendix, exact_bracket, exact_flow, exact_growth, slope
-from monai_diffeo.experiments.free_algebra import add_words, bch_words, bracket_words, nested_bracket
 from monai_diffeo.flow import bch, bch_sequence, compose, exp, lie_bracket
 from monai_diffeo.flow.grid import voxel_grid
 from tests.flow.flows import coordinates, interior, linear
@@ -62,16 +62,24 @@ def test_the_bracket_is_the_first_term_by_which_flows_fail_to_commute():
 def test_the_formula_is_the_logarithm_of_the_product_in_exact_fractions():
     x, y = {"X": Fraction(1)}, {"Y": Fraction(1)}
     xy = bracket_words(x, y)
-    terms = [add_words(x, y), {w: c / 2 for w, c in xy.items()},
-             {w: c / 12 for w, c in add_words(bracket_words(x, xy), bracket_words(y, xy), -1).items()},
-             {w: -c / 24 for w, c in bracket_words(y, bracket_words(x, xy)).items()}]
+    terms = [
+        add_words(x, y),
+        {w: c / 2 for w, c in xy.items()},
+        {w: c / 12 for w, c in add_words(bracket_words(x, xy), bracket_words(y, xy), -1).items()},
+        {w: -c / 24 for w, c in bracket_words(y, bracket_words(x, xy)).items()},
+    ]
     assert terms == bch_words(4)
     assert nested_bracket("YXXY") == bracket_words(y, bracket_words(x, xy))
 
 
 def test_the_slips_of_the_appendix_are_where_the_page_says():
     assert [(row["as printed"], row["mended"]) for row in appendix()] == [
-        ("equal", ""), ("different", "equal"), ("equal", ""), ("different", "equal"), ("different", "equal")]
+        ("equal", ""),
+        ("different", "equal"),
+        ("equal", ""),
+        ("different", "equal"),
+        ("different", "equal"),
+    ]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])

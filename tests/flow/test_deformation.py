@@ -3,12 +3,12 @@ import pickle
 
 import pytest
 import torch
-from tests.flow.flows import coordinates, interior, linear, smooth_image
 from torch.testing import assert_close
 
-from monai_diffeo.data.deformations import random_svf
+from monai_diffeo.augmentation.deformations import random_svf
 from monai_diffeo.flow import Deformation, compose, exp_affine, warp
 from monai_diffeo.flow.deformation import crop_or_pad
+from tests.flow.flows import coordinates, interior, linear, smooth_image
 
 
 def random_deformation(seed, spatial_size=(48, 56), voxels=3.0, batch=1):

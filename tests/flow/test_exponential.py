@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from tests.flow.flows import AFFINE, Affine, Translation, coordinates, interior, linear, smooth_image
 from torch.testing import assert_close
 
-from monai_diffeo.data.deformations import random_svf
+from monai_diffeo.augmentation.deformations import random_svf
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import compose, exp, exp_affine, inverse, inverse_error, warp
 from monai_diffeo.flow.grid import _cached_centered_grid, _cached_grid, centered_grid, voxel_grid
+from tests.flow.flows import AFFINE, Affine, Translation, coordinates, interior, linear, smooth_image
 
 
 def smooth(seed, spatial_size=(128, 128), voxels=12.0, batch=1):
@@ -80,8 +80,12 @@ def test_it_agrees_with_monai(spatial_size):
     image = smooth_image(spatial_size, channels=2, batch=2)
     for padding in ("border", "zeros"):
         assert_close(warp(image, ddf, padding_mode=padding), Warp(padding_mode=padding)(image, ddf), atol=1e-4, rtol=0)
-    assert_close(warp(coordinates(spatial_size, torch.float32)[None].repeat(2, *[1] * v[0].ndim), ddf),
-                 Warp()(coordinates(spatial_size, torch.float32)[None].repeat(2, *[1] * v[0].ndim), ddf), atol=1e-4, rtol=0)
+    assert_close(
+        warp(coordinates(spatial_size, torch.float32)[None].repeat(2, *[1] * v[0].ndim), ddf),
+        Warp()(coordinates(spatial_size, torch.float32)[None].repeat(2, *[1] * v[0].ndim), ddf),
+        atol=1e-4,
+        rtol=0,
+    )
 
 
 @pytest.mark.parametrize("steps", [0, 1, 7])

@@ -1,10 +1,10 @@
 import pytest
 import torch
-from tests.flow.flows import AFFINE, Affine, coordinates, linear
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow import folding, jacobian, jacobian_determinant
+from monai_diffeo.flow import folding_fraction, jacobian, jacobian_determinant
+from tests.flow.flows import AFFINE, Affine, coordinates, linear
 
 
 def linear_map(matrix, spatial_size):
@@ -16,16 +16,19 @@ def linear_map(matrix, spatial_size):
 def test_the_identity_keeps_volume(spatial_size):
     ddf = torch.zeros(2, len(spatial_size), *spatial_size)
     assert (jacobian_determinant(ddf) == 1).all()
-    assert folding(ddf).tolist() == [0, 0]
+    assert folding_fraction(ddf).tolist() == [0, 0]
 
 
-@pytest.mark.parametrize("matrix", [
-    [[1.2, 0.3], [-0.4, 0.9]],
-    [[0.0, -1.0], [1.0, 0.0]],
-    [[-1.0, 0.0], [0.0, 1.0]],
-    [[1.1, 0.2, -0.3], [0.4, 0.8, 0.1], [-0.2, 0.5, 1.3]],
-    [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
-])
+@pytest.mark.parametrize(
+    "matrix",
+    [
+        [[1.2, 0.3], [-0.4, 0.9]],
+        [[0.0, -1.0], [1.0, 0.0]],
+        [[-1.0, 0.0], [0.0, 1.0]],
+        [[1.1, 0.2, -0.3], [0.4, 0.8, 0.1], [-0.2, 0.5, 1.3]],
+        [[0.0, 0.0, 1.0], [1.0, 0.0, 0.0], [0.0, 1.0, 0.0]],
+    ],
+)
 def test_a_linear_map_has_its_matrix_and_its_determinant_everywhere(matrix):
     size = (7, 8, 5)[: len(matrix)]
     ddf, exact = linear_map(matrix, size), torch.tensor(matrix, dtype=torch.float64)
@@ -64,15 +67,15 @@ def test_folded_voxels_are_counted_exactly(dims):
     folded = (determinant[1] <= 0).nonzero()
     assert len(wanted) == 5 and len(folded) == 5 * torch.tensor(size[1:]).prod()
     assert set(folded[:, 0].tolist()) == set(wanted.tolist())
-    assert_close(folding(ddf), torch.tensor([0.0, 5 / 20]))
+    assert_close(folding_fraction(ddf), torch.tensor([0.0, 5 / 20]))
 
 
 def test_a_mirror_folds_everywhere_and_a_crush_too():
-    assert folding(linear_map([[-1.0, 0.0], [0.0, 1.0]], (6, 6))).item() == 1
-    assert folding(linear_map([[0.0, 0.0], [0.0, 1.0]], (6, 6))).item() == 1  # determinant 0 counts as folded
+    assert folding_fraction(linear_map([[-1.0, 0.0], [0.0, 1.0]], (6, 6))).item() == 1
+    assert folding_fraction(linear_map([[0.0, 0.0], [0.0, 1.0]], (6, 6))).item() == 1  # determinant 0 counts as folded
 
 
 def test_shapes_that_are_no_displacement_are_named():
-    for call in (jacobian, jacobian_determinant, folding):
+    for call in (jacobian, jacobian_determinant, folding_fraction):
         with pytest.raises(ShapeError, match="'ddf'"):
             call(torch.zeros(1, 3, 8, 8))

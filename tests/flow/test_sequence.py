@@ -2,9 +2,9 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from docs.experiments.bch import SmoothVelocity, exact_flow
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.experiments.bch import SmoothVelocity, exact_flow
-from monai_diffeo.flow import compose, compose_sequence, exp, exp_chain, exp_sequence
+from monai_diffeo.flow import compose, compose_sequence, exp, exp_affine_sequence, exp_sequence
 from monai_diffeo.flow.grid import voxel_grid
 from monai_diffeo.flow.sequence import reduce_sequence
 from tests.flow.flows import interior
@@ -48,7 +48,7 @@ def test_the_tree_interpolates_less_than_the_chain():
 
 def test_it_is_the_chain_of_the_affine_module_without_affine_parts():
     fields = sampled(velocities(3)).float()
-    chain = exp_chain(torch.zeros(1, 3, 2, 3), fields, 6).ddf()
+    chain = exp_affine_sequence(torch.zeros(1, 3, 2, 3), fields, 6).ddf()
     assert_close(exp_sequence(fields, 6, "chain"), chain, atol=1e-4, rtol=0)
 
 

@@ -2,12 +2,12 @@ import warnings
 
 import pytest
 import torch
-from tests.flow.flows import coordinates, interior, smooth_image
 from torch.testing import assert_close
 
-from monai_diffeo.data.deformations import random_svf
+from monai_diffeo.augmentation.deformations import random_svf
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import compose, exp, jacobian_determinant, warp, warp_points
+from tests.flow.flows import coordinates, interior, smooth_image
 
 SIZES = [(8, 8), (9, 9), (8, 13), (1, 7), (6, 7, 5), (8, 8, 8)]
 
@@ -155,14 +155,17 @@ def test_gradients_of_compose_points_and_determinant_are_right():
     assert torch.autograd.gradcheck(jacobian_determinant, normal(1, 3, 4, 3, 4))
 
 
-@pytest.mark.parametrize("image, ddf, guilty", [
-    ((1, 1, 8, 8), (1, 2, 8, 9), "image"),
-    ((2, 1, 8, 8), (1, 2, 8, 8), "image"),
-    ((8, 8), (1, 2, 8, 8), "image"),
-    ((1, 8, 8), (1, 2, 8, 8), "image"),
-    ((1, 1, 8, 8), (1, 3, 8, 8), "ddf"),
-    ((1, 1, 8, 8), (1, 8, 8, 2), "ddf"),
-])
+@pytest.mark.parametrize(
+    "image, ddf, guilty",
+    [
+        ((1, 1, 8, 8), (1, 2, 8, 9), "image"),
+        ((2, 1, 8, 8), (1, 2, 8, 8), "image"),
+        ((8, 8), (1, 2, 8, 8), "image"),
+        ((1, 8, 8), (1, 2, 8, 8), "image"),
+        ((1, 1, 8, 8), (1, 3, 8, 8), "ddf"),
+        ((1, 1, 8, 8), (1, 8, 8, 2), "ddf"),
+    ],
+)
 def test_shapes_that_do_not_fit_are_named(image, ddf, guilty):
     with pytest.raises(ShapeError, match=f"warp\\(\\): '{guilty}'") as caught:
         warp(torch.zeros(image), torch.zeros(ddf))

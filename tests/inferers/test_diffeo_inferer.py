@@ -18,8 +18,9 @@ NETWORKS_2D = {
     "AttentionUnet": lambda: nets.AttentionUnet(2, 1, 2, (4, 8, 8), (2, 2)),
     "SegResNet": lambda: nets.SegResNet(2, init_filters=8, in_channels=1, out_channels=2, blocks_down=(1, 1), blocks_up=(1,)),
     "DynUNet": lambda: nets.DynUNet(2, 1, 2, (3, 3, 3), (1, 2, 2), (2, 2), filters=(4, 8, 8)),
-    "SwinUNETR": lambda: nets.SwinUNETR(in_channels=1, out_channels=2, feature_size=12, spatial_dims=2, depths=(1, 1, 1, 1),
-                                        num_heads=(1, 1, 2, 2)),
+    "SwinUNETR": lambda: nets.SwinUNETR(
+        in_channels=1, out_channels=2, feature_size=12, spatial_dims=2, depths=(1, 1, 1, 1), num_heads=(1, 1, 2, 2)
+    ),
     "UNETR": lambda: nets.UNETR(1, 2, (64, 64), feature_size=4, hidden_size=24, mlp_dim=24, num_heads=2, spatial_dims=2),
     "FlexibleUNet": lambda: nets.FlexibleUNet(1, 2, "efficientnet-b0", spatial_dims=2, decoder_channels=(16, 8, 8, 8, 8)),
 }
@@ -61,10 +62,14 @@ def test_a_classifiers_scores_are_those_of_the_canonical_image(canonicalizer):
         assert torch.equal(scores, network(canonicalizer(image).image)) and scores.shape == (2, 3)
 
 
-@pytest.mark.parametrize("inner", [
-    SlidingWindowInferer((32, 32), sw_batch_size=2, overlap=0.5),
-    PatchInferer(SlidingWindowSplitter((32, 32), overlap=0.0)),
-], ids=["sliding window", "patch"])
+@pytest.mark.parametrize(
+    "inner",
+    [
+        SlidingWindowInferer((32, 32), sw_batch_size=2, overlap=0.5),
+        PatchInferer(SlidingWindowSplitter((32, 32), overlap=0.0)),
+    ],
+    ids=["sliding window", "patch"],
+)
 def test_windows_and_patches_see_the_canonical_image(inner, canonicalizer):
     network, image = NETWORKS_2D["UNet"]().eval(), torch.rand(1, 1, 64, 64)
     with torch.no_grad():
@@ -124,7 +129,7 @@ def test_an_image_left_alone_gives_the_plain_answer_bit_for_bit_beside_one_that_
     network = NETWORKS_2D["UNet"]().eval()
     images = torch.rand(2, 1, 64, 64)
     images[0] *= 0.1
-    inferer = DiffeoInferer(tiny_canonicalizer(gate=0.2))
+    inferer = DiffeoInferer(tiny_canonicalizer(skip_below=0.2))
     with torch.no_grad():
         out, plain = inferer(images, network), network(images)
     assert torch.equal(out[0], plain[0]) and not torch.equal(out[1], plain[1])
@@ -155,7 +160,9 @@ def test_pickles_and_answers_the_same():
     assert torch.equal(pickle.loads(pickle.dumps(inferer))(blob(1), torch.nn.Identity()), expected)
 
 
-@pytest.mark.parametrize(("word", "value"), [("false", False), ("False", False), ("TRUE", True), (0, False), ("on", True), (None, False)])
+@pytest.mark.parametrize(
+    ("word", "value"), [("false", False), ("False", False), ("TRUE", True), (0, False), ("on", True), (None, False)]
+)
 def test_switch_words(word, value):
     assert parse_switch(word) is value
 

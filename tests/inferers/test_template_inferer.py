@@ -6,7 +6,7 @@ from torch.testing import assert_close
 
 from monai_diffeo.inferers import DiffeoInferer, TemplateInferer
 from monai_diffeo.metrics import connected_components
-from monai_diffeo.networks import ShapePrior, TemplateTransformer, tame_log_odds
+from monai_diffeo.networks import ShapePrior, TemplateTransformer, compress_logits
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -24,7 +24,7 @@ def test_it_answers_with_tame_log_odds_of_the_same_sign_and_tells_what_happened(
     with torch.no_grad():
         answer = TemplateInferer(results.append)(image, network)
         plain = network(image)
-    assert_close(answer, tame_log_odds(plain))
+    assert_close(answer, compress_logits(plain))
     assert ((answer > 0) == (plain > 0)).all() and answer.abs().max() < 60 < plain.abs().max()
     assert len(results) == 1 and results[0].intact.all() and results[0].level.shape == (2,)
 
@@ -40,10 +40,12 @@ def test_it_can_be_wrapped_by_a_diffeo_inferer(network, canonicalizer):
     results, canonical = [], []
     image = torch.rand(2, 1, 32, 32)
     with torch.no_grad():
-        wrapped = DiffeoInferer(canonicalizer, TemplateInferer(results.append), views=3, on_result=canonical.append)(image, network)
+        wrapped = DiffeoInferer(canonicalizer, TemplateInferer(results.append), tta_samples=3, on_result=canonical.append)(
+            image, network
+        )
         simple = DiffeoInferer(canonicalizer)(image, network)
         off = DiffeoInferer(None, TemplateInferer(), enabled=False)(image, network)
     assert wrapped.shape == simple.shape == (2, 2, 32, 32) and len(results) == 3 and canonical[0].moved.all()
     assert torch.isfinite(wrapped).all() and (canonical[0].agreement > 0.5).all()
     assert [connected_components((o > 0).any(0).numpy())[1] for o in simple] == [2, 2]
-    assert_close(off, tame_log_odds(network(image)).detach())
+    assert_close(off, compress_logits(network(image)).detach())

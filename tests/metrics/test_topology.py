@@ -6,7 +6,14 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.measure import euler_number
 
-from monai_diffeo.metrics import BettiNumberMetric, betti_numbers, connected_components, euler_characteristic, shape_topology, shapes_intact
+from monai_diffeo.metrics import (
+    BettiNumberMetric,
+    betti_numbers,
+    connected_components,
+    euler_characteristic,
+    shape_topology,
+    shapes_intact,
+)
 
 
 def box(size, *corners):
@@ -21,27 +28,33 @@ SHELL = box((7, 7, 7), ((1, 1, 1), (6, 6, 6))) & ~box((7, 7, 7), ((2, 2, 2), (5,
 TORUS = np.repeat(RING[..., None], 3, axis=2) & box((7, 7, 3), ((0, 0, 1), (7, 7, 2)))
 
 
-@pytest.mark.parametrize("mask, expected", [
-    (np.zeros((4, 5)), (0, 0)),
-    (np.ones((4, 5)), (1, 0)),
-    (RING, (1, 1)),
-    (RING | box((7, 7), ((3, 3), (4, 4))), (2, 1)),
-    (np.zeros((3, 4, 5)), (0, 0, 0)),
-    (np.ones((3, 4, 5)), (1, 0, 0)),
-    (SHELL, (1, 0, 1)),
-    (TORUS, (1, 1, 0)),
-    (box((6, 6, 6), ((0, 0, 0), (2, 2, 2)), ((4, 4, 4), (6, 6, 6))), (2, 0, 0)),
-])
+@pytest.mark.parametrize(
+    "mask, expected",
+    [
+        (np.zeros((4, 5)), (0, 0)),
+        (np.ones((4, 5)), (1, 0)),
+        (RING, (1, 1)),
+        (RING | box((7, 7), ((3, 3), (4, 4))), (2, 1)),
+        (np.zeros((3, 4, 5)), (0, 0, 0)),
+        (np.ones((3, 4, 5)), (1, 0, 0)),
+        (SHELL, (1, 0, 1)),
+        (TORUS, (1, 1, 0)),
+        (box((6, 6, 6), ((0, 0, 0), (2, 2, 2)), ((4, 4, 4), (6, 6, 6))), (2, 0, 0)),
+    ],
+)
 @pytest.mark.parametrize("connectivity", ["face", "full"])
 def test_known_shapes(mask, expected, connectivity):
     assert betti_numbers(mask, connectivity) == expected
 
 
-@pytest.mark.parametrize("mask, face, full", [
-    (np.eye(2), (2, 0), (1, 0)),
-    (np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), (4, 0), (1, 1)),
-    (1 - np.eye(3)[::-1], (2, 0), (1, 1)),
-])
+@pytest.mark.parametrize(
+    "mask, face, full",
+    [
+        (np.eye(2), (2, 0), (1, 0)),
+        (np.array([[0, 1, 0], [1, 0, 1], [0, 1, 0]]), (4, 0), (1, 1)),
+        (1 - np.eye(3)[::-1], (2, 0), (1, 1)),
+    ],
+)
 def test_corners_join_full_neighbours_alone(mask, face, full):
     assert betti_numbers(mask, "face") == face and betti_numbers(mask, "full") == full
 
@@ -83,18 +96,24 @@ def test_a_hole_that_only_a_corner_closes_is_a_hole():
 @given(arrays(bool, (1, 4, 4)) | arrays(bool, (2, 3, 5)) | arrays(bool, (1, 3, 3, 3)))
 def test_intact_shapes_are_those_with_the_topology_of_balls_apart(masks):
     size = (9, 12) if masks.ndim == 3 else (5, 5, 9)
-    balls = np.stack([box(size, ([1] * (len(size) - 1) + [1 + 5 * k], [4] * (len(size) - 1) + [4 + 5 * k])) for k in range(len(masks))])
+    balls = np.stack(
+        [box(size, ([1] * (len(size) - 1) + [1 + 5 * k], [4] * (len(size) - 1) + [4 + 5 * k])) for k in range(len(masks))]
+    )
     assert shapes_intact(balls)
     assert shapes_intact(masks) == (shape_topology(masks) == shape_topology(balls))
 
 
-@pytest.mark.parametrize("mask, intact", [(box((7, 7, 7), ((2, 2, 2), (5, 5, 5))), True), (SHELL, False), (np.repeat(TORUS, 2, 2), False)])
+@pytest.mark.parametrize(
+    "mask, intact", [(box((7, 7, 7), ((2, 2, 2), (5, 5, 5))), True), (SHELL, False), (np.repeat(TORUS, 2, 2), False)]
+)
 def test_tunnels_and_cavities_break_a_ball(mask, intact):
     assert shapes_intact(mask[None]) == intact
 
 
 def test_the_metric_averages_over_images_and_channels_and_compares_with_labels():
-    masks = torch.from_numpy(np.stack([np.stack([RING, RING]), np.stack([RING | box((7, 7), ((3, 3), (4, 4))), np.zeros((7, 7))])])).float()
+    masks = torch.from_numpy(
+        np.stack([np.stack([RING, RING]), np.stack([RING | box((7, 7), ((3, 3), (4, 4))), np.zeros((7, 7))])])
+    ).float()
     parts, holes = BettiNumberMetric(0), BettiNumberMetric(1)
     assert parts(masks).tolist() == [[1, 1], [2, 0]] and holes(masks).tolist() == [[1, 1], [1, 0]]
     parts(masks[:1])

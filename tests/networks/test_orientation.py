@@ -5,7 +5,7 @@ from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.energies import WeightedEnergy
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.flow import exp_affine, warp
-from monai_diffeo.networks import FilmOrientation, turn_generator, turn_image
+from monai_diffeo.networks import FilmOrientation, rot90_generator, rot90_image
 from tests.helpers import FixedTheta, FromTemplate
 
 
@@ -18,15 +18,15 @@ def network():
 
 def test_the_generator_turns_back_what_was_turned():
     image, turns = torch.rand(4, 1, 32, 32), torch.arange(4)
-    turned = turn_image(image, turns, torch.zeros(4, dtype=torch.bool))
-    ddf = exp_affine(turn_generator(turns), torch.zeros(4, 2, 32, 32)).ddf()
+    turned = rot90_image(image, turns, torch.zeros(4, dtype=torch.bool))
+    ddf = exp_affine(rot90_generator(turns), torch.zeros(4, 2, 32, 32)).ddf()
     assert_close(warp(turned, ddf), image, atol=1e-4, rtol=0)
     assert (turned[1] - image[1]).abs().max() > 0.5
 
 
 def test_mirroring_comes_before_turning():
     image = torch.rand(1, 1, 8, 8)
-    assert torch.equal(turn_image(image, torch.tensor([1]), torch.tensor([True])), torch.rot90(image.flip(-1), 1, (2, 3)))
+    assert torch.equal(rot90_image(image, torch.tensor([1]), torch.tensor([True])), torch.rot90(image.flip(-1), 1, (2, 3)))
 
 
 def test_a_turned_film_gets_the_same_probabilities_turned_and_a_mirrored_one_mirrored():
@@ -44,13 +44,13 @@ def test_a_turned_film_gets_the_same_probabilities_turned_and_a_mirrored_one_mir
 class Knows(torch.nn.Module):
     """Says of every film that it lies at the given turn, and whether it is mirrored."""
 
-    def __init__(self, turn, mirrored=0.0, sure=1.0):
+    def __init__(self, turn, mirrored=0.0, min_confidence=1.0):
         super().__init__()
-        self.turn, self.mirrored, self.sure = turn, mirrored, sure
+        self.turn, self.mirrored, self.min_confidence = turn, mirrored, min_confidence
 
     def probabilities(self, image):
-        turns = torch.full((4,), (1 - self.sure) / 3)
-        turns[self.turn] = self.sure
+        turns = torch.full((4,), (1 - self.min_confidence) / 3)
+        turns[self.turn] = self.min_confidence
         return turns.expand(len(image), 4), torch.full((len(image),), self.mirrored)
 
 
@@ -58,7 +58,7 @@ def build(orientation):
     family, upright = ControlGrid(2, 4), corner()
     still = FixedTheta(torch.zeros(1, family.num_parameters))
     energy = WeightedEnergy({"template": FromTemplate(upright)})
-    return Canonicalizer(energy, family, predictor=still, orientation=orientation, max_rise=None)
+    return Canonicalizer(energy, family, predictor=still, orientation=orientation, max_energy_increase=None)
 
 
 def corner():
@@ -75,7 +75,7 @@ def test_a_turned_film_is_turned_back_and_the_note_says_so():
 
 
 def test_a_turn_that_is_not_sure_is_not_taken():
-    result = build(Knows(2, sure=0.8))(corner())
+    result = build(Knows(2, min_confidence=0.8))(corner())
     assert_close(result.image, corner(), atol=1e-5, rtol=0)
     assert result.notes == ("",)
 

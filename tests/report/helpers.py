@@ -3,8 +3,7 @@
 import torch
 
 from monai_diffeo.canonicalize import Canonicalization
-from monai_diffeo.flow import Deformation, folding, warp
-
+from monai_diffeo.flow import Deformation, folding_fraction, warp
 
 STATUS = ("canonicalized", "left alone: looks like the training images")
 
@@ -17,9 +16,19 @@ def known_result(status=STATUS, size=(8, 11), shift=3.0, energy=2.5):
     unit = torch.eye(2, 3).repeat(batch, 1, 1)
     image = torch.arange(float(batch * size[0] * size[1])).view(batch, 1, *size)
     return Canonicalization(
-        image=warp(image, ddf), velocity=ddf[:, None], ddf=ddf, inverse_ddf=-ddf,
-        energy_before=torch.full((batch,), energy), energy_after=torch.full((batch,), 1.25), folding=folding(ddf),
-        inverse_error=torch.full((batch,), 0.125), steps=torch.arange(batch), status=status, seconds=4.0,
+        image=warp(image, ddf),
+        velocity=ddf[:, None],
+        ddf=ddf,
+        inverse_ddf=-ddf,
+        energy_before=torch.full((batch,), energy),
+        energy_after=torch.full((batch,), 1.25),
+        folding_fraction=folding_fraction(ddf),
+        inverse_error=torch.full((batch,), 0.125),
+        steps=torch.arange(batch),
+        status=status,
+        seconds=4.0,
         terms={"vae": torch.full((batch,), 0.5), "critic": torch.arange(float(batch))},
-        notes=("",) * batch, there=Deformation(unit, ddf), back=Deformation(unit, -ddf),
+        notes=("",) * batch,
+        forward=Deformation(unit, ddf),
+        inverse=Deformation(unit, -ddf),
     )

@@ -7,20 +7,31 @@ import pytest
 import torch
 
 pytest.importorskip("matplotlib")
-from PIL import Image  # noqa: E402  (matplotlib needs pillow)
+from PIL import Image
 
-from monai_diffeo.errors import ShapeError  # noqa: E402
-from monai_diffeo.report import film_figure  # noqa: E402
-from monai_diffeo.report.panels import FOLDED, STATUS_COLOURS  # noqa: E402
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.report import film_figure
+from monai_diffeo.report.panels import FOLDED, STATUS_COLOURS
 
 PANELS = {  # left, top, right, bottom in pixels
-    "film": (34, 112, 418, 496), "canonical": (524, 112, 908, 496), "change": (1014, 112, 1398, 496),
-    "grid": (34, 566, 418, 950), "area": (524, 566, 908, 950), "table": (1010, 520, 1480, 955),
+    "film": (34, 112, 418, 496),
+    "canonical": (524, 112, 908, 496),
+    "change": (1014, 112, 1398, 496),
+    "grid": (34, 566, 418, 950),
+    "area": (524, 566, 908, 950),
+    "table": (1010, 520, 1480, 955),
     "title": (0, 8, 1500, 70),
 }
 NUMBERS = {
-    "status": "canonicalized", "energy_before": 18.3, "energy_after": 4.1, "largest_displacement": 8.4, "folding": 0.0,
-    "displacement_share": 0.13, "inverse_error": 0.02, "seconds": 0.4, "areas": {"right": 0.15, "left": 0.13},
+    "status": "canonicalized",
+    "energy_before": 18.3,
+    "energy_after": 4.1,
+    "largest_displacement": 8.4,
+    "folding_fraction": 0.0,
+    "displacement_share": 0.13,
+    "inverse_error": 0.02,
+    "seconds": 0.4,
+    "areas": {"right": 0.15, "left": 0.13},
 }
 SIZE = 64
 
@@ -42,8 +53,15 @@ def draw(tmp_path_factory):
     def draw(**changes):
         film = 0.7 - 0.5 * ellipses() + 0.05 * np.sin(np.arange(SIZE))
         inputs = {
-            "film": film, "canonical": film, "ddf": wave(), "plain_mask": ellipses(2), "mask": ellipses(),
-            "canonical_mask": ellipses(), "title": "0017.png", "numbers": NUMBERS, **changes,
+            "film": film,
+            "canonical": film,
+            "ddf": wave(),
+            "plain_mask": ellipses(2),
+            "mask": ellipses(),
+            "canonical_mask": ellipses(),
+            "title": "0017.png",
+            "numbers": NUMBERS,
+            **changes,
         }
         film_figure(folder / "sub" / "film.png", **inputs)
         return Image.open(folder / "sub" / "film.png").convert("RGB")
@@ -136,7 +154,7 @@ def test_gained_is_green_and_lost_is_red(draw):
 @pytest.mark.parametrize("size", [(2, 2), (40, 97), (97, 40), (700, 650)])
 def test_any_frame_and_any_missing_part_make_a_figure(tmp_path, size):
     film = torch.full(size, float("nan"))
-    numbers = {"folding": None, "energy_before": float("nan")}
+    numbers = {"folding_fraction": None, "energy_before": float("nan")}
     film_figure(tmp_path / "x.png", film, film, torch.zeros(2, *size), None, torch.zeros(size), None, "$x_{", numbers)
     assert Image.open(tmp_path / "x.png").size == (1500, 1000)
 

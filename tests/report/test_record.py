@@ -29,13 +29,20 @@ def test_each_film_gets_its_own_row_of_the_result():
     assert moved["energy_terms"] == {"vae": 0.5, "critic": 0.0} and still["energy_terms"]["critic"] == 1.0
     assert moved["seconds"] == 2.0  # two films shared four seconds
     assert (moved["energy_before"], moved["energy_after"]) == (2.5, 1.25)
-    assert (moved["inverse_error"], moved["folding"]) == (0.125, 0.0)
+    assert (moved["inverse_error"], moved["folding_fraction"]) == (0.125, 0.0)
 
 
 def test_a_record_survives_json_unchanged_and_carries_what_an_audit_asks_for():
     record = film_record(
-        Path("ward") / "film.png", "00ff", known_result(), seconds=0.5, mode="refine",
-        mask=Path("ward") / "film_lungs.png", figure="ward/film_report.png", agreement=0.75, lung_mask=np.eye(4) > 2,
+        Path("ward") / "film.png",
+        "00ff",
+        known_result(),
+        seconds=0.5,
+        mode="refine",
+        mask=Path("ward") / "film_lungs.png",
+        figure="ward/film_report.png",
+        agreement=0.75,
+        lung_mask=np.eye(4) > 2,
         weights_sha256={"network": "ab"},
         device=torch.device("cpu"),
     )
@@ -57,7 +64,8 @@ def test_numbers_that_are_none_become_null(bad):
 
 values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.floats(width=32).map(np.float32),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3), max_leaves=8,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
 )
 
 
@@ -102,10 +110,20 @@ def test_a_film_error_is_found_inside_what_monai_wraps_around_it():
     assert (record["error"], record["message"]) == ("Empty", "The file holds nothing.")
 
 
-@pytest.mark.parametrize("kind", [
-    ValueError, KeyError, OSError, FileNotFoundError, MemoryError, RuntimeError, ShapeError,
-    torch.cuda.OutOfMemoryError, UnicodeDecodeError,
-])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        ValueError,
+        KeyError,
+        OSError,
+        FileNotFoundError,
+        MemoryError,
+        RuntimeError,
+        ShapeError,
+        torch.cuda.OutOfMemoryError,
+        UnicodeDecodeError,
+    ],
+)
 def test_the_text_of_other_errors_stays_out(kind):
     arguments = {ShapeError: (PATIENT,) * 3 + ((1,),), UnicodeDecodeError: (PATIENT, PATIENT.encode(), 0, 1, PATIENT)}
     record = failure_record("a.dcm", kind(*arguments.get(kind, (PATIENT,))))

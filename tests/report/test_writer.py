@@ -19,11 +19,20 @@ def test_the_exit_statuses_are_what_scripts_rely_on():
     assert (ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN) == (0, 3, 4)
 
 
-@pytest.mark.parametrize("statuses, code", [
-    ([], NOTHING_WRITTEN), ([FAILED], NOTHING_WRITTEN), ([FAILED, FAILED], NOTHING_WRITTEN), ([OK], ALL_WRITTEN),
-    ([ALONE], ALL_WRITTEN), ([REJECTED], ALL_WRITTEN), ([OK, ALONE, REJECTED], ALL_WRITTEN),
-    ([FAILED, REJECTED], FINISHED_WITH_FAILURES), ([OK, FAILED], FINISHED_WITH_FAILURES),
-])
+@pytest.mark.parametrize(
+    "statuses, code",
+    [
+        ([], NOTHING_WRITTEN),
+        ([FAILED], NOTHING_WRITTEN),
+        ([FAILED, FAILED], NOTHING_WRITTEN),
+        ([OK], ALL_WRITTEN),
+        ([ALONE], ALL_WRITTEN),
+        ([REJECTED], ALL_WRITTEN),
+        ([OK, ALONE, REJECTED], ALL_WRITTEN),
+        ([FAILED, REJECTED], FINISHED_WITH_FAILURES),
+        ([OK, FAILED], FINISHED_WITH_FAILURES),
+    ],
+)
 def test_exit_status(tmp_path, statuses, code):
     report = ReportWriter(tmp_path / "report.jsonl")
     for status in statuses:

@@ -52,7 +52,9 @@ def test_its_gradient_pulls_the_outline_to_the_mask():
 
 
 def test_a_batch_gives_what_its_images_give_and_empty_masks_do_not_count():
-    points = torch.stack([torch.stack([circle(), circle((20.0, 40.0), 8.0)]), torch.stack([circle((30.0, 30.0)), circle((22.0, 40.0), 9.0)])])
+    points = torch.stack(
+        [torch.stack([circle(), circle((20.0, 40.0), 8.0)]), torch.stack([circle((30.0, 30.0)), circle((22.0, 40.0), 9.0)])]
+    )
     masks = torch.stack([torch.stack([disc(), disc((24.0, 40.0), 8.0)]), torch.stack([disc(), torch.zeros(SIZE)])])
     together = boundary_distance(points, masks)
     assert_close(together, torch.cat([boundary_distance(p[None], m[None]) for p, m in zip(points, masks)]))

@@ -3,8 +3,8 @@ import torch
 from monai.networks.nets import UNet
 from torch.testing import assert_close
 
-from monai_diffeo.flow import breaks
-from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer, tame_log_odds
+from monai_diffeo.flow import nonpositive_cell_fraction
+from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer, compress_logits
 from monai_diffeo.training import TemplateStep
 from monai_diffeo.training.boundary import boundary_distance
 
@@ -40,7 +40,9 @@ def test_training_lowers_the_loss():
     assert loss_of(step, net, films()) < 0.6 * before
 
 
-@pytest.mark.parametrize("settings", [{"strength": 1.0}, {"intensity": 1.0}, {"strength": 1.0, "framing_share": 1.0}, {"opacities": 1.0}])
+@pytest.mark.parametrize(
+    "settings", [{"strength": 1.0}, {"intensity": 1.0}, {"strength": 1.0, "framing_share": 1.0}, {"opacities": 1.0}]
+)
 def test_the_seed_decides_the_random_numbers(settings):
     net = network().eval()
     first, same, other = (loss_of(TemplateStep(seed=s, **settings), net, films()) for s in (0, 0, 1))
@@ -72,7 +74,7 @@ def test_folding_costs_and_only_folding():
     calm, wild = network(gain=1e-6), network(limit=2.0, gain=30.0)
     assert TemplateStep()(calm, films())["folding"].item() == 0
     assert TemplateStep()(wild, films())["folding"].item() > 0
-    assert breaks(wild.integrate(wild.velocities(films()["image"]))).max() > 0
+    assert nonpositive_cell_fraction(wild.integrate(wild.velocities(films()["image"]))).max() > 0
     assert set(TemplateStep(folding=0.0)(wild, films())) == {"segmentation"}
 
 
@@ -111,7 +113,7 @@ def test_a_direct_answer_is_trained_too():
 
 def test_tame_log_odds_keep_sign_order_and_slope_at_the_edge():
     odds = torch.tensor([-4000.0, -3.0, -1e-3, 0.0, 1e-3, 3.0, 20.0], requires_grad=True)
-    tame = tame_log_odds(odds)
+    tame = compress_logits(odds)
     assert (tame.sign() == odds.sign()).all() and (tame.diff() > 0).all() and tame.abs().max() < 30
     assert_close(tame[2:5], odds[2:5], rtol=1e-3, atol=1e-6)
     tame.sum().backward()

@@ -8,9 +8,17 @@ from torch import nn
 
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.families import ControlGrid
-from monai_diffeo.flow import folding
+from monai_diffeo.flow import folding_fraction
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE
-from monai_diffeo.training import ClassificationStep, CriticStep, LossCurve, PredictorStep, SegmentationStep, TrainingIteration, VAEStep
+from monai_diffeo.training import (
+    ClassificationStep,
+    CriticStep,
+    LossCurve,
+    PredictorStep,
+    SegmentationStep,
+    TrainingIteration,
+    VAEStep,
+)
 from monai_diffeo.training.steps import random_training_deformation
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -35,7 +43,7 @@ def segmenter(seed=0):
 def recipe(kind):
     """Step, network and learning rate of a training that a test can afford."""
     torch.manual_seed(0)
-    if kind == "naive":
+    if kind == "baseline":
         return SegmentationStep(), segmenter(), 1e-2
     if kind == "augmented":
         return SegmentationStep(strength=1.0), segmenter(), 1e-2
@@ -48,7 +56,7 @@ def recipe(kind):
     return PredictorStep(FAMILY, segmenter() if kind == "predictor" else None), network, 3e-3
 
 
-KINDS = ["naive", "augmented", "vae", "critic", "predictor", "predictor-without-network", "predictor-without-answers"]
+KINDS = ["baseline", "augmented", "vae", "critic", "predictor", "predictor-without-network", "predictor-without-answers"]
 
 
 def batch_for(kind):
@@ -61,8 +69,13 @@ def train(kind, epochs, *handlers, batch=None, seed=0):
     torch.manual_seed(seed)  # what the VAE draws its latents from
     history = []
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"), max_epochs=epochs, train_data_loader=[batch or batch_for(kind)], network=network,
-        optimizer=torch.optim.Adam(network.parameters(), rate), loss_function=None, iteration_update=TrainingIteration(step),
+        device=torch.device("cpu"),
+        max_epochs=epochs,
+        train_data_loader=[batch or batch_for(kind)],
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), rate),
+        loss_function=None,
+        iteration_update=TrainingIteration(step),
         train_handlers=list(handlers),
     )
     from ignite.engine import Events
@@ -79,10 +92,18 @@ def loss_on_the_same_draws(kind, network):
     return sum(float(sum(step(network, batch_for(kind)).values()).detach()) for _ in range(6)) / 6
 
 
-@pytest.mark.parametrize("kind, share", [
-    ("naive", 0.7), ("augmented", 0.7), ("vae", 0.7), ("predictor", 0.97), ("predictor-without-network", 0.95),
-    ("predictor-without-answers", 0.95), ("critic", None),
-])
+@pytest.mark.parametrize(
+    "kind, share",
+    [
+        ("baseline", 0.7),
+        ("augmented", 0.7),
+        ("vae", 0.7),
+        ("predictor", 0.97),
+        ("predictor-without-network", 0.95),
+        ("predictor-without-answers", 0.95),
+        ("critic", None),
+    ],
+)
 def test_training_lowers_the_loss(kind, share):
     before = loss_on_the_same_draws(kind, recipe(kind)[1])
     after = loss_on_the_same_draws(kind, train(kind, 30)[0])
@@ -98,26 +119,32 @@ def test_two_trainings_of_one_seed_are_identical_bit_by_bit(kind):
     assert not all(torch.equal(x, y) for x, y in zip(recipe(kind)[1].state_dict().values(), a.state_dict().values()))
 
 
-@pytest.mark.parametrize("kind, make", [
-    ("augmented", lambda seed: SegmentationStep(strength=1.0, seed=seed)),
-    ("vae", lambda seed: VAEStep(seed=seed)),
-    ("critic", lambda seed: CriticStep(seed=seed)),
-    ("predictor", lambda seed: PredictorStep(FAMILY, segmenter(), seed=seed)),
-])
+@pytest.mark.parametrize(
+    "kind, make",
+    [
+        ("augmented", lambda seed: SegmentationStep(strength=1.0, seed=seed)),
+        ("vae", lambda seed: VAEStep(seed=seed)),
+        ("critic", lambda seed: CriticStep(seed=seed)),
+        ("predictor", lambda seed: PredictorStep(FAMILY, segmenter(), seed=seed)),
+    ],
+)
 def test_the_seed_of_a_step_decides_its_random_numbers(kind, make):
     network = recipe(kind)[1].eval()
     loss = lambda seed: float(sum(make(seed)(network, batch_for(kind)).values()))  # noqa: E731
     assert loss(0) == loss(0) != loss(1)
 
 
-@pytest.mark.parametrize("kind, names", [
-    ("naive", {"segmentation"}),
-    ("vae", {"reconstruction", "divergence"}),
-    ("critic", {"wasserstein", "penalty"}),
-    ("predictor", {"grid", "image", "smooth", "overlap", "answer"}),
-    ("predictor-without-network", {"grid", "image", "smooth", "overlap"}),
-    ("predictor-without-answers", {"grid", "image", "smooth"}),
-])
+@pytest.mark.parametrize(
+    "kind, names",
+    [
+        ("baseline", {"segmentation"}),
+        ("vae", {"reconstruction", "divergence"}),
+        ("critic", {"wasserstein", "penalty"}),
+        ("predictor", {"grid", "image", "smooth", "overlap", "answer"}),
+        ("predictor-without-network", {"grid", "image", "smooth", "overlap"}),
+        ("predictor-without-answers", {"grid", "image", "smooth"}),
+    ],
+)
 def test_losses_have_names_and_add_up(kind, names):
     _, history = train(kind, 1)
     assert set(history[0]) == names | {"loss"}
@@ -137,8 +164,12 @@ def test_an_infinite_loss_stops_the_training_before_the_weights_are_touched():
     network = segmenter()
     before = {k: v.clone() for k, v in network.state_dict().items()}
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"), max_epochs=1, train_data_loader=[films()], network=network,
-        optimizer=torch.optim.Adam(network.parameters(), 1e-2), loss_function=None,
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[films()],
+        network=network,
+        optimizer=torch.optim.Adam(network.parameters(), 1e-2),
+        loss_function=None,
         iteration_update=TrainingIteration(lambda net, batch: {"huge": net(batch["image"]).sum() * math.inf}),
     )
     with pytest.raises(NumericalError, match="huge"):
@@ -150,8 +181,12 @@ def test_the_gradient_is_clipped():
     network = nn.Linear(1, 1, bias=False)
     nn.init.zeros_(network.weight)
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"), max_epochs=1, train_data_loader=[{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}],
-        network=network, optimizer=torch.optim.SGD(network.parameters(), 1.0), loss_function=None,
+        device=torch.device("cpu"),
+        max_epochs=1,
+        train_data_loader=[{"image": torch.ones(1, 1), "label": torch.ones(1, 1)}],
+        network=network,
+        optimizer=torch.optim.SGD(network.parameters(), 1.0),
+        loss_function=None,
         iteration_update=TrainingIteration(lambda net, batch: {"steep": 1000 * net(batch["image"]).sum()}, clip=0.5),
     )
     trainer.run()
@@ -172,11 +207,16 @@ def test_the_loss_curve_is_a_table_of_epochs(tmp_path, capsys):
 def test_the_loss_curve_averages_an_epoch_replaces_an_old_file_and_can_be_silent(tmp_path, capsys):
     path = tmp_path / "curve.csv"
     path.write_text("old")
-    step, network, rate = recipe("naive")
+    step, network, rate = recipe("baseline")
     losses = []
     trainer = SupervisedTrainer(
-        device=torch.device("cpu"), max_epochs=2, train_data_loader=[films(), films()], network=network, loss_function=None,
-        optimizer=torch.optim.Adam(network.parameters(), rate), iteration_update=TrainingIteration(step),
+        device=torch.device("cpu"),
+        max_epochs=2,
+        train_data_loader=[films(), films()],
+        network=network,
+        loss_function=None,
+        optimizer=torch.optim.Adam(network.parameters(), rate),
+        iteration_update=TrainingIteration(step),
         train_handlers=[LossCurve(path, progress=False)],
     )
     from ignite.engine import Events
@@ -202,8 +242,8 @@ def test_the_network_under_test_is_frozen_and_left_alone():
 
 def test_a_perfect_prediction_leaves_no_grid_loss():
     """The grid term must reward the inverse of the true deformation, not the deformation itself."""
+    from monai_diffeo.augmentation.deformations import random_svf
     from monai_diffeo.flow import exp
-    from monai_diffeo.data.deformations import random_svf
 
     v = random_svf(2, SIZE, torch.Generator().manual_seed(0), amplitude=0.1)
     step = PredictorStep(FAMILY)
@@ -214,7 +254,7 @@ def test_a_perfect_prediction_leaves_no_grid_loss():
 
 def test_the_answers_term_rewards_the_right_pose():
     """Whatever the network under test answers, it must count where the answer lies after the whole map."""
-    from monai_diffeo.data.deformations import random_svf
+    from monai_diffeo.augmentation.deformations import random_svf
     from monai_diffeo.flow import exp, warp
 
     v = random_svf(8, SIZE, torch.Generator().manual_seed(0), amplitude=0.15, sigma=0.12)
@@ -251,15 +291,15 @@ def test_answers_are_added_to_a_film_without_labels():
 
 
 def test_training_deformations_are_seeded_fold_free_and_partly_none():
-    def draw(seed, **more):
+    def sample(seed, **more):
         return random_training_deformation(200, SIZE, torch.Generator().manual_seed(seed), **more)
 
-    ddf = draw(0)
-    assert ddf.shape == (200, 2, *SIZE) and torch.equal(ddf, draw(0)) and not torch.equal(ddf, draw(1))
+    ddf = sample(0)
+    assert ddf.shape == (200, 2, *SIZE) and torch.equal(ddf, sample(0)) and not torch.equal(ddf, sample(1))
     still = (ddf == 0).flatten(1).all(1).float().mean()
     assert 0.1 < still < 0.3
-    assert not (draw(0, identity_share=0.0) == 0).flatten(1).all(1).any()
-    assert (folding(ddf) > 0).float().mean() <= 0.05  # splines alone never fold; two maps composed rarely do
+    assert not (sample(0, identity_share=0.0) == 0).flatten(1).all(1).any()
+    assert (folding_fraction(ddf) > 0).float().mean() <= 0.05  # splines alone never fold; two maps composed rarely do
 
 
 def test_a_classifier_sees_images_deformed_as_a_segmenter_would_and_keeps_their_classes():

@@ -16,7 +16,7 @@ nibabel = pytest.importorskip("nibabel")
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("pydicom")
 
-from tests.data.dicom_factory import corner_film, save  # noqa: E402
+from tests.radiograph.dicom_factory import corner_film, save  # noqa: E402
 
 FILM = corner_film(20, 30)
 

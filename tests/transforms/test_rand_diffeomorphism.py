@@ -10,7 +10,7 @@ from monai.transforms import Compose, Flipd, Invertd, Rotate90d
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow import exp, folding
+from monai_diffeo.flow import exp, folding_fraction
 from monai_diffeo.flow.grid import voxel_grid
 from monai_diffeo.transforms.spatial import (
     RandDiffeomorphism,
@@ -133,7 +133,7 @@ def test_a_thousand_deformations_do_not_fold(kind):
     for _ in range(1000):
         transform.randomize()
         fields.append(transform.field((32, 32))[1])
-    assert folding(torch.stack(fields)).sum() == 0
+    assert folding_fraction(torch.stack(fields)).sum() == 0
     assert torch.linalg.vector_norm(torch.stack(fields), dim=1).flatten(1).amax(1).min() > 0.4
 
 
@@ -141,12 +141,10 @@ def test_a_volume_does_not_fold():
     transform = make()
     for _ in range(50):
         transform.randomize()
-        assert folding(transform.field((20, 16, 18))[1][None]) == 0
+        assert folding_fraction(transform.field((20, 16, 18))[1][None]) == 0
 
 
-@pytest.mark.parametrize(
-    "options", [{"amplitude": 0.4, "sigma": 0.05}, {"kind": "tps", "strength": 3.0, "jitter": 0.3}]
-)
+@pytest.mark.parametrize("options", [{"amplitude": 0.4, "sigma": 0.05}, {"kind": "tps", "strength": 3.0, "jitter": 0.3}])
 def test_what_would_fold_is_halved_until_it_does_not(options):
     """The same draws with a tiny and with a huge factor: the huge ones fold, what comes out does not."""
     tiny = {**options, **({"strength": 0.01} if "kind" in options else {"amplitude": 0.001})}
@@ -155,10 +153,10 @@ def test_what_would_fold_is_halved_until_it_does_not(options):
     folded = 0
     for _ in range(20):
         transform.randomize(), small.randomize()
-        assert folding(transform.field((48, 48))[1][None]) == 0
+        assert folding_fraction(transform.field((48, 48))[1][None]) == 0
         field = small.field((48, 48))[0]
         huge = exp(field["velocity"][None] * factor) if "velocity" in field else field["displacement"][None] * factor
-        folded += int(folding(huge) > 0)
+        folded += int(folding_fraction(huge) > 0)
     assert folded >= 5
 
 
@@ -256,8 +254,15 @@ def test_all_keys_get_the_same_deformation(kind):
 
 
 def test_modes_and_padding_belong_to_their_keys():
-    transform = make_d(("image", "label"), kind="tps", mode=("bilinear", "nearest"), padding_mode=("border", "zeros"),
-                       scale=1.5, angle=0.0, jitter=0.0)  # looks outside the frame
+    transform = make_d(
+        ("image", "label"),
+        kind="tps",
+        mode=("bilinear", "nearest"),
+        padding_mode=("border", "zeros"),
+        scale=1.5,
+        angle=0.0,
+        jitter=0.0,
+    )  # looks outside the frame
     out = transform({"image": torch.ones(1, 32, 32), "label": disk(32, 32, radius=9) * 3})
     assert out["image"].min() > 0.999
     assert set(out["label"].unique().tolist()) == {0, 3} and out["label"][0, 0, 0] == 0
@@ -286,10 +291,12 @@ def disks(n=5):
 @pytest.mark.parametrize("kind", BOTH)
 def test_invertd_after_the_loader(workers, kind):
     """A prediction with two channels: the moved image, and its complement."""
-    before = Compose([
-        RandDiffeomorphismd(("image", "label"), kind, prob=0.7, jitter=0.06, mode=("bilinear", "nearest")),
-        Flipd(("image", "label"), 0),
-    ]).set_random_state(seed=1)
+    before = Compose(
+        [
+            RandDiffeomorphismd(("image", "label"), kind, prob=0.7, jitter=0.06, mode=("bilinear", "nearest")),
+            Flipd(("image", "label"), 0),
+        ]
+    ).set_random_state(seed=1)
     after = Invertd(("pred", "label"), before, orig_keys=("image", "label"), nearest_interp=False)
     moved = 0
     seeded = torch.Generator().manual_seed(0)  # MONAI's loader seeds the transforms anew
@@ -410,9 +417,16 @@ def test_draw_once_use_twice():
 
 @pytest.mark.parametrize(
     "options, words",
-    [({"kind": "affine"}, "'kind'"), ({"mode": "bicubic"}, "'mode'"), ({"padding_mode": "wrap"}, "'padding_mode'"),
-     ({"amplitude": (0.2, 0.1)}, "'amplitude'"), ({"sigma": 0.0}, "'sigma'"), ({"strength": -1.0}, "'strength'"),
-     ({"downsample": 0}, "'downsample'"), ({"num_steps": -1}, "'num_steps'")],
+    [
+        ({"kind": "affine"}, "'kind'"),
+        ({"mode": "bicubic"}, "'mode'"),
+        ({"padding_mode": "wrap"}, "'padding_mode'"),
+        ({"amplitude": (0.2, 0.1)}, "'amplitude'"),
+        ({"sigma": 0.0}, "'sigma'"),
+        ({"strength": -1.0}, "'strength'"),
+        ({"downsample": 0}, "'downsample'"),
+        ({"num_steps": -1}, "'num_steps'"),
+    ],
 )
 def test_bad_options_are_named(options, words):
     with pytest.raises(ValueError, match=words):

@@ -4,10 +4,10 @@ import torch
 from monai.data import MetaTensor
 from torch.testing import assert_close
 
-from monai_diffeo.data.lungs import separate_lungs
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.metrics import betti_numbers, connected_components
 from monai_diffeo.networks import ShapePrior
+from monai_diffeo.radiograph.lungs import separate_lungs
 from monai_diffeo.transforms import SeparateLungsd, ShapesToMaskd
 from monai_diffeo.transforms.shapes import shapes_to_mask
 
@@ -46,7 +46,7 @@ def test_the_transform_gives_a_channel_a_lung_and_keeps_the_kind(kind):
 
 def test_log_odds_of_whole_shapes_become_their_union():
     odds = ShapePrior([[0.0, -0.45], [0.0, 0.45]], [[0.6, 0.3], [0.6, 0.3]]).log_odds
-    from monai_diffeo.networks.shape_prior import relative_grid
+    from monai_diffeo.networks.template.prior import relative_grid
 
     values = odds(relative_grid((40, 50)))[0]
     mask, level = shapes_to_mask(values)

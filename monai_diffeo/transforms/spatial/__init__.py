@@ -2,8 +2,8 @@
 
 from monai_diffeo.transforms.spatial.array import Canonicalize, RandDiffeomorphism
 from monai_diffeo.transforms.spatial.dictionary import (
-    Canonicalized,
     CanonicalizeD,
+    Canonicalized,
     CanonicalizeDict,
     RandDiffeomorphismD,
     RandDiffeomorphismd,

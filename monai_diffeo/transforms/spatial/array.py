@@ -12,12 +12,12 @@ from monai.transforms import InvertibleTransform, RandomizableTransform
 from monai.utils import TraceKeys, TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
+from monai_diffeo.augmentation.deformations import random_svf, tps_protocol
 from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.result import resize_ddf
-from monai_diffeo.data.deformations import random_svf, tps_protocol
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family
-from monai_diffeo.flow import Deformation, exp, folding, invert, warp
+from monai_diffeo.flow import Deformation, exp, folding_fraction, invert, warp
 
 __all__ = ["Canonicalize", "RandDiffeomorphism"]
 
@@ -32,7 +32,7 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
     ``kind="svf"`` draws a smooth stationary velocity that vanishes at the frame, in 2D or 3D; its inverse is the flow
     of the negative velocity. ``kind="tps"`` draws the thin-plate spline of the DiffeoNN test protocol, in 2D: a
     scaling, a rotation and jittered control points; it is inverted numerically, and what it moves out of the frame
-    cannot come back. A :class:`Family`, ``kind=CPAB((4, 4))`` say, draws parameters by its ``draw`` and inverts as the
+    cannot come back. A :class:`Family`, ``kind=CPAB((4, 4))`` say, draws parameters by its ``sample`` and inverts as the
     family does. A deformation that folds anywhere is halved until it does not.
 
     What was drawn is recorded in ``applied_operations`` of a ``MetaTensor``, from which alone :meth:`inverse` works,
@@ -49,7 +49,7 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         angle: largest rotation of the spline, degrees.
         jitter: largest shift of its control points, as share of the frame.
         scale: its factor on the control points.
-        spread: how far a family's parameters are drawn from the identity, see its ``draw``; a number, or a range to draw
+        spread: how far a family's parameters are drawn from the identity, see its ``sample``; a number, or a range to draw
             from.
         mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps; also used on the way back.
         padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
@@ -94,8 +94,10 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         if self.sigma[0] <= 0:
             raise ValueError(f"RandDiffeomorphism: 'sigma' must be larger than 0, got {sigma}.")
         if num_steps < 0 or downsample < 1:
-            raise ValueError("RandDiffeomorphism: 'num_steps' must be at least 0 and 'downsample' at least 1, "
-                             f"got {num_steps} and {downsample}.")
+            raise ValueError(
+                "RandDiffeomorphism: 'num_steps' must be at least 0 and 'downsample' at least 1, "
+                f"got {num_steps} and {downsample}."
+            )
         self.angle, self.jitter, self.scale = angle, jitter, scale
         self.mode = _one_of("RandDiffeomorphism", "mode", mode, MODES)
         self.padding_mode = _one_of("RandDiffeomorphism", "padding_mode", padding_mode, PADDING_MODES)
@@ -134,19 +136,24 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         dims = {"svf": (2, 3), "tps": (2,)}.get(self.kind, ()) if family is None else (family.spatial_dims,)
         if len(size) not in dims or min(size) < 2:
             named = " or ".join(f"(C, {', '.join('HWD'[:d])})" for d in dims) + " with at least 2 voxels along every axis"
-            raise ShapeError("RandDiffeomorphism", "img", named, ("C", *size),
-                             "Add the channel axis, squeeze axes of one voxel, or use kind='svf' for volumes.")
+            raise ShapeError(
+                "RandDiffeomorphism",
+                "img",
+                named,
+                ("C", *size),
+                "Add the channel axis, squeeze axes of one voxel, or use kind='svf' for volumes.",
+            )
         name = "theta" if family is not None else "velocity" if self.kind == "svf" else "displacement"
         record: dict[str, Any] = {name: torch.empty(0), "num_steps": self.num_steps}
         if self._drawn is None:
             return record, None
-        record[name] = self._draw_field(size)
+        record[name] = self._sample_field(size)
         ddf = _flow(record, size, family=family)
         for _ in range(10):
-            if not bool(folding(ddf[None])):
+            if not bool(folding_fraction(ddf[None])):
                 return record, ddf
             half = torch.full((1,), 0.5)
-            record[name] = record[name] / 2 if family is None else family.milder(record[name][None], half)[0]
+            record[name] = record[name] / 2 if family is None else family.scaled(record[name][None], half)[0]
             ddf = _flow(record, size, family=family)
         if family is not None:
             record[name] = family.identity(1)[0]
@@ -159,16 +166,24 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         """The family that ``kind`` is, or None."""
         return self.kind if isinstance(self.kind, Family) else None
 
-    def _draw_field(self, size: tuple[int, ...]) -> Tensor:
+    def _sample_field(self, size: tuple[int, ...]) -> Tensor:
         """Velocity or displacement ``(D, *S')`` on the grid that is recorded, in its own voxels; parameters of a family."""
         drawn = self._drawn
         coarse = tuple(max((n - 1) // self.downsample, 1) + 1 for n in size)
         generator = torch.Generator().manual_seed(drawn["seed"])
         if self.family is not None:
-            return self.family.draw(1, drawn["spread"], generator)[0]
+            return self.family.sample(1, drawn["spread"], generator)[0]
         if self.kind == "tps":
-            return tps_protocol(1, coarse, generator, strength=drawn["strength"], angle=self.angle, jitter=self.jitter,
-                                scale=self.scale, fold_free=True)[0]
+            return tps_protocol(
+                1,
+                coarse,
+                generator,
+                strength=drawn["strength"],
+                angle=self.angle,
+                jitter=self.jitter,
+                scale=self.scale,
+                fold_free=True,
+            )[0]
         field = random_svf(1, coarse, generator, amplitude=1.0, sigma=drawn["sigma"])[0]
         stretch = torch.tensor([(n - 1) / (m - 1) for n, m in zip(size, coarse)]).view(-1, *[1] * len(size))
         largest = torch.linalg.vector_norm(field * stretch, dim=0).amax().clamp(min=1e-12)
@@ -206,7 +221,7 @@ class Canonicalize(InvertibleTransform):
 
     The map back is recorded in ``applied_operations``, detached and on the CPU, and the inverse is built from it
     alone. An image that is left alone or rejected comes out bit for bit; ``meta["canonicalization"]`` says so, with
-    the ``status``, ``energy_before``, ``energy_after``, ``folding``, ``inverse_error`` (voxels),
+    the ``status``, ``energy_before``, ``energy_after``, ``folding_fraction``, ``inverse_error`` (voxels),
     ``largest_displacement`` (voxels) and ``seconds`` as plain strings and floats. The frame and the affine stay as
     they are. The transform is deterministic (a ``CacheDataset`` runs it once an image) and not lazy. In ``DataLoader``
     workers keep the canonicaliser on the CPU.
@@ -241,8 +256,8 @@ class Canonicalize(InvertibleTransform):
     def record(self, result: Canonicalization) -> dict[str, Any]:
         """What :meth:`inverse` needs to know of a batch of one."""
         return {
-            "matrix": result.back.matrix[0].detach().cpu(),
-            "residual": result.back.residual[0].detach().cpu(),
+            "matrix": result.inverse.matrix[0].detach().cpu(),
+            "residual": result.inverse.residual[0].detach().cpu(),
             "moved": bool(result.moved[0]),
             "status": result.status[0],
             "spatial_size": [int(n) for n in result.image.shape[2:]],
@@ -272,8 +287,9 @@ def _one_of(who: str, argument: str, value: str, choices: tuple[str, ...]) -> st
 def _range(argument: str, value: float | Sequence[float]) -> tuple[float, float]:
     low, high = value if isinstance(value, Sequence) else (value, value)
     if not 0 <= low <= high < float("inf"):
-        raise ValueError(f"RandDiffeomorphism: '{argument}' must be a number or a range (low, high), none below 0, "
-                         f"got {value}.")
+        raise ValueError(
+            f"RandDiffeomorphism: '{argument}' must be a number or a range (low, high), none below 0, got {value}."
+        )
     return float(low), float(high)
 
 
@@ -343,7 +359,7 @@ def _follow(img: NdarrayOrTensor, result: Canonicalization, mode: str, padding_m
         ddf = resize_ddf(result.ddf, tuple(img.shape[1:]))[0]
     out = _deform(img, ddf, mode, padding_mode)
     if isinstance(out, MetaTensor):
-        numbers = ("energy_before", "energy_after", "folding", "inverse_error", "largest_displacement")
+        numbers = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement")
         out.meta[META_KEY] = {
             "status": result.status[0],
             **{name: float(getattr(result, name)[0]) for name in numbers},

@@ -86,13 +86,20 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
         self.mode = _one_a_key("RandDiffeomorphismd", "mode", mode, MODES, self.keys)
         self.padding_mode = _one_a_key("RandDiffeomorphismd", "padding_mode", padding_mode, PADDING_MODES, self.keys)
         self.deformation = RandDiffeomorphism(
-            kind, prob, amplitude, sigma, strength, angle, jitter, scale, num_steps=num_steps, downsample=downsample,
+            kind,
+            prob,
+            amplitude,
+            sigma,
+            strength,
+            angle,
+            jitter,
+            scale,
+            num_steps=num_steps,
+            downsample=downsample,
             spread=spread,
         )
 
-    def set_random_state(
-        self, seed: int | None = None, state: np.random.RandomState | None = None
-    ) -> RandDiffeomorphismd:
+    def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandDiffeomorphismd:
         """Seed this transform and the deformation inside."""
         self.deformation.set_random_state(seed, state)
         super().set_random_state(seed, state)
@@ -186,8 +193,10 @@ class Canonicalized(MapTransform, InvertibleTransform):
         """
         d = dict(data)
         if self.source_key not in d:
-            raise KeyError(f"Canonicalized: the deformation is found on '{self.source_key}', which is not among the "
-                           f"keys {sorted(map(str, d))}. Set 'source_key'.")
+            raise KeyError(
+                f"Canonicalized: the deformation is found on '{self.source_key}', which is not among the "
+                f"keys {sorted(map(str, d))}. Set 'source_key'."
+            )
         result = self.canonicalize.find(d[self.source_key])
         record = self.canonicalize.record(result)
         for key, mode, padding_mode in self.key_iterator(d, self.mode, self.padding_mode):

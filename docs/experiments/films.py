@@ -1,0 +1,119 @@
+"""Films of a manifest as tensors, and the deformations of the tables, each film always deformed the same way."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from monai.transforms import (
+    AsDiscreted,
+    Compose,
+    EnsureTyped,
+    Resized,
+    ScaleIntensityd,
+    ScaleIntensityRangePercentilesd,
+)
+from torch import Tensor
+
+from monai_diffeo.augmentation.deformations import random_elastic, random_homography, random_svf, tps_protocol
+from monai_diffeo.flow import affine_deformation, exp, warp
+from monai_diffeo.networks import rot90_generator
+from monai_diffeo.radiograph.manifest import read_manifest, spread_rows
+from monai_diffeo.transforms import LoadImageFilmd
+
+__all__ = ["DEFORMATIONS", "Films", "deform", "load_films", "prepare_films"]
+
+Deformer = Callable[[tuple[int, ...], torch.Generator], Tensor]
+
+
+@dataclass(frozen=True)
+class Films:
+    """Films and masks of one source: ``images`` and ``labels`` (N, 1, H, W), ``ids`` their names."""
+
+    images: Tensor
+    labels: Tensor
+    ids: tuple[str, ...]
+
+    def spread(self, count: int | None) -> Films:
+        """``count`` films evenly spaced over the set; None for all."""
+        rows = spread_rows(len(self.ids), count)
+        return Films(self.images[rows], self.labels[rows], tuple(self.ids[i] for i in rows))
+
+
+def prepare_films(keys: Sequence[str], size: Sequence[int] = (128, 128), before_resizing: Sequence[Callable] = ()) -> Compose:
+    """From paths under ``image`` and ``label`` to tensors, as the bundles prepare them."""
+    return Compose(
+        [
+            LoadImageFilmd(keys),
+            ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True),
+            ScaleIntensityd("label"),
+            *before_resizing,
+            Resized(keys, tuple(size), mode="bilinear", anti_aliasing=True),
+            AsDiscreted("label", threshold=0.5),
+            EnsureTyped(keys, track_meta=False),
+        ]
+    )
+
+
+def load_films(
+    dataset_dir: str | Path, source: str, split: str, size: Sequence[int] = (128, 128), limit: int | None = None
+) -> Films:
+    """Films of a manifest, prepared as the bundle prepares them; ``limit`` of them, evenly spaced over the list."""
+    keys = ["image", "label"]
+    prepare = prepare_films(keys, size)
+    items = [prepare(item) for item in read_manifest(dataset_dir, split, [source], limit=limit)]
+    images, labels = (torch.stack([item[key] for item in items]) for key in keys)
+    return Films(
+        images, labels, tuple(item.get("id", Path(str(item.get("image_path", i))).stem) for i, item in enumerate(items))
+    )
+
+
+def _tps(strength: float = 1.0, **settings: float) -> Deformer:
+    return lambda size, generator: tps_protocol(1, size, generator, strength=strength, **settings)
+
+
+def _turned(quarters: int) -> Deformer:
+    generator = -rot90_generator(torch.tensor([quarters]))
+    return lambda size, _: affine_deformation(generator, size).ddf()
+
+
+DEFORMATIONS: dict[str, Deformer | None] = {
+    "plain": None,
+    "TPS/2": _tps(0.5),
+    "TPS": _tps(1.0),
+    "TPS 15°/0.06": _tps(angle=15.0, jitter=0.06),
+    "TPS 45°/0.18": _tps(angle=45.0, jitter=0.18),
+    "TPS 60°/0.25": _tps(angle=60.0, jitter=0.25),
+    "SVF": lambda size, generator: exp(random_svf(1, size, generator, amplitude=0.1, sigma=0.08)),
+    "elastic": lambda size, generator: random_elastic(1, size, generator, amplitude=0.06, sigma=0.05),
+    "turned 90°": _turned(1),
+    "turned 180°": _turned(2),
+    "turned 270°": _turned(3),
+    "perspective": lambda size, generator: random_homography(1, size, generator, shift=0.15),
+}
+
+
+def deform(films: Films, name: str, seed: int = 0) -> tuple[Films, Tensor]:
+    """Deform every film as the protocol asks: bilinear, zeros outside, mask > 0.5.
+
+    The random numbers of a film depend on its id, the protocol's name and ``seed`` alone, so that a film is deformed in the
+    same way in every table, whatever films are beside it.
+
+    Returns:
+        The deformed films and their displacements ``(N, 2, H, W)``, voxels.
+    """
+    size = tuple(films.images.shape[2:])
+    deformer = DEFORMATIONS[name]
+    if deformer is None:
+        return films, torch.zeros(len(films.ids), 2, *size)
+    ddf = torch.cat([deformer(size, _generator(f"{seed}/{name.split()[0].split('/')[0]}/{film}")) for film in films.ids])
+    images = warp(films.images, ddf, padding_mode="zeros")
+    labels = (warp(films.labels, ddf, padding_mode="zeros") > 0.5).float()
+    return Films(images, labels, films.ids), ddf
+
+
+def _generator(text: str) -> torch.Generator:
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))

@@ -1,0 +1,261 @@
+"""The template transformers that the tables compare: how each is built and trained, and its weights kept in a folder."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch.nn.functional as F
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+
+from docs.experiments.figures import lung_unet
+from docs.experiments.training import trained
+from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplatePrior, TemplateTransformer
+from monai_diffeo.training import SegmentationStep, TemplateStep
+
+__all__ = [
+    "ABLATION",
+    "BUNDLE",
+    "COMPARED",
+    "PUBLISHED",
+    "SMOOTH",
+    "SHORT",
+    "VARIED",
+    "Recipe",
+    "at_size",
+    "bundle_backbone",
+    "guessed_lungs",
+    "template_backbone",
+    "trained_direct",
+    "trained_template",
+]
+
+SMOOTH: Mapping[str, Any] = {
+    "pieces": 4,
+    "control_size": (4, 8, 16, 24),
+    "limit": (0.4, 0.2, 0.1, 0.07),
+    "flow_size": 64,
+    "steps": 5,
+    "unshuffle": 2,
+}
+"""Velocities from coarse to fine, composed: the method that the rows of a comparison share."""
+
+BUNDLE: Mapping[str, Any] = {
+    **SMOOTH,
+    "control_size": (6, 6, 24, 24),
+    "limit": (0.3, 0.3, 0.08, 0.08),
+    "gain": 0.3,
+    "flow_size": 48,
+    "steps": 4,
+}
+"""The bundle's settings, see its ``inference.json``."""
+
+PUBLISHED: Mapping[str, Any] = {
+    "pieces": 4,
+    "control_size": None,
+    "flow_size": None,
+    "limit": 4.0,
+    "steps": 7,
+    "order": 2,
+    "guard": False,
+}
+"""Four velocities at every voxel, limited at 256 voxels as in the paper, summed by the series to order 2, no guard."""
+
+
+def template_backbone(
+    spatial_dims: int, shapes: int, pieces: int, unshuffle: int = 1, channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+) -> UNet:
+    """A U-Net for a template transformer that sees one image channel."""
+    strides = (1 if unshuffle > 1 else 2, *(2,) * (len(channels) - 2))
+    return UNet(spatial_dims, unshuffle**spatial_dims + shapes, pieces * spatial_dims, channels, strides, num_res_units=2)
+
+
+def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
+    """The bundle's backbone: a U-Net that segments at half the resolution, two smaller ones that register at a quarter, in two passes.
+
+    Args:
+        pieces: an even number; each pass finds half of them.
+    """
+    segmentation = UNet(
+        2, 4, 8, (12, 24, 48, 96, 192), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4})
+    )
+    registration = [UNet(2, 16, 2 * (pieces // 2), (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]
+    return SegmentThenRegister(
+        nn.Sequential(segmentation, nn.PixelShuffle(2)), registration, in_channels=4, unshuffle=2, uncertainty_bias=12.0
+    )
+
+
+def guessed_lungs(kind: str = "diagonal", trained: tuple[str, ...] = (), beta: float = 1.0) -> ShapePrior:
+    """Two ellipses side by side that nobody fitted: each in the middle of its half, half as wide and as high as it."""
+    return ShapePrior([[0.0, -0.5], [0.0, 0.5]], [[0.5, 0.25], [0.5, 0.25]], beta, kind, trained)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One template transformer.
+
+    Attributes:
+        prior: from training masks ``(N, K, *S)`` to the prior.
+        settings: of the :class:`TemplateTransformer`.
+        step: settings of the :class:`TemplateStep`.
+        epochs: of training.
+        size: of the frame that it works on, along each axis; None is the data's.
+        channels: of the backbone.
+        batch_size, rate: of the training.
+    """
+
+    prior: Callable[[Tensor], TemplatePrior]
+    settings: Mapping[str, Any] = field(default_factory=lambda: SMOOTH)
+    step: Mapping[str, Any] = field(default_factory=dict)
+    epochs: int = 20
+    size: int | None = None
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    batch_size: int = 8
+    rate: float = 2e-3
+
+    def build(self, labels: Tensor) -> TemplateTransformer:
+        """The network before training."""
+        prior = self.prior(labels)
+        unshuffle = self.settings.get("unshuffle", 1)
+        backbone = template_backbone(prior.spatial_dims, prior.num_shapes, self.settings["pieces"], unshuffle, self.channels)
+        return TemplateTransformer(backbone, prior, **self.settings)
+
+
+VARIED: Sequence[tuple[int, Mapping[str, Any]]] = (
+    (205, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}),
+    (75, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.5, "opacities": 0.75}),
+)
+"""Parts of the training of the direct U-Net that is trained long: epochs, and how films are varied; as in the second and nearly as in the third
+part of the template's training."""
+
+SHORT = 8
+"""Epochs of every row that only the comparison trains; the bundles' networks train longer."""
+
+_PLAIN = {"folding": 0.0, "compress": None}
+
+
+def _ablation(kind: str = "diagonal", *trained: str, **settings: Any) -> Recipe:
+    smaller = {"flow_size": 32, "control_size": (4, 8, 12, 16), "limit": (0.4, 0.2, 0.13, 0.1), "unshuffle": 1}
+    return Recipe(
+        lambda _: guessed_lungs(kind, trained),
+        epochs=6,
+        size=64,
+        channels=(16, 32, 64, 128),
+        settings={**SMOOTH, **smaller, **settings},
+    )
+
+
+ABLATION: Mapping[str, Recipe] = {
+    "fixed prior": _ablation(),
+    "train mu": _ablation("diagonal", "mean"),
+    "train scale (Sigma = s² I)": _ablation("isotropic", "covariance"),
+    "train diag(Sigma)": _ablation("diagonal", "covariance"),
+    "train mu + s²": _ablation("isotropic", "mean", "covariance"),
+    "train mu + diag(Sigma)": _ablation("diagonal", "mean", "covariance"),
+    "train mu + diag(Sigma) + beta": _ablation("diagonal", "mean", "covariance", "beta"),
+    "train mu + full Sigma + beta (ours)": _ablation("full", "mean", "covariance", "beta"),
+    "ours, fields added and not integrated": _ablation("full", "mean", "covariance", "beta", diffeomorphic=False),
+}
+
+COMPARED: Mapping[str, Recipe] = {
+    "template, no diffeomorphism (Lee et al.)": Recipe(
+        lambda _: guessed_lungs(), {**PUBLISHED, "order": None, "diffeomorphic": False}, _PLAIN, epochs=SHORT
+    ),
+    "template as published, fixed prior": Recipe(lambda _: guessed_lungs(), PUBLISHED, _PLAIN, epochs=SHORT),
+    "template as published, trained prior": Recipe(
+        lambda _: guessed_lungs("diagonal", ("mean", "covariance", "beta")), PUBLISHED, _PLAIN, epochs=SHORT
+    ),
+    "template, smooth and guarded, trained prior": Recipe(
+        lambda _: guessed_lungs("full", ("mean", "covariance", "beta"), 4.0), epochs=SHORT
+    ),
+}
+
+
+def at_size(data: Mapping[str, Tensor], size: int | None) -> dict[str, Tensor]:
+    """Images and labels on a smaller frame, by area; labels are cut at one half. None leaves them as they are."""
+    if size is None:
+        return dict(data)
+    target = [size] * (data["image"].ndim - 2)
+    return {
+        "image": F.interpolate(data["image"], target, mode="area"),
+        "label": (F.interpolate(data["label"], target, mode="area") > 0.5).float(),
+    }
+
+
+VERSION = 1  # of what a training is, so that weights kept from another are not taken up
+
+
+def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: object) -> Path:
+    """Beginning of the path of a row's files: what it is, and a digest of all else that the weights depend on."""
+    digest = hashlib.sha256(json.dumps({"version": VERSION, **settings}, sort_keys=True).encode()).hexdigest()[:8]
+    return Path(cache) / "".join(c if c.isalnum() else "_" for c in f"{name}_{epochs}_{seed}_{digest}")
+
+
+def trained_direct(
+    name: str,
+    data: Mapping[str, Tensor],
+    cache: str | Path,
+    seed: int = 0,
+    parts: Sequence[tuple[int, Mapping[str, Any]]] = ((SHORT, {}),),
+    batch_size: int = 8,
+) -> UNet:
+    """The direct U-Net of the lung bundle, trained on all shapes in one mask; kept in ``cache``.
+
+    Args:
+        name: of the row; names the files.
+        data, cache, seed, batch_size: as :func:`trained_template`.
+        parts: of the training, each from the weights of the one before: epochs, and how films are varied, settings of the
+            :class:`SegmentationStep`.
+    """
+    both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
+    build: Callable[[], nn.Module] = lung_unet
+    for number, (epochs, varied) in enumerate(parts):
+        before = {"before": [[n, dict(some)] for n, some in parts[:number]]} if number else {}
+        stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=batch_size, varied=dict(varied), **before)
+        iterations = epochs * (len(data["image"]) // batch_size)
+        network = trained(
+            stem.with_suffix(".pt"), build, SegmentationStep(seed=seed, **varied), both, iterations, seed, batch_size
+        )
+        build = partial(copy.deepcopy, network)
+    return network
+
+
+def trained_template(
+    name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0
+) -> tuple[TemplateTransformer, float]:
+    """A trained network in eval mode and the CPU seconds that its training took; weights of an earlier run are taken from ``cache``.
+
+    Args:
+        name: of the row; names the files.
+        recipe: how to build and train it.
+        data: ``image`` (N, C, *S) and ``label`` (N, K, *S), one channel a shape.
+        cache: folder of weights.
+        seed: of all random numbers.
+    """
+    settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
+    stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=settings)
+    data = at_size(data, recipe.size)
+    began, log = time.process_time(), stem.with_suffix(".json")
+    iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)
+    step = TemplateStep(seed=seed, **recipe.step)
+    network = trained(
+        stem.with_suffix(".pt"),
+        partial(recipe.build, data["label"]),
+        step,
+        data,
+        iterations,
+        seed,
+        recipe.batch_size,
+        recipe.rate,
+    )
+    if not log.is_file():
+        log.write_text(json.dumps({"name": name, "cpu_seconds": time.process_time() - began, "iterations": iterations}))
+    return network, json.loads(log.read_text())["cpu_seconds"]

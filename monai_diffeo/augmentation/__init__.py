@@ -1,0 +1,7 @@
+"""Random deformations, intensities and opacities for training and tests."""
+
+from monai_diffeo.augmentation.deformations import random_elastic, random_homography, random_svf, tps_protocol
+from monai_diffeo.augmentation.intensity import random_intensity
+from monai_diffeo.augmentation.opacities import random_opacities
+
+__all__ = ["random_elastic", "random_homography", "random_intensity", "random_opacities", "random_svf", "tps_protocol"]

@@ -1,0 +1,76 @@
+"""Several answers to one question: their mean, and how much they agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["agreement", "mean_prediction"]
+
+
+def mean_prediction(answers: Sequence[Any], moved: Tensor) -> Any:
+    """Mean of answers of one structure, tensor by tensor; of integers the most frequent value.
+
+    Rows of images that were not moved, and everything that cannot be averaged, are those of the first answer, bit for bit.
+
+    Args:
+        answers: tensors ``(B, ...)``, or dictionaries, lists and tuples of such.
+        moved: which images were moved, shape ``(B,)``.
+    """
+    first = answers[0]
+    if len(answers) == 1:
+        return first
+    if isinstance(first, Tensor):
+        if first.ndim == 0 or first.shape[0] != len(moved):
+            return first
+        if first.is_floating_point():
+            mean = torch.stack([a.float() for a in answers]).mean(0).to(first.dtype)
+        else:
+            mean = torch.stack([a.long() for a in answers]).mode(0).values.to(first.dtype)
+        return torch.where(moved.to(first.device).view(-1, *[1] * (first.ndim - 1)), mean, first)
+    if isinstance(first, Mapping):
+        return {key: mean_prediction([a[key] for a in answers], moved) for key in first}
+    if isinstance(first, (list, tuple)):
+        parts = [mean_prediction(list(items), moved) for items in zip(*answers)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return first
+
+
+def agreement(answers: Sequence[Any], moved: Tensor) -> Tensor | None:
+    """How much answers agree with their mean, 0 to 1, shape ``(B,)``; NaN for images that were not moved.
+
+    For maps ``(B, K, *S)`` the mean Dice, over answers and foreground classes, between what each decides and what their mean decides;
+    one channel decides at 0 (or at 0.5 if all its values lie in [0, 1]), several by the largest, class 0 being the background. For
+    scores ``(B, K)`` the share of answers that choose the class that the mean chooses. None for a single answer or one without
+    a tensor.
+    """
+    tensors = [_first_tensor(answer) for answer in answers]
+    if len(answers) == 1 or tensors[0] is None or tensors[0].ndim < 2:
+        return None
+    stack = torch.stack([t.detach().float() for t in tensors])
+    mean = stack.mean(0, keepdim=True)
+    if stack.ndim == 3:
+        same = (stack.argmax(2) == mean.argmax(2)).float().mean(0)
+    else:
+        probabilities = bool(stack.amin() >= 0) and bool(stack.amax() <= 1)
+        each, together = (_decide(x, probabilities).flatten(3) for x in (stack, mean))
+        overlap, size = 2 * (each & together).sum(3), each.sum(3) + together.sum(3)
+        same = torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean((0, 2))
+    return torch.where(moved.to(same.device), same, torch.nan)
+
+
+def _decide(scores: Tensor, probabilities: bool) -> Tensor:
+    if scores.shape[2] == 1:
+        return scores > (0.5 if probabilities else 0.0)
+    classes = torch.arange(1, scores.shape[2], device=scores.device).view(1, 1, -1, *[1] * (scores.ndim - 3))
+    return scores.argmax(2, keepdim=True) == classes
+
+
+def _first_tensor(answer: Any) -> Tensor | None:
+    if isinstance(answer, Tensor):
+        return answer if answer.is_floating_point() else None
+    items = answer.values() if isinstance(answer, Mapping) else answer if isinstance(answer, (list, tuple)) else ()
+    return next((t for t in map(_first_tensor, items) if t is not None), None)

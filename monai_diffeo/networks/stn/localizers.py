@@ -1,0 +1,144 @@
+"""Networks that look at an image and say how to move it, for spatial transformers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch.nn.functional as F
+from monai.networks.layers.factories import Conv, Pool
+from monai.networks.nets import Regressor
+from torch import Tensor, nn
+
+from monai_diffeo.networks.predictor import standardize_image
+
+__all__ = ["CNNLocalizer", "FCNLocalizer", "RegressorLocalizer", "zero_init_last_layer_"]
+
+
+def zero_init_last_layer_(network: nn.Module) -> nn.Module:
+    """Set the weights of a network's last layer to zero, so that it begins by asking for the identity; gives the network back.
+
+    Makes a localiser of any network with one output a parameter, for example of MONAI's ``DenseNet121(2, 1, family.num_parameters)``.
+
+    Raises:
+        ValueError: if the network has no linear layer or convolution.
+    """
+    layers = [m for m in network.modules() if isinstance(m, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d))]
+    if not layers:
+        raise ValueError(f"zero_init_last_layer_(): {type(network).__name__} has no linear layer or convolution to start from.")
+    nn.init.zeros_(layers[-1].weight)
+    if layers[-1].bias is not None:
+        nn.init.zeros_(layers[-1].bias)
+    return network
+
+
+def _dense(widths: Sequence[int]) -> list[nn.Module]:
+    layers: list[nn.Module] = []
+    for a, b in zip(widths, widths[1:]):
+        layers += [nn.Linear(a, b), nn.ReLU()]
+    return layers[:-1]
+
+
+class FCNLocalizer(nn.Sequential):
+    """Fully connected layers from the pixels of a small image to the parameters of a family.
+
+    Args:
+        num_parameters: of the family.
+        image_size: of the images, one number an axis.
+        in_channels: of the images.
+        hidden: widths of the hidden layers.
+
+    Reference: Jaderberg et al. (2015), https://arxiv.org/abs/1506.02025, for MNIST.
+    """
+
+    def __init__(
+        self,
+        num_parameters: int,
+        image_size: Sequence[int] = (42, 42),
+        in_channels: int = 1,
+        hidden: Sequence[int] = (32, 32, 32),
+    ) -> None:
+        super().__init__(nn.Flatten(), *_dense([in_channels * math.prod(image_size), *hidden, num_parameters]))
+        zero_init_last_layer_(self)
+
+
+class CNNLocalizer(nn.Sequential):
+    """Unpadded convolutions, each with a maximum over neighbours, then fully connected layers, for small images.
+
+    Args:
+        num_parameters: of the family.
+        image_size: of the images, 2 or 3 numbers.
+        in_channels: of the images.
+        channels: of the convolutions.
+        kernel_size: of the convolutions.
+        hidden: widths of the hidden fully connected layers.
+
+    Raises:
+        ValueError: if the image is too small for the convolutions.
+
+    Reference: Jaderberg et al. (2015), https://arxiv.org/abs/1506.02025; two convolutions as in Detlefsen et al. (2018).
+    """
+
+    def __init__(
+        self,
+        num_parameters: int,
+        image_size: Sequence[int] = (42, 42),
+        in_channels: int = 1,
+        channels: Sequence[int] = (20, 20),
+        kernel_size: int = 5,
+        hidden: Sequence[int] = (20,),
+    ) -> None:
+        dims, size, layers = len(image_size), tuple(image_size), []
+        for a, b in zip([in_channels, *channels], channels):
+            layers += [Conv["conv", dims](a, b, kernel_size), nn.ReLU(), Pool["max", dims](2)]
+            size = tuple((n - kernel_size + 1) // 2 for n in size)
+        if min(size) < 1:
+            raise ValueError(
+                f"CNNLocalizer: images of {tuple(image_size)} are too small for {len(channels)} convolutions of {kernel_size}. "
+                "Leave one out or take a smaller kernel."
+            )
+        super().__init__(*layers, nn.Flatten(), *_dense([channels[-1] * math.prod(size), *hidden, num_parameters]))
+        zero_init_last_layer_(self)
+
+
+class RegressorLocalizer(nn.Module):
+    """MONAI's ``Regressor`` on a thumbnail of the image, for images and volumes of the usual sizes.
+
+    Args:
+        num_parameters: of the family.
+        spatial_dims: 2 or 3.
+        in_channels: of the images.
+        image_size: size of the thumbnail along every axis; ``theta`` is relative to the frame and does not depend on it.
+        channels: width after each halving.
+        num_res_units: convolutions in each of the network's residual units.
+    """
+
+    def __init__(
+        self,
+        num_parameters: int,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        image_size: int = 64,
+        channels: Sequence[int] = (16, 32, 64, 64),
+        num_res_units: int = 2,
+    ) -> None:
+        super().__init__()
+        self.image_size = (image_size,) * spatial_dims
+        self.network = zero_init_last_layer_(
+            Regressor(
+                (in_channels, *self.image_size),
+                (num_parameters,),
+                channels,
+                (2,) * len(channels),
+                num_res_units=num_res_units,
+                act="relu",
+            )
+        )
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Parameters ``(B, P)`` for images ``(B, C, *S)``."""
+        image = image.to(next(self.network.parameters()).dtype)
+        if tuple(image.shape[2:]) != self.image_size:
+            options = {"mode": "bilinear", "antialias": True} if image.ndim == 4 else {"mode": "trilinear"}
+            image = F.interpolate(image, self.image_size, align_corners=False, **options)
+        return self.network(standardize_image(image).to(image.dtype))

@@ -1,0 +1,180 @@
+"""Films: reading one X-ray picture from DICOM, NIfTI, PNG or JPEG, strictly.
+
+The libraries disagree about grey scale, axes and spacing (a MONOCHROME1 film comes out black or white depending on the
+reader), so pixels are read here and nowhere else: rows x columns as displayed, bone white, spacing with its source.
+"""
+
+from __future__ import annotations
+
+import gzip
+import os
+import stat
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from monai.config import PathLike
+from monai.data import ImageReader
+from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
+
+from monai_diffeo.errors import FilmError
+from monai_diffeo.radiograph.dicom import read_dicom
+from monai_diffeo.radiograph.film import MAX_FILE_BYTES, Film, in_plane_affine, quiet
+from monai_diffeo.radiograph.nifti import read_nifti
+from monai_diffeo.radiograph.paths import format_of_name, list_films, split_name
+from monai_diffeo.radiograph.picture import read_picture
+
+__all__ = ["Film", "FilmReader", "NamedFilm", "film_meta", "format_of_name", "in_plane_affine", "list_films"]
+__all__ += ["read_film", "split_name"]
+
+_HEAD = 352  # bytes: a NIfTI-1 header and its extension flag
+
+
+def read_film(path: str | os.PathLike) -> Film:
+    """Read one film, or say in one sentence why the file is none. Nothing is printed and no patient data is kept.
+
+    Args:
+        path: a DICOM (also without suffix or named by a UID), NIfTI, PNG or JPEG file; the content must fit the name.
+
+    Returns:
+        The film: float32 rows x columns, bone white.
+
+    Raises:
+        FilmError: with the code ``FileNotReadable``, ``EmptyFile``, ``NotAFilm``, ``UnsupportedFile``,
+            ``DamagedFile``, ``TruncatedPixels``, ``NoPixelData``, ``MissingElement``, ``MultiFrame``,
+            ``VolumeNotFilm``, ``ColourImage``, ``NotFinite``, ``ConstantImage``, ``TooSmall``, ``TooLarge`` or
+            ``UnreadablePixels``.
+    """
+    path = Path(path)
+    found = _format_of_content(path)
+    promised = format_of_name(path.name)
+    if promised is None:
+        raise FilmError("UnsupportedFile", "The suffix is not .dcm, .dicom, .nii, .nii.gz, .png, .jpg or .jpeg.")
+    if found is None:
+        raise FilmError(
+            "NotAFilm",
+            "The content is no DICOM, NIfTI, PNG or JPEG. DICOM without its 128-byte preamble must be exported again.",
+        )
+    if found != promised:
+        raise FilmError("UnsupportedFile", f"The name promises {promised}, the content is {found}. Rename the file.")
+    with quiet():
+        return _READERS[found](path)
+
+
+_READERS = {
+    "dicom": read_dicom,
+    "nifti": read_nifti,
+    "png": lambda path: read_picture(path, "png"),
+    "jpeg": lambda path: read_picture(path, "jpeg"),
+}
+
+
+def _format_of_content(path: Path) -> str | None:
+    """Format by the first bytes."""
+    try:
+        state = path.stat()
+        if not stat.S_ISREG(state.st_mode):
+            raise FilmError("FileNotReadable", "A film is a regular file; this is a folder, a pipe or a device.")
+        with open(path, "rb") as stream:
+            head = stream.read(_HEAD)
+    except OSError:
+        raise FilmError("FileNotReadable", "The file is missing or may not be opened. Check path and rights.") from None
+    if not head:
+        raise FilmError("EmptyFile", "The file is empty. Copy it again.")
+    if state.st_size > MAX_FILE_BYTES:
+        raise FilmError("TooLarge", f"A film file may have up to {MAX_FILE_BYTES} bytes, this one has {state.st_size}.")
+    return _sniff(path, head)
+
+
+def _sniff(path: Path, head: bytes) -> str | None:
+    if head.startswith(b"\x1f\x8b"):
+        head = _inflated_head(path)
+    if head[128:132] == b"DICM":
+        return "dicom"
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "png"
+    if head.startswith(b"\xff\xd8\xff"):
+        return "jpeg"
+    return "nifti" if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" else None
+
+
+def _inflated_head(path: Path) -> bytes:
+    """First bytes of a gzip file; only NIfTI is read from gzip."""
+    try:
+        with gzip.open(path, "rb") as stream:
+            head = stream.read(_HEAD)
+    except (EOFError, OSError, zlib.error):
+        raise FilmError("DamagedFile", "The gzip file is damaged or was cut. Copy it again.") from None
+    return head if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" else b""
+
+
+def film_meta(film: Film, path: PathLike = "") -> dict:
+    """Metadata of a film in MONAI's words.
+
+    Args:
+        film: the film.
+        path: where it was read.
+
+    Returns:
+        MONAI's own keys, and one flat ``film_*`` key (string, number or boolean) for everything else, so that batches
+        collate: ``film_format``, ``film_rows``, ``film_columns``, ``film_spacing_source``, ``film_spacing_row``,
+        ``film_spacing_column`` and ``film_<detail>`` for each of ``film.details``.
+    """
+    return {
+        MetaKeys.AFFINE.value: film.affine.copy(),
+        MetaKeys.ORIGINAL_AFFINE.value: film.affine.copy(),
+        MetaKeys.SPATIAL_SHAPE.value: np.array(film.pixels.shape),
+        MetaKeys.ORIGINAL_CHANNEL_DIM.value: float("nan"),
+        MetaKeys.SPACE.value: SpaceKeys.RAS.value,
+        "filename_or_obj": str(path),
+        "film_format": film.format,
+        "film_rows": film.pixels.shape[0],
+        "film_columns": film.pixels.shape[1],
+        "film_spacing_source": film.spacing_source,
+        "film_spacing_row": film.spacing[0],
+        "film_spacing_column": film.spacing[1],
+        **{f"film_{name}": value for name, value in film.details.items()},
+    }
+
+
+class NamedFilm(NamedTuple):
+    """A film and the path it was read from."""
+
+    path: str
+    film: Film
+
+
+class FilmReader(ImageReader):
+    """MONAI reader for films: array ``(H, W)``, rows x columns (other MONAI readers give columns x rows).
+
+    `monai.transforms.LoadImage` tries its other readers when this one refuses a file; `LoadImageFilm` does not.
+    """
+
+    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
+        """Whether every name promises a film.
+
+        Args:
+            filename: one or several paths.
+        """
+        return all(format_of_name(Path(name).name) is not None for name in ensure_tuple(filename))
+
+    def read(self, data: Sequence[PathLike] | PathLike, **kwargs) -> NamedFilm:
+        """Read one file.
+
+        Args:
+            data: one path.
+            kwargs: not used.
+
+        Raises:
+            FilmError: if the file is no film, or ``MultiFrame`` for more than one path.
+        """
+        paths = ensure_tuple(data)
+        if len(paths) != 1:
+            raise FilmError("MultiFrame", f"FilmReader reads one file an image, got {len(paths)}.")
+        return NamedFilm(str(paths[0]), read_film(paths[0]))
+
+    def get_data(self, img: NamedFilm) -> tuple[np.ndarray, dict]:
+        """Pixels, float32 ``(H, W)``, and metadata (`film_meta`) of what `read` returned."""
+        return img.film.pixels, film_meta(img.film, img.path)

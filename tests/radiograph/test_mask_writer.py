@@ -1,0 +1,186 @@
+"""Masks land beside their film, in the frame of the film's own file, and never on one another."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from monai_diffeo.errors import FilmError, ShapeError
+from monai_diffeo.radiograph.mask_writer import mask_path, mask_path_beside, mask_paths, write_mask
+from monai_diffeo.radiograph.nifti import affine_of_text, shape_of_text
+from monai_diffeo.radiograph.reader import in_plane_affine, list_films, read_film
+
+nibabel = pytest.importorskip("nibabel")
+image_module = pytest.importorskip("PIL.Image")
+pytest.importorskip("pydicom")
+
+from tests.radiograph.dicom_factory import corner_film, save  # noqa: E402
+
+FILM = corner_film(20, 30)
+MASK = FILM > 1500  # the two corner markers
+TILTED = np.array([[0.1, -0.3, 0.02, 5], [0.2, 0.05, 0, -7], [0, 0.01, 1, 3], [0, 0, 0, 1.0]])
+
+
+# ---- names ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "film, expected",
+    [
+        ("a/b.dcm", "a/b_lungs.nii.gz"),
+        ("a/b.c.nii.gz", "a/b.c_lungs.nii.gz"),
+        ("b.NII", "b_lungs.nii.gz"),
+        ("a/b.PNG", "a/b_lungs.png"),
+        ("b.jpeg", "b_lungs.png"),
+        ("1.2.840.123", "1.2.840.123_lungs.nii.gz"),
+        ("IM0001", "IM0001_lungs.nii.gz"),
+    ],
+)
+def test_mask_path(tmp_path, film, expected):
+    assert mask_path(tmp_path / film, tmp_path, Path("out")) == Path("out") / expected
+
+
+def test_mask_path_of_one_film():
+    assert mask_path("x/y.png", "x/y.png", "out", "heart") == Path("out/y_heart.png")
+
+
+@pytest.mark.parametrize("film, postfix", [("/else/b.dcm", "lungs"), ("in/../b.dcm", "lungs"), ("in/b.dcm", "../x")])
+def test_masks_stay_in_the_output_folder(film, postfix):
+    with pytest.raises(FilmError, match="UnsupportedFile"):
+        mask_path(film, "in", "out", postfix)
+
+
+def test_only_colliding_names_get_their_suffix():
+    films = ["in/b.dcm", "in/b.nii.gz", "in/b", "in/c.dcm", "in/d/b.dcm", "in/b.png", "in/b.txt"]
+    masks = {film.as_posix(): mask.as_posix() for film, mask in mask_paths(films, "in", "out").items()}
+    assert masks == {
+        "in/b.dcm": "out/b_dcm_lungs.nii.gz",
+        "in/b.nii.gz": "out/b_nii_gz_lungs.nii.gz",
+        "in/b": "out/b_lungs.nii.gz",
+        "in/c.dcm": "out/c_lungs.nii.gz",
+        "in/d/b.dcm": "out/d/b_lungs.nii.gz",
+        "in/b.png": "out/b_lungs.png",
+        "in/b.txt": "out/b_txt_lungs.nii.gz",
+    }
+
+
+def test_a_suffix_that_makes_a_new_collision():
+    masks = mask_paths(["b.dcm", "b.nii", "b_dcm.dcm"], ".", "out")
+    assert sorted(path.name for path in masks.values()) == [
+        "b_dcm_dcm_lungs.nii.gz",
+        "b_dcm_lungs.nii.gz",
+        "b_nii_lungs.nii.gz",
+    ]
+    with pytest.raises(FilmError, match="Rename"):
+        mask_paths(["b.dcm", "b.nii", "b_dcm"], ".", "out")
+
+
+def test_one_film_alone_gets_the_name_it_has_among_all(tmp_path):
+    names = ["b.dcm", "b.nii", "b_dcm.dcm", "b.png", "b.jpg", "c.dcm", "c.txt", "ca.dcm"]
+    names += ["sub/b.dcm", "1.2.3", "1.2.34"]
+    for name in names:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"x")
+    films = list_films(tmp_path)
+    together = mask_paths(films, tmp_path, "out")
+    films = [film for film in films if film.suffix != ".txt"]
+    assert len({together[film] for film in films}) == len(films) == len(names) - 1
+    assert {film: mask_path_beside(film, tmp_path, "out") for film in films} == {film: together[film] for film in films}
+    assert together[tmp_path / "c.dcm"].name == "c_lungs.nii.gz"
+
+
+# ---- content -------------------------------------------------------------------------------------------------------
+
+
+def write_for(film, path):
+    shape, affine = film.details["file_shape"], film.details["file_affine"]
+    return write_mask(
+        film.pixels > 1500,
+        film.format,
+        film.affine,
+        path,
+        shape_of_text(shape) or None,
+        affine_of_text(affine) if affine else None,
+    )
+
+
+@pytest.mark.parametrize("tail", [(), (1,), (1, 1)])
+@pytest.mark.parametrize("affine", [np.eye(4), np.diag([-0.2, 0.3, 1, 1]), TILTED])
+def test_nifti_mask_lies_on_its_file(tmp_path, tail, affine):
+    original = nibabel.Nifti1Image(FILM.T.reshape(*FILM.T.shape, *tail), affine)
+    nibabel.save(original, tmp_path / "a.nii")
+    mask = nibabel.load(write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz"))
+    original = nibabel.load(tmp_path / "a.nii")
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(original.dataobj) > 1500)
+    np.testing.assert_array_equal(mask.affine, original.affine)
+    np.testing.assert_allclose(mask.header.get_zooms(), original.header.get_zooms(), rtol=1e-6)
+    assert mask.get_data_dtype() == np.uint8
+
+
+def test_nifti_mask_of_a_singular_file_keeps_its_affine(tmp_path):
+    original = nibabel.Nifti1Image(FILM.T, None)
+    original.header.set_sform(np.diag([0, 0.3, 1, 1]), code=1)
+    nibabel.save(original, tmp_path / "a.nii")
+    mask = nibabel.load(write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz"))
+    np.testing.assert_array_equal(mask.affine, nibabel.load(tmp_path / "a.nii").affine)
+
+
+def test_nifti_mask_of_a_file_in_metres_is_in_millimetres(tmp_path):
+    original = nibabel.Nifti1Image(FILM.T, np.diag([0.0002, 0.0003, 1, 1]))
+    original.header.set_xyzt_units("meter")
+    nibabel.save(original, tmp_path / "a.nii")
+    mask = nibabel.load(write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz"))
+    np.testing.assert_allclose(mask.header.get_zooms(), (0.2, 0.3), rtol=1e-5)
+    assert mask.header.get_xyzt_units()[0] == "mm"
+
+
+def test_dicom_mask_is_rows_by_columns_where_itk_puts_the_film(tmp_path):
+    sitk = pytest.importorskip("SimpleITK")
+    film_path = save(tmp_path / "a.dcm", FILM, ImagerPixelSpacing=[0.3, 0.15])
+    mask_file = write_for(read_film(film_path), tmp_path / "m.nii.gz")
+    mask = nibabel.load(mask_file)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), MASK)
+    itk_film, itk_mask = sitk.ReadImage(str(film_path)), sitk.ReadImage(str(mask_file))
+    affine = np.diag([-1, -1, 1, 1]) @ mask.affine  # RAS to LPS
+    for row, column in [(0, 0), (3, 7), (19, 29)]:
+        there = itk_film.TransformIndexToPhysicalPoint((column, row, 0))
+        np.testing.assert_allclose((affine @ [row, column, 0, 1])[:3], there, atol=1e-5)
+    assert itk_mask.GetSize()[:2] == (20, 30)
+    assert itk_mask.GetSpacing()[:2] == pytest.approx((0.3, 0.15))
+
+
+@pytest.mark.parametrize("film_format, dtype", [("png", bool), ("jpeg", np.uint8), ("png", np.float32)])
+def test_png_mask(tmp_path, film_format, dtype):
+    path = write_mask(MASK.astype(dtype), film_format, in_plane_affine((1, 1)), tmp_path / "m.png")
+    written = image_module.open(path)
+    assert written.mode == "L"
+    np.testing.assert_array_equal(np.asarray(written), MASK * 255)
+
+
+def test_empty_mask_is_written(tmp_path):
+    path = write_mask(np.zeros((4, 5), np.uint8), "dicom", np.eye(4), tmp_path / "new" / "folder" / "m.nii.gz")
+    assert nibabel.load(path).get_fdata().sum() == 0
+
+
+def test_write_is_atomic_and_repeatable(tmp_path, monkeypatch):
+    path = write_mask(MASK, "dicom", np.eye(4), tmp_path / "m.nii.gz")
+    first = path.read_bytes()
+    assert write_mask(MASK, "dicom", np.eye(4), path).read_bytes() == first
+
+    def no_space(*_):
+        raise OSError("no space left on device")
+
+    monkeypatch.setattr("monai_diffeo.radiograph.mask_writer.os.replace", no_space)
+    with pytest.raises(OSError, match="no space"):
+        write_mask(~MASK, "dicom", np.eye(4), path)
+    assert [file.name for file in tmp_path.iterdir()] == ["m.nii.gz"] and path.read_bytes() == first
+
+
+def test_wrong_masks_are_refused(tmp_path):
+    with pytest.raises(ShapeError, match=r"\(H, W\)"):
+        write_mask(MASK[None], "png", np.eye(4), tmp_path / "m.png")
+    with pytest.raises(ShapeError, match="film file"):
+        write_mask(MASK, "nifti", np.eye(4), tmp_path / "m.nii.gz", file_shape=(20, 30))
+    with pytest.raises(FilmError, match="UnsupportedFile"):
+        write_mask(MASK, "mha", np.eye(4), tmp_path / "m.mha")
+    assert list(tmp_path.iterdir()) == []
