@@ -61,7 +61,7 @@ def prose(markdown):
     text = re.sub(r"^```.*?^```", "", markdown, flags=re.S | re.M)
     text = re.sub(r"<!--.*?-->", "", text, flags=re.S)
     text = re.sub(r"!?\[([^\]]*)\]\([^)]*\)", r"\1", text)
-    text = re.sub(r"`[^`]+`", lambda span: re.sub(r"\W+", "_", span[0]).strip("_") or "sign", text)
+    text = re.sub(r"`[^`]+`", lambda span: "_" + (re.sub(r"\W+", "_", span[0]).strip("_") or "sign"), text)
     blocks, open_block = [], []
     for line in [*text.splitlines(), ""]:
         starts = re.match(r"\s*([*+-]|\d+\.)\s+", line)
@@ -71,7 +71,7 @@ def prose(markdown):
             open_block = []
         if not alone:
             open_block.append(line[starts.end() :] if starts else line.strip())
-    return [re.sub(r"[*]{1,2}", "", block) for block in blocks]
+    return [block.replace("*", "") for block in blocks]
 
 
 def sentences(markdown):
@@ -113,7 +113,7 @@ code. Is. None.
 """
     assert sentences(page) == [
         "One sentence.",
-        "Two of MONAI_Yes are two, e.g. this one!",
+        "Two of _MONAI_Yes are two, e.g. this one!",
         "Is a link with words a word?",
         "An item is one sentence",
         "Dice is 0.9 of 1.0.",
