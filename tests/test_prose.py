@@ -184,5 +184,8 @@ def test_readme_keeps_the_commands_that_ci_extracts():
     text = (ROOT / "README.md").read_text()
     blocks = dict(re.findall(r"^<!-- (main|test) -->\n```\n(.*?)^```", text, re.S | re.M))
     assert set(blocks) == {"main", "test"} and text.count("<!-- ") == 2
-    assert blocks["main"].rstrip().endswith("--workflow_type infer") and "--bundle_root bundles/cxr_lung_segmentation" in blocks["main"]
+    assert (
+        blocks["main"].rstrip().endswith("--workflow_type infer")
+        and "--bundle_root bundles/cxr_lung_segmentation" in blocks["main"]
+    )
     assert blocks["test"].rstrip().endswith("-m pytest")
