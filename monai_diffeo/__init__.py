@@ -9,7 +9,7 @@ from monai_diffeo.families import ControlGrid, Siren
 from monai_diffeo.flow import compose, exp, folding_fraction, inverse, jacobian_determinant, warp
 from monai_diffeo.inferers import DiffeoInferer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Canonicalization",

@@ -1,0 +1,63 @@
+"""Names of version 0.1. For one version, an old name raises an error that holds the new one; then this file goes."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn, TypeVar
+
+from monai_diffeo.errors import DiffeoError
+
+__all__ = ["RenamedError", "renamed_arguments", "renamed_attributes", "renamed_names"]
+
+Callee = TypeVar("Callee", bound=Callable[..., Any])
+Class = TypeVar("Class", bound=type)
+
+
+class RenamedError(DiffeoError):
+    """A name of version 0.1 was used; ``old`` and ``new`` say which and what it is now."""
+
+    def __init__(self, where: str, old: str, new: str) -> None:
+        self.old, self.new = old, new
+        super().__init__(f"{where}: '{old}' is now '{new}'. Use the new name; CHANGELOG.md lists all of them.")
+
+
+def renamed_names(module: str, **names: str) -> Callable[[str], NoReturn]:
+    """The ``__getattr__`` of a module whose old names are keys and whose new names are values."""
+
+    def getattr_(name: str) -> NoReturn:
+        if name in names:
+            raise RenamedError(module, name, names[name])
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+
+    return getattr_
+
+
+def renamed_arguments(**names: str) -> Callable[[Callee], Callee]:
+    """Decorator of a function whose keyword arguments had other names."""
+
+    def decorate(function: Callee) -> Callee:
+        @functools.wraps(function)
+        def checked(*args: Any, **kwargs: Any) -> Any:
+            for old in names.keys() & kwargs.keys():
+                raise RenamedError(f"{function.__qualname__.removesuffix('.__init__')}()", old, names[old])
+            return function(*args, **kwargs)
+
+        return checked  # type: ignore[return-value]
+
+    return decorate
+
+
+def renamed_attributes(**names: str) -> Callable[[Class], Class]:
+    """Decorator of a class whose attributes and methods had other names."""
+
+    def decorate(cls: Class) -> Class:
+        for old, new in names.items():
+
+            def read(self: object, old: str = old, new: str = new) -> NoReturn:
+                raise RenamedError(type(self).__name__, old, new)
+
+            setattr(cls, old, property(read))
+        return cls
+
+    return decorate
