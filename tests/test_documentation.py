@@ -2,6 +2,7 @@
 
 import doctest
 import importlib
+import json
 import pathlib
 import pkgutil
 import re
@@ -9,6 +10,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
 import monai_diffeo
 
@@ -48,6 +50,18 @@ def test_examples_in_docstrings(name):
 def test_a_wrong_example_is_noticed(capsys):
     module = type(pathlib)("made_up", ">>> int(torch.tensor(1)) + int(np.int64(1))\n3\n")
     assert run_examples(module).failed == 1
+
+
+def test_the_folder_that_the_page_on_fitting_shows_loads(tmp_path):
+    page = (ROOT / "docs" / "how-to" / "fit-a-canonicalizer.md").read_text()
+    settings = json.loads(re.search(r"```json\n(.*?)```", page, re.S)[1])
+    for name, file in settings["weights"].items():
+        network = ConfigParser({"network": settings["networks"][name]}).get_parsed_content("network")
+        torch.save(network.state_dict(), tmp_path / file)
+    (tmp_path / "canonicalizer.json").write_text(json.dumps(settings))
+    (tmp_path / "statistics.json").write_text(json.dumps({name: {"mean": 0.0, "std": 1.0} for name in settings["energies"]}))
+    canonicalizer = monai_diffeo.load_canonicalizer(tmp_path)
+    assert canonicalizer(torch.rand(1, 1, 128, 128)).image.shape == (1, 1, 128, 128)
 
 
 def run_page(name):
