@@ -69,7 +69,7 @@ def random_framing(batch_size: int, spatial_size: Sequence[int], generator: torc
     """
     half = torch.tensor([(n - 1) / 2 for n in spatial_size])
     scale = uniform(0.85, 1.5, (batch_size, 2), generator)
-    shift = uniform(-1, 1, (batch_size, 2), generator) * (scale - 1).clamp(min=0.05) * half
+    shift = uniform(-1, 1, (batch_size, 2), generator) * ((scale - 1).clamp(min=0.05) * half)
     return (scale - 1).view(-1, 2, 1, 1) * centered_grid(spatial_size) + shift.view(-1, 2, 1, 1)
 
 

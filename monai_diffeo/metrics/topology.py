@@ -139,7 +139,8 @@ def shapes_intact(masks: np.ndarray) -> bool:
         masks: shape ``(K, *S)``, 2 or 3 spatial axes; everything but 0 is inside.
     """
     masks = np.asarray(masks) != 0
-    union, count = np.logical_or.reduce(masks), len(masks)
+    union: np.ndarray = np.logical_or.reduce(masks)
+    count = len(masks)
     if masks.ndim == 3:
         if not _plane_parts_are_simple(union, count):
             return False
@@ -186,7 +187,7 @@ def shape_topology(masks: np.ndarray) -> tuple[tuple[int, ...], ...]:
     """
     masks = np.asarray(masks) != 0
     sizes = sorted({1, min(2, len(masks)), len(masks)})
-    groups = [masks[list(some)].any(0) for size in sizes for some in combinations(range(len(masks)), size)]
+    groups = [np.logical_or.reduce(masks[list(some)]) for size in sizes for some in combinations(range(len(masks)), size)]
     return tuple(betti_numbers(group, connectivity) for group in groups for connectivity in _DUAL)
 
 

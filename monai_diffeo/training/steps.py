@@ -19,15 +19,7 @@ from monai_diffeo.families import Family
 from monai_diffeo.flow import compose, warp
 from monai_diffeo.networks import rot90_image, standardize_image
 
-__all__ = [
-    "AddAnswerd",
-    "ClassificationStep",
-    "CriticStep",
-    "OrientationStep",
-    "PredictorStep",
-    "SegmentationStep",
-    "VAEStep",
-]
+__all__ = ["AddAnswerd", "ClassificationStep", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep"]
 
 Losses = Mapping[str, Tensor]
 

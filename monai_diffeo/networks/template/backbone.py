@@ -79,7 +79,7 @@ class SegmentThenRegister(nn.Module):
 
 
 def add_uncertainty_bias(log_odds: Tensor, uncertainty_bias: float) -> Tensor:
-    """Raise the log-odds of each shape in proportion to its :func:`uncertain_fraction`, so that uncertain voxels count as inside.
+    """Raise the log-odds of each shape in proportion to its :func:`uncertain_fraction`: uncertain voxels come to be inside.
 
     Args:
         log_odds: shape ``(B, K, *S)``.

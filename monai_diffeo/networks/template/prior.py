@@ -55,7 +55,7 @@ class TemplatePrior(nn.Module):
     num_shapes: int
 
     def log_odds(self, points: Tensor) -> Tensor:
-        """Log-odds of each shape at ``points`` ``(B, D, *S)``, relative coordinates (1 = half the frame); shape ``(B, K, *S)``."""
+        """Log-odds of each shape at ``points`` ``(B, D, *S)``, 1 = half the frame; shape ``(B, K, *S)``."""
         raise TypeError(f"{type(self).__name__} must define log_odds(points).")
 
     def outline(self, count: int) -> Tensor:
@@ -84,7 +84,7 @@ class ShapePrior(TemplatePrior):
 
     Raises:
         ShapeError: if ``mean`` or ``covariance`` has another shape.
-        ValueError: for an unknown ``kind`` or ``trained``, a covariance that is not positive definite, or a ``beta`` of at most 0.
+        ValueError: for an unknown ``kind`` or ``trained``, a covariance that is not positive definite, or ``beta <= 0``.
 
     Reference: equation 5 of "Diffeomorphic Template Transformers" (2020).
 

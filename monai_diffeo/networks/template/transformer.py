@@ -90,7 +90,8 @@ class TemplateTransformer(nn.Module):
             takes the backbone's output as the velocity at every voxel, unsmoothed, as published.
         flow_size: lattice of the flows, along each axis; None takes the image's.
         steps: squarings of the exponentials.
-        order: None composes the flows of the pieces; 1 to 4 sums their velocities by the Baker-Campbell-Hausdorff series (published: 2).
+        order: None composes the flows of the pieces; 1 to 4 sums their velocities by the Baker-Campbell-Hausdorff series
+            (published: 2).
         diffeomorphic: False adds the velocities up as displacements, without integration, as the older template transformer
             did; there is no guard then.
         guard: whether the guard acts outside training.
@@ -207,9 +208,9 @@ class TemplateTransformer(nn.Module):
         )
 
     def _fields(self, answer: Tensor, lattice: tuple[int, ...], begun: _Begun = None) -> Tensor:
-        """Velocities ``(B, t, D, *S')`` of the first t pieces from a backbone's output ``(B, t * D, *S'')``, voxels of the lattice.
+        """Velocities ``(B, t, D, *S')`` of the first t pieces from a backbone's output ``(B, t * D, *S'')``.
 
-        Those in ``begun`` are taken from there.
+        Voxels of the lattice; those in ``begun`` are taken from there.
         """
         dims = self.prior.spatial_dims
         if answer.shape[1] % dims or answer.shape[1] > self.pieces * dims:
@@ -412,7 +413,7 @@ def _spline_matrix(size: int, controls: int, device: torch.device, dtype: torch.
 
 def _interpolate(control: Tensor, spatial_size: Sequence[int]) -> Tensor:
     """Smooth field through control points ``(B, C, *s)``, shape ``(B, C, *S)``."""
-    for axis, n in enumerate(spatial_size):
+    for n in spatial_size:
         matrix = _spline_matrix(int(n), control.shape[2], control.device, control.dtype)
         control = torch.tensordot(control, matrix, dims=([2], [1]))  # the axis goes to the end: all of them, the order is right
     return control
