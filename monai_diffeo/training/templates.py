@@ -21,6 +21,8 @@ __all__ = ["TemplateStep"]
 class TemplateStep:
     """Dice plus cross entropy of the warped prior, with penalties for distant outlines and for maps that nearly fold.
 
+    The loss is MONAI's ``DiceCELoss(sigmoid=True)``, whose cross entropy of several shapes is that of a softmax over them.
+
     Args:
         strength, intensity, framing_share, opacities: as for :func:`~monai_diffeo.augmentation.varied_films`.
         folding: weight of the penalty on folds; 0 for the methods as published.
