@@ -62,7 +62,9 @@ def test_some_films_get_black_bands_at_the_frame_and_most_do_not():
 @pytest.mark.parametrize("strength", [0.5, 1.0])
 @pytest.mark.parametrize("end", ["low", "high"])
 def test_gamma_contrast_and_brightness_reach_their_bounds_in_this_order(strength, end, monkeypatch):
-    monkeypatch.setattr(intensity, "uniform", lambda low, high, shape, generator: torch.full(shape, float(low if end == "low" else high)))
+    monkeypatch.setattr(
+        intensity, "uniform", lambda low, high, shape, generator: torch.full(shape, float(low if end == "low" else high))
+    )
     monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.ones(*shape))  # no blur, no bands, all the shading
     monkeypatch.setattr(torch, "randn", lambda shape, generator=None: torch.full(shape, 2.0))
     sign = -1 if end == "low" else 1
@@ -73,7 +75,9 @@ def test_gamma_contrast_and_brightness_reach_their_bounds_in_this_order(strength
 
 
 def test_bands_are_as_wide_as_drawn_at_every_side_of_every_channel(monkeypatch):
-    monkeypatch.setattr(intensity, "uniform", lambda low, high, shape, generator: torch.full(shape, float(high if high < 0.14 else 0)))
+    monkeypatch.setattr(
+        intensity, "uniform", lambda low, high, shape, generator: torch.full(shape, float(high if high < 0.14 else 0))
+    )
     monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.zeros(*shape))
     out = random_intensity(torch.full((1, 2, 51, 101), 0.6), None, 0.5)  # 0.06 of the frame: 3 rows, 6 columns
     expected = torch.zeros(51, 101)

@@ -100,7 +100,9 @@ def test_wrong_arguments_are_refused(image, label, settings, error, says):
     "end, axes, softness, weight, brightness", [("low", 1 / 16, 0.03, 0.4, 0.5), ("high", 0.7, 0.4, 1.0, 1.0)]
 )
 def test_an_opacity_is_an_ellipse_of_its_axes_edge_weight_and_brightness(end, axes, softness, weight, brightness, monkeypatch):
-    monkeypatch.setattr(opacities, "uniform", lambda low, high, shape, generator: torch.full(shape, float(low if end == "low" else high)))
+    monkeypatch.setattr(
+        opacities, "uniform", lambda low, high, shape, generator: torch.full(shape, float(low if end == "low" else high))
+    )
     mask = torch.zeros(1, 1, 81, 81)
     mask[..., 40, 30] = 1
     out = random_opacities(torch.full((1, 1, 81, 81), 0.1), mask, seeded(), share=1.0, most=1)[0, 0]

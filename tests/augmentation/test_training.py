@@ -30,7 +30,9 @@ def stretched(count, factor, size=SIZE):
 
 def test_half_of_the_splines_have_the_full_strength_and_the_others_any(monkeypatch):
     told = []
-    monkeypatch.setattr(training, "tps_protocol", lambda *a, strength, **more: told.append(strength) or tps_protocol(*a, strength=strength))
+    monkeypatch.setattr(
+        training, "tps_protocol", lambda *a, strength, **more: told.append(strength) or tps_protocol(*a, strength=strength)
+    )
     ddf = random_strength_tps(1000, (4, 4), seeded(), 0.6)
     full = told[0] == told[0].max()
     assert told[0].max() == pytest.approx(0.6) and 0.45 < full.float().mean() < 0.55
@@ -56,7 +58,12 @@ def test_frames_are_scaled_and_shifted_into_the_margin():
 def test_kinds_of_training_deformations_and_their_shares(monkeypatch):
     """Splines, or flows after a view or after a spline; then the frame; then the identity: in this order and these shares."""
     count, told = 2000, {}
-    tps, flow, view, frame = stretched(count, 0.1), constant(count, 0.5, -1.0), stretched(count, -0.2), constant(count, 1.0, 0.0)
+    tps, flow, view, frame = (
+        stretched(count, 0.1),
+        constant(count, 0.5, -1.0),
+        stretched(count, -0.2),
+        constant(count, 1.0, 0.0),
+    )
 
     def splines(batch, size, generator, strength, angle, jitter, scale, fold_free):
         told.update(strength=strength, angle=angle, jitter=jitter, scale=scale, fold_free=fold_free)
@@ -82,7 +89,13 @@ def test_kinds_of_training_deformations_and_their_shares(monkeypatch):
     assert still == pytest.approx(0.2, abs=0.03) and still + sum(known.values()) == pytest.approx(1.0)
     for (share, _), found in known.items():
         assert found == pytest.approx(share, abs=0.03)
-    assert told["angle"] == 33.0 and told["jitter"] == 0.11 and told["fold_free"] and told["shift"] == 0.12 and told["sigma"] == 0.1
+    assert (
+        told["angle"] == 33.0
+        and told["jitter"] == 0.11
+        and told["fold_free"]
+        and told["shift"] == 0.12
+        and told["sigma"] == 0.1
+    )
     assert 0.75 <= told["scale"] <= 1.1
     assert told["strength"].square().mean() == pytest.approx(0.5, abs=0.03) and told["strength"].max() <= 1
     assert told["amplitude"].mean() == pytest.approx(0.04, abs=0.003) and told["amplitude"].max() <= 0.08
@@ -126,7 +139,9 @@ def test_films_are_varied_in_order_and_only_as_asked(monkeypatch):
     monkeypatch.setattr(training, "random_opacities", named("opacities", lambda image, *a: image + 1))
     monkeypatch.setattr(training, "random_intensity", named("intensity", lambda image, *a: image * 2))
     monkeypatch.setattr(training, "random_strength_tps", named("protocol", lambda n, size, *a: constant(n, 0.0, 0.0, size)))
-    monkeypatch.setattr(training, "random_training_deformation", named("other", lambda n, size, *a: constant(n, 0.0, 0.0, size)))
+    monkeypatch.setattr(
+        training, "random_training_deformation", named("other", lambda n, size, *a: constant(n, 0.0, 0.0, size))
+    )
     image = torch.rand(2, 1, 4, 4, generator=seeded())
     mask = (image > 0.5).float()
     as_they_are = varied_films(image, mask, seeded())
@@ -139,6 +154,8 @@ def test_films_are_varied_in_order_and_only_as_asked(monkeypatch):
     generator = seeded()
     for _ in range(300):
         varied_films(image, mask, generator, 0.7, framing_share=0.3)
-    assert 0.22 < calls.count(("other", 0.1)) / 300 < 0.38 and calls.count(("protocol", 0.7)) == 300 - calls.count(("other", 0.1))
+    assert 0.22 < calls.count(("other", 0.1)) / 300 < 0.38 and calls.count(("protocol", 0.7)) == 300 - calls.count(
+        ("other", 0.1)
+    )
     with pytest.raises(ValueError, match="'framing_share' = 0.3 needs a 'strength'"):
         varied_films(image, mask, seeded(), framing_share=0.3)

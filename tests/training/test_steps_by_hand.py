@@ -381,7 +381,9 @@ class Template:
 
 
 def template_losses(odds, label, network=None, **settings):
-    return TemplateStep(**settings)(network or Template(odds), {"image": torch.zeros(len(label), 1, *label.shape[2:]), "label": label})
+    return TemplateStep(**settings)(
+        network or Template(odds), {"image": torch.zeros(len(label), 1, *label.shape[2:]), "label": label}
+    )
 
 
 def test_a_template_pays_dice_and_cross_entropy_of_compressed_log_odds():

@@ -194,12 +194,19 @@ def test_each_iteration_trains_by_its_own_gradient_in_training_mode():
         optimizer=torch.optim.SGD(network.parameters(), 0.25),
         loss_function=None,
         iteration_update=TrainingIteration(
-            lambda net, batch: {"a": net(batch["image"]).sum() * 0.5, "b": modes.append(net.training) or net.weight.sum() * 0.25}
+            lambda net, batch: {
+                "a": net(batch["image"]).sum() * 0.5,
+                "b": modes.append(net.training) or net.weight.sum() * 0.25,
+            }
         ),
     )
     trainer.run()
     assert network.weight.item() == pytest.approx(-3 * 0.25 * 0.75) and modes == [True] * 3
-    assert trainer.state.output == {"loss": pytest.approx(-2 * 0.1875 * 0.75), "a": pytest.approx(-0.1875), "b": pytest.approx(-0.09375)}
+    assert trainer.state.output == {
+        "loss": pytest.approx(-2 * 0.1875 * 0.75),
+        "a": pytest.approx(-0.1875),
+        "b": pytest.approx(-0.09375),
+    }
 
 
 def test_the_loss_curve_is_a_table_of_epochs(tmp_path, capsys):
