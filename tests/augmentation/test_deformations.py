@@ -106,7 +106,7 @@ def test_many_fold_free_splines_do_not_fold():
 
 
 def test_even_wild_splines_are_tamed():
-    wild = dict(jitter=0.3, angle=45.0)
+    wild = {"jitter": 0.3, "angle": 45.0}
     assert (folding_fraction(tps_protocol(100, (40, 40), seeded(0), **wild)) > 0).float().mean() > 0.8
     assert folding_fraction(tps_protocol(100, (40, 40), seeded(0), fold_free=True, **wild)).max() == 0  # takes several halvings
 
