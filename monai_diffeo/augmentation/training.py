@@ -26,22 +26,15 @@ def random_training_deformation(
     jitter: float = 0.15,
     framing_share: float = 0.4,
 ) -> Tensor:
-    """Displacements for training a predictor.
+    """Displacements for training a predictor, shape ``(B, 2, H, W)``, voxels.
 
     Seven tenths are thin-plate splines of all strengths. The others are smooth flows after a perspective view or after such a
     spline. Some are then composed with another frame, and some are replaced by the identity.
 
     Args:
-        batch_size: B.
-        spatial_size: (H, W).
-        generator: source of all random numbers.
+        batch_size, spatial_size, generator, angle, jitter: as for :func:`tps_protocol`.
         identity_share: probability that a film is not deformed.
-        angle: largest rotation of the splines, degrees.
-        jitter: largest shift of a control point of the splines, in units of the frame.
         framing_share: probability of :func:`random_framing`.
-
-    Returns:
-        Shape ``(B, 2, H, W)``, voxels.
     """
     scale = torch.rand(1, generator=generator).item() * 0.35 + 0.75
     strength = torch.rand(batch_size, generator=generator).sqrt()
@@ -59,13 +52,10 @@ def random_training_deformation(
 
 
 def random_framing(batch_size: int, spatial_size: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-    """Displacements that change the frame around the anatomy, as collimation and black margins do.
+    """Displacements ``(B, 2, H, W)``, voxels, that change the frame around the anatomy, as collimation and black margins do.
 
     Each axis is scaled by a factor from 0.85 to 1.5. It is shifted by at most the margin that this leaves on one side, or by
     0.05 of half the frame where that is more.
-
-    Returns:
-        Shape ``(B, 2, H, W)``, voxels.
     """
     half = torch.tensor([(n - 1) / 2 for n in spatial_size])
     scale = uniform(0.85, 1.5, (batch_size, 2), generator)
@@ -76,11 +66,7 @@ def random_framing(batch_size: int, spatial_size: Sequence[int], generator: torc
 def random_strength_tps(
     batch_size: int, spatial_size: Sequence[int], generator: torch.Generator | None = None, strength: float = 1.0
 ) -> Tensor:
-    """Displacements of :func:`tps_protocol`: half of them at ``strength``, the others at a uniform random part of it.
-
-    Returns:
-        Shape ``(B, 2, H, W)``, voxels.
-    """
+    """Displacements of :func:`tps_protocol`: half of them at ``strength``, the others at a uniform random part of it."""
     share = (2 * torch.rand(batch_size, generator=generator)).clamp(max=1)
     return tps_protocol(batch_size, spatial_size, generator, strength=share * strength)
 
@@ -107,9 +93,6 @@ def varied_films(
 
     Returns:
         Films and masks of the same shapes, zero outside the old frame; a voxel is in a mask if more than half of it is.
-
-    Raises:
-        ValueError: for a ``framing_share`` without ``strength``.
     """
     if strength is None and framing_share:
         raise ValueError(f"varied_films(): 'framing_share' = {framing_share} needs a 'strength'; give 1.0, or framing_share=0.")

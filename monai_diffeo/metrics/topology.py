@@ -37,7 +37,7 @@ def connected_components(mask: np.ndarray, connectivity: str = "face") -> tuple[
         connectivity: ``"face"`` or ``"full"``.
 
     Raises:
-        ValueError: for another connectivity.
+        ValueError: for another connectivity, or another number of axes.
         ImportError: without scipy.
 
     Example:
@@ -45,30 +45,15 @@ def connected_components(mask: np.ndarray, connectivity: str = "face") -> tuple[
         >>> connected_components(diagonal, "face")[1], connected_components(diagonal, "full")[1]
         (2, 1)
     """
-    _check_connectivity("connected_components", connectivity)
-    if not _has_scipy:
-        raise ImportError("connected_components() needs scipy: pip install scipy.")
-    mask = np.asarray(mask) != 0
-    structure = None if connectivity == "face" else np.ones((3,) * mask.ndim, dtype=bool)
-    return ndimage.label(mask, structure)
+    mask = _checked("connected_components", mask, connectivity, _has_scipy, "scipy")
+    return ndimage.label(mask, None if connectivity == "face" else np.ones((3,) * mask.ndim, dtype=bool))
 
 
 def largest_components(mask: np.ndarray, count: int, connectivity: str = "face") -> np.ndarray:
-    """The ``count`` largest connected parts of a mask, labelled 1 (the largest) to ``count``; 0 elsewhere.
+    """Labels 1 (the largest) to ``count`` of the largest connected parts of a mask; 0 elsewhere.
 
-    Of two parts of one size the first in scan order comes first. A mask of fewer parts has fewer labels.
-
-    Args:
-        mask: shape ``S``, 2 or 3 axes; everything but 0 is inside.
-        count: number of parts to keep, at least 1.
-        connectivity: ``"face"`` or ``"full"``.
-
-    Returns:
-        Integers, shape ``S``.
-
-    Raises:
-        ValueError: for another connectivity, or a ``count`` below 1.
-        ImportError: without scipy.
+    Of parts of one size the first in scan order comes first. A mask of fewer parts has fewer labels. Arguments and errors as
+    for :func:`connected_components`, and ValueError for a ``count`` below 1.
 
     Example:
         >>> largest_components(np.array([[1, 0, 1, 1, 0, 1, 1]]), 2).tolist()
@@ -84,20 +69,11 @@ def largest_components(mask: np.ndarray, count: int, connectivity: str = "face")
 
 
 def euler_characteristic(mask: np.ndarray, connectivity: str = "face") -> int:
-    """Components minus holes in the plane; components minus tunnels plus cavities in space. Counted by scikit-image.
+    """Components minus holes in the plane; components minus tunnels plus cavities in space; by scikit-image.
 
-    Args:
-        mask: shape ``S``, 2 or 3 axes; everything but 0 is inside; outside the frame is background.
-        connectivity: ``"face"`` or ``"full"``.
-
-    Raises:
-        ValueError: for another connectivity, or another number of axes.
-        ImportError: without scikit-image.
+    Arguments and errors as for :func:`betti_numbers`.
     """
-    _check_connectivity("euler_characteristic", connectivity)
-    if not _has_skimage:
-        raise ImportError("euler_characteristic() needs scikit-image: pip install scikit-image.")
-    mask = _two_or_three_axes("euler_characteristic", mask)
+    mask = _checked("euler_characteristic", mask, connectivity, _has_skimage, "scikit-image")
     return int(measure.euler_number(mask, connectivity=1 if connectivity == "face" else mask.ndim))
 
 
@@ -117,8 +93,7 @@ def betti_numbers(mask: np.ndarray, connectivity: str = "face") -> tuple[int, ..
         >>> betti_numbers(ring)
         (1, 1)
     """
-    _check_connectivity("betti_numbers", connectivity)
-    mask = _two_or_three_axes("betti_numbers", mask)
+    mask = _checked("betti_numbers", mask, connectivity, _has_scipy, "scipy")
     if not mask.any():
         return (0,) * mask.ndim
     mask = mask[ndimage.find_objects(mask.astype(np.uint8))[0]]  # empty margins only cost time
@@ -133,10 +108,7 @@ def betti_numbers(mask: np.ndarray, connectivity: str = "face") -> tuple[int, ..
 def shapes_intact(masks: np.ndarray) -> bool:
     """Whether every mask is one part without holes, and no two touch, not even at a corner.
 
-    Both kinds of neighbours must agree: a hole that only a corner closes is a hole.
-
-    Args:
-        masks: shape ``(K, *S)``, 2 or 3 spatial axes; everything but 0 is inside.
+    A hole that only a corner closes is a hole. ``masks`` has shape ``(K, *S)``; everything but 0 is inside.
     """
     masks = np.asarray(masks) != 0
     union: np.ndarray = np.logical_or.reduce(masks)
@@ -165,15 +137,14 @@ def _plane_parts_are_simple(mask: np.ndarray, count: int) -> bool:
     return np.count_nonzero(mask) - edges + np.count_nonzero(pairs[:, 1:] & pairs[:, :-1]) == count
 
 
-def _check_connectivity(who: str, connectivity: str) -> None:
+def _checked(who: str, mask: np.ndarray, connectivity: str, installed: bool, package: str) -> np.ndarray:
+    mask = np.asarray(mask) != 0
     if connectivity not in _DUAL:
         raise ValueError(f"{who}(): 'connectivity' must be 'face' or 'full', got {connectivity!r}.")
-
-
-def _two_or_three_axes(who: str, mask: np.ndarray) -> np.ndarray:
-    mask = np.asarray(mask) != 0
     if mask.ndim not in (2, 3):
         raise ValueError(f"{who}(): 'mask' must have 2 or 3 axes, got {mask.ndim}. Take one channel of one image.")
+    if not installed:
+        raise ImportError(f"{who}() needs {package}: pip install {package}.")
     return mask
 
 
@@ -181,9 +152,7 @@ def shape_topology(masks: np.ndarray) -> tuple[tuple[int, ...], ...]:
     """Betti numbers of each shape, of every two together and of all together, with both kinds of neighbours.
 
     A one-to-one continuous map keeps them. :func:`shapes_intact` asks, more quickly, whether they are those of separate balls.
-
-    Args:
-        masks: shape ``(K, *S)``, 2 or 3 spatial axes; everything but 0 is inside.
+    ``masks`` has shape ``(K, *S)``; everything but 0 is inside.
     """
     masks = np.asarray(masks) != 0
     sizes = sorted({1, min(2, len(masks)), len(masks)})

@@ -6,10 +6,9 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_diffeo.networks.predictor import ResidualUnit, standardize_image
+from monai_diffeo.networks.predictor import ResidualUnit, resample_image, standardize_image
 
 __all__ = ["FilmOrientation", "rot90_image", "rot90_generator"]
 
@@ -60,9 +59,8 @@ class FilmOrientation(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores ``(B, 2, 4)``: mirrored or not (0 = not), and the number of quarter turns."""
-        if tuple(image.shape[2:]) != self.image_size:
-            image = F.interpolate(image.float(), self.image_size, mode="bilinear", align_corners=False, antialias=True)
-        return self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)).view(-1, 2, 4)
+        image = standardize_image(resample_image(image.float(), self.image_size))
+        return self.head(self.squeeze(self.features(image)).flatten(1)).view(-1, 2, 4)
 
     def probabilities(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Probability of each number of quarter turns ``(B, 4)``, and that the film is mirrored ``(B,)``.

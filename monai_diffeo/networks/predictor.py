@@ -22,18 +22,23 @@ def standardize_image(image: Tensor) -> Tensor:
     return (image - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
 
 
+def resample_image(image: Tensor, spatial_size: tuple[int, ...]) -> Tensor:
+    """Images ``(B, C, *S)`` on another grid over the same frame; linear, in the plane with antialiasing."""
+    if tuple(image.shape[2:]) == spatial_size:
+        return image
+    options = {"mode": "bilinear", "antialias": True} if image.ndim == 4 else {"mode": "trilinear"}
+    return F.interpolate(image, spatial_size, align_corners=False, **options)
+
+
 class ResidualUnit(nn.Module):
     """Strided convolution, then a convolution added to it."""
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        conv = Conv["conv", spatial_dims]
-        self.down = nn.Sequential(
-            conv(in_channels, out_channels, 3, stride=2, padding=1), nn.GroupNorm(min(8, out_channels), out_channels), nn.SiLU()
-        )
-        self.refine = nn.Sequential(
-            conv(out_channels, out_channels, 3, padding=1), nn.GroupNorm(min(8, out_channels), out_channels), nn.SiLU()
-        )
+        conv, groups = Conv["conv", spatial_dims], (min(8, out_channels), out_channels)
+        down = conv(in_channels, out_channels, 3, stride=2, padding=1)
+        self.down = nn.Sequential(down, nn.GroupNorm(*groups), nn.SiLU())
+        self.refine = nn.Sequential(conv(out_channels, out_channels, 3, padding=1), nn.GroupNorm(*groups), nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
@@ -82,9 +87,6 @@ class DeformationPredictor(nn.Module):
         ``double()`` weights it stays so small that a batch gives what its images give one by one.
         """
         dtype, image = image.dtype, image.to(next(self.parameters()).dtype)
-        if tuple(image.shape[2:]) != self.image_size:
-            mode = "bilinear" if image.ndim == 4 else "trilinear"
-            antialias = {"antialias": True} if image.ndim == 4 else {}
-            image = F.interpolate(image, self.image_size, mode=mode, align_corners=False, **antialias)
-        theta = self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)) * self.output_scale
+        image = standardize_image(resample_image(image, self.image_size))
+        theta = self.head(self.squeeze(self.features(image)).flatten(1)) * self.output_scale
         return theta.to(dtype) if dtype.is_floating_point else theta

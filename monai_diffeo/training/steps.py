@@ -151,14 +151,10 @@ class PredictorStep:
     """Train a predictor to undo random deformations, in iterations that compose; no labels are used.
 
     A film ``x`` is deformed by a random ``g`` and its grey values are varied. Each iteration predicts what is left to undo.
-    The losses look at the whole map, ``g`` after the deformation found so far, which should be the identity.
-
-    * ``grid``: length of its displacement, in voxels of a 128 frame.
-    * ``image``: squared error between the standardised film and the film moved by it.
-    * ``overlap``: soft Dice loss between the network's answer on ``x`` and that answer moved by it.
-    * ``answer``: soft Dice loss and cross entropy of the network's answer on the film so canonicalised, against the moved
-      answer: the network should be equivariant.
-    * ``smooth``: squared parameters.
+    The losses look at the whole map, ``g`` after the deformation found so far, which should be the identity: the length of
+    its displacement in voxels of a 128 frame (``grid``), the squared error of the standardised film moved by it (``image``),
+    the soft Dice loss of the answer on ``x`` moved by it (``overlap``), the soft Dice loss and cross entropy of the answer on
+    the canonicalised film against that moved answer (``answer``), and the squared parameters (``smooth``).
 
     Args:
         family: of the deformations whose parameters the predictor gives.
@@ -171,10 +167,6 @@ class PredictorStep:
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
         deformation: ``(B, S, generator) -> ddf`` that draws ``g``.
-
-    Raises:
-        ValueError: for fewer than one iteration or an unknown weight; when called, with a network under test but without
-            ``batch["answer"]``.
     """
 
     def __init__(

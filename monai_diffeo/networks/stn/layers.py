@@ -59,20 +59,14 @@ class SpatialTransformerLayer(nn.Module):
         Raises:
             ShapeError: if the localiser does not give one number a parameter, or the images have other axes than the family.
         """
-        dims = self.family.spatial_dims
+        dims, wanted = self.family.spatial_dims, (len(image), self.family.num_parameters)
         if image.ndim != dims + 2:
-            raise ShapeError(
-                "SpatialTransformerLayer", "image", f"(B, C, {', '.join('HWD'[:dims])}) as the family has it", image.shape
-            )
+            shape = f"(B, C, {', '.join('HWD'[:dims])}) as the family has it"
+            raise ShapeError("SpatialTransformerLayer", "image", shape, image.shape)
         theta = self.localizer(image)
-        if theta.shape != (len(image), self.family.num_parameters):
-            raise ShapeError(
-                "SpatialTransformerLayer",
-                "localizer(image)",
-                f"({len(image)}, {self.family.num_parameters})",
-                theta.shape,
-                "Give the localiser num_parameters=family.num_parameters.",
-            )
+        if theta.shape != wanted:
+            remedy = "Give the localiser num_parameters=family.num_parameters."
+            raise ShapeError("SpatialTransformerLayer", "localizer(image)", str(wanted), theta.shape, remedy)
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
         if self.limit is not None:
             theta = self.limit * torch.tanh(theta / self.limit)

@@ -5,12 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from monai.networks.nets import Regressor
 from torch import Tensor, nn
 
-from monai_diffeo.networks.predictor import standardize_image
+from monai_diffeo.networks.predictor import resample_image, standardize_image
 
 __all__ = ["CNNLocalizer", "FCNLocalizer", "RegressorLocalizer", "zero_init_last_layer_"]
 
@@ -138,7 +137,4 @@ class RegressorLocalizer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Parameters ``(B, P)`` for images ``(B, C, *S)``."""
         image = image.to(next(self.network.parameters()).dtype)
-        if tuple(image.shape[2:]) != self.image_size:
-            options = {"mode": "bilinear", "antialias": True} if image.ndim == 4 else {"mode": "trilinear"}
-            image = F.interpolate(image, self.image_size, align_corners=False, **options)
-        return self.network(standardize_image(image).to(image.dtype))
+        return self.network(standardize_image(resample_image(image, self.image_size)).to(image.dtype))

@@ -65,9 +65,8 @@ class WarpedTemplate:
 class TemplateTransformer(nn.Module):
     r"""Segmentation by a deformed prior: a backbone predicts T velocities, and their composed flows warp the prior.
 
-    The backbone's output is averaged onto control points, bounded by a hyperbolic tangent and interpolated by cubic B-splines,
-    so that every velocity is smooth. The prior is a function, evaluated at the point that each voxel comes from, so that its
-    edges stay smooth.
+    The backbone's output is averaged onto control points, bounded by a hyperbolic tangent and interpolated by cubic B-splines.
+    The prior is evaluated, as a function, at the point that each voxel comes from, so that its edges stay smooth.
 
     A flow keeps the topology of the prior. Sampled on a lattice, it may still fold, cut a thin part off, or let two shapes
     touch. Outside training, a guard tests each image: its map must not fold, and its shapes must have the prior's Betti
@@ -99,9 +98,6 @@ class TemplateTransformer(nn.Module):
         sees_prior: whether the backbone sees the prior beside the image.
         unshuffle: the backbone works on a frame smaller by this factor, and sees blocks of as many voxels along each axis as
             channels, ``C * unshuffle**D + K`` in all. 2 saves the time that the many outputs cost.
-
-    Raises:
-        ValueError: if ``limit`` or ``control_size`` has another length than ``pieces``.
 
     Reference: "Diffeomorphic Template Transformers" (2020), under review at ICLR 2021.
 
@@ -167,13 +163,8 @@ class TemplateTransformer(nn.Module):
         """Also the velocities of all networks before the last and their flows, so that neither is computed twice."""
         dims = self.prior.spatial_dims
         if image.ndim != dims + 2:
-            raise ShapeError(
-                "TemplateTransformer",
-                "image",
-                f"(B, C, {', '.join('HWD'[:dims])})",
-                image.shape,
-                "Add batch and channel axes: image[None, None].",
-            )
+            shape, remedy = f"(B, C, {', '.join('HWD'[:dims])})", "Add batch and channel axes: image[None, None]."
+            raise ShapeError("TemplateTransformer", "image", shape, image.shape, remedy)
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         inputs = blocks_to_channels(image, self.unshuffle)
         if self.sees_prior:
@@ -199,19 +190,12 @@ class TemplateTransformer(nn.Module):
 
     def _misfit(self, answer: Tensor) -> ShapeError:
         dims = self.prior.spatial_dims
-        return ShapeError(
-            "TemplateTransformer",
-            "backbone(image)",
-            f"(B, {self.pieces * dims}, *S): {self.pieces} pieces of {dims} components",
-            answer.shape,
-            "Each of several registration networks must give whole pieces.",
-        )
+        shape = f"(B, {self.pieces * dims}, *S): {self.pieces} pieces of {dims} components"
+        remedy = "Each of several registration networks must give whole pieces."
+        return ShapeError("TemplateTransformer", "backbone(image)", shape, answer.shape, remedy)
 
     def _fields(self, answer: Tensor, lattice: tuple[int, ...], begun: _Begun = None) -> Tensor:
-        """Velocities ``(B, t, D, *S')`` of the first t pieces from a backbone's output ``(B, t * D, *S'')``.
-
-        Voxels of the lattice; those in ``begun`` are taken from there.
-        """
+        """Velocities ``(B, t, D, *S')`` from a backbone's output ``(B, t * D, *S'')``; the first are those of ``begun``."""
         dims = self.prior.spatial_dims
         if answer.shape[1] % dims or answer.shape[1] > self.pieces * dims:
             raise self._misfit(answer)
@@ -263,10 +247,7 @@ class TemplateTransformer(nn.Module):
         return self._remembered[name][1]
 
     def _runs(self, first: int, last: int) -> list[tuple[int | None, slice]]:
-        """Runs of pieces between ``first`` and ``last`` with equally many control points: that number, and the run's slice.
-
-        The pieces of a run are interpolated together.
-        """
+        """Runs of pieces with equally many control points, interpolated together: that number, and the slice of the run."""
         sizes = (self.control_size or (None,) * self.pieces)[first:last]
         starts = [t for t in range(len(sizes)) if t == 0 or sizes[t] != sizes[t - 1]]
         return [(sizes[start], slice(start, stop)) for start, stop in zip(starts, [*starts[1:], len(sizes)])]
@@ -290,10 +271,7 @@ class TemplateTransformer(nn.Module):
         return exp(bch_sequence(velocity, self.order), self.steps)
 
     def warp_prior(self, ddf: Tensor, spatial_size: Sequence[int]) -> Tensor:
-        """Log-odds of the prior at ``x + ddf(x)`` on a frame of any size, shape ``(B, K, *S)``.
-
-        Only the displacement is interpolated, not the prior.
-        """
+        """Log-odds of the prior at ``x + ddf(x)`` on a frame of any size, ``(B, K, *S)``; only ``ddf`` is interpolated."""
         relative = ddf / half_frame(ddf.shape[2:], ddf).view(-1, *[1] * (ddf.ndim - 2))
         if tuple(ddf.shape[2:]) != tuple(spatial_size):
             mode = "bilinear" if ddf.ndim == 4 else "trilinear"
@@ -301,18 +279,10 @@ class TemplateTransformer(nn.Module):
         return self.prior.log_odds(relative_grid(spatial_size, ddf.device, ddf.dtype) + relative)
 
     def outline(self, velocity: Tensor, spatial_size: Sequence[int], count: int = 128) -> Tensor:
-        """Points on the edges of the deformed shapes, which move by the inverse of the map that samples the prior.
+        """Points on the edges of the deformed shapes, ``(B, K, D, count)``, voxels of a frame ``spatial_size``.
 
-        Args:
-            velocity: shape ``(B, T, D, *S')``; the gradient of the points reaches it.
-            spatial_size: S, frame in whose voxels the points are given.
-            count: number of points on each shape.
-
-        Returns:
-            Shape ``(B, K, D, count)``, voxels.
-
-        Raises:
-            ValueError: without ``diffeomorphic``, as there is no inverse.
+        They move by the inverse of the map that samples the prior, and their gradient reaches ``velocity`` ``(B, T, D, *S')``.
+        ValueError without ``diffeomorphic``, as there is no inverse.
         """
         if not self.diffeomorphic:
             raise ValueError(
@@ -329,13 +299,7 @@ class TemplateTransformer(nn.Module):
         batch = velocity.shape[0]
         factor = velocity.new_ones(batch)
         if self.guard and (lost := ~velocity.flatten(1).sum(1).isfinite()).any():
-            for i in lost.nonzero().flatten().tolist():
-                _log.warning(
-                    "TemplateTransformer: image %d of %d: the velocities are not finite; the answer is the prior itself. "
-                    "Look for values in the image that are not finite.",
-                    i + 1,
-                    batch,
-                )
+            _warn(lost.nonzero().flatten().tolist(), batch, "the velocities are not finite; the answer is the prior itself.")
             velocity = torch.where(lost.view(-1, *[1] * (velocity.ndim - 1)), torch.zeros_like(velocity), velocity)
             factor[lost], begun = 0, None
         ddf, _ = self._onward(velocity, begun)
@@ -354,15 +318,7 @@ class TemplateTransformer(nn.Module):
             broken[rows] = nonpositive_cell_fraction(again)
             for i in rows:
                 found[i] = intact_level(odds[i], whole) if broken[i] == 0 else None
-        for i in [i for i, value in enumerate(found) if value is None]:
-            _log.warning(
-                "TemplateTransformer: image %d of %d: on a frame of %s voxels no level and no scale has the prior's topology; "
-                "the velocities were scaled by %g. Take a finer frame, or guard=False.",
-                i + 1,
-                batch,
-                size,
-                factor[i].item(),
-            )
+        _warn([i for i, value in enumerate(found) if value is None], batch, _TOO_COARSE.format(size))
         intact = torch.tensor([value is not None for value in found], device=odds.device)
         level = torch.tensor([value or 0.0 for value in found], device=odds.device, dtype=odds.dtype)
         if any(found):
@@ -370,6 +326,14 @@ class TemplateTransformer(nn.Module):
         if (factor != 1).any():
             velocity = velocity * factor.view(-1, *[1] * (velocity.ndim - 1))
         return WarpedTemplate(odds, velocity, ddf, factor, level, intact, _folding(ddf, broken), broken)
+
+
+_TOO_COARSE = "no level and no scale has the prior's topology on a frame of {} voxels. Take a finer frame, or guard=False."
+
+
+def _warn(rows: list[int], batch: int, what: str) -> None:
+    for i in rows:
+        _log.warning("TemplateTransformer: image %d of %d: %s", i + 1, batch, what)
 
 
 def _one_a_piece(name: str, value, pieces: int) -> tuple:
@@ -380,10 +344,7 @@ def _one_a_piece(name: str, value, pieces: int) -> tuple:
 
 
 def _folding(ddf: Tensor, broken: Tensor) -> Tensor:
-    """:func:`folding_fraction` of each map, computed only where ``broken``, its :func:`nonpositive_cell_fraction`, is not 0.
-
-    Elsewhere every determinant of central differences is a mean of determinants of cells, which are positive.
-    """
+    # Where no cell is broken, every determinant of central differences is a mean of determinants of cells: nothing folds.
     rows, share = broken.nonzero().flatten(), torch.zeros_like(broken)
     return share.index_copy(0, rows, folding_fraction(ddf[rows])) if len(rows) else share
 
@@ -398,15 +359,12 @@ def _agreement(answer: Tensor, direct: Tensor) -> Tensor:
 
 @lru_cache(maxsize=32)
 def _spline_matrix(size: int, controls: int, device: torch.device, dtype: torch.dtype) -> Tensor:
-    """Cubic B-splines of ``controls`` points from end to end of ``size`` samples, shape ``(size, controls)``.
-
-    Beyond the ends the outermost control point is repeated, so that rows add up to one.
-    """
+    """Cubic B-splines of ``controls`` points at ``size`` samples, shape ``(size, controls)``; rows add up to one."""
     with torch.inference_mode(False):
         where = torch.arange(size, device=device, dtype=torch.float64) * ((controls - 1) / max(size - 1, 1))
         t = (where[:, None] - torch.arange(-1, controls + 1, device=device)).abs()
         basis = torch.where(t < 1, 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
-        basis[:, 1] += basis[:, 0]
+        basis[:, 1] += basis[:, 0]  # beyond the ends the outermost control point is repeated
         basis[:, -2] += basis[:, -1]
         return basis[:, 1:-1].to(dtype)
 
