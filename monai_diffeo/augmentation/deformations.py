@@ -133,11 +133,7 @@ def random_elastic(
 def random_homography(
     batch_size: int, spatial_size: Sequence[int], generator: torch.Generator | None = None, shift: float = 0.15
 ) -> Tensor:
-    """Perspective views: each corner of the frame moves by at most ``shift`` of the frame along each axis.
-
-    Returns:
-        Displacement, shape ``(B, 2, H, W)``, voxels.
-    """
+    """Perspective views ``(B, 2, H, W)``, voxels: each corner moves by at most ``shift`` of the frame along each axis."""
     corners = torch.tensor([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [0.5, -0.5]])
     targets = corners + uniform(-1, 1, (batch_size, 4, 2), generator) * shift
     x, y = corners.expand(batch_size, -1, -1).unbind(-1)

@@ -38,14 +38,13 @@ def random_opacities(
     """
     if films.ndim != 4:
         raise ShapeError(
-            "random_opacities()", "films", "(B, C, H, W)", films.shape, "Opacities are made for films, not for volumes."
+            "random_opacities()", "films", "(B, C, H, W)", films.shape, "They are made for films, not for volumes."
         )
     if masks.ndim != 4 or len(masks) != len(films) or masks.shape[2:] != films.shape[2:]:
         raise ShapeError("random_opacities()", "masks", f"({len(films)}, K, {films.shape[2]}, {films.shape[3]})", masks.shape)
     if most < 1 or not films.is_floating_point():
-        raise ValueError(
-            f"random_opacities(): 'most' must be at least 1 and films floating point in [0, 1], got {most} and {films.dtype}."
-        )
+        expected = "'most' of at least 1 and floating point films in [0, 1]"
+        raise ValueError(f"random_opacities(): expected {expected}, got {most} and {films.dtype}.")
     if not share:
         return films
     batch, size = len(films), tuple(films.shape[2:])

@@ -14,13 +14,8 @@ __all__ = ["FilmOrientation", "rot90_image", "rot90_generator"]
 
 
 def rot90_image(image: Tensor, turns: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror square images left to right where ``mirrored`` is true, then rotate each by ``turns`` times 90 degrees.
-
-    Args:
-        image: shape ``(B, C, N, N)``.
-        turns: shape ``(B,)``, 0 to 3, counter-clockwise as ``torch.rot90``.
-        mirrored: shape ``(B,)``, bool.
-    """
+    """Mirror square images ``(B, C, N, N)`` left to right where ``mirrored`` (B,) is true, then rotate each by ``turns`` (B,)
+    times 90 degrees, counter-clockwise as ``torch.rot90``."""
     image = torch.where(mirrored.view(-1, 1, 1, 1), image.flip(-1), image)
     out = torch.empty_like(image)
     for k in range(4):

@@ -20,9 +20,6 @@ class EnergyVAE(nn.Module):
         image_size: size of the image; every axis divisible by ``2 ** len(channels)``.
         channels: number of features after each halving; the paper has six.
         latent: size of the latent vector.
-
-    Raises:
-        ValueError: if the image cannot be halved so often.
     """
 
     def __init__(
@@ -36,8 +33,9 @@ class EnergyVAE(nn.Module):
         super().__init__()
         factor = 2 ** len(channels)
         if any(n % factor for n in image_size):
+            given = tuple(image_size)
             raise ValueError(
-                f"EnergyVAE: image_size must be divisible by {factor}, got {tuple(image_size)}. Resize, or use fewer channels."
+                f"EnergyVAE: image_size must be divisible by {factor}, got {given}. Resize, or use fewer channels."
             )
         conv, transposed = Conv["conv", spatial_dims], Conv["convtrans", spatial_dims]
         self.image_size, self.bottom = tuple(image_size), (channels[-1], *[n // factor for n in image_size])

@@ -58,10 +58,8 @@ def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[st
         torch.load(_existing("mean_weights", path), map_location="cpu", weights_only=True) for path in (first, second)
     )
     if {k: (v.shape, v.dtype) for k, v in one.items()} != {k: (v.shape, v.dtype) for k, v in other.items()}:
-        raise WeightsError(
-            f"mean_weights(): {Path(first).name} and {Path(second).name} are of different networks; "
-            "give one network and its further training."
-        )
+        names = f"{Path(first).name} and {Path(second).name}"
+        raise WeightsError(f"mean_weights(): {names} are of different networks; give one network and its further training.")
     return {
         key: torch.lerp(value, other[key], share) if value.is_floating_point() else other[key] for key, value in one.items()
     }

@@ -215,9 +215,7 @@ class PredictorStep:
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
         image, answer = batch["image"], batch.get("answer")
         if self.network is not None and answer is None:
-            raise ValueError(
-                "PredictorStep: with a network under test, batch['answer'] is needed; add AddAnswerd to the transforms."
-            )
+            raise ValueError("PredictorStep: a network under test needs batch['answer']; add AddAnswerd to the transforms.")
         if self.working_size is not None:
             image = F.interpolate(image, self.working_size, mode="area")
             answer = None if answer is None else F.interpolate(answer, self.working_size, mode="area")

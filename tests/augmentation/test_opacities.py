@@ -87,7 +87,7 @@ def test_edges_are_sharp_or_soft():
         (torch.rand(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8), {}, ShapeError, "not for volumes"),
         (torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 9), {}, ShapeError, r"\(2, K, 8, 8\)"),
         (torch.rand(2, 1, 8, 8), torch.ones(1, 1, 8, 8), {}, ShapeError, "'masks'"),
-        (torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8), {"most": 0}, ValueError, "'most' must be at least 1"),
+        (torch.rand(2, 1, 8, 8), torch.ones(2, 1, 8, 8), {"most": 0}, ValueError, "'most' of at least 1"),
         (torch.ones(2, 1, 8, 8).byte(), torch.ones(2, 1, 8, 8), {}, ValueError, "torch.uint8"),
     ],
 )

@@ -284,6 +284,8 @@ def test_weights_scale_their_own_terms_and_others_are_refused():
         predictor_step(weights={"gird": 1.0})
     with pytest.raises(ValueError, match="'iterations' must be at least 1.*got 0"):
         predictor_step(iterations=0)
+    with pytest.raises(ValueError, match="needs batch\\['answer'\\]; add AddAnswerd"):
+        predictor_step(network=nn.Identity())(Answers([0.0, 0.0]), {"image": batch["image"]})
 
 
 def grid_of(scale, offset, width=16):

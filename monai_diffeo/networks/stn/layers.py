@@ -85,9 +85,6 @@ class SpatialTransformerChain(nn.Module):
 
     Args:
         layers: in the order in which they deform the image; the ``mode`` and ``padding_mode`` of the last one make the result.
-
-    Raises:
-        ValueError: without layers.
     """
 
     layers: Any  # a ModuleList, which mypy takes for one of plain modules

@@ -52,17 +52,12 @@ class SegmentThenRegister(nn.Module):
             inputs: the image's channels, then the prior's.
             moved: from the velocities so far ``(B, t * D, *S')`` to the prior under their flows ``(B, K, *S)``; needed for
                 several registration networks.
-
-        Raises:
-            ShapeError: if the segmentation does not fit the prior.
-            ValueError: for several registration networks without ``moved``.
         """
         image, prior = inputs[:, : self.in_channels], inputs[:, self.in_channels :]
         log_odds = self.segmentation(image)
         if log_odds.shape[:2] != prior.shape[:2] or any(n % m for n, m in zip(log_odds.shape[2:], prior.shape[2:])):
-            raise ShapeError(
-                "SegmentThenRegister", "segmentation(image)", f"{tuple(prior.shape)}, as the prior, or finer", log_odds.shape
-            )
+            shape = f"{tuple(prior.shape)}, as the prior, or finer"
+            raise ShapeError("SegmentThenRegister", "segmentation(image)", shape, log_odds.shape)
         answers: list[Tensor] = []
         found = torch.sigmoid(log_odds if self.training else add_uncertainty_bias(log_odds, self.uncertainty_bias))
         if found.shape != prior.shape:
@@ -70,9 +65,7 @@ class SegmentThenRegister(nn.Module):
         for network in self.registration:
             if answers:
                 if moved is None:
-                    raise ValueError(
-                        "SegmentThenRegister: several registration networks need 'moved'; use it in a TemplateTransformer."
-                    )
+                    raise ValueError("SegmentThenRegister: several networks need 'moved'; use it in a TemplateTransformer.")
                 prior = moved(torch.cat(answers, dim=1)).to(found.dtype)
             answers.append(network(blocks_to_channels(torch.cat([found, prior], dim=1), self.unshuffle)))
         return torch.cat(answers, dim=1), log_odds

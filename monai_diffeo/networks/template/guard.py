@@ -21,13 +21,8 @@ _FINE = {2: (256, 1024), 3: (64, 128)}  # least and most points along an axis of
 def intact_level(
     log_odds: Tensor, whole: Callable[[np.ndarray], bool] = shapes_intact, levels: Sequence[float] = _LEVELS
 ) -> float | None:
-    """The first of ``levels`` at which the shapes of one image pass a test; None if there is none.
-
-    Args:
-        log_odds: shape ``(K, *S)``; at a level, what lies above it is inside.
-        whole: from masks ``(K, *S)`` to the result of the test, by default :func:`shapes_intact`.
-        levels: in the order in which they are tried.
-    """
+    """The first of ``levels`` above which the shapes of one image ``(K, *S)`` pass a test, by default :func:`shapes_intact`;
+    None if there is none."""
     values = log_odds.detach().cpu().numpy()
     return next((level for level in levels if whole(values > level)), None)
 

@@ -82,10 +82,6 @@ class ShapePrior(TemplatePrior):
             with the same volume.
         trained: which of ``"mean"``, ``"covariance"`` and ``"beta"`` are trained; the others stay as they are given.
 
-    Raises:
-        ShapeError: if ``mean`` or ``covariance`` has another shape.
-        ValueError: for an unknown ``kind`` or ``trained``, a covariance that is not positive definite, or ``beta <= 0``.
-
     Reference: equation 5 of "Diffeomorphic Template Transformers" (2020).
 
     Example:
@@ -110,9 +106,8 @@ class ShapePrior(TemplatePrior):
         if covariance.shape == (shapes, dims):
             covariance = torch.diag_embed(covariance.square())
         if covariance.shape != (shapes, dims, dims):
-            raise ShapeError(
-                "ShapePrior", "covariance", f"({shapes}, {dims}, {dims}), or ({shapes}, {dims}) for half-axes", covariance.shape
-            )
+            expected = f"({shapes}, {dims}, {dims}), or ({shapes}, {dims}) for half-axes"
+            raise ShapeError("ShapePrior", "covariance", expected, covariance.shape)
         if kind not in ("isotropic", "diagonal", "full"):
             raise ValueError(f"ShapePrior: 'kind' must be 'isotropic', 'diagonal' or 'full', got {kind!r}.")
         trained = tuple(trained)
@@ -145,11 +140,7 @@ class ShapePrior(TemplatePrior):
         """The ellipses with the masks' mean centres and mean second moments.
 
         Args:
-            masks: shape ``(N, K, *S)``, one channel a shape; empty masks are left out.
-            kind, trained, beta: as for the class.
-
-        Raises:
-            ValueError: if all masks of a channel are empty.
+            masks: shape ``(N, K, *S)``, one channel a shape, each with a mask that is not empty; empty ones are left out.
         """
         weights = masks.flatten(2).double()
         grid = relative_grid(masks.shape[2:], dtype=torch.float64)[0].flatten(1)
@@ -249,18 +240,12 @@ class AtlasPrior(TemplatePrior):
     def from_masks(
         cls, masks: Tensor, size: int | None = None, width: float = 0.02, trained: bool = False, smooth: float = 1.0
     ) -> AtlasPrior:
-        """The shapes of which half of the masks ``(N, K, *S)`` consist, or more.
-
-        Their topology becomes that of every answer: look at it once.
+        """Shapes of the voxels in more than half of the masks ``(N, K, *S)``; every answer will have their topology.
 
         Args:
             masks: shape ``(N, K, *S)``, 0 or 1.
             size: points of the lattice along each axis; None takes the masks' own lattice.
-            width, trained: as for the class.
             smooth: standard deviation of the Gaussian that smooths the distances, points of the lattice.
-
-        Raises:
-            ImportError: without scipy.
         """
         ndimage, found = optional_import("scipy.ndimage")
         if not found:

@@ -285,9 +285,7 @@ class TemplateTransformer(nn.Module):
         ValueError without ``diffeomorphic``, as there is no inverse.
         """
         if not self.diffeomorphic:
-            raise ValueError(
-                "TemplateTransformer.outline(): displacements that were added up have no inverse; take diffeomorphic=True."
-            )
+            raise ValueError("TemplateTransformer.outline(): added displacements have no inverse; take diffeomorphic=True.")
         with torch.autocast(velocity.device.type, enabled=False):
             back, edge = self.integrate(-velocity.flip(1)), self.prior.outline(count)
             half, target = half_frame(velocity.shape[3:], velocity), half_frame(spatial_size, velocity)

@@ -377,7 +377,7 @@ def test_each_pass_sees_the_prior_as_those_before_it_have_moved_it():
             ShapeError, match=f"must have shape \\(B, 6, \\*S\\).*got \\(2, {channels[0]}, 12, 12\\).*whole pieces"
         ):
             network(wrong, pieces=3).read(image)
-    with pytest.raises(ValueError, match="several registration networks need 'moved'"):
+    with pytest.raises(ValueError, match="several networks need 'moved'"):
         net.backbone(torch.rand(2, 3, *SIZE))
     alone = network(Says(torch.cat([p.answer for p in passes], 1)), pieces=3, control_size=(4, 4, 12), gain=1.0)
     assert_close(alone.velocities(torch.ones(2, 1, *SIZE)), velocity)
