@@ -1,8 +1,10 @@
 import csv
 import math
+from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 from monai.engines import SupervisedTrainer
 from torch import nn
 
@@ -324,3 +326,17 @@ def test_the_predictor_learns_from_the_deformations_that_it_is_told():
     losses = still(predictor, batch_for("predictor"))
     assert losses["grid"] == 0 and float(losses["image"]) < 1e-10
     assert PredictorStep(FAMILY, intensity=0.0)(predictor, batch_for("predictor"))["grid"] > 0.01
+
+
+def test_the_bundles_answers_come_from_trained_weights():
+    """``AddAnswerd`` copies its network: the configuration must load the weights before it builds the transforms."""
+    bundle = Path(__file__).parents[2] / "bundles" / "cxr_lung_segmentation"
+    parser = ConfigParser(
+        ConfigParser.load_config_files([str(bundle / "configs" / f) for f in ("train.json", "train_predictor.json")])
+    )
+    parser["bundle_root"] = str(bundle)
+    parser.get_parsed_content("initialize")
+    answers = parser.get_parsed_content("train::preprocessing").transforms[-1]
+    trained = torch.load(bundle / "models" / "model.pt", weights_only=True)
+    assert isinstance(answers, AddAnswerd)
+    assert all(torch.equal(value, trained[name]) for name, value in answers.network.state_dict().items())
