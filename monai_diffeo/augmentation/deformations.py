@@ -9,22 +9,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_diffeo.augmentation.common import uniform, unit_grid
 from monai_diffeo.flow import folding_fraction, thin_plate_spline
-from monai_diffeo.flow.grid import centered_grid
 
 __all__ = ["random_elastic", "random_homography", "random_svf", "tps_protocol"]
-
-
-def _unit_grid(spatial_size: Sequence[int]) -> Tensor:
-    """Coordinates in [-0.5, 0.5] of every voxel, shape ``(N, D)``."""
-    size = torch.tensor([max(n - 1, 1) for n in spatial_size], dtype=torch.float32)
-    return (centered_grid(spatial_size).flatten(1) / size[:, None]).T
 
 
 def _to_ddf(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
     """Displacement in voxels from the images ``(B, N, D)`` of every voxel in [-0.5, 0.5] coordinates."""
     size = torch.tensor([max(n - 1, 1) for n in spatial_size], dtype=points.dtype)
-    moved = (points - _unit_grid(spatial_size)) * size
+    moved = (points - unit_grid(spatial_size)) * size
     return moved.transpose(1, 2).unflatten(2, tuple(spatial_size))
 
 
@@ -61,15 +55,15 @@ def tps_protocol(
     """
     axis = torch.linspace(-0.5, 0.5, 3) * 0.6
     control = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(-1, 2)
-    turn = (torch.rand(batch_size, generator=generator) * 2 - 1) * math.radians(angle)
-    shift = (torch.rand(batch_size, 9, 2, generator=generator) * 2 - 1) * jitter
+    turn = uniform(-1, 1, (batch_size,), generator) * math.radians(angle)
+    shift = uniform(-1, 1, (batch_size, 9, 2), generator) * jitter
     rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], -1).view(-1, 2, 2)
     turned = scale * control @ rotation.transpose(1, 2)
     strength = torch.as_tensor(strength, dtype=torch.float32).view(-1, 1, 1, 1)
 
     def displacement(shift: Tensor) -> Tensor:
         targets = (turned + shift).clamp(-0.5, 0.5)
-        return _to_ddf(thin_plate_spline(control, targets, _unit_grid(spatial_size)), spatial_size) * strength
+        return _to_ddf(thin_plate_spline(control, targets, unit_grid(spatial_size)), spatial_size) * strength
 
     ddf = displacement(shift)
     for _ in range(8 if fold_free else 0):
@@ -139,9 +133,9 @@ def random_elastic(
 def random_homography(
     batch_size: int, spatial_size: Sequence[int], generator: torch.Generator | None = None, shift: float = 0.15
 ) -> Tensor:
-    """Perspective views: the four corners of the frame move by at most ``shift`` of it; displacement ``(B, 2, H, W)``."""
+    """Perspective views ``(B, 2, H, W)``, voxels: each corner moves by at most ``shift`` of the frame along each axis."""
     corners = torch.tensor([[-0.5, -0.5], [-0.5, 0.5], [0.5, 0.5], [0.5, -0.5]])
-    targets = corners + (torch.rand(batch_size, 4, 2, generator=generator) * 2 - 1) * shift
+    targets = corners + uniform(-1, 1, (batch_size, 4, 2), generator) * shift
     x, y = corners.expand(batch_size, -1, -1).unbind(-1)
     u, v = targets.unbind(-1)
     one, zero = torch.ones_like(x), torch.zeros_like(x)
@@ -149,5 +143,5 @@ def random_homography(
     more = torch.stack([zero, zero, zero, x, y, one, -v * x, -v * y], -1)
     solution = torch.linalg.solve(torch.cat([rows, more], 1), torch.cat([u, v], 1).unsqueeze(-1)).squeeze(-1)
     matrix = torch.cat([solution, torch.ones(batch_size, 1)], 1).view(-1, 3, 3)
-    homogeneous = F.pad(_unit_grid(spatial_size), (0, 1), value=1.0) @ matrix.transpose(1, 2)
+    homogeneous = F.pad(unit_grid(spatial_size), (0, 1), value=1.0) @ matrix.transpose(1, 2)
     return _to_ddf(homogeneous[..., :2] / homogeneous[..., 2:], spatial_size)

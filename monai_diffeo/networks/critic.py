@@ -10,17 +10,17 @@ __all__ = ["EnergyCritic"]
 
 
 class EnergyCritic(nn.Module):
-    """Critic of the paper: 5x5 convolutions on the image and on the features, the image added anew at every layer.
+    """Critic of the paper: 5x5 convolutions on the features and, at every layer again, on the image.
 
     Layer k computes ``relu(A_k(image) + B_k(features))``; the score is the mean over voxels of the last layer.
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        channels: width.
+        channels: number of features.
         layers: number of convolutions on the image; there is one fewer on the features.
         kernel_size: width of all kernels.
-        stride: stride of the first layer's look at the image, 1 as published; 2 makes it four times faster.
+        stride: of all convolutions on the image, 1 as published; 2 makes the critic four times faster.
     """
 
     def __init__(
@@ -45,6 +45,6 @@ class EnergyCritic(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Score of each image, shape ``(B,)``; trained to be larger for deformed images than for training images."""
         features = torch.relu(self.from_image[0](image))
-        for look, think in zip(self.from_image[1:], self.from_features):
-            features = torch.relu(look(image) + think(features))
+        for from_image, from_features in zip(self.from_image[1:], self.from_features):
+            features = torch.relu(from_image(image) + from_features(features))
         return self.score(features).flatten(1).mean(1)

@@ -1,4 +1,4 @@
-"""A network that sees how a film lies: its quarter turn, and whether it is mirrored."""
+"""A network that finds by how many quarter turns a film is rotated, and whether it is mirrored."""
 
 from __future__ import annotations
 
@@ -6,17 +6,16 @@ import math
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from monai_diffeo.networks.predictor import ResidualUnit, standardize_image
+from monai_diffeo.networks.predictor import ResidualUnit, resample_image, standardize_image
 
 __all__ = ["FilmOrientation", "rot90_image", "rot90_generator"]
 
 
 def rot90_image(image: Tensor, turns: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror square images ``(B, C, N, N)`` left to right where ``mirrored`` (B,) is true, then turn each by its number of
-    quarter turns (B,), counter-clockwise as ``torch.rot90``."""
+    """Mirror square images ``(B, C, N, N)`` left to right where ``mirrored`` (B,) is true, then rotate each by ``turns`` (B,)
+    times 90 degrees, counter-clockwise as ``torch.rot90``."""
     image = torch.where(mirrored.view(-1, 1, 1, 1), image.flip(-1), image)
     out = torch.empty_like(image)
     for k in range(4):
@@ -26,7 +25,7 @@ def rot90_image(image: Tensor, turns: Tensor, mirrored: Tensor) -> Tensor:
 
 
 def rot90_generator(turns: Tensor) -> Tensor:
-    """Affine generators ``(B, 2, 3)`` whose flow, warped along, turns square images by ``-turns`` quarter turns: back upright."""
+    """Affine generators ``(B, 2, 3)`` of the flows that undo a rotation of square images by ``turns`` (B,) times 90 degrees."""
     angle = turns.float() * (-math.pi / 2)
     generator = torch.zeros(len(turns), 2, 3, device=turns.device)
     generator[:, 0, 1], generator[:, 1, 0] = angle, -angle
@@ -34,11 +33,11 @@ def rot90_generator(turns: Tensor) -> Tensor:
 
 
 class FilmOrientation(nn.Module):
-    """Scores of the eight ways in which a square film can lie.
+    """Scores of the eight orientations of a square film.
 
     Args:
         in_channels: channels of the image.
-        image_size: size at which the network looks.
+        image_size: to which images are resampled, (N, N).
         channels: width after each halving.
     """
 
@@ -55,18 +54,17 @@ class FilmOrientation(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """Scores ``(B, 2, 4)``: mirrored or not (0 = not), and the number of quarter turns."""
-        if tuple(image.shape[2:]) != self.image_size:
-            image = F.interpolate(image.float(), self.image_size, mode="bilinear", align_corners=False, antialias=True)
-        return self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)).view(-1, 2, 4)
+        image = standardize_image(resample_image(image.float(), self.image_size))
+        return self.head(self.squeeze(self.features(image)).flatten(1)).view(-1, 2, 4)
 
     def probabilities(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of each quarter turn ``(B, 4)``, and that the film is mirrored ``(B,)``.
+        """Probability of each number of quarter turns ``(B, 4)``, and that the film is mirrored ``(B,)``.
 
-        The film is looked at in all eight ways and the scores are averaged, so that a turned film gets the same probabilities,
-        turned.
+        The log-probabilities of the film in all eight orientations are averaged. So the answers on a rotated film are those on
+        the film, rotated.
         """
         total = image.new_zeros(len(image), 2, 4)
-        backwards = [0, 3, 2, 1]  # turning a mirrored film goes the other way round
+        backwards = [0, 3, 2, 1]  # a mirrored film turns the other way round
         for k in range(4):
             scores = self(torch.rot90(image, k, (2, 3))).flatten(1).log_softmax(1).view(-1, 2, 4)
             mirrored = self(torch.rot90(image.flip(-1), k, (2, 3))).flatten(1).log_softmax(1).view(-1, 2, 4)

@@ -1,7 +1,8 @@
-"""A network that looks at an image and says how to move it."""
+"""A network that predicts a deformation from an image."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,18 +22,23 @@ def standardize_image(image: Tensor) -> Tensor:
     return (image - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
 
 
+def resample_image(image: Tensor, spatial_size: tuple[int, ...]) -> Tensor:
+    """Images ``(B, C, *S)`` on another grid over the same frame; linear, in the plane with antialiasing."""
+    if tuple(image.shape[2:]) == spatial_size:
+        return image
+    options = {"mode": "bilinear", "antialias": True} if image.ndim == 4 else {"mode": "trilinear"}
+    return F.interpolate(image, spatial_size, align_corners=False, **options)
+
+
 class ResidualUnit(nn.Module):
     """Strided convolution, then a convolution added to it."""
 
     def __init__(self, spatial_dims: int, in_channels: int, out_channels: int) -> None:
         super().__init__()
-        conv = Conv["conv", spatial_dims]
-        self.down = nn.Sequential(
-            conv(in_channels, out_channels, 3, stride=2, padding=1), nn.GroupNorm(min(8, out_channels), out_channels), nn.SiLU()
-        )
-        self.refine = nn.Sequential(
-            conv(out_channels, out_channels, 3, padding=1), nn.GroupNorm(min(8, out_channels), out_channels), nn.SiLU()
-        )
+        conv, groups = Conv["conv", spatial_dims], (min(8, out_channels), out_channels)
+        down = conv(in_channels, out_channels, 3, stride=2, padding=1)
+        self.down = nn.Sequential(down, nn.GroupNorm(*groups), nn.SiLU())
+        self.refine = nn.Sequential(conv(out_channels, out_channels, 3, padding=1), nn.GroupNorm(*groups), nn.SiLU())
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.down(x)
@@ -40,15 +46,14 @@ class ResidualUnit(nn.Module):
 
 
 class DeformationPredictor(nn.Module):
-    """Image to the parameters of a family's deformation, in one pass, identity at the start of training.
+    """Image to the parameters of a family's deformation; the identity at the start of training.
 
     Args:
         num_parameters: length of ``theta``, the family's ``num_parameters``.
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        image_size: size at which the network looks, one number an axis; other images are resampled to it, since ``theta``
-            is relative to the frame.
-        channels: width after each halving.
+        image_size: one number an axis; images of another size are resampled to it, since ``theta`` is relative to the frame.
+        channels: number of features after each halving.
         hidden: width of the last hidden layer.
         output_scale: factor on the output; small, so that training starts gently.
     """
@@ -67,27 +72,21 @@ class DeformationPredictor(nn.Module):
         self.image_size, self.output_scale = tuple(image_size), output_scale
         widths = [in_channels, *channels]
         self.features = nn.Sequential(*(ResidualUnit(spatial_dims, a, b) for a, b in zip(widths, widths[1:])))
-        positions = 1
-        for n in image_size:
-            for _ in channels:
-                n = (n + 1) // 2
-            positions *= n
+        positions = math.prod(math.ceil(n / 2 ** len(channels)) for n in image_size)
         squeeze = max(channels[-1] // 4, 8)
         self.squeeze = nn.Sequential(Conv["conv", spatial_dims](channels[-1], squeeze, 1), nn.SiLU())
-        self.head = nn.Sequential(nn.Linear(squeeze * positions, hidden), nn.SiLU(), nn.Linear(hidden, num_parameters))
-        nn.init.zeros_(self.head[-1].weight)
-        nn.init.zeros_(self.head[-1].bias)
+        first, last = nn.Linear(squeeze * positions, hidden), nn.Linear(hidden, num_parameters)
+        nn.init.zeros_(last.weight)
+        nn.init.zeros_(last.bias)
+        self.head = nn.Sequential(first, nn.SiLU(), last)
 
     def forward(self, image: Tensor) -> Tensor:
         """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose.
 
-        Computed in the precision of the weights: with ``double()`` weights a batch gives what its images give one by one, since
-        rounding, which depends on the batch, no longer grows from pass to pass.
+        Computed in the precision of the weights. Rounding depends on the batch and grows from iteration to iteration; with
+        ``double()`` weights it stays so small that a batch gives what its images give one by one.
         """
-        dtype, image = image.dtype, image.to(self.head[-1].weight.dtype)
-        if tuple(image.shape[2:]) != self.image_size:
-            mode = "bilinear" if image.ndim == 4 else "trilinear"
-            antialias = {"antialias": True} if image.ndim == 4 else {}
-            image = F.interpolate(image, self.image_size, mode=mode, align_corners=False, **antialias)
-        theta = self.head(self.squeeze(self.features(standardize_image(image))).flatten(1)) * self.output_scale
+        dtype, image = image.dtype, image.to(next(self.parameters()).dtype)
+        image = standardize_image(resample_image(image, self.image_size))
+        theta = self.head(self.squeeze(self.features(image)).flatten(1)) * self.output_scale
         return theta.to(dtype) if dtype.is_floating_point else theta

@@ -1,4 +1,4 @@
-"""The variational auto-encoder whose error says how unlike the training images an image is."""
+"""The variational auto-encoder whose error measures how much an image differs from the training images."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class EnergyVAE(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        image_size: its size; every axis divisible by ``2 ** len(channels)``.
-        channels: width after each halving; the paper has six.
+        image_size: size of the image; every axis divisible by ``2 ** len(channels)``.
+        channels: number of features after each halving; the paper has six.
         latent: size of the latent vector.
     """
 
@@ -33,8 +33,9 @@ class EnergyVAE(nn.Module):
         super().__init__()
         factor = 2 ** len(channels)
         if any(n % factor for n in image_size):
+            given = tuple(image_size)
             raise ValueError(
-                f"EnergyVAE: image_size must be divisible by {factor}, got {tuple(image_size)}. Resize, or use fewer channels."
+                f"EnergyVAE: image_size must be divisible by {factor}, got {given}. Resize, or use fewer channels."
             )
         conv, transposed = Conv["conv", spatial_dims], Conv["convtrans", spatial_dims]
         self.image_size, self.bottom = tuple(image_size), (channels[-1], *[n // factor for n in image_size])
@@ -56,7 +57,7 @@ class EnergyVAE(nn.Module):
         return self.up(self.from_latent(latent).unflatten(1, self.bottom))
 
     def forward(self, image: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction, mean and log-variance. Draws the latent vector while training and takes its mean otherwise."""
+        """Reconstruction, mean and log-variance; the latent vector is sampled in training mode and the mean otherwise."""
         mean, log_variance = self.encode(image)
         latent = mean + torch.randn_like(mean) * (log_variance / 2).exp() if self.training else mean
         return self.decode(latent), mean, log_variance

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,14 +9,15 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.errors import WeightsError
+from monai_diffeo.files import sha256_of
 
-__all__ = ["load_weights", "mean_weights", "weights_fingerprint"]
+__all__ = ["load_weights", "mean_weights"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_weights(network: Network, path: str | Path) -> Network:
-    """Load a state dictionary into a network, every key of it and no other; give back the network in eval mode.
+    """Load a state dictionary into a network, with exactly its keys; set the network to eval mode and return it.
 
     Args:
         network: of the architecture that was trained.
@@ -38,8 +38,8 @@ def load_weights(network: Network, path: str | Path) -> Network:
 def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[str, Tensor]:
     """``(1 - share)`` of the weights in one file plus ``share`` of those in another that was trained on from it.
 
-    On the straight line between a network and its further training there are networks that keep more of what the first was good at, on other
-    populations above all, for little of what the second has won.
+    Such a mean of a network and its further training often keeps what the first could do on other populations, and loses little
+    of what the second has learned.
 
     Args:
         first: file of a state dictionary.
@@ -47,7 +47,7 @@ def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[st
         share: 0 gives the first, 1 the second.
 
     Returns:
-        A state dictionary; what counts instead of weighing, as of batch normalisation, is the second's.
+        A state dictionary; integers, such as the counters of batch normalisation, are those of the second.
 
     Raises:
         WeightsError: if a file is missing, or they do not hold the same keys, shapes and dtypes.
@@ -58,9 +58,8 @@ def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[st
         torch.load(_existing("mean_weights", path), map_location="cpu", weights_only=True) for path in (first, second)
     )
     if {k: (v.shape, v.dtype) for k, v in one.items()} != {k: (v.shape, v.dtype) for k, v in other.items()}:
-        raise WeightsError(
-            f"mean_weights(): {Path(first).name} and {Path(second).name} are of different networks; give one and its further training."
-        )
+        names = f"{Path(first).name} and {Path(second).name}"
+        raise WeightsError(f"mean_weights(): {names} are of different networks; give one network and its further training.")
     return {
         key: torch.lerp(value, other[key], share) if value.is_floating_point() else other[key] for key, value in one.items()
     }
@@ -73,6 +72,4 @@ def _existing(who: str, path: str | Path) -> Path:
     return path
 
 
-def weights_fingerprint(path: str | Path) -> str:
-    """SHA-256 of a file of weights, for reports."""
-    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
+weights_fingerprint = sha256_of  # the name that report/ still imports

@@ -1,4 +1,4 @@
-"""How far two outlines are from one another, with a gradient: what a template transformer has and a mask has not."""
+"""Distance between two outlines, with a gradient."""
 
 from __future__ import annotations
 
@@ -17,20 +17,21 @@ ndimage, _has_scipy = optional_import("scipy.ndimage")
 
 
 def boundary_distance(points: Tensor, masks: Tensor, power: float = 8.0) -> Tensor:
-    r"""A distance between the mean and the Hausdorff distance, from outlines given by points to the outlines of masks, of each image.
+    r"""Distance between outlines given by points and the edges of masks: between the mean and the Hausdorff distance.
 
-    The power mean of the distance of every point to the mask's edge and of every edge voxel to the next point; each
-    shape is compared with its own mask. Shapes whose mask is empty are left out. Points stand apart: half of their spacing is the least that
-    edge voxels between them are away.
+    It is the power mean of two sets of distances that count alike: from every point to the mask's edge, and from every voxel
+    of the edge to the nearest point. Each shape is compared with its own mask; shapes with an empty mask are left out. An edge
+    voxel between two points is at best half of their spacing away.
 
     Args:
-        points: on the outlines of K shapes, shape ``(B, K, D, N)``, voxels; those outside the frame count as moved onto its border, where a mask ends.
+        points: on the outlines of K shapes, shape ``(B, K, D, N)``, voxels. Points outside the frame are first moved to its
+            border, where a mask ends.
         masks: shape ``(B, K, *S)``, 0 or 1.
-        power: 1 gives the mean distance; the larger it is, the nearer to the Hausdorff distance. One far point of N counts as ``N**(-1/power)``
-            of its distance, 0.5 for 256 and 8.
+        power: 1 gives the mean distance; the larger it is, the nearer to the Hausdorff distance. One far point of N counts
+            ``N**(-1/power)`` of its distance: 0.5 for N = 256 and power 8.
 
     Returns:
-        Shape ``(B,)``, voxels; its gradient reaches ``points``.
+        Shape ``(B,)``, voxels, at least 0; its gradient reaches ``points``. 0 for an image of empty masks.
 
     Raises:
         ImportError: without scipy.
@@ -49,7 +50,7 @@ _LEAST = 0.1  # voxels, so that a distance of 0 has a gradient
 
 
 def _distances(inside: np.ndarray, outline: Tensor) -> tuple[Tensor, Tensor]:
-    """From every point of an outline ``(D, N)`` to the edge of a mask, and from every voxel of the edge to the next point."""
+    """From every point of an outline ``(D, N)`` to the edge of a mask; from every voxel of the edge to the nearest point."""
     edge = inside & ~ndimage.binary_erosion(inside)
     distance = torch.from_numpy(ndimage.distance_transform_edt(~edge)).to(outline)
     to_mask = sample(distance[None, None], outline.view(1, len(outline), -1, *[1] * (inside.ndim - 1)))
@@ -61,9 +62,9 @@ def _distances(inside: np.ndarray, outline: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _power_mean(distances: Sequence[Tensor], power: float, like: Tensor) -> Tensor:
-    """Of some sets of distances, which count alike however large they are; 0 without any."""
+    """Power mean of sets of distances that count alike whatever their sizes; 0 without any."""
     if not distances:
         return like.sum() * 0
-    farthest = torch.cat(list(distances)).detach().amax().clamp(min=_LEAST)  # so that no power overflows
+    farthest = torch.cat(list(distances)).detach().amax().clamp(min=_LEAST)  # no power overflows
     parts = [(d / farthest).pow(power).mean() for d in distances]
     return farthest * (torch.stack(parts).mean() + (_LEAST / farthest) ** power).pow(1 / power)

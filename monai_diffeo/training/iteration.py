@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import operator
 import time
 from collections.abc import Callable, Mapping
+from functools import reduce
 from pathlib import Path
 
 import torch
@@ -20,7 +22,7 @@ class TrainingIteration:
 
     Args:
         step: ``(network, batch) -> losses by name``.
-        clip: largest norm of the gradient.
+        clip: largest Euclidean norm of the gradient over all parameters; a longer one is scaled down.
 
     Raises:
         NumericalError: when a loss is not finite, with its name and the iteration.
@@ -34,7 +36,7 @@ class TrainingIteration:
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
         losses = self.step(engine.network, batch)
-        total = sum(losses.values())
+        total = reduce(operator.add, losses.values())
         if not torch.isfinite(total):
             values = {name: float(value.detach()) for name, value in losses.items()}
             raise NumericalError(
@@ -48,10 +50,10 @@ class TrainingIteration:
 
 
 class LossCurve:
-    """Handler that averages the losses of each epoch and appends them, with the seconds so far, to a CSV file.
+    """Handler that writes the mean losses of each epoch, and the seconds since the start, to a CSV file.
 
     Args:
-        path: file to write; an old one is replaced.
+        path: file to write; an existing one is replaced.
         progress: print one line an epoch.
     """
 
@@ -68,7 +70,8 @@ class LossCurve:
     def _start(self, engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self.path.unlink(missing_ok=True)
-        self.began, self.sums, self.count = time.perf_counter(), {}, 0
+        self.began, self.count = time.perf_counter(), 0
+        self.sums: dict[str, float] = {}
 
     def _collect(self, engine) -> None:
         for name, value in engine.state.output.items():

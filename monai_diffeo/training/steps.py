@@ -1,8 +1,11 @@
-"""What one training step of each network computes. Each step is a callable ``(network, batch) -> losses by name``; the sum
-of the losses is minimised."""
+"""What one training step of each network computes.
+
+Each step is a callable ``(network, batch) -> losses by name``; the sum of the losses is minimised.
+"""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
@@ -11,91 +14,24 @@ from monai.losses import DiceCELoss
 from monai.transforms import MapTransform
 from torch import Tensor, nn
 
-from monai_diffeo.augmentation.deformations import random_homography, random_svf, tps_protocol
-from monai_diffeo.augmentation.intensity import random_intensity
-from monai_diffeo.augmentation.opacities import random_opacities
+from monai_diffeo.augmentation import random_intensity, random_strength_tps, random_training_deformation, varied_films
 from monai_diffeo.families import Family
-from monai_diffeo.flow import compose, exp, warp
-from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow import compose, warp
 from monai_diffeo.networks import rot90_image, standardize_image
 
-__all__ = [
-    "AddAnswerd",
-    "ClassificationStep",
-    "CriticStep",
-    "OrientationStep",
-    "PredictorStep",
-    "SegmentationStep",
-    "VAEStep",
-    "random_training_deformation",
-    "varied_films",
-]
+__all__ = ["AddAnswerd", "ClassificationStep", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep"]
 
 Losses = Mapping[str, Tensor]
-
-
-def random_training_deformation(
-    batch_size: int,
-    spatial_size: tuple[int, ...],
-    generator: torch.Generator,
-    identity_share: float = 0.2,
-    angle: float = 45.0,
-    jitter: float = 0.15,
-    framing_share: float = 0.4,
-) -> Tensor:
-    """Displacements for training a predictor: thin-plate splines of all strengths, views and smooth flows, other frames, some
-    identities.
-
-    Returns:
-        Shape ``(B, 2, H, W)``, voxels.
-    """
-    scale = torch.rand(1, generator=generator).item() * 0.35 + 0.75
-    tps = tps_protocol(
-        batch_size,
-        spatial_size,
-        generator,
-        angle=angle,
-        jitter=jitter,
-        scale=scale,
-        strength=torch.rand(batch_size, generator=generator).sqrt(),
-        fold_free=True,
-    )
-    flow = exp(
-        random_svf(
-            batch_size, spatial_size, generator, sigma=0.1, amplitude=torch.rand(batch_size, generator=generator) * 0.08
-        ),
-        5,
-    )
-    view = random_homography(batch_size, spatial_size, generator, shift=0.12)
-    draw = torch.rand(batch_size, 1, 1, 1, generator=generator)
-    kinds = torch.where(draw < 0.7, tps, torch.where(draw < 0.85, compose(view, flow), compose(tps, flow)))
-    framed = torch.rand(batch_size, 1, 1, 1, generator=generator) < framing_share
-    kinds = torch.where(framed, compose(kinds, _random_framing(batch_size, spatial_size, generator)), kinds)
-    still = torch.rand(batch_size, 1, 1, 1, generator=generator) < identity_share
-    return torch.where(still, torch.zeros_like(kinds), kinds)
-
-
-def _random_framing(batch_size: int, spatial_size: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Displacements of another frame around the same anatomy: each axis stretched or squeezed, and shifted into the room that is left,
-    as collimation and black margins do; shape ``(B, 2, H, W)``, voxels."""
-    half = torch.tensor([(n - 1) / 2 for n in spatial_size])
-    scale = torch.rand(batch_size, 2, generator=generator) * 0.65 + 0.85
-    room = (scale - 1).clamp(min=0.05) * half
-    shift = (torch.rand(batch_size, 2, generator=generator) * 2 - 1) * room
-    grid = centered_grid(spatial_size)
-    return (scale - 1).view(-1, 2, 1, 1) * grid + shift.view(-1, 2, 1, 1)
 
 
 class SegmentationStep:
     """Dice plus cross entropy of a segmentation network with one logit a class; optionally on deformed films.
 
     Args:
-        strength: None for films as they are (baseline); else the TPS protocol at strengths drawn from [0, ``strength``], half of
-            them at ``strength`` itself (the augmented baseline).
-        seed: of the deformations.
-        intensity: strength of the intensity augmentation.
-        framing_share: share of batches that :func:`random_training_deformation` deforms in place of the protocol; with ``strength`` only.
-        opacities: share of films with :func:`random_opacities` over their lungs.
+        strength: None trains on the films as they are (the baseline). A number deforms them by
+            :func:`~monai_diffeo.augmentation.random_strength_tps` (the augmented baseline).
+        seed: of all random numbers.
+        intensity, framing_share, opacities: as for :func:`~monai_diffeo.augmentation.varied_films`.
     """
 
     def __init__(
@@ -106,42 +42,21 @@ class SegmentationStep:
         framing_share: float = 0.0,
         opacities: float = 0.0,
     ) -> None:
-        self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities}
+        self.variation = strength, intensity, framing_share, opacities
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        image, label = varied_films(batch["image"], batch["label"], self.generator, **self.varied)
+        image, label = varied_films(batch["image"], batch["label"], self.generator, *self.variation)
         return {"segmentation": self.loss(network(image), label)}
 
 
-def varied_films(
-    image: Tensor,
-    label: Tensor,
-    generator: torch.Generator,
-    strength: float | None,
-    intensity: float = 0.0,
-    framing_share: float = 0.0,
-    opacities: float = 0.0,
-) -> tuple[Tensor, Tensor]:
-    """Films of varied grey values and deformed, with their masks; arguments as :class:`SegmentationStep`."""
-    if opacities:
-        image = random_opacities(image, label, generator, opacities)
-    if intensity:
-        image = random_intensity(image.cpu(), generator, intensity).to(image)
-    if strength is None:
-        return image, label
-    if framing_share and torch.rand(1, generator=generator).item() < framing_share:
-        ddf = random_training_deformation(len(image), tuple(image.shape[2:]), generator, identity_share=0.1).to(image)
-    else:
-        ddf = _augmentation(image, strength, generator)
-    moved = (warp(label, ddf, padding_mode="zeros") > 0.5).to(label)
-    return warp(image, ddf, padding_mode="zeros"), moved
-
-
 class ClassificationStep:
-    """Cross entropy of a classifier with one logit a class; ``batch["label"]`` (B,) counts classes from 0; arguments as
-    :class:`SegmentationStep`."""
+    """Cross entropy of a classifier with one logit a class; ``batch["label"]`` (B,) counts classes from 0.
+
+    Args:
+        strength, seed: as for :class:`SegmentationStep`.
+    """
 
     def __init__(self, strength: float | None = None, seed: int = 0) -> None:
         self.strength, self.generator = strength, torch.Generator().manual_seed(seed)
@@ -149,22 +64,17 @@ class ClassificationStep:
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
         image = batch["image"]
         if self.strength is not None:
-            image = warp(image, _augmentation(image, self.strength, self.generator), padding_mode="zeros")
+            ddf = random_strength_tps(len(image), image.shape[2:], self.generator, self.strength)
+            image = warp(image, ddf.to(image), padding_mode="zeros")
         return {"classification": F.cross_entropy(network(image), batch["label"])}
 
 
-def _augmentation(image: Tensor, strength: float, generator: torch.Generator) -> Tensor:
-    """Displacements of the TPS protocol, half of them at ``strength``, the others weaker; shape ``(B, 2, H, W)``, voxels."""
-    draw = (2 * torch.rand(len(image), generator=generator)).clamp(max=1) * strength
-    return tps_protocol(len(image), image.shape[2:], generator, strength=draw).to(image)
-
-
 class VAEStep:
-    """Squared error plus ``beta`` times the Kullback-Leibler divergence, per film, on films of varied grey values.
+    """Squared error plus ``beta`` times the Kullback-Leibler divergence: sums over a film, means over the batch.
 
     Args:
         beta: weight of the divergence, 1 as published.
-        intensity: strength of the intensity augmentation, 0 as published.
+        intensity: strength of the intensity augmentation; 0, as published, also leaves the films unstandardised.
         seed: of the augmentation.
     """
 
@@ -182,11 +92,11 @@ class VAEStep:
 
 
 class CriticStep:
-    """Wasserstein loss with gradient penalty: real = films, fake = the same films deformed on the fly.
+    """Wasserstein loss with gradient penalty: the score falls on films and rises on the same films deformed.
 
     Args:
         penalty: weight of the gradient penalty.
-        intensity: strength of the intensity augmentation, 0 as published.
+        intensity: strength of the intensity augmentation; 0, as published, also leaves the films unstandardised.
         seed: of all random numbers.
 
     Reference: Gulrajani et al. (2017), https://arxiv.org/abs/1704.00028
@@ -212,10 +122,12 @@ class CriticStep:
 
 
 class OrientationStep:
-    """Teach a :class:`FilmOrientation` the quarter turn of deformed, mirrored and turned films, by cross entropy; no labels.
+    """Cross entropy of a :class:`FilmOrientation` on films that were deformed, mirrored and turned; no labels are used.
+
+    The class of a film is ``4 * mirrored + turns``, turns in steps of 90 degrees, counter-clockwise, after the mirroring.
 
     Args:
-        working_size: size at which the step computes, square.
+        working_size: (N, N), size at which the step computes.
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
     """
@@ -236,21 +148,21 @@ class OrientationStep:
 
 
 class PredictorStep:
-    """Teach a predictor to bring a deformed film back, in passes that compose; no labels are used.
+    """Train a predictor to undo random deformations, in iterations that compose; no labels are used.
 
-    A film ``x`` is deformed by a random ``g`` and its grey values are varied; each pass moves what the last one left. With
-    ``phi`` the deformation after a pass: ``g`` after ``phi`` should be the identity, the film so moved should be ``x``, what the
-    network under test answers on ``x`` should come to lie on itself, and on the canonical film the network should answer what
-    it answered on ``x`` there: the equivariance that the whole method is for.
+    A film ``x`` is deformed by a random ``g`` and its grey values are varied. Each iteration predicts what is left to undo.
+    The losses look at the whole map, ``g`` after the deformation found so far, which should be the identity: the length of
+    its displacement in voxels of a 128 frame (``grid``), the squared error of the standardised film moved by it (``image``),
+    the soft Dice loss of the answer on ``x`` moved by it (``overlap``), the soft Dice loss and cross entropy of the answer on
+    the canonicalised film against that moved answer (``answer``), and the squared parameters (``smooth``).
 
     Args:
-        family: the family whose parameters the predictor gives.
-        network: the frozen network under test, for the term ``answer``; None leaves it out.
+        family: of the deformations whose parameters the predictor gives.
+        network: the network under test, for the term ``answer``, with its weights; None leaves the term out. A copy is taken,
+            put into eval mode and frozen.
         activation: from the network's output to probabilities.
-        iterations: unrolled passes; each starts from the detached result of the one before.
-        weights: of the terms ``grid`` (voxels of a 128 frame), ``image`` (squared error of standardised films), ``overlap``
-            (soft Dice of moved answers; needs ``batch["answer"]``), ``answer`` (soft Dice and cross entropy) and ``smooth``
-            (squared parameters).
+        iterations: number of iterations; each starts from the detached result of the one before, and all count equally.
+        weights: of the terms above; those left out keep their defaults. ``overlap`` and ``answer`` need ``batch["answer"]``.
         working_size: size at which the step computes; None takes the films' own.
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
@@ -271,8 +183,14 @@ class PredictorStep:
     ) -> None:
         self.family, self.activation, self.iterations, self.intensity = family, activation, iterations, intensity
         self.deformation = deformation
-        self.network = None if network is None else network.eval().requires_grad_(False)
-        self.weights = {"grid": 0.02, "image": 0.5, "overlap": 1.0, "answer": 1.0, "smooth": 0.02, **(weights or {})}
+        self.network = None if network is None else _frozen_copy(network)
+        self.weights = {"grid": 0.02, "image": 0.5, "overlap": 1.0, "answer": 1.0, "smooth": 0.02}
+        if iterations < 1 or set(weights or {}) - set(self.weights):
+            raise ValueError(
+                f"PredictorStep: 'iterations' must be at least 1 and 'weights' may name {', '.join(self.weights)}; "
+                f"got {iterations} and {weights}."
+            )
+        self.weights |= weights or {}
         self.working_size = None if working_size is None else tuple(working_size)
         self.generator = torch.Generator().manual_seed(seed)
 
@@ -289,19 +207,15 @@ class PredictorStep:
             losses["overlap"] = _soft_dice_loss(wanted, answer)
             if self.network is not None:
                 given = self.activation(self.network(warp(shown, ddf)))
-                sure = given.clamp(
-                    1e-4, 1 - 1e-4
-                )  # by hand: torch's own stops at NaN before the iteration can say where it was
-                entropy = -(wanted * sure.log() + (1 - wanted) * (1 - sure).log()).mean()
+                bounded = given.clamp(1e-4, 1 - 1e-4)  # torch's own entropy refuses NaN before the iteration can say where
+                entropy = -(wanted * bounded.log() + (1 - wanted) * (1 - bounded).log()).mean()
                 losses["answer"] = _soft_dice_loss(given, wanted) + entropy
         return {name: self.weights[name] * value for name, value in losses.items()}
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
         image, answer = batch["image"], batch.get("answer")
         if self.network is not None and answer is None:
-            raise ValueError(
-                "PredictorStep: with a network under test, batch['answer'] is needed; add AddAnswerd to the transforms."
-            )
+            raise ValueError("PredictorStep: a network under test needs batch['answer']; add AddAnswerd to the transforms.")
         if self.working_size is not None:
             image = F.interpolate(image, self.working_size, mode="area")
             answer = None if answer is None else F.interpolate(answer, self.working_size, mode="area")
@@ -324,21 +238,26 @@ class PredictorStep:
 
 
 class AddAnswerd(MapTransform):
-    """Put what a frozen network answers on ``image`` ``(C, *S)`` under ``answer``, as probabilities; no label is needed.
+    """Put the answer of a network on ``image`` ``(C, *S)`` under ``answer``, as probabilities; no label is needed.
 
     Args:
-        network: the network under test.
+        network: the network under test, with its weights. A copy is taken, put into eval mode and frozen.
         activation: from its output to probabilities.
     """
 
     def __init__(self, network: nn.Module, activation: Callable[[Tensor], Tensor] = torch.sigmoid) -> None:
         super().__init__("image")
-        self.network, self.activation = network.eval().requires_grad_(False), activation
+        self.network, self.activation = _frozen_copy(network), activation
 
     def __call__(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
         with torch.no_grad():
             answer = self.activation(self.network(torch.as_tensor(data["image"])[None]))[0]
         return {**data, "answer": answer}
+
+
+def _frozen_copy(network: nn.Module) -> nn.Module:
+    """The caller's network stays in its mode and trainable."""
+    return copy.deepcopy(network).eval().requires_grad_(False)
 
 
 def _soft_dice_loss(probability: Tensor, wanted: Tensor) -> Tensor:

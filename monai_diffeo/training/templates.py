@@ -9,28 +9,30 @@ import torch.nn.functional as F
 from monai.losses import DiceCELoss
 from torch import Tensor
 
+from monai_diffeo.augmentation import varied_films
 from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import cell_determinants
 from monai_diffeo.networks import TemplateTransformer, compress_logits
 from monai_diffeo.training.boundary import boundary_distance
-from monai_diffeo.training.steps import varied_films
 
 __all__ = ["TemplateStep"]
 
 
 class TemplateStep:
-    """Dice plus cross entropy of the warped prior, one channel a shape, and prices for distant outlines and for maps that come near to folding.
+    """Dice plus cross entropy of the warped prior, with penalties for distant outlines and for maps that nearly fold.
+
+    The loss is MONAI's ``DiceCELoss(sigmoid=True)``, whose cross entropy of several shapes is that of a softmax over them.
 
     Args:
-        strength, intensity, framing_share, opacities: how films are varied, see :class:`SegmentationStep`.
-        folding: weight of the price; 0 for the methods as published.
-        margin: below which a coefficient of a cell's determinant costs, linearly; see :func:`cell_determinants`.
+        strength, intensity, framing_share, opacities: as for :func:`~monai_diffeo.augmentation.varied_films`.
+        folding: weight of the penalty on folds; 0 for the methods as published.
+        margin: coefficients of :func:`cell_determinants` below it cost their distance from it.
         compress: scale of :func:`compress_logits`; None trains on the log-odds themselves.
         seed: of all random numbers.
-        direct: weight of the same loss for the backbone's direct answer, where it gives one, on its own lattice.
-        outline: weight of the :func:`boundary_distance` of the moved shapes, half the frame = 1.
+        direct: weight of the same loss on the backbone's direct answer, where there is one, on its own lattice.
+        outline: weight of the mean :func:`boundary_distance` of the moved shapes, half of the longest side = 1.
         power: of that distance.
-        outline_points: on each shape; in space, or on large frames, take so many that they lie about two voxels apart.
+        outline_points: number on each shape; on large frames or in space, enough for about one point every two voxels.
     """
 
     def __init__(
@@ -48,14 +50,14 @@ class TemplateStep:
         outline_points: int = 128,
         opacities: float = 0.0,
     ) -> None:
-        self.varied = {"strength": strength, "intensity": intensity, "framing_share": framing_share, "opacities": opacities}
+        self.variation = strength, intensity, framing_share, opacities
         self.folding, self.margin, self.compress, self.direct = folding, margin, compress, direct
         self.outline, self.power, self.outline_points = outline, power, outline_points
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
 
     def __call__(self, network: TemplateTransformer, batch: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
-        image, label = varied_films(batch["image"], batch["label"], self.generator, **self.varied)
+        image, label = varied_films(batch["image"], batch["label"], self.generator, *self.variation)
         velocity, direct = network.read(image)
         ddf = network.integrate(velocity)
         log_odds = network.warp_prior(ddf, image.shape[2:])

@@ -96,24 +96,23 @@ def test_half_strength_is_half_the_displacement():
         assert_close(row, wanted, atol=0, rtol=0)
 
 
-def test_a_thousand_fold_free_splines_do_not_fold():
-    plain = folding_fraction(tps_protocol(1000, (64, 64), seeded(0)))
+def test_many_fold_free_splines_do_not_fold():
+    plain = folding_fraction(tps_protocol(400, (40, 40), seeded(0)))
     assert 0.02 < (plain > 0).float().mean() < 0.3  # without the remedy about one in ten does
-    ddf = tps_protocol(1000, (64, 64), seeded(0), fold_free=True)
+    ddf = tps_protocol(400, (40, 40), seeded(0), fold_free=True)
     assert folding_fraction(ddf).max() == 0
-    kept = (tps_protocol(1000, (64, 64), seeded(0)) == ddf).flatten(1).all(1)
+    kept = (tps_protocol(400, (40, 40), seeded(0)) == ddf).flatten(1).all(1)
     assert torch.equal(kept, plain == 0)  # and only those that folded were touched
 
 
 def test_even_wild_splines_are_tamed():
-    wild = dict(jitter=0.3, angle=45.0)
-    assert (folding_fraction(tps_protocol(300, (64, 64), seeded(0), **wild)) > 0).float().mean() > 0.8
-    assert folding_fraction(tps_protocol(300, (64, 64), seeded(0), fold_free=True, **wild)).max() == 0  # takes several halvings
+    wild = {"jitter": 0.3, "angle": 45.0}
+    assert (folding_fraction(tps_protocol(100, (40, 40), seeded(0), **wild)) > 0).float().mean() > 0.8
+    assert folding_fraction(tps_protocol(100, (40, 40), seeded(0), fold_free=True, **wild)).max() == 0  # takes several halvings
 
 
-def test_a_thousand_smooth_flows_do_not_fold():
-    for seed in range(4):
-        assert folding_fraction(exp(random_svf(250, (64, 64), seeded(seed)))).max() == 0
+def test_many_smooth_flows_do_not_fold():
+    assert folding_fraction(exp(random_svf(400, (32, 32), seeded()))).max() == 0
 
 
 def test_elastic_fields_may_fold_and_are_no_flows():

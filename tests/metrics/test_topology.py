@@ -11,8 +11,10 @@ from monai_diffeo.metrics import (
     betti_numbers,
     connected_components,
     euler_characteristic,
+    largest_components,
     shape_topology,
     shapes_intact,
+    topology,
 )
 
 
@@ -69,6 +71,38 @@ def test_the_euler_characteristic_is_that_of_scikit_image_and_complements_are_du
         inside, around = betti_numbers(mask, own), betti_numbers(outside, other)
         assert inside[-1] == around[0] - 1 and inside[0] == around[-1]
         assert all(b >= 0 for b in inside)
+
+
+@given(st.sampled_from([(6, 7), (4, 5, 4)]).flatmap(lambda size: arrays(bool, size)))
+def test_the_euler_characteristic_counts_cells(mask):
+    """Voxels as vertices of a cubical complex: the alternating sum of its vertices, edges, squares and cubes."""
+    cells, total = {(): mask}, int(mask.sum())
+    for axes in [(0,), (1,), (2,), (0, 1), (0, 2), (1, 2), (0, 1, 2)]:
+        if axes[-1] < mask.ndim:
+            below = np.moveaxis(cells[axes[:-1]], axes[-1], 0)
+            cells[axes] = np.moveaxis(below[1:] & below[:-1], 0, axes[-1])
+            total += (-1) ** len(axes) * int(cells[axes].sum())
+    assert euler_characteristic(mask, "face") == total
+
+
+def test_the_largest_parts_in_order_of_size_then_of_scanning():
+    mask = np.array([[1, 0, 1, 1, 0, 1, 1], [0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0]])
+    face = [[0, 0, 2, 2, 0, 3, 3], [0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 1, 1, 0]]
+    assert largest_components(mask, 3).tolist() == face
+    assert largest_components(mask, 1).tolist() == (np.array(face) == 1).astype(int).tolist()
+    full = [[1, 0, 1, 1, 0, 0, 0], [0, 1, 0, 0, 0, 0, 0], [0, 0, 0, 2, 2, 2, 0]]
+    assert largest_components(mask, 2, "full").tolist() == full
+    assert largest_components(mask, 9).max() == 5 and np.issubdtype(largest_components(mask, 1).dtype, np.integer)
+    assert largest_components(np.zeros((3, 4, 5)), 2).tolist() == np.zeros((3, 4, 5), int).tolist()
+    with pytest.raises(ValueError, match="'count' must be at least 1, got 0"):
+        largest_components(mask, 0)
+
+
+@pytest.mark.parametrize("room, name", [("_has_scipy", "scipy"), ("_has_skimage", "scikit-image")])
+def test_what_is_not_installed_is_named(room, name, monkeypatch):
+    monkeypatch.setattr(topology, room, False)
+    with pytest.raises(ImportError, match=f"needs {name}: pip install {name}"):
+        betti_numbers(RING)
 
 
 def test_intact_shapes_are_one_part_each_without_holes_and_apart():
@@ -128,5 +162,8 @@ def test_the_metric_averages_over_images_and_channels_and_compares_with_labels()
 def test_wrong_arguments_are_said():
     with pytest.raises(ValueError, match="'face' or 'full', got 8"):
         connected_components(RING, 8)
-    with pytest.raises(ValueError, match="2 or 3 axes, got 4"):
-        betti_numbers(np.zeros((1, 1, 4, 4)))
+    for count in (betti_numbers, euler_characteristic):
+        with pytest.raises(ValueError, match="2 or 3 axes, got 4"):
+            count(np.zeros((1, 1, 4, 4)))
+        with pytest.raises(ValueError, match=f"{count.__name__}.*'face' or 'full', got 'corner'"):
+            count(RING, "corner")

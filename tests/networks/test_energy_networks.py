@@ -1,3 +1,4 @@
+import math
 import pickle
 
 import pytest
@@ -127,8 +128,16 @@ def test_a_vae_draws_while_training_and_takes_the_mean_otherwise():
     assert not torch.equal(network(x)[0], network(x)[0])
 
 
-def test_the_log_variance_is_bounded():
-    assert build(EnergyVAE)(1e6 * image())[2].abs().max() <= 12
+def test_the_log_variance_is_bounded_and_spreads_the_latents():
+    network = build(EnergyVAE)
+    torch.nn.init.zeros_(network.to_log_variance.weight)
+    for bias, expected in ((100.0, 8.0), (-100.0, -12.0), (-3.0, -3.0)):
+        torch.nn.init.constant_(network.to_log_variance.bias, bias)
+        assert (network(image())[2] == expected).all()
+    network.decode = lambda latent: latent
+    latent, mean, _ = network.train()(image(batch=1).expand(3000, -1, -1, -1))
+    assert (latent - mean).mean().abs() < 0.01
+    assert (latent - mean).std().item() == pytest.approx(math.exp(-1.5), rel=0.03)
 
 
 @pytest.mark.parametrize("size", [(30, 32), (32, 36), (32, 32, 4)])
@@ -144,6 +153,30 @@ def test_a_critic_takes_any_size_and_counts_voxels_evenly():
     assert network(x).shape == (1,) and network(torch.rand(2, 1, 17, 23)).shape == (2,)
     small, large = network(torch.full((1, 1, 64, 64), 0.5)), network(torch.full((1, 1, 256, 256), 0.5))
     assert_close(small, large, rtol=0.2, atol=0.01)  # a mean, not a sum: only the rim differs
+
+
+def test_a_critic_adds_the_image_anew_at_every_layer():
+    """relu(2 x), then relu(-x + h), then relu(3 x - h + 1), then 5 h - 2, and the mean over voxels."""
+    critic = EnergyCritic(channels=1, layers=3, kernel_size=1)
+    weights = [(2.0, 0.0), (-1.0, 0.0), (3.0, 1.0), (1.0, 0.0), (-1.0, 0.0), (5.0, -2.0)]
+    for layer, (weight, bias) in zip([*critic.from_image, *critic.from_features, critic.score], weights):
+        torch.nn.init.constant_(layer.weight, weight)
+        torch.nn.init.constant_(layer.bias, bias)
+    # x = 1: 2, 1, 3 -> 13;  x = -1: 0, 1, relu(-3) = 0 -> -2;  x = 2: 4, 2, 5 -> 23
+    scores = critic(torch.tensor([[1.0, -1.0], [2.0, 2.0]]).view(2, 1, 1, 2))
+    assert scores.tolist() == pytest.approx([(13 - 2) / 2, 23.0])
+
+
+def test_a_predictor_scales_its_output():
+    network = build(DeformationPredictor)
+    torch.nn.init.zeros_(network.head[-1].weight)
+    torch.nn.init.constant_(network.head[-1].bias, 3.0)
+    assert_close(network(image()), torch.full((3, 10), 0.3))
+
+
+def test_standardising_by_hand():
+    values = standardize_image(torch.tensor([[[[1.0, 3.0]], [[5.0, 7.0]]]]))  # two channels: mean 4, variance 20 / 3
+    assert_close(values.flatten(), torch.tensor([-3.0, -1, 1, 3]) / math.sqrt(20 / 3))
 
 
 def test_a_critic_with_a_stride_still_scores():

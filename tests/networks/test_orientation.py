@@ -24,9 +24,10 @@ def test_the_generator_turns_back_what_was_turned():
     assert (turned[1] - image[1]).abs().max() > 0.5
 
 
-def test_mirroring_comes_before_turning():
-    image = torch.rand(1, 1, 8, 8)
-    assert torch.equal(rot90_image(image, torch.tensor([1]), torch.tensor([True])), torch.rot90(image.flip(-1), 1, (2, 3)))
+def test_mirroring_comes_before_turning_counter_clockwise():
+    image = torch.tensor([[1, 2], [3, 4]]).expand(5, 1, 2, 2)
+    turned = rot90_image(image, torch.tensor([0, 1, 2, 3, 1]), torch.tensor([False, False, False, False, True]))
+    assert turned[:, 0].tolist() == [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]], [[1, 3], [2, 4]]]
 
 
 def test_a_turned_film_gets_the_same_probabilities_turned_and_a_mirrored_one_mirrored():

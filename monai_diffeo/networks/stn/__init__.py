@@ -1,4 +1,4 @@
-"""Spatial transformer layers and the localisers that steer them."""
+"""Spatial transformer layers and localisers."""
 
 from monai_diffeo.networks.stn.layers import SpatialTransformerChain, SpatialTransformerLayer
 from monai_diffeo.networks.stn.localizers import CNNLocalizer, FCNLocalizer, RegressorLocalizer, zero_init_last_layer_

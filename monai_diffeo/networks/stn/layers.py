@@ -1,6 +1,8 @@
-"""Layers that move what a network sees: spatial transformers."""
+"""Spatial transformers: layers that deform images or feature maps."""
 
 from __future__ import annotations
+
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,26 +15,27 @@ __all__ = ["SpatialTransformerChain", "SpatialTransformerLayer"]
 
 
 class SpatialTransformerLayer(nn.Module):
-    """Move each image, or each stack of feature maps, by a deformation that a small network reads off it.
+    """Deform each image, or each stack of feature maps, as a small network predicts from it.
 
-    Two lines before any network in 2D or 3D; it learns with the network's own loss, and begins with the identity::
+    It needs two lines before any network in 2D or 3D, is trained by that network's loss, and begins with the identity::
 
         family = AffineCPAB((4, 4))
         network = nn.Sequential(SpatialTransformerLayer(RegressorLocalizer(family.num_parameters), family), network)
 
     Args:
-        localizer: images ``(B, C, *S)`` to parameters ``(B, P)`` of ``family``, 0 for the identity, for example
-            :class:`CNNLocalizer` or :class:`RegressorLocalizer`.
+        localizer: from images ``(B, C, *S)`` to ``(B, P)``, the parameters of ``family`` minus those of its identity, for
+            example :class:`CNNLocalizer` or :class:`RegressorLocalizer`.
         family: of the deformations.
         mode: ``"bilinear"`` or ``"nearest"``; the latter has no gradient.
         padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
-        limit: largest absolute value of a parameter's distance from the identity, which a hyperbolic tangent comes near to; a localiser
-            gone astray is then still computed in bounded time. None: no limit.
+        limit: bound on each parameter's distance from the identity, by a hyperbolic tangent, so that very large parameters
+            are still computed in bounded time. None: no limit.
 
     Raises:
         ValueError: if ``limit`` is not positive.
 
-    Reference: Jaderberg et al. (2015), https://arxiv.org/abs/1506.02025; Detlefsen et al. (2018), Deep Diffeomorphic Transformer Networks.
+    Reference: Jaderberg et al. (2015), https://arxiv.org/abs/1506.02025; Detlefsen et al. (2018), Deep Diffeomorphic
+        Transformer Networks.
     """
 
     def __init__(
@@ -51,44 +54,40 @@ class SpatialTransformerLayer(nn.Module):
             self.register_buffer("origin", family.identity(1), persistent=False)
 
     def deformation(self, image: Tensor) -> Deformation:
-        """The deformations that bring images ``(B, C, *S)`` to where the network wants them; in single precision under any autocast.
+        """The predicted deformations of images ``(B, C, *S)``, in single precision under any autocast.
 
         Raises:
-            ShapeError: if the localiser does not give as many numbers as the family has parameters, or the images have other axes.
+            ShapeError: if the localiser does not give one number a parameter, or the images have other axes than the family.
         """
-        dims = self.family.spatial_dims
+        dims, wanted = self.family.spatial_dims, (len(image), self.family.num_parameters)
         if image.ndim != dims + 2:
-            raise ShapeError(
-                "SpatialTransformerLayer", "image", f"(B, C, {', '.join('HWD'[:dims])}) as the family has it", image.shape
-            )
+            shape = f"(B, C, {', '.join('HWD'[:dims])}) as the family has it"
+            raise ShapeError("SpatialTransformerLayer", "image", shape, image.shape)
         theta = self.localizer(image)
-        if theta.shape != (len(image), self.family.num_parameters):
-            raise ShapeError(
-                "SpatialTransformerLayer",
-                "localizer(image)",
-                f"({len(image)}, {self.family.num_parameters})",
-                theta.shape,
-                "Give the localiser num_parameters=family.num_parameters.",
-            )
+        if theta.shape != wanted:
+            remedy = "Give the localiser num_parameters=family.num_parameters."
+            raise ShapeError("SpatialTransformerLayer", "localizer(image)", str(wanted), theta.shape, remedy)
         theta = theta.to(torch.promote_types(theta.dtype, torch.float32))
         if self.limit is not None:
             theta = self.limit * torch.tanh(theta / self.limit)
         return self.family(theta + self.origin, tuple(image.shape[2:]))
 
     def forward(self, image: Tensor) -> Tensor:
-        """The moved images, shape and dtype of ``image``."""
-        return warp(image, self.deformation(image).ddf(tuple(image.shape[2:])), self.mode, self.padding_mode)
+        """The deformed images, shape and dtype of ``image``."""
+        return warp(image, self.deformation(image).ddf(image.shape[2:]), self.mode, self.padding_mode)
 
 
 class SpatialTransformerChain(nn.Module):
-    """Several transformers, each of which sees what those before it have moved; the image is interpolated once for each look, never twice.
+    """Several transformers in a row, whose deformations are composed; the image is never interpolated twice.
 
-    ``nn.Sequential`` of the same layers samples what was sampled before, and blurs: the reason, say Detlefsen et al., why affine followed by
-    CPAB loses on small images.
+    Each one sees the original image under the composed deformation of those before it. ``nn.Sequential`` of the same layers
+    interpolates again and again, and blurs: on small images this costs accuracy, say Detlefsen et al. (2018).
 
     Args:
-        layers: in the order in which they move the image; the last one's ``mode`` and ``padding_mode`` hold.
+        layers: in the order in which they deform the image; the ``mode`` and ``padding_mode`` of the last one make the result.
     """
+
+    layers: Any  # a ModuleList, which mypy takes for one of plain modules
 
     def __init__(self, *layers: SpatialTransformerLayer) -> None:
         super().__init__()
@@ -98,15 +97,13 @@ class SpatialTransformerChain(nn.Module):
 
     def deformation(self, image: Tensor) -> Deformation:
         """The whole deformation of images ``(B, C, *S)``."""
-        size, whole, seen = tuple(image.shape[2:]), None, image
-        for layer in self.layers:
-            if whole is not None:
-                seen = warp(image, whole.ddf(size), layer.mode, layer.padding_mode)
-            step = layer.deformation(seen)
-            whole = step if whole is None else whole.after(step)
+        whole = self.layers[0].deformation(image)
+        for layer in self.layers[1:]:
+            seen = warp(image, whole.ddf(image.shape[2:]), layer.mode, layer.padding_mode)
+            whole = whole.after(layer.deformation(seen))
         return whole
 
     def forward(self, image: Tensor) -> Tensor:
-        """The moved images, shape and dtype of ``image``."""
+        """The deformed images, shape and dtype of ``image``."""
         last = self.layers[-1]
-        return warp(image, self.deformation(image).ddf(tuple(image.shape[2:])), last.mode, last.padding_mode)
+        return warp(image, self.deformation(image).ddf(image.shape[2:]), last.mode, last.padding_mode)

@@ -1,24 +1,23 @@
-"""Networks that look at an image and say how to move it, for spatial transformers."""
+"""Networks that predict the parameters of a spatial transformer from an image."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 
-import torch.nn.functional as F
 from monai.networks.layers.factories import Conv, Pool
 from monai.networks.nets import Regressor
 from torch import Tensor, nn
 
-from monai_diffeo.networks.predictor import standardize_image
+from monai_diffeo.networks.predictor import resample_image, standardize_image
 
 __all__ = ["CNNLocalizer", "FCNLocalizer", "RegressorLocalizer", "zero_init_last_layer_"]
 
 
 def zero_init_last_layer_(network: nn.Module) -> nn.Module:
-    """Set the weights of a network's last layer to zero, so that it begins by asking for the identity; gives the network back.
+    """Set the last layer of a network to zero, so that it begins with the identity; return the network.
 
-    Makes a localiser of any network with one output a parameter, for example of MONAI's ``DenseNet121(2, 1, family.num_parameters)``.
+    Makes a localiser of any network with one output a parameter, such as MONAI's ``DenseNet121(2, 1, family.num_parameters)``.
 
     Raises:
         ValueError: if the network has no linear layer or convolution.
@@ -43,10 +42,10 @@ class FCNLocalizer(nn.Sequential):
     """Fully connected layers from the pixels of a small image to the parameters of a family.
 
     Args:
-        num_parameters: of the family.
+        num_parameters: P, of the family.
         image_size: of the images, one number an axis.
-        in_channels: of the images.
-        hidden: widths of the hidden layers.
+        in_channels: channels of the images.
+        hidden: number of outputs of each hidden layer.
 
     Reference: Jaderberg et al. (2015), https://arxiv.org/abs/1506.02025, for MNIST.
     """
@@ -63,15 +62,15 @@ class FCNLocalizer(nn.Sequential):
 
 
 class CNNLocalizer(nn.Sequential):
-    """Unpadded convolutions, each with a maximum over neighbours, then fully connected layers, for small images.
+    """Unpadded convolutions, each followed by max pooling, then fully connected layers, for small images.
 
     Args:
-        num_parameters: of the family.
+        num_parameters: P, of the family.
         image_size: of the images, 2 or 3 numbers.
-        in_channels: of the images.
-        channels: of the convolutions.
-        kernel_size: of the convolutions.
-        hidden: widths of the hidden fully connected layers.
+        in_channels: channels of the images.
+        channels: number of outputs of each convolution.
+        kernel_size: of every convolution.
+        hidden: number of outputs of each hidden fully connected layer.
 
     Raises:
         ValueError: if the image is too small for the convolutions.
@@ -105,11 +104,11 @@ class RegressorLocalizer(nn.Module):
     """MONAI's ``Regressor`` on a thumbnail of the image, for images and volumes of the usual sizes.
 
     Args:
-        num_parameters: of the family.
+        num_parameters: P, of the family.
         spatial_dims: 2 or 3.
-        in_channels: of the images.
+        in_channels: channels of the images.
         image_size: size of the thumbnail along every axis; ``theta`` is relative to the frame and does not depend on it.
-        channels: width after each halving.
+        channels: number of features after each halving.
         num_res_units: convolutions in each of the network's residual units.
     """
 
@@ -138,7 +137,4 @@ class RegressorLocalizer(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Parameters ``(B, P)`` for images ``(B, C, *S)``."""
         image = image.to(next(self.network.parameters()).dtype)
-        if tuple(image.shape[2:]) != self.image_size:
-            options = {"mode": "bilinear", "antialias": True} if image.ndim == 4 else {"mode": "trilinear"}
-            image = F.interpolate(image, self.image_size, align_corners=False, **options)
-        return self.network(standardize_image(image).to(image.dtype))
+        return self.network(standardize_image(resample_image(image, self.image_size)).to(image.dtype))

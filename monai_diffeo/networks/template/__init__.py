@@ -1,4 +1,4 @@
-"""Diffeomorphic template transformers: prior shapes, backbones, the guard of topology."""
+"""Diffeomorphic template transformers: prior shapes, backbones, and the guard that keeps the topology."""
 
 from monai_diffeo.networks.template.backbone import SegmentThenRegister
 from monai_diffeo.networks.template.guard import intact_level

@@ -10,25 +10,26 @@ from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["SegmentThenRegister", "blocks_to_channels", "uncertain_fraction", "add_uncertainty_bias"]
+__all__ = ["SegmentThenRegister", "add_uncertainty_bias", "blocks_to_channels", "uncertain_fraction"]
 
 
 class SegmentThenRegister(nn.Module):
-    """A backbone of several networks: one segments the image directly, the others find the velocities that bring the prior to what it says.
+    """A backbone of several networks: the first segments the image, the others register the prior to that direct answer.
 
-    Bringing one smooth shape to another is the same task whatever the film, so that these need not learn films, and what makes the
-    direct answer better makes the template's better. They may be small and work on a coarser frame. Each after the first sees the prior as
-    those before it have moved it, and finds what is left to do.
+    Registering one smooth shape to another is the same task for every population of films. The registration networks may
+    therefore be small and work on a coarser frame. Each one after the first sees the prior as deformed so far, and predicts
+    the rest.
 
     Args:
-        segmentation: from ``in_channels`` to K log-odds on a frame of the same size, or on a finer one.
-        registration: networks from ``2 K unshuffle**D`` channels, the direct answer's probabilities and the prior, to the velocities of one
-            or several pieces, in order; or a single one. Rather without normalisation, for the size of what is missing is what they
-            have to tell.
-        in_channels: how many channels of what the template transformer shows are the image; the prior's K follow.
-        unshuffle: they work on a frame smaller by this factor and see blocks of so many voxels along each axis as channels.
-        uncertainty_bias: outside training, the prior is brought to what :func:`add_uncertainty_bias` makes of the direct answer: what is in doubt counts as inside. For
-            networks that rather miss a part of a shape than add one on films unlike those of the training.
+        segmentation: from ``in_channels`` to K log-odds, on a frame of the same size or on a finer one.
+        registration: one network, or several in order: from ``2 K unshuffle**D`` channels, the probabilities of the direct
+            answer and the prior, to the velocities of one or several pieces. Normalisation layers would hide from them how
+            much is left to deform.
+        in_channels: channels of the image; the K of the prior follow in the input.
+        unshuffle: the registration works on a frame smaller by this factor, and sees blocks of as many voxels along each axis
+            as channels.
+        uncertainty_bias: outside training, the prior is registered to :func:`add_uncertainty_bias` of the direct answer. It
+            helps where networks tend to miss parts of a shape on films unlike those of the training.
     """
 
     def __init__(
@@ -40,49 +41,44 @@ class SegmentThenRegister(nn.Module):
         uncertainty_bias: float = 0.0,
     ) -> None:
         super().__init__()
-        self.segmentation, self.in_channels, self.unshuffle, self.uncertainty_bias = (
-            segmentation,
-            in_channels,
-            unshuffle,
-            uncertainty_bias,
-        )
+        self.segmentation, self.in_channels = segmentation, in_channels
+        self.unshuffle, self.uncertainty_bias = unshuffle, uncertainty_bias
         self.registration = nn.ModuleList([registration] if isinstance(registration, nn.Module) else registration)
 
     def forward(self, inputs: Tensor, moved: Callable[[Tensor], Tensor] | None = None) -> tuple[Tensor, Tensor]:
         """Velocities ``(B, T * D, *S')`` and log-odds ``(B, K, *S)`` of images with the prior ``(B, in_channels + K, *S)``.
 
         Args:
-            inputs: see above.
-            moved: from the first velocities ``(B, t * D, *S')`` to the prior as their flows move it ``(B, K, *S)``; each call, and the
-                answer, begins with the velocities of the call before. A single registration network does not ask.
+            inputs: the image's channels, then the prior's.
+            moved: from the velocities so far ``(B, t * D, *S')`` to the prior under their flows ``(B, K, *S)``; needed for
+                several registration networks.
         """
         image, prior = inputs[:, : self.in_channels], inputs[:, self.in_channels :]
         log_odds = self.segmentation(image)
         if log_odds.shape[:2] != prior.shape[:2] or any(n % m for n, m in zip(log_odds.shape[2:], prior.shape[2:])):
-            raise ShapeError(
-                "SegmentThenRegister", "segmentation(image)", f"{tuple(prior.shape)}, as the prior, or finer", log_odds.shape
-            )
-        found, answers = torch.sigmoid(log_odds if self.training else add_uncertainty_bias(log_odds, self.uncertainty_bias)), []
+            shape = f"{tuple(prior.shape)}, as the prior, or finer"
+            raise ShapeError("SegmentThenRegister", "segmentation(image)", shape, log_odds.shape)
+        answers: list[Tensor] = []
+        found = torch.sigmoid(log_odds if self.training else add_uncertainty_bias(log_odds, self.uncertainty_bias))
         if found.shape != prior.shape:
             found = F.interpolate(found, prior.shape[2:], mode="area")
         for network in self.registration:
             if answers:
                 if moved is None:
-                    raise ValueError(
-                        "SegmentThenRegister: several passes need 'moved'; use it as the backbone of a TemplateTransformer."
-                    )
+                    raise ValueError("SegmentThenRegister: several networks need 'moved'; use it in a TemplateTransformer.")
                 prior = moved(torch.cat(answers, dim=1)).to(found.dtype)
             answers.append(network(blocks_to_channels(torch.cat([found, prior], dim=1), self.unshuffle)))
         return torch.cat(answers, dim=1), log_odds
 
 
 def add_uncertainty_bias(log_odds: Tensor, uncertainty_bias: float) -> Tensor:
-    """Log-odds of a direct answer that leans outward, each shape by its :func:`uncertain_fraction`.
+    """Raise the log-odds of each shape in proportion to its :func:`uncertain_fraction`: uncertain voxels come to be inside.
 
     Args:
         log_odds: shape ``(B, K, *S)``.
-        uncertainty_bias: log-odds that a shape gains for a doubt of 1. Edges alone are some doubt, the more so the smaller the shape in voxels, so that every
-            shape grows a little: choose it for the frame and the organ, on films of several origins.
+        uncertainty_bias: added to the log-odds of a shape for an uncertain fraction of 1. The edges of every shape are
+            uncertain, more so of small ones, and let it grow a little. So choose the bias for the frame and the organ, on
+            films of several origins.
 
     Returns:
         Shape ``(B, K, *S)``.
@@ -91,18 +87,18 @@ def add_uncertainty_bias(log_odds: Tensor, uncertainty_bias: float) -> Tensor:
 
 
 def uncertain_fraction(probability: Tensor) -> Tensor:
-    """How much of each shape that was found is in doubt: the sum of 4 p (1 - p), which is 1 where p = 0.5, over the number of voxels with p > 0.5.
+    """The sum of 4 p (1 - p) over all voxels, divided by the number of voxels with p > 0.5, for each shape.
 
     Args:
         probability: p, shape ``(B, K, *S)``.
 
     Returns:
-        Shape ``(B, K, *1)``, at most 0.5; 0 for a shape that was not found at all.
+        Shape ``(B, K, *1)``, at most 0.5; 0 for a shape without a voxel of p > 0.5.
     """
     p = probability.flatten(2)
     p = p if p.dtype == torch.float64 else p.float()
-    unsure, found = (4 * p * (1 - p)).sum(2), (p > 0.5).sum(2)
-    share = torch.where(found > 0, unsure / found.clamp_min(1), 0.0).clamp_max(0.5)
+    uncertain, found = (4 * p * (1 - p)).sum(2), (p > 0.5).sum(2)
+    share = torch.where(found > 0, uncertain / found.clamp_min(1), 0.0).clamp_max(0.5)
     return share.to(probability).view(*share.shape, *[1] * (probability.ndim - 2))
 
 

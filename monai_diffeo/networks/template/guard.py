@@ -1,4 +1,4 @@
-"""What the guard of a template transformer asks of shapes on a lattice."""
+"""How the guard of a template transformer tests the topology of shapes on a lattice."""
 
 from __future__ import annotations
 
@@ -15,20 +15,20 @@ from monai_diffeo.networks.template.prior import TemplatePrior
 __all__ = ["intact_level", "topology_of"]
 
 _LEVELS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0)
-_FINE = {2: (256, 1024), 3: (64, 128)}  # least and most points along an axis of the lattice on which the prior is asked
+_FINE = {2: (256, 1024), 3: (64, 128)}  # least and most points along an axis of the lattice on which the prior is sampled
 
 
 def intact_level(
     log_odds: Tensor, whole: Callable[[np.ndarray], bool] = shapes_intact, levels: Sequence[float] = _LEVELS
 ) -> float | None:
-    """The first of ``levels`` above which the shapes of one image ``(K, *S)`` are ``whole``, by default one part each without holes and apart;
+    """The first of ``levels`` above which the shapes of one image ``(K, *S)`` pass a test, by default :func:`shapes_intact`;
     None if there is none."""
     values = log_odds.detach().cpu().numpy()
     return next((level for level in levels if whole(values > level)), None)
 
 
 def topology_of(prior: TemplatePrior, spatial_size: Sequence[int]) -> Callable[[np.ndarray], bool]:
-    """The question whether masks ``(K, *S)`` have the topology of a prior, which is looked at on a lattice finer than ``spatial_size``."""
+    """A test whether masks ``(K, *S)`` have the topology of a prior, which is sampled more finely than ``spatial_size``."""
     least, most = _FINE[len(spatial_size)]
     with torch.no_grad():
         right = (prior([min(max(2 * n, least), most) for n in spatial_size])[0] > 0.5).cpu().numpy()

@@ -1,4 +1,4 @@
-"""Shapes that a template transformer starts from: where each lies, how wide it is, how sharp its edge."""
+"""Prior shapes of template transformers: position, size and sharpness of each."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from monai_diffeo.flow.warp import sample
 __all__ = ["AtlasPrior", "ShapePrior", "TemplatePrior", "relative_grid", "compress_logits"]
 
 _TRAINABLE = ("mean", "covariance", "beta")
-_CLOSEST = 1e-7  # of the exponent, where log-odds would become infinite
+_CLOSEST = 1e-7  # least exponent; log-odds become infinite at 0
 
 
 @lru_cache(maxsize=8)
@@ -30,21 +30,21 @@ def _relative_grid(spatial_size: tuple[int, ...], device: torch.device, dtype: t
 
 
 def relative_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
-    """Coordinates of every voxel, shape ``(1, D, *S)``, from the centre of the frame, 1 = half the frame."""
+    """Coordinates of every voxel from the centre of the frame, 1 = half the frame; shape ``(1, D, *S)``."""
     return _relative_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
 
 
 def compress_logits(log_odds: Tensor, scale: float = 4.0) -> Tensor:
-    """``sign(l) * scale * log(1 + |l| / scale)``: as it is near 0, growing only as a logarithm far from it.
+    """``sign(l) * scale * log(1 + |l| / scale)``: slope 1 at 0, growing only like a logarithm far from it.
 
-    A generalised Gaussian falls so fast that the few voxels furthest from the edge would make a mean over voxels (a cross entropy)
-    or over answers. The sign stays, and with it the shape.
+    A generalised Gaussian falls so fast that a few voxels far from the edge would dominate any mean of log-odds, such as a
+    cross entropy. The sign stays, and with it the shape.
     """
     return log_odds.sign() * scale * torch.log1p(log_odds.abs() / scale)
 
 
 class TemplatePrior(nn.Module):
-    """K shapes in the plane or in space, each a smooth function of the position: log-odds that a point belongs to it.
+    """K shapes in the plane or in space, each given by the log-odds that a point belongs to it.
 
     Attributes:
         spatial_dims: 2 or 3.
@@ -55,15 +55,15 @@ class TemplatePrior(nn.Module):
     num_shapes: int
 
     def log_odds(self, points: Tensor) -> Tensor:
-        """Log-odds of each shape at ``points`` ``(B, D, *S)``, relative coordinates (1 = half the frame); shape ``(B, K, *S)``."""
+        """Log-odds of each shape at ``points`` ``(B, D, *S)``, 1 = half the frame; shape ``(B, K, *S)``."""
         raise TypeError(f"{type(self).__name__} must define log_odds(points).")
 
     def outline(self, count: int) -> Tensor:
         """``count`` points on the edge of each shape, relative coordinates, shape ``(K, D, count)``."""
-        raise TypeError(f"{type(self).__name__} has no outline(count); train without a price for its distance.")
+        raise TypeError(f"{type(self).__name__} has no outline(count); train with outline=0.")
 
     def forward(self, spatial_size: Sequence[int]) -> Tensor:
-        """Probability of each shape on a frame, unmoved, shape ``(1, K, *S)``."""
+        """Probability of each undeformed shape on a frame, shape ``(1, K, *S)``."""
         reference = next(iter([*self.parameters(), *self.buffers()]))
         return torch.sigmoid(self.log_odds(relative_grid(spatial_size, reference.device, reference.dtype)))
 
@@ -71,14 +71,14 @@ class TemplatePrior(nn.Module):
 class ShapePrior(TemplatePrior):
     r"""Generalised Gaussians, :math:`p(x) = \exp(-\log 2\; ((x-\mu)^T \Sigma^{-1} (x-\mu))^\beta)`.
 
-    The boundary p = 0.5 is the ellipse at Mahalanobis distance 1 whatever :math:`\beta`; a larger :math:`\beta` has a sharper
-    edge. Positions are relative to the frame, 1 = half of it, so that one prior serves every resolution.
+    For every :math:`\beta` the boundary p = 0.5 is the ellipse at Mahalanobis distance 1; a larger :math:`\beta` gives a
+    sharper edge. Positions are relative to the frame, 1 = half of it, so that one prior serves every resolution.
 
     Args:
-        mean: centres, shape ``(K, D)`` (nested lists will do).
+        mean: centres, shape ``(K, D)``, a tensor or nested lists.
         covariance: :math:`\Sigma` of each, shape ``(K, D, D)``; or half-axes, shape ``(K, D)``.
         beta: one number, or K.
-        kind: what :math:`\Sigma` may become: ``"isotropic"``, ``"diagonal"`` or ``"full"``. The start is brought to that form
+        kind: form of :math:`\Sigma`: ``"isotropic"``, ``"diagonal"`` or ``"full"``. A given covariance is brought to that form
             with the same volume.
         trained: which of ``"mean"``, ``"covariance"`` and ``"beta"`` are trained; the others stay as they are given.
 
@@ -86,7 +86,7 @@ class ShapePrior(TemplatePrior):
 
     Example:
         >>> prior = ShapePrior([[0.0, -0.4], [0.0, 0.4]], [[0.6, 0.25], [0.6, 0.25]])     # two lungs
-        >>> [round(p, 3) for p in prior.at(torch.tensor([[0.0], [-0.15]])[None]).flatten().tolist()]    # at the edge of the first
+        >>> [round(p, 3) for p in prior.at(torch.tensor([[[0.0], [-0.15]]])).flatten().tolist()]    # at the edge of the first
         [0.5, 0.035]
     """
 
@@ -106,9 +106,8 @@ class ShapePrior(TemplatePrior):
         if covariance.shape == (shapes, dims):
             covariance = torch.diag_embed(covariance.square())
         if covariance.shape != (shapes, dims, dims):
-            raise ShapeError(
-                "ShapePrior", "covariance", f"({shapes}, {dims}, {dims}), or ({shapes}, {dims}) for half-axes", covariance.shape
-            )
+            expected = f"({shapes}, {dims}, {dims}), or ({shapes}, {dims}) for half-axes"
+            raise ShapeError("ShapePrior", "covariance", expected, covariance.shape)
         if kind not in ("isotropic", "diagonal", "full"):
             raise ValueError(f"ShapePrior: 'kind' must be 'isotropic', 'diagonal' or 'full', got {kind!r}.")
         trained = tuple(trained)
@@ -117,9 +116,9 @@ class ShapePrior(TemplatePrior):
         factor, failed = torch.linalg.cholesky_ex(covariance)
         if failed.any():
             raise ValueError("ShapePrior: 'covariance' must be positive definite.")
-        beta = torch.as_tensor(beta, dtype=torch.float32).expand(shapes).clone()
-        if not (beta > 0).all():
-            raise ValueError(f"ShapePrior: 'beta' must be positive, got {beta.tolist()}.")
+        exponents = torch.as_tensor(beta, dtype=torch.float32).expand(shapes).clone()
+        if not (exponents > 0).all():
+            raise ValueError(f"ShapePrior: 'beta' must be positive, got {exponents.tolist()}.")
         self.spatial_dims, self.num_shapes, self.kind = dims, shapes, kind
         scale = factor.diagonal(dim1=1, dim2=2).log()
         if kind == "diagonal":
@@ -134,14 +133,14 @@ class ShapePrior(TemplatePrior):
             factor[:, rows, columns] if kind == "full" else torch.zeros(shapes, 0),
             requires_grad=kind == "full" and "covariance" in trained,
         )
-        self.log_beta = nn.Parameter(beta.log(), requires_grad="beta" in trained)
+        self.log_beta = nn.Parameter(exponents.log(), requires_grad="beta" in trained)
 
     @classmethod
     def from_masks(cls, masks: Tensor, kind: str = "full", trained: Iterable[str] = (), beta: float = 1.0) -> ShapePrior:
         """The ellipses with the masks' mean centres and mean second moments.
 
         Args:
-            masks: shape ``(N, K, *S)``, one channel a shape; masks that are empty are left out.
+            masks: shape ``(N, K, *S)``, one channel a shape, each with a mask that is not empty; empty ones are left out.
         """
         weights = masks.flatten(2).double()
         grid = relative_grid(masks.shape[2:], dtype=torch.float64)[0].flatten(1)
@@ -218,15 +217,17 @@ class ShapePrior(TemplatePrior):
 
 
 class AtlasPrior(TemplatePrior):
-    """Shapes drawn from masks: the log-odds are the signed distance from the edge of the mean mask, in units of ``width``.
+    """Shapes from masks: the log-odds are the signed distance from the edge of the mean mask, in units of ``width``.
 
-    Distances, and not the mean mask itself, so that a shape pulls from everywhere in the frame and keeps the topology of its edge.
+    The distance, unlike the mean mask itself, has a gradient everywhere in the frame, and keeps the topology of the edge.
 
     Args:
         distance: signed distances, positive inside, shape ``(K, *S)``, 1 = half the frame.
         width: distance over which the log-odds fall by one.
         trained: whether ``width`` is trained.
     """
+
+    distance: Tensor
 
     def __init__(self, distance: Tensor | Sequence, width: float = 0.02, trained: bool = False) -> None:
         super().__init__()
@@ -239,8 +240,13 @@ class AtlasPrior(TemplatePrior):
     def from_masks(
         cls, masks: Tensor, size: int | None = None, width: float = 0.02, trained: bool = False, smooth: float = 1.0
     ) -> AtlasPrior:
-        """The edge at which half of the masks ``(N, K, *S)`` end, smoothed over ``smooth`` voxels, on a lattice of ``size`` along each
-        axis (the masks' own if None). Its topology becomes that of every answer: look at it once."""
+        """Shapes of the voxels in more than half of the masks ``(N, K, *S)``; every answer will have their topology.
+
+        Args:
+            masks: shape ``(N, K, *S)``, 0 or 1.
+            size: points of the lattice along each axis; None takes the masks' own lattice.
+            smooth: standard deviation of the Gaussian that smooths the distances, points of the lattice.
+        """
         ndimage, found = optional_import("scipy.ndimage")
         if not found:
             raise ImportError("AtlasPrior.from_masks() needs scipy: pip install scipy.")
@@ -256,7 +262,7 @@ class AtlasPrior(TemplatePrior):
 
     @classmethod
     def empty(cls, num_shapes: int, spatial_size: Sequence[int]) -> AtlasPrior:
-        """Of the right size for a state dictionary that is still to be loaded."""
+        """A prior of the right size for a state dictionary that is loaded later."""
         return cls(torch.zeros(num_shapes, *spatial_size))
 
     def log_odds(self, points: Tensor) -> Tensor:

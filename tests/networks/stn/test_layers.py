@@ -14,11 +14,12 @@ from monai_diffeo.families import (
     AffineMatrix,
     ControlGrid,
     DiffeomorphicAffine,
+    Family,
     Homography,
     Siren,
     ThinPlateSpline,
 )
-from monai_diffeo.flow import compose, warp
+from monai_diffeo.flow import Deformation, compose, warp
 from monai_diffeo.networks import (
     CNNLocalizer,
     FCNLocalizer,
@@ -97,6 +98,61 @@ def test_a_thumbnail_serves_images_of_any_size_and_precision():
     assert (network(big) - network(blob(1, (64, 64)))).abs().max() < 0.5 * network(big).abs().max()
     assert network(torch.rand(2, 1, 48, 40).double()).shape == (2, 6)
     assert network(torch.randint(0, 255, (2, 1, 48, 40))).shape == (2, 6)
+
+
+class ShiftFromThree(Family):
+    """A shift along the rows by ``theta - 3`` voxels: the identity is not 0."""
+
+    spatial_dims, num_parameters = 2, 1
+
+    def identity(self, batch_size, device="cpu", seed=0):
+        return torch.full((batch_size, 1), 3.0, device=device)
+
+    def forward(self, theta, spatial_size):
+        still = Deformation.identity(len(theta), spatial_size)
+        return Deformation(still.matrix + (theta - 3).view(-1, 1, 1) * torch.tensor([[0.0, 0, 1], [0, 0, 0]]), still.residual)
+
+
+class Says(nn.Module):
+    def __init__(self, theta):
+        super().__init__()
+        self.theta = torch.tensor(theta)
+
+    def forward(self, image):
+        return self.theta.expand(len(image), -1)
+
+
+@pytest.mark.parametrize(
+    "said, limit, moved", [(0.0, None, 0.0), (1.5, None, 1.5), (-2.0, None, -2.0), (1e6, 0.5, 0.5), (-1e6, 2.0, -2.0)]
+)
+def test_a_localiser_says_how_far_from_the_identity(said, limit, moved):
+    layer = SpatialTransformerLayer(Says([[said]]), ShiftFromThree(), limit=limit)
+    ddf = layer.deformation(torch.rand(2, 1, 6, 5)).ddf()
+    assert_close(ddf, torch.tensor([moved, 0.0]).view(1, 2, 1, 1).expand(2, 2, 6, 5))
+
+
+def test_only_the_last_layer_begins_with_zeros():
+    network = nn.Sequential(
+        nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 3, bias=False), nn.Tanh()
+    )
+    before = copy.deepcopy(network)
+    assert zero_init_last_layer_(network) is network and (network[4].weight == 0).all()
+    assert torch.equal(network[0].weight, before[0].weight) and torch.equal(network[2].bias, before[2].bias)
+
+
+def test_fully_connected_layers_have_a_rectifier_between_and_none_at_the_end():
+    network = FCNLocalizer(2, (1, 2), hidden=(3,))
+    with torch.no_grad():
+        network[1].weight.copy_(torch.tensor([[1.0, 0], [0, 1], [-1, 0]]))
+        network[1].bias.copy_(torch.tensor([0.0, -1, 0]))
+        network[3].weight.copy_(torch.tensor([[1.0, 1, 1], [-1, -1, -2]]))
+    assert_close(network(torch.tensor([[[[2.0, 3.0]]], [[[-4.0, 0.0]]]])), torch.tensor([[4.0, -4.0], [4.0, -8.0]]))
+
+
+def test_a_thumbnail_does_not_show_brightness_and_contrast():
+    network, image = RegressorLocalizer(6, 2, image_size=32, channels=(8, 8)), torch.rand(2, 1, 40, 48)
+    nn.init.normal_([m for m in network.modules() if isinstance(m, nn.Linear)][-1].weight)
+    assert_close(network(3 * image + 5), network(image), atol=1e-3, rtol=1e-3)
 
 
 def test_it_learns_to_centre_what_is_shifted():
@@ -189,6 +245,31 @@ def test_errors_say_what_to_do():
         zero_init_last_layer_(nn.ReLU())
     with pytest.raises(ValueError, match="at least one layer"):
         SpatialTransformerChain()
+
+
+def test_a_chain_composes_the_later_map_inside_and_shows_it_the_first_result():
+    """``first(second(x))`` of ``1.5 x`` and ``x + 1``: shifts by 1.5, where the other order shifts by 1."""
+
+    class Rows(Family):
+        spatial_dims, num_parameters = 2, 2
+
+        def forward(self, theta, spatial_size):
+            matrix = torch.eye(2, 3).repeat(len(theta), 1, 1)
+            matrix[:, 0, [0, 2]] += theta
+            return Deformation(matrix, torch.zeros(len(theta), 2, *spatial_size))
+
+    seen = []
+
+    class Looks(Says):
+        def forward(self, image):
+            seen.append(image)
+            return super().forward(image)
+
+    layers = [SpatialTransformerLayer(Looks([theta]), Rows()) for theta in ([0.5, 0.0], [0.0, 1.0])]
+    image = torch.rand(1, 1, 9, 4)
+    whole = SpatialTransformerChain(*layers).deformation(image)
+    assert_close(whole.matrix, torch.tensor([[[1.5, 0, 1.5], [0, 1, 0]]]))
+    assert torch.equal(seen[0], image) and torch.equal(seen[1], layers[0](image))
 
 
 def test_a_limit_bounds_what_a_localiser_gone_astray_asks_for():

@@ -1,0 +1,23 @@
+"""What the rooms of random variation share."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from monai_diffeo.flow.grid import centered_grid
+
+__all__ = ["uniform", "unit_grid"]
+
+
+def uniform(low: float, high: float, shape: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """Uniform random numbers between ``low`` and ``high``."""
+    return torch.rand(*shape, generator=generator) * (high - low) + low
+
+
+def unit_grid(spatial_size: Sequence[int]) -> Tensor:
+    """Coordinates in [-0.5, 0.5] of every voxel, in scan order, shape ``(N, D)``."""
+    size = torch.tensor([max(n - 1, 1) for n in spatial_size], dtype=torch.float32)
+    return (centered_grid(spatial_size).flatten(1) / size[:, None]).T

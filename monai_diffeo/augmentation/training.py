@@ -1,0 +1,111 @@
+"""How films are deformed and varied while networks are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from monai_diffeo.augmentation.common import uniform
+from monai_diffeo.augmentation.deformations import random_homography, random_svf, tps_protocol
+from monai_diffeo.augmentation.intensity import random_intensity
+from monai_diffeo.augmentation.opacities import random_opacities
+from monai_diffeo.flow import compose, exp, warp
+from monai_diffeo.flow.grid import centered_grid
+
+__all__ = ["random_framing", "random_strength_tps", "random_training_deformation", "varied_films"]
+
+
+def random_training_deformation(
+    batch_size: int,
+    spatial_size: Sequence[int],
+    generator: torch.Generator,
+    identity_share: float = 0.2,
+    angle: float = 45.0,
+    jitter: float = 0.15,
+    framing_share: float = 0.4,
+) -> Tensor:
+    """Displacements for training a predictor, shape ``(B, 2, H, W)``, voxels.
+
+    Seven tenths are thin-plate splines of all strengths. The others are smooth flows after a perspective view or after such a
+    spline. Some are then composed with another frame, and some are replaced by the identity.
+
+    Args:
+        batch_size, spatial_size, generator, angle, jitter: as for :func:`tps_protocol`.
+        identity_share: probability that a film is not deformed.
+        framing_share: probability of :func:`random_framing`.
+    """
+    scale = torch.rand(1, generator=generator).item() * 0.35 + 0.75
+    strength = torch.rand(batch_size, generator=generator).sqrt()
+    tps = tps_protocol(batch_size, spatial_size, generator, strength, angle, jitter, scale, fold_free=True)
+    amplitude = torch.rand(batch_size, generator=generator) * 0.08
+    flow = exp(random_svf(batch_size, spatial_size, generator, amplitude, sigma=0.1), 5)
+    view = random_homography(batch_size, spatial_size, generator, shift=0.12)
+    one = (batch_size, 1, 1, 1)
+    kind = torch.rand(one, generator=generator)
+    ddf = torch.where(kind < 0.7, tps, torch.where(kind < 0.85, compose(view, flow), compose(tps, flow)))
+    framed = torch.rand(one, generator=generator) < framing_share
+    ddf = torch.where(framed, compose(ddf, random_framing(batch_size, spatial_size, generator)), ddf)
+    still = torch.rand(one, generator=generator) < identity_share
+    return torch.where(still, torch.zeros_like(ddf), ddf)
+
+
+def random_framing(batch_size: int, spatial_size: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
+    """Displacements ``(B, 2, H, W)``, voxels, that change the frame around the anatomy, as collimation and black margins do.
+
+    Each axis is scaled by a factor from 0.85 to 1.5. It is shifted by at most the margin that this leaves on one side, or by
+    0.05 of half the frame where that is more.
+    """
+    half = torch.tensor([(n - 1) / 2 for n in spatial_size])
+    scale = uniform(0.85, 1.5, (batch_size, 2), generator)
+    shift = uniform(-1, 1, (batch_size, 2), generator) * ((scale - 1).clamp(min=0.05) * half)
+    return (scale - 1).view(-1, 2, 1, 1) * centered_grid(spatial_size) + shift.view(-1, 2, 1, 1)
+
+
+def random_strength_tps(
+    batch_size: int, spatial_size: Sequence[int], generator: torch.Generator | None = None, strength: float = 1.0
+) -> Tensor:
+    """Displacements of :func:`tps_protocol`: half of them at ``strength``, the others at a uniform random part of it."""
+    share = (2 * torch.rand(batch_size, generator=generator)).clamp(max=1)
+    return tps_protocol(batch_size, spatial_size, generator, strength=share * strength)
+
+
+def varied_films(
+    image: Tensor,
+    label: Tensor,
+    generator: torch.Generator,
+    strength: float | None = None,
+    intensity: float = 0.0,
+    framing_share: float = 0.0,
+    opacities: float = 0.0,
+) -> tuple[Tensor, Tensor]:
+    """Films with opacities, varied grey values and deformed, in this order, and their masks.
+
+    Args:
+        image: shape ``(B, C, H, W)``, values in [0, 1].
+        label: masks, shape ``(B, K, H, W)``, 0 or 1.
+        generator: source of all random numbers.
+        strength: of :func:`random_strength_tps`; None leaves films and masks where they are.
+        intensity: strength of :func:`random_intensity`.
+        framing_share: share of batches that :func:`random_training_deformation` deforms instead.
+        opacities: share of films with :func:`random_opacities`.
+
+    Returns:
+        Films and masks of the same shapes, zero outside the old frame; a voxel is in a mask if more than half of it is.
+    """
+    if strength is None and framing_share:
+        raise ValueError(f"varied_films(): 'framing_share' = {framing_share} needs a 'strength'; give 1.0, or framing_share=0.")
+    if opacities:
+        image = random_opacities(image, label, generator, opacities)
+    if intensity:
+        image = random_intensity(image.cpu(), generator, intensity).to(image)
+    if strength is None:
+        return image, label
+    count, size = len(image), tuple(image.shape[2:])
+    if framing_share and torch.rand(1, generator=generator).item() < framing_share:
+        ddf = random_training_deformation(count, size, generator, identity_share=0.1).to(image)
+    else:
+        ddf = random_strength_tps(count, size, generator, strength).to(image)
+    moved = (warp(label, ddf, padding_mode="zeros") > 0.5).to(label)
+    return warp(image, ddf, padding_mode="zeros"), moved

@@ -1,0 +1,161 @@
+import pytest
+import torch
+from torch.testing import assert_close
+
+from monai_diffeo.augmentation import (
+    random_framing,
+    random_strength_tps,
+    random_training_deformation,
+    tps_protocol,
+    training,
+    varied_films,
+)
+from monai_diffeo.flow import compose, folding_fraction
+
+SIZE = (8, 10)
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def constant(count, rows, columns, size=SIZE):
+    return torch.tensor([rows, columns]).view(1, 2, 1, 1).expand(count, 2, *size).clone()
+
+
+def stretched(count, factor, size=SIZE):
+    axes = torch.meshgrid(*[torch.arange(n) - (n - 1) / 2 for n in size], indexing="ij")
+    return (factor * torch.stack(axes)).expand(count, 2, *size).clone()
+
+
+def test_half_of_the_splines_have_the_full_strength_and_the_others_any(monkeypatch):
+    told = []
+    monkeypatch.setattr(
+        training, "tps_protocol", lambda *a, strength, **more: told.append(strength) or tps_protocol(*a, strength=strength)
+    )
+    ddf = random_strength_tps(1000, (4, 4), seeded(), 0.6)
+    full = told[0] == told[0].max()
+    assert told[0].max() == pytest.approx(0.6) and 0.45 < full.float().mean() < 0.55
+    weaker = told[0][~full]
+    assert weaker.min() < 0.02 and weaker.mean() == pytest.approx(0.3, abs=0.03)
+    assert ddf.shape == (1000, 2, 4, 4)
+
+
+def test_frames_are_scaled_and_shifted_into_the_margin():
+    size = (9, 13)
+    ddf = random_framing(500, size, seeded())
+    half = torch.tensor([4.0, 6.0])
+    shift = ddf[:, :, 4, 6]
+    scale = torch.stack([ddf[:, 0, 8, 6] - ddf[:, 0, 0, 6], ddf[:, 1, 4, 12] - ddf[:, 1, 4, 0]], 1) / (2 * half) + 1
+    assert 0.85 <= scale.min() < 0.87 and 1.48 < scale.max() <= 1.5 and (scale[:, 0] - scale[:, 1]).abs().mean() > 0.1
+    room = (scale - 1).clamp(min=0.05) * half
+    assert (shift.abs() <= room + 1e-5).all() and (shift.abs() / room).max() > 0.97 and (shift / room).mean().abs() < 0.1
+    middle, end = ddf[:, :, 4, 9], ddf[:, :, 4, 12]  # linear, and each component along its own axis
+    assert_close((shift + end) / 2, middle, atol=1e-5, rtol=0)
+    assert_close(ddf[:, 0, 2, 0], ddf[:, 0, 2, 12])
+
+
+def test_kinds_of_training_deformations_and_their_shares(monkeypatch):
+    """Splines, or flows after a view or after a spline; then the frame; then the identity: in this order and these shares."""
+    count, told = 2000, {}
+    tps, flow, view, frame = (
+        stretched(count, 0.1),
+        constant(count, 0.5, -1.0),
+        stretched(count, -0.2),
+        constant(count, 1.0, 0.0),
+    )
+
+    def splines(batch, size, generator, strength, angle, jitter, scale, fold_free):
+        told.update(strength=strength, angle=angle, jitter=jitter, scale=scale, fold_free=fold_free)
+        return tps
+
+    def flows(batch, size, generator, amplitude, sigma):
+        told.update(amplitude=amplitude, sigma=sigma)
+        return flow
+
+    monkeypatch.setattr(training, "tps_protocol", splines)
+    monkeypatch.setattr(training, "random_svf", flows)
+    monkeypatch.setattr(training, "exp", lambda v, steps: v)
+    monkeypatch.setattr(training, "random_homography", lambda *a, shift: told.update(shift=shift) or view)
+    monkeypatch.setattr(training, "random_framing", lambda *a: frame)
+    ddf = random_training_deformation(count, SIZE, seeded(), 0.2, 33.0, 0.11, 0.4)
+    kinds = [(0.7, tps), (0.15, compose(view, flow)), (0.15, compose(tps, flow))]
+    known = {}
+    for share, kind in kinds:
+        for part, map_ in ((0.6, kind), (0.4, compose(kind, frame))):
+            same = (ddf - map_).flatten(1).abs().amax(1) < 1e-6
+            known[share * part * 0.8, len(known)] = same.float().mean().item()
+    still = (ddf == 0).flatten(1).all(1).float().mean().item()
+    assert still == pytest.approx(0.2, abs=0.03) and still + sum(known.values()) == pytest.approx(1.0)
+    for (share, _), found in known.items():
+        assert found == pytest.approx(share, abs=0.03)
+    assert (
+        told["angle"] == 33.0
+        and told["jitter"] == 0.11
+        and told["fold_free"]
+        and told["shift"] == 0.12
+        and told["sigma"] == 0.1
+    )
+    assert 0.75 <= told["scale"] <= 1.1
+    assert told["strength"].square().mean() == pytest.approx(0.5, abs=0.03) and told["strength"].max() <= 1
+    assert told["amplitude"].mean() == pytest.approx(0.04, abs=0.003) and told["amplitude"].max() <= 0.08
+
+
+def test_training_deformations_are_seeded_and_rarely_fold():
+    def sample(seed, **more):
+        return random_training_deformation(100, (32, 32), seeded(seed), **more)
+
+    ddf = sample(0)
+    assert ddf.shape == (100, 2, 32, 32) and torch.equal(ddf, sample(0)) and not torch.equal(ddf, sample(1))
+    assert not (sample(0, identity_share=0.0) == 0).flatten(1).all(1).any()
+    assert (folding_fraction(ddf) > 0).float().mean() <= 0.05  # splines alone never fold; two maps composed rarely do
+
+
+@pytest.mark.parametrize(
+    "label, columns, moved",
+    [
+        ([0.0, 1, 1, 0, 0], 0.4, [0.0, 1, 1, 0, 0]),  # warped: 0.4 1 0.6 0 0
+        ([0.0, 1, 1, 0, 0], 0.6, [1.0, 1, 0, 0, 0]),  # warped: 0.6 1 0.4 0 0
+        ([1.0, 1, 1, 1, 1], 2.4, [1.0, 1, 1, 0, 0]),  # warped: 1 1 0.6 0 0, since there is nothing outside the frame
+    ],
+)
+def test_a_mask_keeps_the_voxels_of_which_more_than_half_is_inside(label, columns, moved, monkeypatch):
+    monkeypatch.setattr(training, "random_strength_tps", lambda n, size, *a: constant(n, 0.0, columns, size))
+    mask = torch.tensor(label).expand(1, 1, 3, 5)
+    film, found = varied_films(mask * 0.5, mask, seeded(), 1.0)
+    assert torch.equal(found, torch.tensor(moved).expand(1, 1, 3, 5))
+    ahead = torch.cat([mask, torch.zeros(1, 1, 3, 5)], -1)
+    whole, part = int(columns), columns - int(columns)
+    shifted = (1 - part) * ahead[..., whole : whole + 5] + part * ahead[..., whole + 1 : whole + 6]
+    assert_close(film, 0.5 * shifted, atol=1e-5, rtol=0)
+
+
+def test_films_are_varied_in_order_and_only_as_asked(monkeypatch):
+    calls = []
+
+    def named(name, result):
+        return lambda *a, **more: calls.append((name, a[-1] if name != "other" else more["identity_share"])) or result(*a)
+
+    monkeypatch.setattr(training, "random_opacities", named("opacities", lambda image, *a: image + 1))
+    monkeypatch.setattr(training, "random_intensity", named("intensity", lambda image, *a: image * 2))
+    monkeypatch.setattr(training, "random_strength_tps", named("protocol", lambda n, size, *a: constant(n, 0.0, 0.0, size)))
+    monkeypatch.setattr(
+        training, "random_training_deformation", named("other", lambda n, size, *a: constant(n, 0.0, 0.0, size))
+    )
+    image = torch.rand(2, 1, 4, 4, generator=seeded())
+    mask = (image > 0.5).float()
+    as_they_are = varied_films(image, mask, seeded())
+    assert as_they_are[0] is image and as_they_are[1] is mask and not calls
+    film, found = varied_films(image, mask, seeded(), 0.7, intensity=0.3, opacities=0.2)
+    assert calls == [("opacities", 0.2), ("intensity", 0.3), ("protocol", 0.7)]
+    assert_close(film, 2 * (image + 1))
+    assert torch.equal(found, mask)
+    calls.clear()
+    generator = seeded()
+    for _ in range(300):
+        varied_films(image, mask, generator, 0.7, framing_share=0.3)
+    assert 0.22 < calls.count(("other", 0.1)) / 300 < 0.38 and calls.count(("protocol", 0.7)) == 300 - calls.count(
+        ("other", 0.1)
+    )
+    with pytest.raises(ValueError, match="'framing_share' = 0.3 needs a 'strength'"):
+        varied_films(image, mask, seeded(), framing_share=0.3)
