@@ -46,11 +46,11 @@ class CoarseSampling(Family):
     def sample(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
         return self.family.sample(batch_size, spread, generator)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self._between(self.family(theta, self._points(spatial_size)), spatial_size)
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        return self._between(self.family(theta, self._points(spatial_size), steps), spatial_size)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self._between(self.family.inverse(theta, self._points(spatial_size)), spatial_size)
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        return self._between(self.family.inverse(theta, self._points(spatial_size), steps), spatial_size)
 
     def _points(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
         return tuple((n - 1) // self.factor + 1 for n in spatial_size)

@@ -45,12 +45,12 @@ class Homography(Family):
             return torch.linalg.matrix_exp(entries.double()).to(theta.dtype)
         return torch.cat([theta, torch.zeros_like(theta[:, :1])], 1).view(-1, 3, 3) + torch.eye(3).to(theta)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             return self._deformation(self.matrix(theta), spatial_size)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         """The inverse matrix; infinite or NaN for a map that has none."""
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):

@@ -48,12 +48,12 @@ class ThinPlateSpline(Family):
         moved = theta.view(len(theta), self.spatial_dims, -1) @ weights.T
         return (moved * half_frame(spatial_size, theta)[:, None]).unflatten(2, wide)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             return self._plus(self.displacement(theta, spatial_size))
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             ddf = self.displacement(theta, spatial_size, [round(self.margin * n) for n in spatial_size])

@@ -61,11 +61,11 @@ class Whitened(Family):
         """Random parameters ``(B, P)``; ``spread`` in deviations of the prior, a number or shape ``(B,)``."""
         return super().sample(batch_size, spread, generator)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self.family(self.coefficients(theta), spatial_size)
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        return self.family(self.coefficients(theta), spatial_size, steps)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self.family.inverse(self.coefficients(theta), spatial_size)
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        return self.family.inverse(self.coefficients(theta), spatial_size, steps)
 
     def jacobian(self, theta: Tensor, spatial_size: Sequence[int]) -> Tensor:
         return self.family.jacobian(self.coefficients(theta), spatial_size)

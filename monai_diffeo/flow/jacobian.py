@@ -52,5 +52,6 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
 
 
 def folding_fraction(ddf: Tensor) -> Tensor:
-    """Share of folded voxels (Jacobian determinant at most 0) of each image, shape ``(B,)``, between 0 and 1."""
-    return (jacobian_determinant(ddf) <= 0).flatten(1).float().mean(1)
+    """Share of folded voxels (Jacobian determinant at most 0, or not a number) of each image, shape ``(B,)``, between 0 and 1."""
+    determinant = jacobian_determinant(ddf)
+    return (~((determinant > 0) & determinant.isfinite())).flatten(1).float().mean(1)

@@ -84,7 +84,8 @@ def nonpositive_cell_fraction(ddf: Tensor) -> Tensor:
 
     Numbers that are not finite count as folds. Stricter than :func:`folding_fraction`, which looks at central differences at the voxels.
     """
-    return (~(cell_determinants(ddf) > 0)).flatten(1).float().mean(1)
+    determinants = cell_determinants(ddf)
+    return (~((determinants > 0) & determinants.isfinite())).flatten(1).float().mean(1)
 
 
 def _edges(ddf: Tensor) -> Callable[[int, tuple[int, ...]], list[Tensor]]:

@@ -156,11 +156,11 @@ class AffineCPAB(Family):
     def _split(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         return _float(theta).split([self.affine.num_parameters, self.cpab.num_parameters], dim=1)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         affine, cpab = self._split(theta)
         return self.affine(affine, spatial_size).after(self.cpab(cpab, spatial_size))
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         """The inverse flow from where the inverse affine map leads, without sampling in between."""
         affine, cpab = self._split(theta)
         back = self.affine.inverse(affine, spatial_size)
