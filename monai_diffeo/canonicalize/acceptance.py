@@ -1,6 +1,7 @@
 """Every rule that accepts or refuses an image or a deformation, one function each.
 
-A rule answers for one image with the reason why it is left as it is, or with None. No rule ever accepts a number that is not finite.
+A rule answers for one image with the reason why it is left as it is, or with None. A number that is not
+finite is never accepted.
 """
 
 from __future__ import annotations
@@ -55,7 +56,7 @@ def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
 
 
 def confident_turns(probabilities: Tensor, min_confidence: float) -> Tensor:
-    """The likeliest quarter turn of each image ``(B,)`` where its probability ``(B, 4)`` is at least ``min_confidence``, else 0."""
+    """The likeliest quarter turn ``(B,)`` where its probability ``(B, 4)`` is at least ``min_confidence``, else 0."""
     return torch.where(probabilities.amax(1) >= min_confidence, probabilities.argmax(1), 0)
 
 

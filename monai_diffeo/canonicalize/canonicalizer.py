@@ -26,25 +26,26 @@ class Canonicalizer(nn.Module):
     r"""Search, for each image, a diffeomorphism that makes it look like the training images.
 
     An optional predictor looks at the image ``iterations`` times and moves it each time; ``steps`` of Adam then lower
-    ``energy(moved image) + regularizer(velocity, ddf)``; the displacement stands in for the velocity where a family has none. With a
-    predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping and the
-    published settings, *faithful*.
+    ``energy(moved image) + regularizer(velocity, ddf)``; the displacement stands in for the velocity where a family has none.
+    With a predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping
+    and the published settings, *faithful*.
 
     A batch gives what its images give one by one. An image is left alone, bit for bit, when its energy is already within
     ``skip_below``. It is rejected when it is constant, when anything is not finite, when its energy rises by more than
-    ``max_energy_increase``, or when its field or the inverse still folds after ``max_halvings`` halvings. ``status`` says which;
-    :mod:`monai_diffeo.canonicalize.acceptance` holds the rules.
+    ``max_energy_increase``, or when its field or the inverse still folds after ``max_halvings`` halvings. ``status`` says
+    which; :mod:`monai_diffeo.canonicalize.acceptance` holds the rules.
 
-    The canonicaliser keeps frozen copies of ``predictor`` and ``orientation``: the caller may go on training them, without effect here.
-    ``energy``, ``family`` and ``regularizer`` are shared with the caller; they have no training mode, and their weights stay as they are.
+    The canonicaliser keeps frozen copies of ``predictor`` and ``orientation``: the caller may go on training them, without
+    effect here. ``energy``, ``family`` and ``regularizer`` are shared with the caller; they have no training mode, and their
+    weights stay as they are.
 
     Args:
         energy: of images, lower = closer to the training images.
         family: of the deformations, any.
         regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
         predictor: image to the parameters of ``family``; None starts the search from the identity.
-        orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned back. A
-            film that looks mirrored is only noted: situs inversus exists.
+        orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned
+            back. A film that looks mirrored is only noted: situs inversus exists.
         min_confidence: smallest probability at which ``orientation`` is believed.
         steps: optimisation steps at most.
         iterations: looks of the predictor.
@@ -52,7 +53,7 @@ class Canonicalizer(nn.Module):
         patience: steps without improvement after which an image stops; None never stops early.
         skip_below: leave alone an image whose energy is at most this; None moves every image.
         max_energy_increase: energy may rise by this much and the result still counts; None accepts any.
-        ood_threshold: note of an image whose energy is still higher than this that it remains unlike the training images; None never.
+        ood_threshold: an image whose energy remains above this gets a note; None notes none.
         search_family: family of the optimisation, ``family`` by default.
         final_steps: squarings of the exponentials that are returned; families in closed form have none.
         max_halvings: how often the deformations of a folding field are halved.
@@ -187,7 +188,7 @@ class Canonicalizer(nn.Module):
         )
 
     def _orientation(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Quarter turns to take back, and probabilities that the films are mirrored, each ``(B,)``; zeros where nothing is asked."""
+        """Quarter turns to take back, and probabilities that films are mirrored (-1: not asked), each ``(B,)``."""
         if self.orientation is None or image.shape[2] != image.shape[3]:
             return torch.zeros(len(image), dtype=torch.long, device=image.device), image.new_full((len(image),), -1.0)
         turn, mirrored = self.orientation.probabilities(image)

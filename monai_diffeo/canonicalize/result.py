@@ -78,8 +78,8 @@ class Canonicalization:
     ) -> list[Canonicalization]:
         """Poses around the canonical one: small affine maps, in pairs of a map and its inverse, the same for every image.
 
-        The mean of a network's answers on them, mapped back, depends less on the exact pose than one answer does. How much the answers
-        agree says how certain they are. An odd ``count`` begins with the canonical pose itself.
+        The mean of a network's answers on them, mapped back, depends less on the exact pose than one answer does. How much the
+        answers agree says how certain they are. An odd ``count`` begins with the canonical pose itself.
 
         Args:
             given: the images before canonicalisation, shape ``(B, C, *S)``.
@@ -119,8 +119,8 @@ class Canonicalization:
         logits and take the argmax afterwards.
 
         Args:
-            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, or any nesting of
-                such.
+            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, or any
+                nesting of such.
             mode: ``"bilinear"`` or, for label maps, ``"nearest"``.
         """
         return _map(prediction, lambda p: self._warp_tensor(p, self.inverse_ddf, mode))

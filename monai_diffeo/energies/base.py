@@ -10,8 +10,8 @@ __all__ = ["Energy"]
 class Energy(nn.Module):
     """Lower = closer to the training images; one number an image, deterministic, never summed over the batch.
 
-    Subclasses define :meth:`forward`. An energy owns its networks: the energies of this package copy the network they are given,
-    and :meth:`freeze` the copy. The caller's own network is never changed, and training it further does not change the energy.
+    Subclasses define :meth:`forward`. An energy owns its networks. The energies of this package copy the network they are
+    given and :meth:`freeze` the copy: the caller's own network is not changed and may be trained further.
     """
 
     def forward(self, image: Tensor) -> Tensor:
@@ -19,7 +19,7 @@ class Energy(nn.Module):
         raise TypeError(f"{type(self).__name__} must define forward(image) -> (B,).")
 
     def evaluate(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """Energies ``(B,)`` of images ``(B, C, *S)``, and the named terms they are made of, ``(B,)`` each; no term by default."""
+        """Energies ``(B,)`` of images ``(B, C, *S)``, and their named terms, ``(B,)`` each; by default none."""
         return self(image), {}
 
     def freeze(self) -> Energy:

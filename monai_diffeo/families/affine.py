@@ -26,10 +26,10 @@ def _constant_jacobian(matrix: Tensor, spatial_size: Sequence[int]) -> Tensor:
 
 
 class AffineMatrix(Family):
-    """``phi(x) = (I + A) x + t``, the map that most spatial transformers use. It may flip, or flatten to a line, and then has no inverse.
+    """``phi(x) = (I + A) x + t``, the map that most spatial transformers use; a matrix without inverse is possible.
 
-    ``theta``: rows of ``(A, t)``, ``D (D + 1)`` numbers; ``t`` in halves of the frame, ``A`` such that it acts on coordinates in halves of
-    the frame.
+    ``theta``: rows of ``(A, t)``, ``D (D + 1)`` numbers; ``t`` in halves of the frame, ``A`` such that it acts on coordinates
+    in halves of the frame.
 
     Args:
         spatial_dims: 2 or 3.

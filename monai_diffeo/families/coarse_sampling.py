@@ -19,8 +19,8 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 class CoarseSampling(Family):
     """A family computed on every ``factor``-th voxel only, and interpolated between: cheaper where fields are smooth.
 
-    Affine parts stay exact. What lies between the points is linear along each axis, so that a map which is nowhere folded on its points may
-    in principle fold between them; ``factor = 1`` is the family itself.
+    Affine parts stay exact. What lies between the points is linear along each axis, so that a map which is nowhere folded on
+    its points may in principle fold between them; ``factor = 1`` is the family itself.
 
     Args:
         family: any; ``theta`` as it has it.

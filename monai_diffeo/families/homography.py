@@ -18,17 +18,18 @@ __all__ = ["Homography"]
 class Homography(Family):
     r"""Perspective maps: :math:`\phi(x) = (A x + t) / w(x)` with :math:`w(x) = g \cdot x + 1`.
 
-    Where :math:`w` vanishes the map runs to infinity, along a line that photographers call the horizon. Beyond the line a point would come
-    back from behind; here :math:`w` is kept from falling below ``horizon``, so that everything beyond stays far outside the frame, without
-    a jump and with a finite gradient. The frame sees nothing of this while :math:`|g_1| + |g_2| < 1 -` ``horizon``.
+    Where :math:`w` vanishes the map runs to infinity, along a line that photographers call the horizon. Beyond the line a point
+    would come back from behind; here :math:`w` is kept from falling below ``horizon``, so that everything beyond stays far
+    outside the frame, without a jump and with a finite gradient. The frame sees nothing of this while
+    :math:`|g_1| + |g_2| < 1 -` ``horizon``.
 
     Args:
-        exponential: take the exponential of the matrix with trace zero that ``theta`` describes, in place of the matrix itself: its
-            determinant is positive, and the inverse belongs to ``-theta``.
+        exponential: take the exponential of the matrix with trace zero that ``theta`` describes, in place of the matrix itself:
+            its determinant is positive, and the inverse belongs to ``-theta``.
         horizon: least value of w.
 
-    ``theta``: 8 numbers, the entries of the 3 x 3 matrix ``[[A, t], [g, 1]]`` by rows, less the identity, on coordinates in halves of the
-    frame (with ``exponential``, of its logarithm, whose last entry makes the trace zero).
+    ``theta``: 8 numbers, the entries of the 3 x 3 matrix ``[[A, t], [g, 1]]`` by rows, less the identity, on coordinates in
+    halves of the frame (with ``exponential``, of its logarithm, whose last entry makes the trace zero).
     """
 
     spatial_dims = 2

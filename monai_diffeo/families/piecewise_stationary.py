@@ -21,9 +21,9 @@ class PiecewiseStationary(Family):
     Args:
         family: of each piece.
         pieces: T.
-        order: None composes the flows of the pieces exactly; 1 to 4 sums their velocities by the Baker-Campbell-Hausdorff series to
-            this order and takes one exponential, as "Diffeomorphic Template Transformers" does with ``pieces=4, order=2``. The series is
-            good for small pieces only: see ``docs/results/bch.md``.
+        order: None composes the flows of the pieces exactly; 1 to 4 sums their velocities by the Baker-Campbell-Hausdorff
+            series to this order and takes one exponential, as "Diffeomorphic Template Transformers" does with ``pieces=4,
+            order=2``. The series is good for small pieces only: see ``docs/results/bch.md``.
 
     ``theta``: the rows of the pieces, one after another; the first piece acts last on points, first on images.
     """
@@ -69,7 +69,7 @@ class PiecewiseStationary(Family):
 
 
 def _bch_velocity(generators: Tensor, fields: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """The series on velocities with an affine part: affine parts by the series on matrices, so that they stay exact outside the frame."""
+    """The series on velocities whose affine parts go through it as matrices, and so stay exact outside the frame."""
     size = fields.shape[3:]
     whole = bch_sequence(dense_velocity(generators, fields, size), order)
     only_affine = bch_sequence(dense_velocity(generators, torch.zeros_like(fields), size), order)

@@ -19,14 +19,14 @@ __all__ = ["Whitened"]
 class Whitened(Family):
     r"""CPAB whose ``theta`` counts in standard deviations of the smoothness prior; the same deformations.
 
-    A gradient step on CPAB's own coefficients changes rough fields as much as smooth ones. Here it changes smooth fields most, as the prior
-    has it: the coefficients are :math:`L\theta` with :math:`LL^T` the prior's covariance. This suits localisers.
+    A gradient step on CPAB's own coefficients changes rough fields as much as smooth ones. Here it changes smooth fields most,
+    as the prior has it: the coefficients are :math:`L\theta` with :math:`LL^T` the prior's covariance. This suits localisers.
 
     Args:
         family: the CPAB family.
         spread: of its prior, in halves of the frame.
-        most: a number further than this many deviations from 0 is refused, because its points wind through thousands of cells; asking costs
-            a GPU one synchronisation. None asks nothing, for a layer with a ``limit``.
+        most: a number further than this many deviations from 0 is refused, because its points wind through thousands of cells;
+            asking costs a GPU one synchronisation. None asks nothing, for a layer with a ``limit``.
 
     Raises:
         NumericalError: if ``theta`` is not finite or lies further away.

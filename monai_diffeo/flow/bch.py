@@ -18,7 +18,8 @@ Field = TypeVar("Field")
 def bch(v: Tensor, w: Tensor, order: int = 2) -> Tensor:
     r"""Velocity ``z`` with ``exp(z)`` nearly ``compose(exp(v), exp(w))``, to a given order in the size of the fields.
 
-    .. math:: z = v + w + \tfrac12 [v, w] + \tfrac1{12} \left([v, [v, w]] + [w, [w, v]]\right) - \tfrac1{24} [w, [v, [v, w]]] + \dots
+    .. math:: z = v + w + \tfrac12 [v, w] + \tfrac1{12} \left([v, [v, w]] + [w, [w, v]]\right) - \tfrac1{24} [w, [v, [v, w]]] +
+        \dots
 
     The error falls with the order where the derivatives of both fields stay well below 1, and grows with it where they do
     not; each order also costs one more numerical derivative. ``docs/results/bch.md`` has the numbers. Where the exact

@@ -52,6 +52,6 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
 
 
 def folding_fraction(ddf: Tensor) -> Tensor:
-    """Share of folded voxels (Jacobian determinant at most 0, or not a number) of each image, shape ``(B,)``, between 0 and 1."""
+    """Share of folded voxels of each image, shape ``(B,)``: Jacobian determinant at most 0, or not finite."""
     determinant = jacobian_determinant(ddf)
     return (~((determinant > 0) & determinant.isfinite())).flatten(1).float().mean(1)

@@ -1,4 +1,4 @@
-"""Whether a sampled map is folded nowhere, between its samples neither: orientation of the lattice's cells and of their simplices."""
+"""Whether a sampled map folds, at its samples or between them: orientation of the lattice's cells and simplices."""
 
 from __future__ import annotations
 
@@ -52,9 +52,10 @@ def simplex_determinants(ddf: Tensor) -> Tensor:
 def cell_determinants(ddf: Tensor) -> Tensor:
     r"""Bernstein coefficients of the Jacobian determinant of the multilinear map through each cell of the lattice.
 
-    The determinant within a cell is a mean of its coefficients with positive weights, so that all of them positive proves that the
-    interpolated map is nowhere folded. In the plane they are the four corner triangles of :func:`simplex_determinants`, and the converse
-    holds too; in space the determinant has degree two along every axis, and what the 27 coefficients prove is a little stricter.
+    The determinant within a cell is a mean of its coefficients with positive weights, so that all of them positive proves that
+    the interpolated map is nowhere folded. In the plane they are the four corner triangles of :func:`simplex_determinants`, and
+    the converse holds too; in space the determinant has degree two along every axis, and what the 27 coefficients prove is a
+    little stricter.
 
     Args:
         ddf: displacement, shape ``(B, D, *S)``, voxels, at least two voxels along every axis.
@@ -80,9 +81,10 @@ def cell_determinants(ddf: Tensor) -> Tensor:
 
 
 def nonpositive_cell_fraction(ddf: Tensor) -> Tensor:
-    """Share of :func:`cell_determinants` that are not positive, of each image, shape ``(B,)``; 0 proves an interpolated map without folds.
+    """Share of :func:`cell_determinants` that are not positive, shape ``(B,)``; 0 proves an interpolated map without folds.
 
-    Numbers that are not finite count as folds. Stricter than :func:`folding_fraction`, which looks at central differences at the voxels.
+    Numbers that are not finite count as folds. Stricter than :func:`folding_fraction`, which looks at central differences at
+    the voxels.
     """
     determinants = cell_determinants(ddf)
     return (~((determinants > 0) & determinants.isfinite())).flatten(1).float().mean(1)

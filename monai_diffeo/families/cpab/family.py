@@ -24,21 +24,21 @@ __all__ = ["CPAB", "AffineCPAB"]
 class CPAB(VelocityFamily):
     """Flows of velocities that are continuous, and affine on each cell of a tessellation of the frame.
 
-    Integrated in closed form cell by cell, to rounding; the inverse is the flow of ``-theta``, the Jacobian determinant is positive
-    everywhere.
+    Integrated in closed form cell by cell, to rounding; the inverse is the flow of ``-theta``, the Jacobian determinant is
+    positive everywhere.
 
     Args:
-        cells: boxes along each of the 1, 2 or 3 axes, cut into simplices by :func:`grid_tessellation`; or any :class:`Tessellation` of the
-            frame [0, 1]^D, axes in the order of the image's.
+        cells: boxes along each of the 1, 2 or 3 axes, cut into simplices by :func:`grid_tessellation`; or any
+            :class:`Tessellation` of the frame [0, 1]^D, axes in the order of the image's.
         boundary: ``"free"``, ``"linear"`` (the papers' choice), ``"slide"`` or ``"fixed"``, see :func:`cpa_space`.
         volume_preserving: whether the flow keeps volumes.
         length_scale: of the smoothness prior, in frames.
 
-    ``theta``: coefficients of an orthonormal basis, as in the papers; with axes and cells in another order theirs differ by a rotation.
-    As tuples the fields have length one as the list of all their cells' matrices, on coordinates from 0 to 1.
+    ``theta``: coefficients of an orthonormal basis, as in the papers; with axes and cells in another order theirs differ by a
+    rotation. As tuples the fields have length one as the list of all their cells' matrices, on coordinates from 0 to 1.
 
-    Reference: Freifeld et al. (2017), https://doi.org/10.1109/TPAMI.2016.2646685; Detlefsen et al. (2018), Deep Diffeomorphic Transformer
-    Networks.
+    Reference: Freifeld et al. (2017), https://doi.org/10.1109/TPAMI.2016.2646685; Detlefsen et al. (2018), Deep Diffeomorphic
+    Transformer Networks.
 
     Example:
         >>> family = CPAB((4, 4))
@@ -94,7 +94,7 @@ class CPAB(VelocityFamily):
             return cpa_flow(self.space.tessellation, self.space.velocities(theta), points.to(theta.dtype))
 
     def prior(self, spread: float = 0.1) -> CPAPrior:
-        """Which parameters are likely: smooth fields, whose velocities have standard deviation ``spread`` in halves of the frame."""
+        """Prior of smooth fields, whose velocities have standard deviation ``spread`` in halves of the frame."""
         return _prior(self.space, self.length_scale, spread / 2)
 
     def sample(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
@@ -130,7 +130,7 @@ def _unit_points(spatial_size: Sequence[int], device: torch.device, dtype: torch
 
 
 class AffineCPAB(Family):
-    """An affine map after a CPAB flow, ``phi(x) = M(c(x))``: an image is first moved by ``M`` as a whole, what comes out by ``c``.
+    """An affine map after a CPAB flow, ``phi(x) = M(c(x))``: an image is first moved by ``M``, then by ``c``.
 
     Args:
         cells, boundary, volume_preserving, length_scale: of :class:`CPAB`.

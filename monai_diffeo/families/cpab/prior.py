@@ -16,8 +16,8 @@ class CPAPrior:
     r"""Gaussian on the coefficients of piecewise-affine fields, under which velocities at vertices far apart differ.
 
     Velocities at the frame's vertices are a Gaussian process with covariance
-    :math:`\sigma^2 \exp(-\lVert x - y \rVert^2 / 2 \ell^2)` for each component, given that the field lies in its space (that it vanishes at
-    the border, say). The papers put the same kernel on the cells' matrices; on velocities its width has a unit.
+    :math:`\sigma^2 \exp(-\lVert x - y \rVert^2 / 2 \ell^2)` for each component, given that the field lies in its space (that it
+    vanishes at the border, say). The papers put the same kernel on the cells' matrices; on velocities its width has a unit.
 
     Args:
         space: of the fields.
@@ -45,7 +45,7 @@ class CPAPrior:
         return torch.linalg.solve_triangular(self._cholesky.T, noise.T, upper=True).T.float()
 
     def energy(self, theta: Tensor) -> Tensor:
-        """Half the squared Mahalanobis length of each row of ``theta`` (B, P), shape ``(B,)``: minus the log density, less its constant."""
+        """Half the squared Mahalanobis length of each row of ``theta`` (B, P), shape ``(B,)``: minus the log density."""
         return (theta @ self._cholesky.to(theta)).square().sum(1) / 2
 
     def log_density(self, theta: Tensor) -> Tensor:
