@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -20,6 +20,9 @@ from monai_diffeo.flow import Deformation, folding_fraction, warp
 from monai_diffeo.networks import FilmOrientation, rot90_generator
 
 __all__ = ["Canonicalizer"]
+
+_LEAST = {"steps": 0, "iterations": 1, "patience": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1}
+_LEAST.update(dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf")))
 
 
 class Canonicalizer(nn.Module):
@@ -196,17 +199,15 @@ class Canonicalizer(nn.Module):
 
     def _search(self, image: Tensor, turns: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
         """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
-        size = tuple(image.shape[2:])
-        found = self._predict(image, turns)
-        steps = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
+        found, steps = self._predict(image, turns), torch.zeros(len(image), dtype=torch.long, device=image.device)
         if self.steps == 0:
             return found, steps
-        start = found.forward(size) if found.links else None
-        rows = [i for i, s in enumerate(status) if s is None]
-        theta = torch.zeros(image.shape[0], self.search_family.num_parameters, device=image.device)
-        with torch.enable_grad(), _Bar(self.progress, self.steps * len(rows)) as bar:
-            for i in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
-                row = slice(i, i + 1)
+        start = found.forward(image.shape[2:]) if found.links else None
+        rows = [slice(i, i + 1) for i, s in enumerate(status) if s is None]
+        theta = torch.zeros(len(image), self.search_family.num_parameters, device=image.device)
+        bar = _bar(self.steps * len(rows)) if self.progress else None
+        with torch.enable_grad():
+            for row in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
                 theta[row], steps[row] = minimize(
                     image[row],
                     self.energy,
@@ -217,8 +218,10 @@ class Canonicalizer(nn.Module):
                     self.learning_rate,
                     self.patience,
                     seed=self.seed,
-                    progress=bar,
+                    progress=None if bar is None else lambda step, _: bar.update(step > 0),
                 )
+        if bar is not None:
+            bar.close()
         return found.then(self.search_family, theta), steps
 
     def _predict(self, image: Tensor, turns: Tensor) -> Chain:
@@ -248,43 +251,24 @@ def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise ValueError for a number that no search can use."""
-    rules: tuple[tuple[str, Callable[[Any], bool], str], ...] = (
-        ("min_confidence", lambda x: 0 <= x <= 1, "a probability, 0 to 1"),
-        ("steps", lambda x: x >= 0, "at least 0; 0 does not optimise"),
-        ("iterations", lambda x: x >= 1, "at least 1; predictor=None goes without a predictor"),
-        ("learning_rate", lambda x: 0 < x < float("inf"), "larger than 0 and finite"),
-        ("patience", lambda x: x is None or x >= 1, "at least 1, or None to never stop early"),
-        ("skip_below", lambda x: x is None or x == x, "a number, or None to move every image"),
-        ("max_energy_increase", lambda x: x is None or x == x, "a number, or None to accept any increase"),
-        ("ood_threshold", lambda x: x is None or x == x, "a number, or None to note no image"),
-        ("final_steps", lambda x: x >= 0, "at least 0; 7 suits most families"),
-        ("max_halvings", lambda x: x >= 0, "at least 0; 0 halves nothing"),
-        ("tta_samples", lambda x: x >= 1, "at least 1; 1 is the canonical pose alone"),
-    )
-    for name, accepts, expected in rules:
-        if not accepts(settings[name]):
-            raise ValueError(f"Canonicalizer: {name!r} must be {expected}; got {settings[name]}.")
+    """Raise an error for a part of another kind, or for a number that no search can use."""
+    for name, kind in {"energy": Energy, "family": Family, "search_family": Family}.items():
+        if not isinstance(settings[name], kind) and not (name == "search_family" and settings[name] is None):
+            raise TypeError(f"Canonicalizer: {name!r} must be of class {kind.__name__}, got {settings[name]!r}.")
+    for name, least in _LEAST.items():
+        value, optional = settings[name], name in ("patience", "skip_below", "max_energy_increase", "ood_threshold")
+        if not (optional and value is None) and not value >= least:  # nor NaN
+            raise ValueError(
+                f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}. Change it."
+            )
+    if not 0 <= settings["min_confidence"] <= 1:
+        raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
+    if not 0 < settings["learning_rate"] < float("inf"):
+        raise ValueError(f"Canonicalizer: 'learning_rate' must be positive and finite, got {settings['learning_rate']}.")
 
 
-class _Bar:
-    """A tqdm bar over optimisation steps, or nothing."""
+def _bar(total: int) -> Any:
+    """A tqdm bar over optimisation steps."""
+    from tqdm import tqdm
 
-    def __init__(self, show: bool, total: int) -> None:
-        self.show, self.total, self.bar = show, total, None
-
-    def __enter__(self) -> _Bar:
-        if self.show:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, desc="canonicalize", unit="step")
-        return self
-
-    def __call__(self, step: int, objective: Tensor) -> None:
-        if self.bar is not None and step:
-            self.bar.update()
-            self.bar.set_postfix(objective=f"{objective.mean().item():.3g}")
-
-    def __exit__(self, *error) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    return tqdm(total=total, desc="canonicalize", unit="step")

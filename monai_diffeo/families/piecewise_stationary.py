@@ -12,8 +12,6 @@ from monai_diffeo.flow import Deformation, bch_sequence, dense_velocity, exp_aff
 
 __all__ = ["PiecewiseStationary"]
 
-_Flow = Callable[[Tensor, Tensor, int], Deformation]
-
 
 class PiecewiseStationary(Family):
     """T velocities of one family, one after another; the inverse runs through them backwards.
@@ -60,7 +58,9 @@ class PiecewiseStationary(Family):
     def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         return self._integrate(theta, spatial_size, steps, inverse_affine_sequence)
 
-    def _integrate(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None, flow: _Flow) -> Deformation:
+    def _integrate(
+        self, theta: Tensor, spatial_size: Sequence[int], steps: int | None, flow: Callable[..., Deformation]
+    ) -> Deformation:
         generators, fields = self.velocities(theta, spatial_size)
         if self.order is not None:
             with torch.autocast(fields.device.type, enabled=False):

@@ -14,15 +14,7 @@ from monai_diffeo.flow.exponential import exp, exp_affine
 from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.flow.warp import _float
 
-__all__ = [
-    "check_sequence",
-    "compose_sequence",
-    "dense_velocity",
-    "exp_affine_sequence",
-    "exp_sequence",
-    "inverse_affine_sequence",
-    "reduce_sequence",
-]
+__all__ = ["compose_sequence", "dense_velocity", "exp_affine_sequence", "exp_sequence", "inverse_affine_sequence"]
 
 
 def reduce_sequence(items: Tensor, product: Callable[[Tensor, Tensor], Tensor], scheme: str = "tree") -> Tensor:
