@@ -21,8 +21,8 @@ from monai_diffeo.networks import FilmOrientation, rot90_generator
 
 __all__ = ["Canonicalizer"]
 
-_LEAST = {"steps": 0, "iterations": 1, "patience": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1}
-_LEAST.update(dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf")))
+_OPTIONAL = {"patience": 1, "skip_below": float("-inf"), "max_energy_increase": float("-inf"), "ood_threshold": float("-inf")}
+_LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
 
 
 class Canonicalizer(nn.Module):
@@ -102,10 +102,8 @@ class Canonicalizer(nn.Module):
         if sampling not in ("bilinear", "bicubic")[: 2 if family.spatial_dims == 2 else 1]:
             raise ValueError(f"Canonicalizer: 'sampling' must be 'bilinear' or, in 2D, 'bicubic', got {sampling!r}.")
         self.energy, self.family, self.regularizer = energy.train(False), family, regularizer
-        self.predictor, self.orientation = (
-            None if network is None else copy.deepcopy(network).requires_grad_(False).eval()
-            for network in (predictor, orientation)
-        )
+        self.predictor = None if predictor is None else copy.deepcopy(predictor).requires_grad_(False).eval()
+        self.orientation = None if orientation is None else copy.deepcopy(orientation).requires_grad_(False).eval()
         self.search_family = family if search_family is None else search_family
         self.min_confidence, self.steps, self.iterations = min_confidence, steps, iterations
         self.learning_rate, self.patience, self.skip_below = learning_rate, patience, skip_below
@@ -200,7 +198,7 @@ class Canonicalizer(nn.Module):
     def _search(self, image: Tensor, turns: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
         """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
         found, steps = self._predict(image, turns), torch.zeros(len(image), dtype=torch.long, device=image.device)
-        if self.steps == 0:
+        if self.steps == 0 or self.regularizer is None:
             return found, steps
         start = found.forward(image.shape[2:]) if found.links else None
         rows = [slice(i, i + 1) for i, s in enumerate(status) if s is None]
@@ -256,8 +254,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         if not isinstance(settings[name], kind) and not (name == "search_family" and settings[name] is None):
             raise TypeError(f"Canonicalizer: {name!r} must be of class {kind.__name__}, got {settings[name]!r}.")
     for name, least in _LEAST.items():
-        value, optional = settings[name], name in ("patience", "skip_below", "max_energy_increase", "ood_threshold")
-        if not (optional and value is None) and not value >= least:  # nor NaN
+        value, optional = settings[name], name in _OPTIONAL
+        if not (optional and value is None) and not value >= least:  # NaN is at least nothing
             raise ValueError(
                 f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}. Change it."
             )

@@ -215,7 +215,7 @@ def _loaded(path: str, stamp: int, entry: str, trusted: bool) -> nn.Module:
 
 
 def _energy(parser: ConfigParser, name: str, statistics: Mapping[str, Any] | None) -> Energy:
-    _named(parser.config, "energies", name)
+    _named(parser[""], "energies", name)
     energy = _content(parser, f"energies::{name}")
     if statistics is None:
         return energy

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from monai_diffeo.flow.warp import _float
 
 __all__ = ["bch", "bch_sequence", "lie_bracket", "series"]
 
-Field = TypeVar("Field")
+Field = TypeVar("Field", bound=Any)
 
 
 def lie_bracket(v: Tensor, w: Tensor) -> Tensor:

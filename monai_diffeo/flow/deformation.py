@@ -27,7 +27,7 @@ def crop_or_pad(field: Tensor, spatial_size: Sequence[int]) -> Tensor:
         raise ValueError(f"crop_or_pad(): sizes {tuple(field.shape[2:])} and {tuple(spatial_size)} have no common centre.")
     crop = [slice(max(-d // 2, 0), n - max(-d // 2, 0)) for d, n in zip(difference, field.shape[2:])]
     pad = [max(d // 2, 0) for d in reversed(difference) for _ in range(2)]
-    return F.pad(field[(..., *crop)], pad, mode="replicate")
+    return F.pad(field[(slice(None), slice(None), *crop)], pad, mode="replicate")
 
 
 @dataclass(frozen=True)

@@ -99,7 +99,7 @@ def simplex_determinants(ddf: Tensor) -> Tensor:
         return torch.stack([_determinant([edge(0, (0, j)), edge(1, (i, 0))]) for i, j in product((0, 1), (0, 1))], dim=1)
     found = []
     for order in permutations(range(3)):
-        corner, columns = [0, 0, 0], [[], [], []]
+        corner, columns = [0, 0, 0], [list[Tensor]() for _ in range(3)]
         for axis in order:
             columns[axis] = edge(axis, tuple(corner))
             corner[axis] = 1
@@ -129,7 +129,7 @@ def cell_determinants(ddf: Tensor) -> Tensor:
     check_field("cell_determinants()", "ddf", ddf)
     if ddf.ndim == 4:
         return simplex_determinants(ddf)
-    edge, found = _edges(ddf), {}
+    edge, found = _edges(ddf), dict[tuple[int, ...], Tensor]()
     # along each axis two of the three edges vary, each linearly: their coefficients multiply, and equal sums fall together
     for (a, b), (c, d), (e, f) in product(product((0, 1), repeat=2), repeat=3):
         index = (a + b, c + d, e + f)

@@ -110,7 +110,8 @@ def dense_velocity(generators: Tensor, fields: Tensor, spatial_size: Sequence[in
     shift = generators[..., -1]
     affine = torch.einsum("btij,j...->bti...", generators[..., :-1], grid) + shift.view(*shift.shape, *[1] * (grid.ndim - 1))
     margins = [(have - want) // 2 for have, want in zip(fields.shape[3:], spatial_size)]
-    return (affine + fields)[(..., *[slice(m, m + n) for m, n in zip(margins, spatial_size)])]
+    inside = [slice(m, m + n) for m, n in zip(margins, spatial_size)]
+    return (affine + fields)[(slice(None), slice(None), slice(None), *inside)]
 
 
 def check_sequence(who: str, argument: str, fields: Tensor) -> None:

@@ -204,6 +204,7 @@ class Whitened(Family):
         self.spatial_dims, self.num_parameters = family.spatial_dims, family.num_parameters
         with torch.inference_mode(False), torch.no_grad():
             covariance = torch.linalg.inv(family.prior(spread).precision)
+            self.root: Tensor
             self.register_buffer("root", torch.linalg.cholesky(covariance), persistent=False)
 
     def coefficients(self, theta: Tensor) -> Tensor:

@@ -41,7 +41,7 @@ class Start(NamedTuple):
 class _Stretch(NamedTuple):
     """Part of the ways of some points, each within one cell."""
 
-    rows: Tensor | None  # which points, None for all
+    rows: Tensor  # which points
     cell: Tensor
     start: Tensor  # barycentric coordinates (D + 1, n)
     duration: Tensor | None  # None for one
@@ -268,7 +268,7 @@ def _quadrature(order: int, stretch: float, device: torch.device, dtype: torch.d
     rising = ((nodes + 1) / 2)[:, None] ** powers
     falling = weights[:, None] / 2 * ((1 - nodes) / 2)[:, None] ** powers
     with torch.inference_mode(False):
-        return tuple(torch.from_numpy(m).to(device=device, dtype=dtype) for m in (rising, falling))
+        return torch.from_numpy(rising).to(device, dtype), torch.from_numpy(falling).to(device, dtype)
 
 
 def _fly_back(
@@ -339,11 +339,11 @@ class _Displacement(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        fields, (batch, vertices, dims), points_shape = ctx.fields, *ctx.shapes
+        fields, (order, stretch), ((batch, vertices, dims), points_shape) = ctx.fields, ctx.plan, ctx.shapes
         pull = gradient.transpose(0, 1).flatten(1).clone(memory_format=torch.contiguous_format)
         total = gradient.new_zeros(dims * (dims + 1), fields.count * batch) if ctx.needs_input_grad[0] else None
         for part, way in zip(_chunks(pull[0]), ctx.ways):
-            pull[:, part] = _fly_back(fields, way, pull[:, part].contiguous(), *ctx.plan, total)
+            pull[:, part] = _fly_back(fields, way, pull[:, part].contiguous(), order, stretch, total)
         to_velocities = to_points = None
         if total is not None:
             at = total.view(dims, dims + 1, batch, fields.count).permute(2, 3, 1, 0).reshape(batch, -1, dims)

@@ -184,7 +184,7 @@ def _splits(corners: dict[tuple[int, ...], int], center: int | None, index: Sequ
     """Simplices of one box, from the vertex at each of its corners."""
     if len(index) == 1:
         return [[corners[0,], corners[1,]]]
-    if len(index) == 2:
+    if center is not None:
         ring = [corners[0, 0], corners[0, 1], corners[1, 1], corners[1, 0]]
         return [[center, a, b] for a, b in zip(ring, ring[1:] + ring[:1])]
     even = {bits: v for bits, v in corners.items() if (sum(bits) + sum(index)) % 2 == 0}
@@ -239,7 +239,8 @@ def grid_tessellation(cells: tuple[int, ...], margins: tuple[float, ...] = (1.0,
     named = [("corner", i) for i in corners] + ([("center", i) for i in boxes] if len(cells) == 2 else [])
     named.sort(key=layer)  # within a layer the order stays: corners, then centres
     number = {name: k for k, name in enumerate(named)}
-    simplices, members = [], {}
+    simplices: list[list[int]] = []
+    members = {}
     for index in sorted(boxes, key=lambda i: layer(("box", i))):
         around = {
             bits: number["corner", tuple(i + b for i, b in zip(index, bits))]
