@@ -17,12 +17,8 @@ from monai_diffeo.files import write_atomically
 __all__ = ["convert_settings", "main"]
 
 _FAMILIES = {"control_grid": ControlGrid, "siren": Siren}
-_NETWORKS = {
-    "predictor": "DeformationPredictor",
-    "vae": "EnergyVAE",
-    "critic": "EnergyCritic",
-    "orientation": "FilmOrientation",
-}
+_NETWORKS = {"predictor": "DeformationPredictor", "vae": "EnergyVAE", "critic": "EnergyCritic"}
+_NETWORKS["orientation"] = "FilmOrientation"
 _ENERGIES = {"predictor": "ResidualDeformationEnergy", "vae": "VAEEnergy", "critic": "CriticEnergy"}
 
 
@@ -33,13 +29,7 @@ def convert_settings(old: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: if the content is of no earlier version, or has a kind that no earlier version had.
     """
     try:
-        new: dict[str, Any] = {
-            "default_mode": old["default_mode"],
-            "families": {},
-            "networks": {},
-            "weights": {},
-            "energies": {},
-        }
+        new: dict[str, Any] = {"default_mode": old["default_mode"], "families": {}, "networks": {}, "weights": {}}
         built = {}
         for name, entry in old["families"].items():
             arguments = {key: value for key, value in entry.items() if key != "kind"}
@@ -50,6 +40,7 @@ def convert_settings(old: Mapping[str, Any]) -> dict[str, Any]:
             target = f"monai_diffeo.networks.{_NETWORKS[entry['kind']]}"
             new["networks"][name] = {"_target_": target, **size, **entry["arguments"]}
             new["weights"][name] = entry["file"]
+        new["energies"] = {}
         for name, entry in old["energies"].items():
             kind, reference = old["networks"][entry["network"]]["kind"], f"@networks::{entry['network']}"
             new["energies"][name] = {"_target_": f"monai_diffeo.energies.{_ENERGIES[kind]}", kind: reference}

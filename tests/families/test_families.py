@@ -24,7 +24,7 @@ from monai_diffeo.families import (
 from monai_diffeo.flow import folding_fraction
 from monai_diffeo.flow.grid import centered_grid
 
-SIREN = dict(hidden=16, layers=2, last=0.5, scale=0.15)  # as an optimiser leaves it, not as it starts
+SIREN = {"hidden": 16, "layers": 2, "last": 0.5, "scale": 0.15}  # as an optimiser leaves it, not as it starts
 
 
 def grid_theta(family, batch=2, seed=0, size=0.12):
