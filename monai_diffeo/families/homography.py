@@ -64,9 +64,8 @@ class Homography(Family):
             matrix, half = self.matrix(theta), half_frame(spatial_size, theta)
             moved, w = self._project(matrix, spatial_size)
             shift = matrix[:, 2:, :2] * (w > self.horizon).to(w).unsqueeze(-1)  # (B, N, 2)
-            slopes = (matrix[:, None, :2, :2] - moved.unsqueeze(-1) * shift.unsqueeze(-2)) / w.clamp(min=self.horizon)[
-                ..., None, None
-            ]
+            slopes = matrix[:, None, :2, :2] - moved.unsqueeze(-1) * shift.unsqueeze(-2)
+            slopes = slopes / w.clamp(min=self.horizon)[..., None, None]
             return (slopes * half[:, None] / half).movedim(1, -1).unflatten(-1, tuple(spatial_size))
 
     def _project(self, matrix: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -85,6 +84,5 @@ class Homography(Family):
         moved, _ = self._project(matrix, spatial_size)
         x = centered_grid(spatial_size, matrix.device, matrix.dtype).flatten(1) / half[:, None]
         residual = (moved.transpose(1, 2) - linear @ x - shift) * half[:, None]
-        return Deformation(
-            torch.cat([linear * half[:, None] / half, shift * half[:, None]], -1), residual.unflatten(2, tuple(spatial_size))
-        )
+        affine = torch.cat([linear * half[:, None] / half, shift * half[:, None]], -1)
+        return Deformation(affine, residual.unflatten(2, tuple(spatial_size)))

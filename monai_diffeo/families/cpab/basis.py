@@ -132,9 +132,7 @@ def _unconstrained(tessellation: Tessellation, boundary: str) -> Tensor:
     normals: dict[int, list[Tensor]] = {}
     if boundary in ("slide", "fixed"):
         for c, j in tessellation.frame_faces:
-            slope = tessellation.barycentric[
-                c, j, :dims
-            ]  # the gradient of a coordinate is normal to the face where it vanishes
+            slope = tessellation.barycentric[c, j, :dims]  # a coordinate's gradient is normal to the face where it vanishes
             for k, v in enumerate(tessellation.cells[c].tolist()):
                 if k != j:
                     normals.setdefault(v, []).append(slope / slope.norm())
@@ -173,10 +171,8 @@ def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor
         that face holds the nearest point and the vertex is across from it, ``(V_margin, F)``; across how many sides the vertex
         lies, ``(V_margin,)``.
     """
-    frame, margin = (
-        tessellation.vertices[: tessellation.shells[0]],
-        tessellation.vertices[tessellation.shells[0] : tessellation.shells[1]],
-    )
+    first, second = tessellation.shells[:2]
+    frame, margin = tessellation.vertices[:first], tessellation.vertices[first:second]
     nearest = torch.minimum(torch.maximum(margin, frame.amin(0)), frame.amax(0))
     beyond = margin - nearest
     cells, opposite = torch.tensor(tessellation.frame_faces).T

@@ -167,9 +167,8 @@ class AffineCPAB(Family):
         back = self.affine.inverse(affine, spatial_size)
         with torch.autocast(theta.device.type, enabled=False):
             frame = 2 * half_frame(spatial_size, back.matrix)
-            points = (back.ddf() + centered_grid(spatial_size, frame.device, frame.dtype)).flatten(2).transpose(
-                1, 2
-            ) / frame + 0.5
+            points = back.ddf() + centered_grid(spatial_size, frame.device, frame.dtype)
+            points = points.flatten(2).transpose(1, 2) / frame + 0.5
             moved = (self.cpab.transform_points(-cpab, points) - points) * frame
             return Deformation(back.matrix, moved.transpose(1, 2).unflatten(2, tuple(spatial_size)))
 

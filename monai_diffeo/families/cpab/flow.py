@@ -76,18 +76,10 @@ def _layout(tessellation: Tessellation, device: torch.device) -> _Layout:
         itself = torch.arange(count + len(border))
         enclosed = itself[count:, None].expand(-1, across.shape[1])
         still = tessellation.slots[:1, -1:].expand(len(border), *tessellation.slots.shape[1:])
-        return _Layout(
-            *(
-                x.to(device)
-                for x in (
-                    torch.cat([itself[:count], border]),
-                    twin,
-                    CLOSED * (itself >= count),
-                    torch.cat([torch.cat([across, enclosed]), itself[:, None]], 1).flatten(),
-                    torch.cat([tessellation.slots, still]).flatten(0, 1).T.contiguous(),
-                )
-            )
-        )
+        cells, walls = torch.cat([itself[:count], border]), CLOSED * (itself >= count)
+        after = torch.cat([torch.cat([across, enclosed]), itself[:, None]], 1).flatten()
+        slots = torch.cat([tessellation.slots, still]).flatten(0, 1).T.contiguous()
+        return _Layout(*(x.to(device) for x in (cells, twin, walls, after, slots)))
 
 
 def _corners(tessellation: Tessellation, cells: Tensor) -> Tensor:
@@ -246,13 +238,8 @@ def _advance(
     local = cell.remainder(fields.count)
     exit_to = face.add_(local, alpha=fields.dims + 2)
     here = torch.maximum(start + change, -walls).gather(0, fields.slots.index_select(1, exit_to))
-    return (
-        duration,
-        left - duration,
-        gone + _apply(edges, change[1:]),
-        here,
-        fields.next.index_select(0, exit_to) + (cell - local),
-    )
+    gone, following = gone + _apply(edges, change[1:]), fields.next.index_select(0, exit_to) + (cell - local)
+    return duration, left - duration, gone, here, following
 
 
 @lru_cache(maxsize=64)

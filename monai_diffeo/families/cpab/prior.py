@@ -33,9 +33,8 @@ class CPAPrior:
             raise ValueError(f"CPAPrior: 'length_scale' and 'std' must be larger than 0, got {length_scale} and {std}.")
         count = space.tessellation.frame_vertices
         vertices = space.tessellation.vertices[:count]
-        covariance = torch.exp(-torch.cdist(vertices, vertices).square() / (2 * length_scale**2)) + 1e-6 * torch.eye(
-            count, dtype=torch.float64
-        )
+        covariance = torch.exp(-torch.cdist(vertices, vertices).square() / (2 * length_scale**2))
+        covariance = covariance + 1e-6 * torch.eye(count, dtype=torch.float64)
         nodal = space.nodal[:count].transpose(0, 1)  # (D, V, P)
         root = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), nodal, upper=False) / std
         self.precision = torch.einsum("dvp,dvq->pq", root, root)
