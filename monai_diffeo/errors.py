@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-__all__ = ["DiffeoError", "FilmError", "NumericalError", "ShapeError", "WeightsError"]
+__all__ = ["ConfigError", "DiffeoError", "FilmError", "NumericalError", "ShapeError", "WeightsError"]
 
 
 class DiffeoError(Exception):
     """Root of all errors raised by monai_diffeo."""
+
+
+class ConfigError(DiffeoError, ValueError):
+    """A configuration names something that does not exist, or that it may not use."""
 
 
 class ShapeError(DiffeoError, ValueError):

@@ -75,40 +75,50 @@ def canonicalizer_folder(folder, size=32):
     from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE
 
     torch.manual_seed(0)
-    family = {"kind": "control_grid", "spatial_dims": 2, "controls": 4}
-    arguments = {
-        "predictor": {"image_size": [size, size], "channels": [8, 8]},
-        "vae": {"image_size": [size, size], "channels": [4, 4], "latent": 4},
-        "critic": {"channels": 4, "layers": 2},
+    predictor = DeformationPredictor(ControlGrid(2, 4).num_parameters, image_size=(size, size), channels=(8, 8))
+    torch.nn.init.normal_(predictor.head[-1].weight, std=0.05)
+    networks = {
+        "predictor": predictor,
+        "vae": EnergyVAE(image_size=(size, size), channels=(4, 4), latent=4),
+        "critic": EnergyCritic(channels=4, layers=2),
     }
+    predicted = {"family": "@families::control_grid", "predictor": "@networks::predictor", "max_energy_increase": None}
     settings = {
         "default_mode": "single_pass",
-        "families": {"control_grid": family, "siren": {"kind": "siren", "hidden": 16, "layers": 2}},
-        "networks": {
-            name: {"kind": name, "file": f"{name}.pt", "family": "control_grid", "arguments": a}
-            for name, a in arguments.items()
+        "families": {
+            "control_grid": {"_target_": "monai_diffeo.families.ControlGrid", "spatial_dims": 2, "controls": 4},
+            "siren": {"_target_": "monai_diffeo.families.Siren", "hidden": 16, "layers": 2},
         },
-        "energies": {"vae": {"network": "vae"}, "critic": {"network": "critic"}, "motion": {"network": "predictor"}},
+        "networks": {
+            "predictor": {
+                "_target_": "monai_diffeo.networks.DeformationPredictor",
+                "num_parameters": ControlGrid(2, 4).num_parameters,
+                "image_size": [size, size],
+                "channels": [8, 8],
+            },
+            "vae": {
+                "_target_": "monai_diffeo.networks.EnergyVAE",
+                "image_size": [size, size],
+                "channels": [4, 4],
+                "latent": 4,
+            },
+            "critic": {"_target_": "monai_diffeo.networks.EnergyCritic", "channels": 4, "layers": 2},
+        },
+        "weights": {name: f"{name}.pt" for name in networks},
+        "energies": {
+            "vae": {"_target_": "monai_diffeo.energies.VAEEnergy", "vae": "@networks::vae"},
+            "critic": {"_target_": "monai_diffeo.energies.CriticEnergy", "critic": "@networks::critic"},
+            "motion": {
+                "_target_": "monai_diffeo.energies.ResidualDeformationEnergy",
+                "predictor": "@networks::predictor",
+                "family": "@families::control_grid",
+            },
+        },
         "modes": {
-            "single_pass": {
-                "family": "control_grid",
-                "predictor": "predictor",
-                "iterations": 2,
-                "steps": 0,
-                "energies": {"vae": 1.0, "motion": 1.0},
-                "max_energy_increase": None,
-            },
-            "refine": {
-                "family": "control_grid",
-                "predictor": "predictor",
-                "iterations": 1,
-                "steps": 3,
-                "level": 0.0,
-                "energies": {"vae": 1.0, "critic": 0.5},
-                "max_energy_increase": None,
-            },
+            "single_pass": {**predicted, "iterations": 2, "steps": 0, "energies": {"vae": 1.0, "motion": 1.0}},
+            "refine": {**predicted, "iterations": 1, "steps": 3, "level": 0.0, "energies": {"vae": 1.0, "critic": 0.5}},
             "faithful": {
-                "family": "siren",
+                "family": "@families::siren",
                 "steps": 3,
                 "standardize": False,
                 "energies": {"vae": 0.01, "critic": 0.001},
@@ -119,13 +129,7 @@ def canonicalizer_folder(folder, size=32):
     }
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "canonicalizer.json").write_text(json.dumps(settings))
-    predictor = DeformationPredictor(ControlGrid(2, 4).num_parameters, **arguments["predictor"])
-    torch.nn.init.normal_(predictor.head[-1].weight, std=0.05)
-    for name, network in {
-        "predictor": predictor,
-        "vae": EnergyVAE(**arguments["vae"]),
-        "critic": EnergyCritic(**arguments["critic"]),
-    }.items():
+    for name, network in networks.items():
         torch.save(network.state_dict(), folder / f"{name}.pt")
     fit_statistics(folder, [torch.rand(8, 1, size, size), torch.rand(8, 1, size, size)])
     return folder

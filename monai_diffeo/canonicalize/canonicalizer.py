@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import time
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from monai_diffeo.canonicalize.result import (
-    CANONICALIZED,
-    LEFT_ALONE,
-    REJECTED,
-    Canonicalization,
-    mean_inverse_error,
-    move_image,
-)
+from monai_diffeo.canonicalize import acceptance
+from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, mean_inverse_error, move_image
 from monai_diffeo.canonicalize.search import Chain, minimize, predict
 from monai_diffeo.energies import Energy
 from monai_diffeo.errors import ShapeError
@@ -24,26 +21,34 @@ from monai_diffeo.networks import FilmOrientation, rot90_generator
 
 __all__ = ["Canonicalizer"]
 
+_OPTIONAL = {"patience": 1, "skip_below": float("-inf"), "max_energy_increase": float("-inf"), "ood_threshold": float("-inf")}
+_LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
+
 
 class Canonicalizer(nn.Module):
     r"""Search, for each image, a diffeomorphism that makes it look like the training images.
 
     An optional predictor looks at the image ``iterations`` times and moves it each time; ``steps`` of Adam then lower
-    ``energy(moved image) + regularizer(velocity, ddf)``; the displacement stands in for the velocity where a family has none. With a
-    predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping and the
-    published settings, *faithful*.
+    ``energy(moved image) + regularizer(velocity, ddf)``; the displacement stands in for the velocity where a family has none.
+    With a predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping
+    and the published settings, *faithful*.
 
     A batch gives what its images give one by one. An image is left alone, bit for bit, when its energy is already within
-    ``skip_below``, and rejected when it is constant or not finite, when its energy rises by more than ``max_energy_increase``, or when its field
-    still folds after ``max_halvings`` halvings of its deformations; ``status`` says which.
+    ``skip_below``. It is rejected when it is constant, when anything is not finite, when its energy rises by more than
+    ``max_energy_increase``, or when its field or the inverse still folds after ``max_halvings`` halvings. ``status`` says
+    which; :mod:`monai_diffeo.canonicalize.acceptance` holds the rules.
+
+    The canonicaliser keeps frozen copies of ``predictor`` and ``orientation``: the caller may go on training them, without
+    effect here. ``energy``, ``family`` and ``regularizer`` are shared with the caller; they have no training mode, and their
+    weights stay as they are.
 
     Args:
         energy: of images, lower = closer to the training images.
         family: of the deformations, any.
         regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
         predictor: image to the parameters of ``family``; None starts the search from the identity.
-        orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned back. A
-            film that looks mirrored is only noted: situs inversus exists.
+        orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned
+            back. A film that looks mirrored is only noted: situs inversus exists.
         min_confidence: smallest probability at which ``orientation`` is believed.
         steps: optimisation steps at most.
         iterations: looks of the predictor.
@@ -51,14 +56,17 @@ class Canonicalizer(nn.Module):
         patience: steps without improvement after which an image stops; None never stops early.
         skip_below: leave alone an image whose energy is at most this; None moves every image.
         max_energy_increase: energy may rise by this much and the result still counts; None accepts any.
-        ood_threshold: note of an image whose energy is still higher than this that it remains unlike the training images; None never.
+        ood_threshold: an image whose energy remains above this gets a note; None notes none.
         search_family: family of the optimisation, ``family`` by default.
-        final_steps: squarings of the exponentials that are returned.
+        final_steps: squarings of the exponentials that are returned; families in closed form have none.
         max_halvings: how often the deformations of a folding field are halved.
         tta_samples: how many poses a :class:`DiffeoInferer` should ask at unless it is told otherwise.
         sampling: of the canonical image, ``"bilinear"`` or, in 2D, ``"bicubic"``, which keeps lines a voxel wide sharper.
         seed: of everything random.
         progress: show a bar over the optimisation steps (needs tqdm).
+
+    Raises:
+        ValueError: for a setting that has no effect or no meaning, such as ``iterations=0``.
     """
 
     def __init__(
@@ -84,31 +92,28 @@ class Canonicalizer(nn.Module):
         seed: int = 0,
         progress: bool = False,
     ) -> None:
+        settings = dict(locals())
         super().__init__()
+        _check_settings(settings)
         if predictor is None and steps == 0:
             raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
         if steps and regularizer is None:
             raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
         if sampling not in ("bilinear", "bicubic")[: 2 if family.spatial_dims == 2 else 1]:
             raise ValueError(f"Canonicalizer: 'sampling' must be 'bilinear' or, in 2D, 'bicubic', got {sampling!r}.")
-        self.energy, self.family, self.regularizer, self.predictor = energy, family, regularizer, predictor
-        self.orientation, self.min_confidence = orientation, min_confidence
+        self.energy, self.family, self.regularizer = energy.train(False), family, regularizer
+        self.predictor = None if predictor is None else copy.deepcopy(predictor).requires_grad_(False).eval()
+        self.orientation = None if orientation is None else copy.deepcopy(orientation).requires_grad_(False).eval()
         self.search_family = family if search_family is None else search_family
-        self.steps, self.iterations, self.learning_rate, self.patience = steps, iterations, learning_rate, patience
-        self.skip_below, self.max_energy_increase, self.final_steps, self.max_halvings = (
-            skip_below,
-            max_energy_increase,
-            final_steps,
-            max_halvings,
-        )
-        self.tta_samples, self.sampling = tta_samples, sampling
-        self.seed, self.progress, self.ood_threshold = seed, progress, ood_threshold
-        self.requires_grad_(False)
-        super().train(False)
+        self.min_confidence, self.steps, self.iterations = min_confidence, steps, iterations
+        self.learning_rate, self.patience, self.skip_below = learning_rate, patience, skip_below
+        self.max_energy_increase, self.ood_threshold = max_energy_increase, ood_threshold
+        self.final_steps, self.max_halvings, self.tta_samples = final_steps, max_halvings, tta_samples
+        self.sampling, self.seed, self.progress, self.training = sampling, seed, progress, False
 
     def train(self, mode: bool = True) -> Canonicalizer:
-        """A canonicaliser has no training mode: its networks are frozen."""
-        return super().train(False)
+        """A canonicaliser has no training mode: its networks are frozen copies."""
+        return self
 
     def __call__(self, image: Tensor) -> Canonicalization:
         """Canonicalise a batch of images ``(B, C, *S)``; works under ``no_grad``, ``inference_mode`` and ``autocast``.
@@ -128,34 +133,45 @@ class Canonicalizer(nn.Module):
             return self._canonicalize(image.detach().clone(), began)
 
     def _canonicalize(self, given: Tensor, began: float) -> Canonicalization:
-        image = given.float()
-        status = _unusable(image)
-        usable = torch.tensor([s is None for s in status], device=image.device)
-        image = torch.where(usable.view(-1, *[1] * (image.ndim - 1)), image, torch.zeros_like(image))
-        terms = self.energy.terms(image) if hasattr(self.energy, "terms") else {}
-        before = self.energy(image)
-        for i, value in enumerate(before.tolist()):
-            if status[i] is None and self.skip_below is not None and value <= self.skip_below:
-                status[i] = f"{LEFT_ALONE}: looks like the training images"
-        notes = [""] * len(status)
-        found, steps = self._search(image, status, notes)
-        found, forward, inverse = self._unfold(found, tuple(image.shape[2:]))
-        ddf, inverse_ddf = (flow.ddf(image.shape[2:]) for flow in (forward, inverse))
-        folded = folding_fraction(ddf)
-        moved = move_image(image, ddf, self.sampling)
-        after = self.energy(moved)
-        for i in range(len(status)):
-            status[i] = status[i] or self._verdict(before[i].item(), after[i].item(), folded[i].item())
+        image, size = given.float(), tuple(given.shape[2:])
+        finite = acceptance.finite_rows(image)
+        status = acceptance.refuse_unusable_image(image)
+        image = _rows(finite, image, 0.0)
+        before, terms = self.energy.evaluate(image)
+        before, terms = _rows(finite, before, torch.nan), {name: _rows(finite, term, torch.nan) for name, term in terms.items()}
+        for i, energy in enumerate(before.tolist()):
+            refused = status[i] or acceptance.refuse_nonfinite_energy(energy)
+            status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
+        turns, mirrored = self._orientation(image)
+        found, steps = self._search(image, turns, status)
+        found, forward, inverse = self._unfold(found, size)
+        ddf, inverse_ddf, velocity = forward.ddf(size), inverse.ddf(size), found.velocity(size)
+        folded, finite = acceptance.worst_folding(ddf, inverse_ddf), acceptance.finite_rows(ddf, inverse_ddf, velocity)
+        moved = move_image(image, _rows(finite, ddf, 0.0), self.sampling)
+        after, finite = self.energy(moved), finite & acceptance.finite_rows(moved)
+        for i, (first, last) in enumerate(zip(before.tolist(), after.tolist())):
+            status[i] = (
+                status[i]
+                or acceptance.refuse_nonfinite_deformation(bool(finite[i]))
+                or acceptance.refuse_nonfinite_energy(last)
+                or acceptance.refuse_folding(folded[i].item(), self.max_halvings)
+                or acceptance.refuse_energy_increase(first, last, self.max_energy_increase)
+                or CANONICALIZED
+            )
         done = torch.tensor([s == CANONICALIZED for s in status], device=image.device)
-        notes = [note if ok else note.partition("turned back")[0].rstrip("; ") for note, ok in zip(notes, done.tolist())]
-        energy = torch.where(done, after, before)
-        notes = [self._with_doubt(note, value) for note, value in zip(notes, energy.tolist())]
-        row = done.view(-1, *[1] * (image.ndim - 1))
-        ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
-        still = Deformation.identity(*ddf.shape[:1], forward.residual.shape[2:], ddf.device, ddf.dtype)
+        energy, ddf, inverse_ddf = torch.where(done, after, before), _rows(done, ddf, 0.0), _rows(done, inverse_ddf, 0.0)
+        notes = [
+            "; ".join(filter(None, (mirror, turn and f"turned back by {90 * turn} degrees", unlike)))
+            for mirror, turn, unlike in zip(
+                [acceptance.mirrored_note(p, self.min_confidence) for p in mirrored.tolist()],
+                torch.where(done, turns, 0).tolist(),
+                [acceptance.high_energy_note(e, self.ood_threshold) for e in energy.tolist()],
+            )
+        ]
+        still = Deformation.identity(len(ddf), forward.residual.shape[2:], ddf.device, ddf.dtype)
         return Canonicalization(
-            image=torch.where(row, moved.to(given.dtype), given),
-            velocity=torch.where(row[:, None], found.velocity(image.shape[2:]), 0.0),
+            image=_rows(done, moved.to(given.dtype), given),
+            velocity=_rows(done, velocity, 0.0),
             ddf=ddf,
             inverse_ddf=inverse_ddf,
             energy_before=before,
@@ -163,7 +179,7 @@ class Canonicalizer(nn.Module):
             folding_fraction=folding_fraction(ddf),
             inverse_error=mean_inverse_error(ddf, inverse_ddf),
             steps=steps,
-            status=tuple(status),
+            status=tuple(str(s) for s in status),
             seconds=time.perf_counter() - began,
             terms=terms,
             notes=tuple(notes),
@@ -172,116 +188,85 @@ class Canonicalizer(nn.Module):
             sampling=self.sampling,
         )
 
-    def _search(self, image: Tensor, status: list[str | None], notes: list[str]) -> tuple[Chain, Tensor]:
+    def _orientation(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Quarter turns to take back, and probabilities that films are mirrored (-1: not asked), each ``(B,)``."""
+        if self.orientation is None or image.shape[2] != image.shape[3]:
+            return torch.zeros(len(image), dtype=torch.long, device=image.device), image.new_full((len(image),), -1.0)
+        turn, mirrored = self.orientation.probabilities(image)
+        return acceptance.confident_turns(turn, self.min_confidence), mirrored
+
+    def _search(self, image: Tensor, turns: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
         """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
-        size = tuple(image.shape[2:])
-        found = self._predict(image, notes)
-        steps = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
-        if self.steps == 0:
+        found, steps = self._predict(image, turns), torch.zeros(len(image), dtype=torch.long, device=image.device)
+        if self.steps == 0 or self.regularizer is None:
             return found, steps
-        start = None if found is None else found.forward(size)
-        rows = [i for i, s in enumerate(status) if s is None]
-        theta = torch.zeros(image.shape[0], self.search_family.num_parameters, device=image.device)
-        with torch.enable_grad(), _Bar(self.progress, self.steps * len(rows)) as bar:
-            for i in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
-                row = slice(i, i + 1)
+        start = found.forward(image.shape[2:]) if found.links else None
+        rows = [slice(i, i + 1) for i, s in enumerate(status) if s is None]
+        theta = torch.zeros(len(image), self.search_family.num_parameters, device=image.device)
+        bar = _bar(self.steps * len(rows)) if self.progress else None
+        with torch.enable_grad():
+            for row in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
                 theta[row], steps[row] = minimize(
                     image[row],
                     self.energy,
                     self.search_family,
                     self.regularizer,
-                    None if start is None else type(start)(start.matrix[row], start.residual[row]),
+                    None if start is None else Deformation(start.matrix[row], start.residual[row]),
                     self.steps,
                     self.learning_rate,
                     self.patience,
                     seed=self.seed,
-                    progress=bar,
+                    progress=None if bar is None else lambda step, _: bar.update(step > 0),
                 )
-        return (found or Chain()).then(self.search_family, theta), steps
+        if bar is not None:
+            bar.close()
+        return found.then(self.search_family, theta), steps
 
-    def _predict(self, image: Tensor, notes: list[str]) -> Chain | None:
-        """What the predictor finds, from the film as it lies or, where a quarter turn is sure, from the film turned back."""
-        size = tuple(image.shape[2:])
-        if self.orientation is None or size[0] != size[1]:
-            return None if self.predictor is None else predict(image, self.predictor, self.family, self.iterations)
-        turn, mirrored = self.orientation.probabilities(image)
-        turns = torch.where(turn.amax(1) >= self.min_confidence, turn.argmax(1), 0)
-        for i, (quarter, probability) in enumerate(zip(turns.tolist(), mirrored.tolist())):
-            words = (
-                [f"looks mirrored (probability {probability:.2f}) and is not changed"]
-                if probability >= self.min_confidence
-                else []
-            )
-            words += [f"turned back by {90 * quarter} degrees"] if quarter else []
-            notes[i] = "; ".join(words)
-        return self._from_turn(image, turns)
-
-    def _from_turn(self, image: Tensor, turns: Tensor) -> Chain:
-        """Turn each image back by its quarter turns, then predict."""
-        turn = Chain().then(
-            DiffeomorphicAffine(2), rot90_generator(turns).flatten(1)
-        )  # a film is square: halves of it are all alike
+    def _predict(self, image: Tensor, turns: Tensor) -> Chain:
+        """Take back the quarter turns where an orientation network was asked, then predict."""
+        size, found = tuple(image.shape[2:]), Chain()
+        if self.orientation is not None and size[0] == size[1]:  # a square film: halves of it are all alike
+            found = found.then(DiffeomorphicAffine(2), rot90_generator(turns).flatten(1))
+            image = warp(image, found.forward(size).ddf(size))
         if self.predictor is None:
-            return turn
-        upright = warp(image, turn.forward(image.shape[2:]).ddf(image.shape[2:]))
-        more = predict(upright, self.predictor, self.family, self.iterations)
-        return turn if more is None else Chain(turn.links + more.links)
+            return found
+        return Chain(found.links + predict(image, self.predictor, self.family, self.iterations).links)
 
     def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation]:
         """The deformations and their inverses; deformations that fold are halved until they do not."""
         for attempts_left in reversed(range(self.max_halvings + 1)):
             forward, inverse = found.forward(size, self.final_steps), found.inverse(size, self.final_steps)
-            folded = (folding_fraction(forward.ddf(size)) > 0) | (folding_fraction(inverse.ddf(size)) > 0)
-            if attempts_left and bool(folded.any()):
-                found = found.scaled(torch.where(folded, 0.5, 1.0))
-            else:
+            folded = acceptance.worst_folding(forward.ddf(size), inverse.ddf(size)) > 0
+            if not attempts_left or not bool(folded.any()):
                 break
+            found = found.scaled(torch.where(folded, 0.5, 1.0))
         return found, forward, inverse
 
-    def _with_doubt(self, note: str, energy: float) -> str:
-        if self.ood_threshold is None or not energy > self.ood_threshold:
-            return note
-        return "; ".join(filter(None, [note, f"remains unlike the training images (energy {energy:.3g})"]))
 
-    def _verdict(self, before: float, after: float, folded: float) -> str:
-        if not abs(after) < float("inf"):
-            return f"{REJECTED}: energy became {after}"
-        if folded > 0:
-            return f"{REJECTED}: {folded:.2%} of the voxels still fold after {self.max_halvings} halvings"
-        if self.max_energy_increase is not None and after > before + self.max_energy_increase:
-            return f"{REJECTED}: energy rose from {before:.3g} to {after:.3g}"
-        return CANONICALIZED
+def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
+    """Rows of a tensor ``(B, ...)`` where ``keep`` (B,) is true, ``other`` elsewhere."""
+    return torch.where(keep.view(-1, *[1] * (tensor.ndim - 1)), tensor, other)
 
 
-def _unusable(image: Tensor) -> list[str | None]:
-    """Why an image cannot be canonicalised at all, None where it can."""
-    flat = image.flatten(1)
-    finite = torch.isfinite(flat).all(1).tolist()
-    constant = (flat.amax(1) == flat.amin(1)).tolist()
-    return [
-        f"{REJECTED}: the image holds NaN or infinite values" if not f else f"{REJECTED}: the image is constant" if c else None
-        for f, c in zip(finite, constant)
-    ]
+def _check_settings(settings: Mapping[str, Any]) -> None:
+    """Raise an error for a part of another kind, or for a number that no search can use."""
+    for name, kind in {"energy": Energy, "family": Family, "search_family": Family}.items():
+        if not isinstance(settings[name], kind) and not (name == "search_family" and settings[name] is None):
+            raise TypeError(f"Canonicalizer: {name!r} must be of class {kind.__name__}, got {settings[name]!r}.")
+    for name, least in _LEAST.items():
+        value, optional = settings[name], name in _OPTIONAL
+        if not (optional and value is None) and not value >= least:  # NaN is at least nothing
+            raise ValueError(
+                f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}. Change it."
+            )
+    if not 0 <= settings["min_confidence"] <= 1:
+        raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
+    if not 0 < settings["learning_rate"] < float("inf"):
+        raise ValueError(f"Canonicalizer: 'learning_rate' must be positive and finite, got {settings['learning_rate']}.")
 
 
-class _Bar:
-    """A tqdm bar over optimisation steps, or nothing."""
+def _bar(total: int) -> Any:
+    """A tqdm bar over optimisation steps."""
+    from tqdm import tqdm
 
-    def __init__(self, show: bool, total: int) -> None:
-        self.show, self.total, self.bar = show, total, None
-
-    def __enter__(self) -> _Bar:
-        if self.show:
-            from tqdm import tqdm
-
-            self.bar = tqdm(total=self.total, desc="canonicalize", unit="step")
-        return self
-
-    def __call__(self, step: int, objective: Tensor) -> None:
-        if self.bar is not None and step:
-            self.bar.update()
-            self.bar.set_postfix(objective=f"{objective.mean().item():.3g}")
-
-    def __exit__(self, *error) -> None:
-        if self.bar is not None:
-            self.bar.close()
+    return tqdm(total=total, desc="canonicalize", unit="step")

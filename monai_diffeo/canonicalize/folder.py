@@ -3,79 +3,89 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import inspect
 import json
+import re
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
+from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
-from monai_diffeo.energies import (
-    CriticEnergy,
-    DeformationRegularizer,
-    Energy,
-    ResidualDeformationEnergy,
-    StandardizedEnergy,
-    VAEEnergy,
-    WeightedEnergy,
-)
-from monai_diffeo.errors import WeightsError
-from monai_diffeo.families import ControlGrid, Siren, VelocityFamily
-from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, FilmOrientation, load_weights
+from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
+from monai_diffeo.errors import ConfigError, DiffeoError, WeightsError
+from monai_diffeo.networks import DeformationPredictor, load_weights
 
-__all__ = ["fit_statistics", "load_canonicalizer"]
+__all__ = ["REFERENCES", "RENAMED", "fit_statistics", "load_canonicalizer"]
 
-NETWORKS = {"vae": EnergyVAE, "critic": EnergyCritic, "predictor": DeformationPredictor, "orientation": FilmOrientation}
-FAMILIES = {"control_grid": ControlGrid, "siren": Siren}
+RENAMED = {
+    "passes": "iterations",
+    "views": "tta_samples",
+    "gate": "skip_below",
+    "max_rise": "max_energy_increase",
+    "doubt_above": "ood_threshold",
+    "sure": "min_confidence",
+    "shrinkings": "max_halvings",
+}  # settings of earlier versions
+_SETTINGS = {*inspect.signature(Canonicalizer).parameters, "energies", "level", "standardize"} - {"energy"}
+_SECTIONS = ("default_mode", "families", "networks", "weights", "energies", "modes")
+REFERENCES = {"family": "families", "search_family": "families", "predictor": "networks", "orientation": "networks"}
+_PUBLIC = re.compile(r"(monai_diffeo\.[a-z]+|monai\.networks\.(?:blocks|layers|nets)|torch\.nn)\.([A-Za-z]\w*)")
 
 
 def load_canonicalizer(
-    folder: str | Path, mode: str | None = None, device: str | torch.device = "cpu", **changes: Any
+    folder: str | Path, mode: str | None = None, device: str | torch.device = "cpu", *, trusted: bool = False, **changes: Any
 ) -> Canonicalizer:
     """Build the canonicaliser of a folder; networks are loaded strictly, weights only, once for each file.
+
+    MONAI's ``ConfigParser`` reads ``canonicalizer.json``. It has ``families``, ``networks`` and ``energies`` by ``_target_``,
+    the file of each network in ``weights``, and ``modes``: settings of :class:`Canonicalizer` with ``@references``. A mode's
+    ``energies`` are weights by name, ``level`` is that of :class:`WeightedEnergy`, ``regularizer`` holds the arguments of
+    :class:`DeformationRegularizer`, and ``"standardize": false`` takes the energies as they are.
+    A :class:`DeformationPredictor` is loaded in double precision, so that a batch gives what its images give one by one.
 
     Args:
         folder: with ``canonicalizer.json``, ``statistics.json`` and the weights they name.
         mode: one of the file's modes (``"single_pass"``, ``"refine"``, ``"faithful"``); None takes its default.
         device: where the networks go.
-        changes: settings of :class:`Canonicalizer` to use in place of the file's, such as ``steps`` or ``progress``.
+        trusted: let the file run any code. Without it, every ``_target_`` must be a public ``nn.Module`` of a room of
+            monai_diffeo, of ``monai.networks.blocks``, ``layers`` or ``nets``, or of ``torch.nn``; expressions (``$``) are
+            refused.
+        changes: settings to use in place of the mode's, such as ``steps`` or ``progress``; families and networks by name.
 
     Raises:
         WeightsError: if a file is missing or does not fit.
-        ValueError: if there is no such mode.
+        ConfigError: if a name is unknown or not allowed, or the folder is of an earlier version.
     """
     folder = Path(folder)
-    settings = _read(folder / "canonicalizer.json")
+    settings = _settings(folder)
     mode = settings["default_mode"] if mode is None else str(mode)
-    if mode not in settings["modes"]:
-        raise ValueError(f"load_canonicalizer(): no mode {mode!r} in {folder.name}; it has {sorted(settings['modes'])}.")
-    chosen = {**settings["modes"][mode], **changes}
-    families = {name: _family(arguments) for name, arguments in settings["families"].items()}
-    predictor_name = chosen.pop("predictor", None)
-    predictor = None if predictor_name is None else _network(folder, settings, predictor_name, families)
-    orientation = chosen.pop("orientation", None)
-    if orientation is not None:
-        chosen["orientation"] = _network(folder, settings, orientation, families)
-    statistics = _read(folder / "statistics.json") if chosen.pop("standardize", True) else {}
-    weights = chosen.pop("energies")
-    energies = {name: _energy(folder, settings, name, families, statistics) for name in weights}
-    search_family = families[chosen.pop("search_family", chosen["family"])]
-    regularizer = DeformationRegularizer(**chosen.pop("regularizer", {}))
-    canonicalizer = Canonicalizer(
-        energy=WeightedEnergy(energies, weights, level=chosen.pop("level", None)),
-        family=families[chosen.pop("family")],
-        search_family=search_family,
-        regularizer=regularizer,
-        predictor=predictor,
-        **chosen,
-    )
-    return canonicalizer.to(device)
+    chosen = {**_named(settings, "modes", mode), **changes}
+    unknown = [f"{name} (now {RENAMED[name]})" if name in RENAMED else name for name in sorted(set(chosen) - _SETTINGS)]
+    if unknown or not {"family", "energies"} <= set(chosen):
+        raise ConfigError(
+            f"load_canonicalizer(): mode {mode!r} must have 'family', 'energies' and any of {sorted(_SETTINGS)}; "
+            f"got {sorted(chosen)}. Remove or rename {unknown}."
+        )
+    weights, level = chosen.pop("energies"), chosen.pop("level", None)
+    statistics = _read(folder / "statistics.json") if chosen.pop("standardize", True) else None
+    regularizer = chosen.get("regularizer", {})
+    if isinstance(regularizer, Mapping):
+        chosen["regularizer"] = {"_target_": "monai_diffeo.energies.DeformationRegularizer", **regularizer}
+    for key, section in REFERENCES.items():
+        if isinstance(chosen.get(key), str):
+            chosen[key] = f"@{section}::{chosen[key].removeprefix(f'@{section}::')}"
+    parser = _parser(folder, {**settings, "chosen": chosen}, trusted)
+    energies = {name: _energy(parser, name, statistics) for name in weights}
+    return Canonicalizer(WeightedEnergy(energies, weights, level), **_content(parser, "chosen")).to(device)
 
 
-def fit_statistics(folder: str | Path, images: Iterable[Tensor]) -> dict[str, dict[str, float]]:
+def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool = False) -> dict[str, dict[str, float]]:
     """Measure every energy that a mode of a folder standardises on training images, and write its mean and
     spread to ``statistics.json``.
 
@@ -84,13 +94,17 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor]) -> dict[str, di
     Args:
         folder: as for :func:`load_canonicalizer`.
         images: batches ``(B, C, *S)`` of training images, undeformed.
+        trusted: as for :func:`load_canonicalizer`.
     """
     folder = Path(folder)
-    settings = _read(folder / "canonicalizer.json")
-    families = {name: _family(arguments) for name, arguments in settings["families"].items()}
-    standardized = [mode for mode in settings["modes"].values() if mode.get("standardize", True)]
-    names = [name for name in settings["energies"] if any(name in mode["energies"] for mode in standardized)]
-    energies = {name: _energy(folder, settings, name, families, {}) for name in names}
+    settings = _settings(folder)
+    parser = _parser(folder, settings, trusted)
+    modes = [mode for mode in settings["modes"].values() if mode.get("standardize", True)]
+    energies = {
+        name: _energy(parser, name, None)
+        for name in settings["energies"]
+        if any(name in mode.get("energies", ()) for mode in modes)
+    }
     values: dict[str, list[Tensor]] = {name: [] for name in energies}
     with torch.no_grad():
         for batch in images:
@@ -108,7 +122,7 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor]) -> dict[str, di
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        return ConfigParser.load_config_file(str(path))
     except (OSError, ValueError) as error:
         raise WeightsError(
             f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. A canonicaliser's folder "
@@ -116,40 +130,95 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _family(arguments: Mapping[str, Any]) -> VelocityFamily:
-    arguments = dict(arguments)
-    return FAMILIES[arguments.pop("kind")](**arguments)
+def _settings(folder: Path) -> dict[str, Any]:
+    """What the file says, with all its sections."""
+    settings = _read(folder / "canonicalizer.json")
+    if any("kind" in part for section in ("families", "networks") for part in settings.get(section, {}).values()):
+        raise ConfigError(
+            f"load_canonicalizer(): canonicalizer.json in {folder} must have a '_target_' for each family and network, got the "
+            f"'kind' of an earlier version. Run: python -m monai_diffeo.canonicalize.convert {folder}"
+        )
+    if not set(_SECTIONS) <= set(settings):
+        raise ConfigError(
+            f"load_canonicalizer(): canonicalizer.json must have {_SECTIONS}, got {sorted(settings)}. Add the rest."
+        )
+    return settings
 
 
-def _network(folder: Path, settings: Mapping[str, Any], name: str, families: Mapping[str, VelocityFamily]) -> nn.Module:
-    entry = settings["networks"][name]
-    arguments = dict(entry["arguments"])
-    if entry["kind"] == "predictor":
-        arguments["num_parameters"] = families[entry["family"]].num_parameters
-    path = folder / entry["file"]
+def _named(settings: Mapping[str, Any], section: str, name: str) -> Any:
+    if name not in settings[section]:
+        raise ConfigError(f"load_canonicalizer(): no {name!r} among the {section}; there are {sorted(settings[section])}.")
+    return settings[section][name]
+
+
+def _allowed(config: Any) -> Any:
+    """A copy of the configuration with each ``_target_`` as its class; what could run other code is refused."""
+    if isinstance(config, dict):
+        hidden = [key for key in config if key.startswith("_") and key not in ("_target_", "_desc_")]
+        if hidden:
+            raise ConfigError(
+                f"load_canonicalizer(): keys {hidden} are not allowed. Load with trusted=True if you trust the file."
+            )
+        return {key: _public_class(item) if key == "_target_" else _allowed(item) for key, item in config.items()}
+    if isinstance(config, str) and ("$" in config or config.startswith("%")):
+        raise ConfigError(
+            f"load_canonicalizer(): a setting must be a value or a reference (@), got the expression {config!r}. "
+            "Write the value, or load with trusted=True if you trust the file."
+        )
+    return [_allowed(item) for item in config] if isinstance(config, list) else config
+
+
+def _public_class(target: Any) -> type[nn.Module]:
+    match = _PUBLIC.fullmatch(target) if isinstance(target, str) else None
+    if match and importlib.util.find_spec(match[1]):
+        room = importlib.import_module(match[1])
+        found = getattr(room, match[2], None)
+        public = match[2] in getattr(room, "__all__", () if match[1].startswith("monai_diffeo") else (match[2],))
+        if public and inspect.isclass(found) and issubclass(found, nn.Module):
+            return found
+    raise ConfigError(
+        "load_canonicalizer(): _target_ must be a public nn.Module of a room of monai_diffeo, of monai.networks.blocks, layers "
+        f"or nets, or of torch.nn, by its full name, got {target!r}. Load with trusted=True if you trust the file."
+    )
+
+
+def _parser(folder: Path, settings: Mapping[str, Any], trusted: bool) -> ConfigParser:
+    """Builds each part when it is asked for, networks with their weights."""
+    load = {name: {"_target_": partial(_network, folder, settings, name, trusted)} for name in settings["networks"]}
+    return ConfigParser({**(settings if trusted else _allowed(settings)), "networks": load})
+
+
+def _content(parser: ConfigParser, name: str) -> Any:
+    """What the parser builds; its errors as ours."""
+    try:
+        return parser.get_parsed_content(name)
+    except Exception as error:
+        ours = error.__cause__
+        while ours is not None and not isinstance(ours, DiffeoError):
+            ours = ours.__cause__
+        message = f"load_canonicalizer(): cannot build {name!r} of canonicalizer.json: {error}. Check its names and arguments."
+        raise ours or ConfigError(message) from error
+
+
+def _network(folder: Path, settings: Mapping[str, Any], name: str, trusted: bool) -> nn.Module:
+    path = folder / _named(settings, "weights", name)
     stamp = path.stat().st_mtime_ns if path.is_file() else 0
-    return copy.deepcopy(_loaded(str(path), stamp, entry["kind"], json.dumps(arguments, sort_keys=True)))
+    return copy.deepcopy(_loaded(str(path), stamp, json.dumps(settings["networks"][name], sort_keys=True), trusted))
 
 
 @lru_cache(maxsize=32)
-def _loaded(path: str, stamp: int, kind: str, arguments: str) -> nn.Module:
-    network = load_weights(NETWORKS[kind](**json.loads(arguments)), path).requires_grad_(False)
-    return network.double() if kind == "predictor" else network  # see DeformationPredictor.forward
+def _loaded(path: str, stamp: int, entry: str, trusted: bool) -> nn.Module:
+    config = json.loads(entry)
+    network = _content(ConfigParser({"network": config if trusted else _allowed(config)}), "network")
+    network = load_weights(network, path).requires_grad_(False)
+    return network.double() if isinstance(network, DeformationPredictor) else network  # see DeformationPredictor.forward
 
 
-def _energy(
-    folder: Path, settings: Mapping[str, Any], name: str, families: Mapping[str, VelocityFamily], statistics: Mapping[str, Any]
-) -> Energy:
-    entry = settings["energies"][name]
-    network = _network(folder, settings, entry["network"], families)
-    kind = settings["networks"][entry["network"]]["kind"]
-    options = entry.get("arguments", {})
-    if kind == "predictor":
-        energy: Energy = ResidualDeformationEnergy(network, families[settings["networks"][entry["network"]]["family"]])
-    else:
-        energy = {"vae": VAEEnergy, "critic": CriticEnergy}[kind](network, **options)
-    if not statistics:
+def _energy(parser: ConfigParser, name: str, statistics: Mapping[str, Any] | None) -> Energy:
+    _named(parser[""], "energies", name)
+    energy = _content(parser, f"energies::{name}")
+    if statistics is None:
         return energy
-    if name not in statistics:
+    if not {"mean", "std"} <= set(statistics.get(name, ())):
         raise WeightsError(f"load_canonicalizer(): statistics.json lacks {name!r}; it has {sorted(statistics)}. Fit it anew.")
     return StandardizedEnergy(energy, statistics[name]["mean"], statistics[name]["std"])

@@ -30,7 +30,7 @@ class Canonicalization:
             of their flows. In families that know no velocities, the T displacements.
         ddf: canonical = ``warp(input, ddf)``; shape ``(B, D, *S)``, voxels; exactly zero for rows left as they were.
         inverse_ddf: the way back, shape ``(B, D, *S)``, voxels.
-        energy_before: energy of the input, shape ``(B,)``.
+        energy_before: energy of the input, shape ``(B,)``; NaN where the input is not finite.
         energy_after: energy of ``image``, shape ``(B,)``.
         folding_fraction: share of folded voxels of ``ddf``, shape ``(B,)``.
         inverse_error: mean distance of ``ddf`` after ``inverse_ddf`` from the identity, where the way leads through the
@@ -40,7 +40,7 @@ class Canonicalization:
         seconds: wall time for the batch.
         terms: named energies before, ``(B,)`` each, for the report.
         notes: remarks for the report, one an image: a quarter turn that was taken back, a film that looks mirrored.
-        agreement: how much the answers from several views agree, shape ``(B,)``, 0 to 1; None where there was one view.
+        agreement: how much the answers from several poses agree, shape ``(B,)``, 0 to 1; None where there was one pose.
         forward, inverse: the maps of which ``ddf`` and ``inverse_ddf`` are the displacements; they hold outside the frame too.
         sampling: how ``image`` was sampled, and how :meth:`tta_samples` are, see :func:`move_image`.
     """
@@ -78,8 +78,8 @@ class Canonicalization:
     ) -> list[Canonicalization]:
         """Poses around the canonical one: small affine maps, in pairs of a map and its inverse, the same for every image.
 
-        What a network answers on them, mapped back and averaged, leans less on the exact pose than one answer does, and how much the
-        answers agree says how sure it is. An odd ``count`` begins with the canonical pose itself.
+        The mean of a network's answers on them, mapped back, depends less on the exact pose than one answer does. How much the
+        answers agree says how certain they are. An odd ``count`` begins with the canonical pose itself.
 
         Args:
             given: the images before canonicalisation, shape ``(B, C, *S)``.
@@ -87,7 +87,12 @@ class Canonicalization:
             spread: standard deviation of the entries of the affine generators' matrices.
             shift: standard deviation of the translations, 1 = half the frame.
             seed: of the maps.
+
+        Raises:
+            ValueError: if ``count`` is less than 1.
         """
+        if count < 1:
+            raise ValueError(f"tta_samples(): 'count' must be at least 1, got {count}. 1 is the canonical pose alone.")
         if not bool(self.moved.any()):
             return [self]
         poses = [self] if count % 2 else []
@@ -114,8 +119,8 @@ class Canonicalization:
         logits and take the argmax afterwards.
 
         Args:
-            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, or any nesting of
-                such.
+            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, or any
+                nesting of such.
             mode: ``"bilinear"`` or, for label maps, ``"nearest"``.
         """
         return _map(prediction, lambda p: self._warp_tensor(p, self.inverse_ddf, mode))

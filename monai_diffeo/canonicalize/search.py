@@ -1,4 +1,4 @@
-"""The search for a deformation of low energy: prediction in passes, then optimisation."""
+"""The search for a deformation of low energy: iterated prediction, then optimisation."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.energies import Energy
+from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family, VelocityFamily
 from monai_diffeo.flow import Deformation, dense_velocity, warp
 
@@ -31,19 +32,15 @@ class Chain:
 
     def forward(self, size: Sequence[int], steps: int | None = None) -> Deformation:
         """The whole deformation; ``steps`` squarings where velocities are integrated, by default each family's own."""
-        return _compose([family(theta, size, **_steps(family, steps)) for family, theta in self.links])
+        return _compose([family(theta, size, steps) for family, theta in self.links])
 
     def inverse(self, size: Sequence[int], steps: int | None = None) -> Deformation:
         """Its inverse."""
-        return _compose([family.inverse(theta, size, **_steps(family, steps)) for family, theta in reversed(self.links)])
+        return _compose([family.inverse(theta, size, steps) for family, theta in reversed(self.links)])
 
     def velocity(self, size: Sequence[int]) -> Tensor:
         """What each deformation costs is measured on, ``(B, T, D, *size)``, see :func:`velocity_of`."""
         return torch.stack([velocity_of(family, theta, size) for family, theta in self.links], 1)
-
-
-def _steps(family: Family, steps: int | None) -> dict[str, int]:
-    return {"steps": steps} if steps is not None and isinstance(family, VelocityFamily) else {}
 
 
 def _compose(parts: Sequence[Deformation]) -> Deformation:
@@ -61,22 +58,29 @@ def velocity_of(family: Family, theta: Tensor, size: Sequence[int], ddf: Tensor 
     return family(theta, size).ddf(size) if ddf is None else ddf
 
 
-def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int) -> Chain | None:
-    """Let a predictor move the image, look again, and so on; what each pass adds composes.
+def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int) -> Chain:
+    """Let a predictor move the image, look again, and so on; what each iteration adds composes.
 
     Args:
         image: shape ``(B, C, *S)``.
         predictor: image to ``theta`` (B, P).
         family: of the deformations.
-        iterations: how often to look; 0 gives None.
+        iterations: how often to look.
+
+    Raises:
+        ShapeError: if the predictor gives something else than the parameters of ``family``.
     """
-    found, flow, size = Chain(), None, tuple(image.shape[2:])
+    found, flow, size, expected = Chain(), None, tuple(image.shape[2:]), (len(image), family.num_parameters)
     for _ in range(iterations):
         theta = predictor(image if flow is None else warp(image, flow.ddf(size)))
+        if theta.shape != expected:
+            raise ShapeError(
+                "predict()", "theta", f"{expected} as {type(family).__name__} has it", theta.shape, "Check the family."
+            )
         step = family(theta, size)
         flow = step if flow is None else flow.after(step)
         found = found.then(family, theta)
-    return found if found.links else None
+    return found
 
 
 def minimize(
@@ -121,7 +125,6 @@ def minimize(
     used = torch.zeros_like(waited)
     active = torch.ones_like(waited, dtype=torch.bool)
     for step in range(steps + 1):  # the last round only looks at where the last step led
-        optimizer.zero_grad(set_to_none=True)
         flow = family(theta, size)
         ddf = flow.ddf(size)
         whole = ddf if start is None else start.after(flow).ddf(size)
@@ -137,7 +140,9 @@ def minimize(
         if step == steps or not bool(active.any()):
             break
         used = used + active.long()
-        torch.where(active, objective, torch.zeros_like(objective)).sum().backward()
-        theta.grad = torch.nan_to_num(theta.grad)
+        (gradient,) = torch.autograd.grad(
+            torch.where(active, objective, 0.0).sum(), theta
+        )  # theta's alone: no weight collects one
+        theta.grad = torch.nan_to_num(gradient)
         optimizer.step()
     return best_theta, used

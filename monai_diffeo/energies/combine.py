@@ -16,7 +16,7 @@ class StandardizedEnergy(Energy):
     """An energy in units of the training films: 0 is their mean, 1 their spread, so that weights mean the same everywhere.
 
     Args:
-        energy: any energy.
+        energy: any energy; it is shared with the caller, not copied.
         mean: of the energy on the training films.
         std: its spread there, larger than 0.
     """
@@ -28,14 +28,14 @@ class StandardizedEnergy(Energy):
         self.energy = energy
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
-        self.freeze()
+        self.train(False)
 
     def forward(self, image: Tensor) -> Tensor:
         return (self.energy(image) - self.mean) / self.std
 
 
 class WeightedEnergy(Energy):
-    """Weighted sum of named energies; :meth:`terms` gives each by itself.
+    """Weighted sum of named energies; :meth:`terms` gives each by itself. The energies are shared with the caller, not copied.
 
     Args:
         energies: by name.
@@ -57,14 +57,17 @@ class WeightedEnergy(Energy):
         self.energies = nn.ModuleDict(energies)
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in energies}
         self.level = level
-        self.freeze()
+        self.train(False)
 
     def terms(self, image: Tensor) -> dict[str, Tensor]:
         """Each energy with weight, unweighted, shape ``(B,)``."""
         return {name: energy(image) for name, energy in self.energies.items() if self.weights[name]}
 
-    def forward(self, image: Tensor) -> Tensor:
-        total = image.new_zeros(image.shape[0])
-        for name, value in self.terms(image).items():
+    def evaluate(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        total, terms = image.new_zeros(image.shape[0]), self.terms(image)
+        for name, value in terms.items():
             total = total + self.weights[name] * (value if self.level is None else torch.relu(value - self.level))
-        return total
+        return total, terms
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.evaluate(image)[0]

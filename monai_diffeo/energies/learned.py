@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -24,7 +26,7 @@ class VAEEnergy(Energy):
     """Squared error of the reconstruction plus ``beta`` times the divergence, the latent vector at its mean.
 
     Args:
-        vae: trained network.
+        vae: trained network, of which a frozen copy is kept.
         beta: weight of the divergence.
         standardize: give the network films of mean 0 and spread 1, so that grey values do not count as deformation; False
             as published.
@@ -32,7 +34,7 @@ class VAEEnergy(Energy):
 
     def __init__(self, vae: EnergyVAE, beta: float = 1.0, standardize: bool = True) -> None:
         super().__init__()
-        self.vae, self.beta, self.standardize = vae, beta, standardize
+        self.vae, self.beta, self.standardize = copy.deepcopy(vae), beta, standardize
         self.freeze()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -48,7 +50,7 @@ class CriticEnergy(Energy):
 
     def __init__(self, critic: EnergyCritic, standardize: bool = True) -> None:
         super().__init__()
-        self.critic, self.standardize = critic, standardize
+        self.critic, self.standardize = copy.deepcopy(critic), standardize
         self.freeze()
 
     def forward(self, image: Tensor) -> Tensor:
@@ -59,13 +61,13 @@ class ResidualDeformationEnergy(Energy):
     """How far a predictor would still move the image: root mean square velocity, as share of half the frame.
 
     Args:
-        predictor: trained :class:`DeformationPredictor`.
-        family: the family whose parameters it gives.
+        predictor: trained :class:`DeformationPredictor`, of which a frozen copy is kept.
+        family: the family whose parameters it gives; shared with the caller, since a family has nothing to train.
     """
 
     def __init__(self, predictor: nn.Module, family: VelocityFamily) -> None:
         super().__init__()
-        self.predictor, self.family = predictor, family
+        self.predictor, self.family = copy.deepcopy(predictor), family
         self.freeze()
 
     def forward(self, image: Tensor) -> Tensor:

@@ -26,10 +26,10 @@ def _constant_jacobian(matrix: Tensor, spatial_size: Sequence[int]) -> Tensor:
 
 
 class AffineMatrix(Family):
-    """``phi(x) = (I + A) x + t``, the map that most spatial transformers use. It may flip, or flatten to a line, and then has no inverse.
+    """``phi(x) = (I + A) x + t``, the map that most spatial transformers use; a matrix without inverse is possible.
 
-    ``theta``: rows of ``(A, t)``, ``D (D + 1)`` numbers; ``t`` in halves of the frame, ``A`` such that it acts on coordinates in halves of
-    the frame.
+    ``theta``: rows of ``(A, t)``, ``D (D + 1)`` numbers; ``t`` in halves of the frame, ``A`` such that it acts on coordinates
+    in halves of the frame.
 
     Args:
         spatial_dims: 2 or 3.
@@ -41,12 +41,12 @@ class AffineMatrix(Family):
         super().__init__()
         self.spatial_dims, self.num_parameters = spatial_dims, spatial_dims * (spatial_dims + 1)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         theta = _float(theta)
         matrix = _in_voxels(theta, spatial_size) + torch.eye(self.spatial_dims, self.spatial_dims + 1).to(theta)
         return Deformation(matrix, theta.new_zeros(len(theta), self.spatial_dims, *spatial_size))
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         """The inverse matrix; infinite or NaN for a map that has none."""
         forward = self(theta, spatial_size)
         with torch.autocast(theta.device.type, enabled=False):

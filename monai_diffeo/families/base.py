@@ -35,16 +35,19 @@ class Family(nn.Module):
         """Parameters of the identity (or, where a family starts at random, within a hair of it), shape ``(B, P)``."""
         return torch.zeros(batch_size, self.num_parameters, device=device)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        """The deformations of ``theta`` (B, P) on a frame of ``spatial_size``."""
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The deformations of ``theta`` (B, P) on a frame of ``spatial_size``.
+
+        ``steps`` is the number of squarings of each exponential, by default the family's own. Closed forms ignore it.
+        """
         raise TypeError(f"{type(self).__name__} must define forward(theta, spatial_size).")
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        """The inverse deformations of ``theta`` (B, P) on a frame of ``spatial_size``."""
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        """The inverse deformations of ``theta`` (B, P) on a frame of ``spatial_size``; ``steps`` as :meth:`forward`."""
         raise TypeError(f"{type(self).__name__} must define inverse(theta, spatial_size).")
 
     def jacobian(self, theta: Tensor, spatial_size: Sequence[int]) -> Tensor:
-        """Derivatives of the deformations at every voxel, shape ``(B, D, D, *S)``; entry ``[:, i, j]`` is that of component i along axis j.
+        """Derivatives of the deformations, shape ``(B, D, D, *S)``; entry ``[:, i, j]`` is that of component i along axis j.
 
         In closed form where a family has one, else by differences between voxels.
         """

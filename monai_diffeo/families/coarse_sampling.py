@@ -19,8 +19,8 @@ _MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
 class CoarseSampling(Family):
     """A family computed on every ``factor``-th voxel only, and interpolated between: cheaper where fields are smooth.
 
-    Affine parts stay exact. What lies between the points is linear along each axis, so that a map which is nowhere folded on its points may
-    in principle fold between them; ``factor = 1`` is the family itself.
+    Affine parts stay exact. What lies between the points is linear along each axis, so that a map which is nowhere folded on
+    its points may in principle fold between them; ``factor = 1`` is the family itself.
 
     Args:
         family: any; ``theta`` as it has it.
@@ -46,11 +46,11 @@ class CoarseSampling(Family):
     def sample(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
         return self.family.sample(batch_size, spread, generator)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self._between(self.family(theta, self._points(spatial_size)), spatial_size)
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        return self._between(self.family(theta, self._points(spatial_size), steps), spatial_size)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self._between(self.family.inverse(theta, self._points(spatial_size)), spatial_size)
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        return self._between(self.family.inverse(theta, self._points(spatial_size), steps), spatial_size)
 
     def _points(self, spatial_size: Sequence[int]) -> tuple[int, ...]:
         return tuple((n - 1) // self.factor + 1 for n in spatial_size)

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from monai_diffeo.families.base import VelocityFamily
+from monai_diffeo.families.base import VelocityFamily, half_frame
 
 __all__ = ["ControlGrid"]
 
@@ -52,7 +52,7 @@ class ControlGrid(VelocityFamily):
 
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         dims = self.spatial_dims
-        half = torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=theta.device, dtype=theta.dtype)
+        half = half_frame(spatial_size, theta)
         generator = theta.new_zeros(theta.shape[0], dims, dims + 1)
         if self.affine:
             relative = theta[:, : self.num_affine].view(-1, dims, dims + 1)

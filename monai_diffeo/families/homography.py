@@ -18,17 +18,18 @@ __all__ = ["Homography"]
 class Homography(Family):
     r"""Perspective maps: :math:`\phi(x) = (A x + t) / w(x)` with :math:`w(x) = g \cdot x + 1`.
 
-    Where :math:`w` vanishes the map runs to infinity, along a line that photographers call the horizon. Beyond the line a point would come
-    back from behind; here :math:`w` is kept from falling below ``horizon``, so that everything beyond stays far outside the frame, without
-    a jump and with a finite gradient. The frame sees nothing of this while :math:`|g_1| + |g_2| < 1 -` ``horizon``.
+    Where :math:`w` vanishes the map runs to infinity, along a line that photographers call the horizon. Beyond the line a point
+    would come back from behind; here :math:`w` is kept from falling below ``horizon``, so that everything beyond stays far
+    outside the frame, without a jump and with a finite gradient. The frame sees nothing of this while
+    :math:`|g_1| + |g_2| < 1 -` ``horizon``.
 
     Args:
-        exponential: take the exponential of the matrix with trace zero that ``theta`` describes, in place of the matrix itself: its
-            determinant is positive, and the inverse belongs to ``-theta``.
+        exponential: take the exponential of the matrix with trace zero that ``theta`` describes, in place of the matrix itself:
+            its determinant is positive, and the inverse belongs to ``-theta``.
         horizon: least value of w.
 
-    ``theta``: 8 numbers, the entries of the 3 x 3 matrix ``[[A, t], [g, 1]]`` by rows, less the identity, on coordinates in halves of the
-    frame (with ``exponential``, of its logarithm, whose last entry makes the trace zero).
+    ``theta``: 8 numbers, the entries of the 3 x 3 matrix ``[[A, t], [g, 1]]`` by rows, less the identity, on coordinates in
+    halves of the frame (with ``exponential``, of its logarithm, whose last entry makes the trace zero).
     """
 
     spatial_dims = 2
@@ -45,12 +46,12 @@ class Homography(Family):
             return torch.linalg.matrix_exp(entries.double()).to(theta.dtype)
         return torch.cat([theta, torch.zeros_like(theta[:, :1])], 1).view(-1, 3, 3) + torch.eye(3).to(theta)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             return self._deformation(self.matrix(theta), spatial_size)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         """The inverse matrix; infinite or NaN for a map that has none."""
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
@@ -63,9 +64,8 @@ class Homography(Family):
             matrix, half = self.matrix(theta), half_frame(spatial_size, theta)
             moved, w = self._project(matrix, spatial_size)
             shift = matrix[:, 2:, :2] * (w > self.horizon).to(w).unsqueeze(-1)  # (B, N, 2)
-            slopes = (matrix[:, None, :2, :2] - moved.unsqueeze(-1) * shift.unsqueeze(-2)) / w.clamp(min=self.horizon)[
-                ..., None, None
-            ]
+            slopes = matrix[:, None, :2, :2] - moved.unsqueeze(-1) * shift.unsqueeze(-2)
+            slopes = slopes / w.clamp(min=self.horizon)[..., None, None]
             return (slopes * half[:, None] / half).movedim(1, -1).unflatten(-1, tuple(spatial_size))
 
     def _project(self, matrix: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
@@ -84,6 +84,5 @@ class Homography(Family):
         moved, _ = self._project(matrix, spatial_size)
         x = centered_grid(spatial_size, matrix.device, matrix.dtype).flatten(1) / half[:, None]
         residual = (moved.transpose(1, 2) - linear @ x - shift) * half[:, None]
-        return Deformation(
-            torch.cat([linear * half[:, None] / half, shift * half[:, None]], -1), residual.unflatten(2, tuple(spatial_size))
-        )
+        affine = torch.cat([linear * half[:, None] / half, shift * half[:, None]], -1)
+        return Deformation(affine, residual.unflatten(2, tuple(spatial_size)))

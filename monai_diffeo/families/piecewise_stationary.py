@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -19,9 +19,9 @@ class PiecewiseStationary(Family):
     Args:
         family: of each piece.
         pieces: T.
-        order: None composes the flows of the pieces exactly; 1 to 4 sums their velocities by the Baker-Campbell-Hausdorff series to
-            this order and takes one exponential, as "Diffeomorphic Template Transformers" does with ``pieces=4, order=2``. The series is
-            good for small pieces only: see ``docs/results/bch.md``.
+        order: None composes the flows of the pieces exactly; 1 to 4 sums their velocities by the Baker-Campbell-Hausdorff
+            series to this order and takes one exponential, as "Diffeomorphic Template Transformers" does with ``pieces=4,
+            order=2``. The series is good for small pieces only: see ``docs/results/bch.md``.
 
     ``theta``: the rows of the pieces, one after another; the first piece acts last on points, first on images.
     """
@@ -52,29 +52,31 @@ class PiecewiseStationary(Family):
         generators, fields = self.family._float_velocity(self._rows(theta), spatial_size)
         return generators.unflatten(0, (-1, self.pieces)), fields.unflatten(0, (-1, self.pieces))
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self._integrate(theta, spatial_size, exp_affine_sequence)
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        return self._integrate(theta, spatial_size, steps, exp_affine_sequence)
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
-        return self._integrate(theta, spatial_size, inverse_affine_sequence)
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
+        return self._integrate(theta, spatial_size, steps, inverse_affine_sequence)
 
-    def _integrate(self, theta: Tensor, spatial_size: Sequence[int], chain) -> Deformation:
+    def _integrate(
+        self, theta: Tensor, spatial_size: Sequence[int], steps: int | None, flow: Callable[..., Deformation]
+    ) -> Deformation:
         generators, fields = self.velocities(theta, spatial_size)
         if self.order is not None:
             with torch.autocast(fields.device.type, enabled=False):
-                generators, fields = _one_piece(generators, fields, self.order)
-        return chain(generators, fields, self.steps)
+                generators, fields = _bch_velocity(generators, fields, self.order)
+        return flow(generators, fields, self.steps if steps is None else steps)
 
 
-def _one_piece(generators: Tensor, fields: Tensor, order: int) -> tuple[Tensor, Tensor]:
-    """The series on velocities with an affine part: affine parts by the series on matrices, so that they stay exact outside the frame."""
+def _bch_velocity(generators: Tensor, fields: Tensor, order: int) -> tuple[Tensor, Tensor]:
+    """The series on velocities whose affine parts go through it as matrices, and so stay exact outside the frame."""
     size = fields.shape[3:]
     whole = bch_sequence(dense_velocity(generators, fields, size), order)
     only_affine = bch_sequence(dense_velocity(generators, torch.zeros_like(fields), size), order)
-    return _fit(only_affine)[:, None], (whole - only_affine)[:, None]
+    return _affine_generator(only_affine)[:, None], (whole - only_affine)[:, None]
 
 
-def _fit(field: Tensor) -> Tensor:
+def _affine_generator(field: Tensor) -> Tensor:
     """Generator ``(B, D, D + 1)`` of a field that is affine on the grid, from its differences between opposite corners."""
     dims = field.shape[1]
     middle = field.flatten(2).mean(2)

@@ -20,15 +20,16 @@ __all__ = ["ThinPlateSpline"]
 class ThinPlateSpline(Family):
     r"""``phi(x) = x + u(x)``, with u the thin-plate spline through displacements on a regular grid of control points.
 
-    Nothing keeps it from folding. The inverse is found by Newton's method on the sampled map, and is no inverse where the map folds; its
-    gradient with respect to ``theta`` is exact up to sampling, by the implicit function theorem.
+    Nothing keeps it from folding. The inverse is found by Newton's method on the sampled map, and is no inverse where the map
+    folds; its gradient with respect to ``theta`` is exact up to sampling, by the implicit function theorem.
 
     Args:
         spatial_dims: 2 or 3.
         controls: control points along each axis, at least 2, from border to border; 4 makes the 16 points of the papers.
         margin: width added at each side for the inverse, as share of the frame, for points that come from outside.
 
-    ``theta``: displacements of the control points in halves of the frame, ``D controls^D`` numbers, a component after the other.
+    ``theta``: displacements of the control points in halves of the frame, ``D controls^D`` numbers, a component after the
+    other.
 
     Reference: Bookstein (1989), https://doi.org/10.1109/34.24792; Jaderberg et al. (2015), https://arxiv.org/abs/1506.02025
     """
@@ -41,19 +42,19 @@ class ThinPlateSpline(Family):
         self.num_parameters = spatial_dims * controls**spatial_dims
 
     def displacement(self, theta: Tensor, spatial_size: Sequence[int], margin: int | Sequence[int] = 0) -> Tensor:
-        """Displacement on the frame widened by ``margin`` voxels at each side, shape ``(B, D, *S')``, voxels; linear in ``theta``."""
+        """Displacement on the frame widened by ``margin`` voxels at each side, ``(B, D, *S')``, voxels; linear in ``theta``."""
         margins = tuple(margin) if isinstance(margin, Sequence) else (margin,) * self.spatial_dims
         weights = _response(self.controls, tuple(spatial_size), margins, theta.device, theta.dtype)
         wide = [n + 2 * m for n, m in zip(spatial_size, margins)]
         moved = theta.view(len(theta), self.spatial_dims, -1) @ weights.T
         return (moved * half_frame(spatial_size, theta)[:, None]).unflatten(2, wide)
 
-    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             return self._plus(self.displacement(theta, spatial_size))
 
-    def inverse(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+    def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             ddf = self.displacement(theta, spatial_size, [round(self.margin * n) for n in spatial_size])

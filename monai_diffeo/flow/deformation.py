@@ -27,7 +27,7 @@ def crop_or_pad(field: Tensor, spatial_size: Sequence[int]) -> Tensor:
         raise ValueError(f"crop_or_pad(): sizes {tuple(field.shape[2:])} and {tuple(spatial_size)} have no common centre.")
     crop = [slice(max(-d // 2, 0), n - max(-d // 2, 0)) for d, n in zip(difference, field.shape[2:])]
     pad = [max(d // 2, 0) for d in reversed(difference) for _ in range(2)]
-    return F.pad(field[(..., *crop)], pad, mode="replicate")
+    return F.pad(field[(slice(None), slice(None), *crop)], pad, mode="replicate")
 
 
 @dataclass(frozen=True)
@@ -74,10 +74,15 @@ class Deformation:
             return Deformation(matrix, torch.einsum("bij,bj...->bi...", linear, first.residual) + u)
 
     def ddf(self, spatial_size: Sequence[int] | None = None) -> Tensor:
-        """Displacement of every voxel of the centred frame ``spatial_size``, shape ``(B, D, *S)``, voxels."""
-        grid = self._grid()
-        field = self._affine(grid) - grid + self.residual
-        return field if spatial_size is None else crop_or_pad(field, spatial_size)
+        """Displacement of every voxel of the centred frame ``spatial_size``, shape ``(B, D, *S)``, voxels.
+
+        Outside the residual's grid the affine part goes on exactly, and the residual with its border value.
+        """
+        have = self.residual.shape[2:]
+        size = have if spatial_size is None else tuple(spatial_size)
+        whole = Deformation(self.matrix, crop_or_pad(self.residual, [max(n, m) for n, m in zip(have, size)]))
+        grid = whole._grid()
+        return crop_or_pad(whole._affine(grid) - grid + whole.residual, size)
 
     def where(self, mask: Tensor, other: Deformation) -> Deformation:
         """Rows of ``self`` where ``mask`` (B,) is true, of ``other`` elsewhere."""

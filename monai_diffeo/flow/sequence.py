@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.compose import compose
-from monai_diffeo.flow.exponential import exp
+from monai_diffeo.flow.deformation import Deformation
+from monai_diffeo.flow.exponential import exp, exp_affine
+from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.flow.warp import _float
 
-__all__ = ["check_sequence", "compose_sequence", "exp_sequence", "reduce_sequence"]
+__all__ = ["compose_sequence", "dense_velocity", "exp_affine_sequence", "exp_sequence", "inverse_affine_sequence"]
 
 
 def reduce_sequence(items: Tensor, product: Callable[[Tensor, Tensor], Tensor], scheme: str = "tree") -> Tensor:
@@ -79,6 +81,37 @@ def exp_sequence(fields: Tensor, steps: int = 7, scheme: str = "tree") -> Tensor
     """
     check_sequence("exp_sequence()", "fields", fields)
     return reduce_sequence(exp(fields.flatten(0, 1), steps).unflatten(0, fields.shape[:2]), compose, scheme)
+
+
+def exp_affine_sequence(generators: Tensor, fields: Tensor, steps: int = 7) -> Deformation:
+    """The flows of T velocities composed: ``exp(v_1) after exp(v_2) after ... exp(v_T)``.
+
+    Warping an image along it equals warping along ``v_1`` first, the result along ``v_2``, and so on.
+
+    Args:
+        generators: affine parts, shape ``(B, T, D, D + 1)``, as :func:`exp_affine` takes them.
+        fields: velocities, shape ``(B, T, D, *S)``, voxels per unit time.
+        steps: squarings of each exponential.
+    """
+    flow = exp_affine(generators[:, 0], fields[:, 0], steps)
+    for t in range(1, fields.shape[1]):
+        flow = flow.after(exp_affine(generators[:, t], fields[:, t], steps))
+    return flow
+
+
+def inverse_affine_sequence(generators: Tensor, fields: Tensor, steps: int = 7) -> Deformation:
+    """The inverse of :func:`exp_affine_sequence` of the same arguments: the flows of ``-v_T, ..., -v_1``."""
+    return exp_affine_sequence(-generators.flip(1), -fields.flip(1), steps)
+
+
+def dense_velocity(generators: Tensor, fields: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """The T velocities as sampled fields on the frame, shape ``(B, T, D, *spatial_size)``, voxels per unit time."""
+    grid = centered_grid(fields.shape[3:], fields.device, fields.dtype)
+    shift = generators[..., -1]
+    affine = torch.einsum("btij,j...->bti...", generators[..., :-1], grid) + shift.view(*shift.shape, *[1] * (grid.ndim - 1))
+    margins = [(have - want) // 2 for have, want in zip(fields.shape[3:], spatial_size)]
+    inside = [slice(m, m + n) for m, n in zip(margins, spatial_size)]
+    return (affine + fields)[(slice(None), slice(None), slice(None), *inside)]
 
 
 def check_sequence(who: str, argument: str, fields: Tensor) -> None:

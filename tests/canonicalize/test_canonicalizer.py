@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.energies import DeformationRegularizer, WeightedEnergy
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.families import ControlGrid, Siren
+from monai_diffeo.families import CoarseSampling, ControlGrid, PiecewiseStationary, Siren
 from monai_diffeo.flow import folding_fraction, warp
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta, template_canonicalizer, tiny_canonicalizer
 
@@ -244,3 +244,138 @@ def test_bicubic_sampling_keeps_fine_lines_sharper_and_the_range_of_the_image():
 def test_a_way_of_sampling_that_does_not_exist_is_refused(dims, word):
     with pytest.raises(ValueError, match=f"'sampling'.*{word}"):
         tiny_canonicalizer(dims, sampling=word)
+
+
+@pytest.mark.parametrize(
+    "setting, value",
+    [
+        ("iterations", 0),
+        ("tta_samples", 0),
+        ("steps", -1),
+        ("max_halvings", -1),
+        ("final_steps", -1),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("min_confidence", -0.1),
+        ("min_confidence", 1.1),
+        ("min_confidence", float("nan")),
+        ("patience", 0),
+        ("skip_below", float("nan")),
+        ("max_energy_increase", float("nan")),
+        ("ood_threshold", float("nan")),
+    ],
+)
+def test_a_setting_without_meaning_is_refused(setting, value):
+    with pytest.raises(ValueError, match=f"Canonicalizer: '{setting}' must be .*, got {value}"):
+        tiny_canonicalizer(**{setting: value})
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {
+            "min_confidence": 0.0,
+            "steps": 0,
+            "iterations": 1,
+            "patience": 1,
+            "final_steps": 0,
+            "max_halvings": 0,
+            "tta_samples": 1,
+        },
+        {
+            "min_confidence": 1.0,
+            "patience": None,
+            "skip_below": None,
+            "max_energy_increase": -1.0,
+            "ood_threshold": float("inf"),
+        },
+    ],
+)
+def test_the_limits_of_the_settings_are_accepted(settings):
+    canonicalizer = tiny_canonicalizer(**settings)
+    assert {name: getattr(canonicalizer, name) for name in settings} == settings
+
+
+def test_parts_of_another_kind_are_named():
+    family = ControlGrid(2, 3)
+    for settings in ({"energy": torch.nn.Identity()}, {"family": None}, {"search_family": "siren"}):
+        with pytest.raises(TypeError, match=f"Canonicalizer: '{next(iter(settings))}' must be of class"):
+            Canonicalizer(**{"energy": Brightness(), "family": family, "predictor": FixedTheta(some_theta(family)), **settings})
+
+
+@pytest.mark.parametrize(
+    "family", [ControlGrid(2, 4), PiecewiseStationary(ControlGrid(2, 4), 2), CoarseSampling(ControlGrid(2, 4), 2)]
+)
+def test_the_squarings_of_what_is_returned_act_on_every_family(family):
+    theta, image = some_theta(family, 0.1), blob(1)
+    for steps in (0, 3, 9):
+        settings = {"predictor": FixedTheta(theta), "max_energy_increase": None, "max_halvings": 0}
+        result = Canonicalizer(Brightness(), family, final_steps=steps, **settings)(image)
+        assert torch.equal(result.ddf, family(theta, (32, 32), steps).ddf((32, 32)))
+        assert torch.equal(result.inverse_ddf, family.inverse(theta, (32, 32), steps).ddf((32, 32)))
+    assert (family(theta, (32, 32), 0).ddf() - family(theta, (32, 32), 9).ddf()).abs().max() > 0.05
+
+
+def test_an_energy_is_evaluated_once_before_and_once_after():
+    calls = []
+
+    class Counts(Brightness):
+        def forward(self, image):
+            calls.append(len(image))
+            return super().forward(image)
+
+    canonicalizer = tiny_canonicalizer()
+    for energy, terms in ((WeightedEnergy({"a": Counts(), "b": Brightness()}, {"a": 3.0}), {"a", "b"}), (Counts(), set())):
+        calls.clear()
+        canonicalizer.energy = energy
+        images = torch.rand(3, 1, 32, 32)
+        result = canonicalizer(images)
+        assert calls == [3, 3] and set(result.terms) == terms
+        assert torch.equal(result.energy_before, energy(images)) and torch.equal(result.energy_after, energy(result.image))
+
+
+def test_the_callers_networks_are_neither_changed_nor_followed():
+    family = ControlGrid(2, 3)
+
+    class Learns(torch.nn.Module):
+        def __init__(self, start):
+            super().__init__()
+            self.start = torch.nn.Parameter(start)
+
+        def forward(self, image):
+            return self.start.expand(len(image), -1)
+
+        def probabilities(self, image):
+            return self.start.softmax(1).expand(len(image), -1), image.new_zeros(len(image))
+
+    class Own(Brightness):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(()))
+
+        def forward(self, image):
+            return self.weight * super().forward(image)
+
+    predictor, orientation = Learns(some_theta(family, 0.03)).train(), Learns(torch.tensor([[0.0, 9.0, 0.0, 0.0]])).train()
+    regularizer, energy, image = DeformationRegularizer().train(), Own(), blob(1, shift=0.2)
+    canonicalizer = Canonicalizer(
+        energy, family, regularizer, predictor, orientation, steps=2, max_energy_increase=None, patience=None
+    )
+    before = canonicalizer(image)
+    assert predictor.training and orientation.training and regularizer.training and "turned back" in before.notes[0]
+    assert all(p.requires_grad and p.grad is None for part in (predictor, orientation, energy) for p in part.parameters())
+    assert not any(p.requires_grad for p in canonicalizer.predictor.parameters()) and not canonicalizer.predictor.training
+    with torch.no_grad():
+        predictor.start += 1.0
+        orientation.start.zero_()
+    predictor(image).sum().backward()
+    assert torch.equal(canonicalizer(image).ddf, before.ddf)
+    assert not canonicalizer.train().training and canonicalizer.energy is energy
+
+
+def test_images_with_a_status_are_not_optimised_and_velocities_come_in_order():
+    images = torch.cat([blob(1), torch.full((1, 1, 32, 32), 0.5), blob(1, shift=0.25)])
+    result = template_canonicalizer(steps=5, skip_below=0.5, patience=None)(images)
+    assert result.steps.tolist() == [0, 0, 5]
+    assert [status.partition(":")[0] for status in result.status] == ["left alone", "rejected", "canonicalized"]

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -5,6 +7,7 @@ from torch.testing import assert_close
 from monai_diffeo.energies import (
     CriticEnergy,
     DeformationRegularizer,
+    Energy,
     ResidualDeformationEnergy,
     StandardizedEnergy,
     VAEEnergy,
@@ -122,3 +125,116 @@ def test_gradcheck_of_energies_and_regularisers():
 def _grey(energy):
     energy.standardize = False
     return energy
+
+
+class Rebuilds(torch.nn.Module):
+    """Stands for a VAE: rebuilds zeros, with a latent vector of two numbers, mean 2 and variance 2."""
+
+    def __init__(self, image_size):
+        super().__init__()
+        self.image_size = image_size
+
+    def forward(self, image):
+        latent = image.new_ones(len(image), 2)
+        return torch.zeros_like(image), 2 * latent, latent * math.log(2)
+
+
+def test_the_vae_energy_is_the_squared_error_plus_beta_times_the_divergence():
+    image = torch.tensor([[1.0, 2.0], [0.0, 3.0]]).view(1, 1, 2, 2)
+    divergence = 2 * 0.5 * (4 + 2 - 1 - math.log(2))  # two numbers, each (mean^2 + variance - 1 - log variance) / 2
+    for beta in (0.0, 1.0, 3.0):
+        energy = VAEEnergy(Rebuilds((2, 2)), beta, standardize=False)
+        assert_close(energy(image), torch.tensor([14.0 + beta * divergence]))
+
+
+@pytest.mark.parametrize("size", [(1, 4), (1, 1, 4)])
+def test_an_image_is_resampled_to_the_networks_size_with_pixels_as_areas(size):
+    image = torch.tensor([0.0, 1.0]).view(1, 1, *size[:-1], 2)
+    energy = VAEEnergy(Rebuilds(size), beta=0.0, standardize=False)
+    assert_close(energy(image), torch.tensor([0.25**2 + 0.75**2 + 1]))  # 0, 1/4, 3/4, 1; corners on corners give 1/3 and 2/3
+
+
+def test_a_standardised_image_has_mean_zero_and_spread_one():
+    image = torch.rand(3, 1, 4, 5)
+    assert_close(VAEEnergy(Rebuilds((4, 5)), beta=0.0)(image), torch.full((3,), 19.0))
+    assert CriticEnergy(Brightness())(image).abs().max() < 1e-6
+    assert_close(CriticEnergy(Brightness(), standardize=False)(image), image.mean((1, 2, 3)))
+
+
+def test_the_residual_energy_is_the_root_mean_square_length_of_the_velocity():
+    family = ControlGrid(2, 4)
+    theta = torch.zeros(2, family.num_parameters)
+    theta[0, 2], theta[0, 5] = 0.3, 0.4  # a translation along both axes: length 1/2 everywhere
+    theta[1, 0] = 0.1  # 0.1 x along axis 0; the mean of x^2 over 33 points from -1 to 1 is 2992 / 33 / 256
+    image = torch.arange(2.0).view(2, 1, 1, 1).expand(2, 1, 8, 12)
+
+    class Chooses(torch.nn.Module):
+        def forward(self, image):
+            return theta[image[:, 0, 0, 0].long()]
+
+    assert_close(ResidualDeformationEnergy(Chooses(), family)(image), torch.tensor([0.5, 0.1 * math.sqrt(2992 / 33 / 256)]))
+
+
+def test_a_weight_multiplies_what_exceeds_the_level():
+    values = torch.tensor([0.4, 0.75, 2.0]).view(3, 1, 1, 1)
+    for weight in (0.5, 2.0, 4.0):
+        total = WeightedEnergy({"a": Brightness(), "b": Brightness()}, {"a": weight}, level=0.5)
+        excess = torch.tensor([0.0, 0.25, 1.5])
+        energy, terms = total.evaluate(values)
+        assert_close(energy, weight * excess + excess)
+        assert_close(total(values), energy)
+        assert set(terms) == {"a", "b"} and torch.equal(terms["a"], values.flatten())
+
+
+def test_an_energy_without_terms_evaluates_to_itself():
+    energy, terms = Brightness().evaluate(torch.ones(2, 1, 3, 3))
+    assert torch.equal(energy, torch.ones(2)) and terms == {}
+
+
+def test_an_energy_copies_its_network_and_leaves_the_callers_alone():
+    torch.manual_seed(0)
+    family, image = ControlGrid(2, 4), torch.rand(2, 1, 32, 32)
+    predictor = DeformationPredictor(family.num_parameters, image_size=(32, 32), channels=(8, 8))
+    vae, critic = EnergyVAE(image_size=(32, 32), channels=(4, 8), latent=8), EnergyCritic(channels=4, layers=3)
+    torch.nn.init.normal_(predictor.head[-1].weight, std=0.1)
+    for network, build in (
+        (vae, VAEEnergy),
+        (critic, CriticEnergy),
+        (predictor, lambda network: ResidualDeformationEnergy(network, family)),
+    ):
+        energy = build(network.train())
+        before = energy(image)
+        wrapped = WeightedEnergy({"a": StandardizedEnergy(energy, 0.0, 2.0)})
+        assert network.training and all(p.requires_grad for p in network.parameters())
+        with torch.no_grad():
+            for parameter in network.parameters():
+                parameter += 1.0
+        assert torch.equal(energy(image), before) and torch.equal(wrapped(image), before / 2)
+
+
+def test_wrapping_an_energy_of_ones_own_does_not_freeze_it():
+    class Learned(Energy):
+        def __init__(self):
+            super().__init__()
+            self.scale = torch.nn.Parameter(torch.ones(1))
+
+        def forward(self, image):
+            return self.scale * image.flatten(1).mean(1)
+
+    own = Learned()
+    WeightedEnergy({"own": StandardizedEnergy(own)})(torch.rand(1, 1, 4, 4)).sum().backward()
+    assert own.scale.requires_grad and own.scale.grad is not None
+
+
+def test_the_folding_penalty_is_the_mean_of_the_negative_determinants():
+    ddf = torch.zeros(1, 2, 8, 4)
+    ddf[0, 0] = torch.tensor([0.0, 0, 0, 0, -3, -6, -9, -12])[:, None]  # determinants 1, 1, 1, -1/2, -2, -2, -2, -2
+    assert_close(folding_penalty(ddf), torch.tensor([8.5 / 8]))
+
+
+def test_the_regulariser_measures_smoothness_on_the_velocity_and_folds_on_the_displacement():
+    v, ddf, still = torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8), torch.zeros(1, 2, 8, 8)
+    v[:, 1], ddf[:, 0] = 0.5 * torch.arange(8.0), -3 * torch.arange(8.0)[:, None]
+    regularizer = DeformationRegularizer(smooth=2.0, orientation=5.0)
+    assert_close(regularizer(v, still), torch.tensor([2 * 0.25]))
+    assert_close(regularizer(still, ddf), torch.tensor([5 * 2.0]))

@@ -10,6 +10,7 @@ from monai_diffeo.families import (
     CPAB,
     AffineCPAB,
     AffineMatrix,
+    CoarseSampling,
     ControlGrid,
     DiffeomorphicAffine,
     Family,
@@ -18,11 +19,12 @@ from monai_diffeo.families import (
     Siren,
     ThinPlateSpline,
     VelocityFamily,
+    Whitened,
 )
 from monai_diffeo.flow import folding_fraction
 from monai_diffeo.flow.grid import centered_grid
 
-SIREN = dict(hidden=16, layers=2, last=0.5, scale=0.15)  # as an optimiser leaves it, not as it starts
+SIREN = {"hidden": 16, "layers": 2, "last": 0.5, "scale": 0.15}  # as an optimiser leaves it, not as it starts
 
 
 def grid_theta(family, batch=2, seed=0, size=0.12):
@@ -313,3 +315,30 @@ def test_the_bases_say_what_is_missing():
         Family().inverse(torch.zeros(1, 1), (4, 4))
     with pytest.raises(TypeError, match="VelocityFamily must define velocity"):
         VelocityFamily()(torch.zeros(1, 1), (4, 4))
+
+
+STEPPED = [
+    ControlGrid(2, 4),
+    Siren(2, hidden=16, layers=1, scale=0.1),
+    PiecewiseStationary(ControlGrid(2, 4), 2),
+    PiecewiseStationary(ControlGrid(2, 4), 2, order=2),
+    CoarseSampling(ControlGrid(2, 4), 2),
+]
+CLOSED = [
+    AffineMatrix(2),
+    DiffeomorphicAffine(2),
+    Homography(),
+    ThinPlateSpline(2, 3),
+    CPAB((2, 2)),
+    AffineCPAB((2, 2)),
+    Whitened(CPAB((2, 2))),
+]
+
+
+@pytest.mark.parametrize("family", STEPPED + CLOSED)
+@pytest.mark.parametrize("direction", ["forward", "inverse"])
+def test_squarings_act_on_every_family_that_integrates_and_are_ignored_by_closed_forms(family, direction):
+    theta = family.sample(2, 0.2, torch.Generator().manual_seed(0))
+    coarse, fine, own = (getattr(family, direction)(theta, (20, 16), steps).ddf() for steps in (0, 7, None))
+    assert torch.equal(fine, own)
+    assert torch.equal(coarse, fine) == (family in CLOSED)

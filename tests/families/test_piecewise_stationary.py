@@ -47,9 +47,9 @@ def test_the_series_comes_closer_with_each_order(affine):
 def test_affine_parts_go_through_the_series_as_matrices():
     affine_only = torch.zeros(1, 2, 2, 3, dtype=torch.float64)
     affine_only[0, 0, 0, 1], affine_only[0, 1, 1, 2] = -0.2, 3.0
-    from monai_diffeo.families.piecewise_stationary import _one_piece
+    from monai_diffeo.families.piecewise_stationary import _bch_velocity
 
-    generator, field = _one_piece(affine_only, torch.zeros(1, 2, 2, 21, 24, dtype=torch.float64), 4)
+    generator, field = _bch_velocity(affine_only, torch.zeros(1, 2, 2, 21, 24, dtype=torch.float64), 4)
     assert field.abs().max() < 1e-10
     exact = exp_affine(affine_only[:, 0], field[:, 0]).after(exp_affine(affine_only[:, 1], field[:, 0]))
     assert_close(exp_affine(generator[:, 0], field[:, 0]).matrix, exact.matrix, atol=2e-3, rtol=0)

@@ -131,3 +131,16 @@ def test_a_batch_gives_what_its_maps_give_one_by_one():
         row = slice(i, i + 1)
         alone = Deformation(a.matrix[row], a.residual[row]).after(Deformation(b.matrix[row], b.residual[row]))
         assert_close(together[row], alone.ddf((32, 40)), atol=1e-5, rtol=0)
+
+
+def test_on_a_larger_frame_the_affine_part_goes_on_and_the_residual_keeps_its_border():
+    residual = torch.zeros(1, 2, 9, 9)
+    residual[0, 1, :, 0] = 0.5  # along axis 1, at its first column
+    double = Deformation(torch.tensor([[[2.0, 0.0, 1.0], [0.0, 1.0, 0.0]]]), residual)
+    ddf = double.ddf((17, 13))
+    assert_close(ddf[0, 0], (torch.arange(17.0)[:, None] - 8 + 1).expand(17, 13))  # x -> 2 x + 1
+    assert_close(ddf[0, 1], torch.tensor([0.5] * 3 + [0.0] * 10).expand(17, 13))
+    for size in ((9, 9), (5, 13), (17, 3), (3, 5)):
+        inside = [slice((17 - size[0]) // 2, (17 + size[0]) // 2), slice((13 - size[1]) // 2, (13 + size[1]) // 2)]
+        assert_close(double.ddf(size), ddf[:, :, inside[0], inside[1]], atol=0, rtol=0)
+    assert_close(double.ddf(), double.ddf((9, 9)), atol=0, rtol=0)

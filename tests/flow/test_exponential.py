@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 from monai_diffeo.augmentation.deformations import random_svf
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow import compose, exp, exp_affine, inverse, inverse_error, warp
+from monai_diffeo.flow import affine_deformation, compose, exp, exp_affine, inverse, inverse_error, warp
 from monai_diffeo.flow.grid import _cached_centered_grid, _cached_grid, centered_grid, voxel_grid
 from tests.flow.flows import AFFINE, Affine, Translation, coordinates, interior, linear, smooth_image
 
@@ -240,3 +240,14 @@ def test_it_says_nothing():
         warnings.simplefilter("error")
         exp(smooth(0, (9, 9)))
         exp_affine(torch.zeros(1, 2, 3), smooth(0, (9, 9)))
+
+
+@pytest.mark.parametrize("steps", [0, 7, 12])
+def test_matrices_are_integrated_in_double_precision(steps):
+    """Rounding would double at every squaring: in float32 twelve squarings lose three digits."""
+    draw = torch.Generator().manual_seed(0)
+    generator = torch.randn(20, 2, 3, generator=draw) * torch.tensor([0.5, 0.5, 40.0])
+    exact = torch.linalg.matrix_exp(torch.nn.functional.pad(generator.double(), (0, 0, 0, 1)))[:, :2]
+    for flow in (exp_affine(generator, torch.zeros(20, 2, 4, 4), steps), affine_deformation(generator, (4, 4))):
+        assert flow.matrix.dtype == torch.float32
+        assert_close(flow.matrix, exact.float(), atol=0, rtol=1.2e-7)  # one rounding, at the end

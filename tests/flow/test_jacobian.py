@@ -3,7 +3,7 @@ import torch
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow import folding_fraction, jacobian, jacobian_determinant
+from monai_diffeo.flow import folding_fraction, jacobian, jacobian_determinant, nonpositive_cell_fraction
 from tests.flow.flows import AFFINE, Affine, coordinates, linear
 
 
@@ -79,3 +79,28 @@ def test_shapes_that_are_no_displacement_are_named():
     for call in (jacobian, jacobian_determinant, folding_fraction):
         with pytest.raises(ShapeError, match="'ddf'"):
             call(torch.zeros(1, 3, 8, 8))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf")])
+@pytest.mark.parametrize("share", [folding_fraction, nonpositive_cell_fraction])
+@pytest.mark.parametrize("size", [(8, 6), (6, 5, 4)])
+def test_what_is_not_finite_counts_as_folded(bad, share, size):
+    ddf = torch.zeros(3, len(size), *size)
+    ddf[1], ddf[2, 0, 0, 0] = bad, bad
+    folded = share(ddf)
+    assert folded[0] == 0 and folded[1] == 1 and 0 < folded[2] < 1
+
+
+@pytest.mark.parametrize("size", [(8, 6), (6, 5, 4)])
+def test_a_volume_that_overflows_counts_as_folded(size):
+    ddf = 3e38 * torch.stack(torch.meshgrid(*[torch.arange(float(n)) / 8 for n in size], indexing="ij"))[None]
+    assert folding_fraction(ddf).item() == 1 == nonpositive_cell_fraction(ddf).item()
+
+
+def test_the_determinant_is_that_of_the_matrix_of_derivatives():
+    matrix = torch.tensor([[0.5, 2.0, -0.3], [0.1, -0.2, 0.7], [-0.4, 0.9, 0.25]])
+    for dims in (2, 3):
+        grid = torch.stack(torch.meshgrid(*[torch.arange(5.0)] * dims, indexing="ij"))
+        ddf = torch.einsum("ij,j...->i...", matrix[:dims, :dims], grid)[None]
+        expected = torch.linalg.det(torch.eye(dims) + matrix[:dims, :dims])
+        assert_close(jacobian_determinant(ddf), expected.expand(1, *[5] * dims), atol=1e-5, rtol=0)

@@ -1,3 +1,5 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,7 +52,7 @@ def test_corner_determinants_bound_the_determinant_inside_the_cell():
 
 
 def test_coefficients_bound_the_determinant_inside_a_cell_of_space():
-    """Against derivatives of the trilinear map by autograd; where all coefficients are positive, no point of the cell is folded."""
+    """Against derivatives of the trilinear map by autograd; all coefficients positive means no fold in the cell."""
     draw = torch.Generator().manual_seed(0)
     ddf = torch.randn(30, 3, 2, 2, 2, generator=draw, dtype=torch.float64) * 0.25
     bounds = cell_determinants(ddf).flatten(1)
@@ -63,7 +65,7 @@ def test_coefficients_bound_the_determinant_inside_a_cell_of_space():
 
     for corners, low in zip(ddf, bounds):
         inside = torch.stack(
-            [torch.linalg.det(torch.autograd.functional.jacobian(lambda p: placed(p, corners), p)) for p in points]
+            [torch.linalg.det(torch.autograd.functional.jacobian(partial(placed, corners=corners), p)) for p in points]
         )
         assert inside.min() >= low.min() - 1e-9 and inside.max() <= low.max() + 1e-9
     eighth = [0, 2, 6, 8, 18, 20, 24, 26]  # the corners' coefficients are the corners' determinants

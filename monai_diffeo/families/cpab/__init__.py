@@ -1,7 +1,7 @@
 """CPAB: continuous piecewise-affine velocity fields, their flows, and the families made of them."""
 
 from monai_diffeo.families.cpab.basis import BOUNDARIES, CPASpace, cpa_space
-from monai_diffeo.families.cpab.family import CPAB, AffineCPAB
+from monai_diffeo.families.cpab.family import CPAB, AffineCPAB, Whitened
 from monai_diffeo.families.cpab.flow import cpa_displacement, cpa_flow, cpa_jacobian, cpa_velocity
 from monai_diffeo.families.cpab.prior import CPAPrior
 from monai_diffeo.families.cpab.tessellation import Tessellation, grid_tessellation
@@ -13,6 +13,7 @@ __all__ = [
     "CPAPrior",
     "CPASpace",
     "Tessellation",
+    "Whitened",
     "cpa_displacement",
     "cpa_flow",
     "cpa_jacobian",

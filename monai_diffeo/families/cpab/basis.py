@@ -22,7 +22,8 @@ class CPASpace:
     Attributes:
         tessellation: of the frame, and perhaps of a margin around it.
         boundary: what holds at the border of the frame, see :func:`cpa_space`.
-        nodal: velocities at the vertices of each field of the basis, shape ``(V, D, P)``, frames per unit time; they determine the field.
+        nodal: velocities at the vertices of each field of the basis, shape ``(V, D, P)``, frames per unit time; they determine
+            the field.
     """
 
     tessellation: Tessellation
@@ -44,9 +45,10 @@ class CPASpace:
         return cell_matrices(self.tessellation, self.velocities(theta))
 
     def coefficients(self, matrices: Tensor) -> Tensor:
-        """The ``theta`` (B, P) of the field whose cells have these ``matrices`` ``(B, C, D, D + 1)``, or of the nearest field in the space.
+        """The ``theta`` (B, P) of the field with these ``matrices`` ``(B, C, D, D + 1)`` of its cells, or of the nearest field.
 
-        The basis is orthonormal as a set of vectors of all the cells' matrix entries, as in the papers, whence a plain scalar product.
+        The basis is orthonormal as a set of vectors of all the cells' matrix entries, as in the papers, whence a plain scalar
+        product.
         """
         unit = torch.eye(self.num_parameters, dtype=torch.float64)
         basis = self.matrices(unit).flatten(1).to(matrices)
@@ -60,7 +62,7 @@ def _nodal(space: CPASpace, device: torch.device, dtype: torch.dtype) -> Tensor:
 
 
 def cell_matrices(tessellation: Tessellation, velocities: Tensor) -> Tensor:
-    """``A`` of ``v(x) = A (x, 1)`` in each cell of the frame, ``(B, C, D, D + 1)``, from velocities at the vertices ``(B, V, D)``."""
+    """``A`` of ``v(x) = A (x, 1)`` in each cell, ``(B, C, D, D + 1)``, from velocities at the vertices ``(B, V, D)``."""
     count = tessellation.frame_cells
     at_corners = velocities[:, tessellation.cells[:count].to(velocities.device)]
     return at_corners.transpose(-1, -2) @ tessellation.barycentric[:count].to(velocities)
@@ -71,19 +73,19 @@ def cell_matrices(tessellation: Tessellation, velocities: Tensor) -> Tensor:
 def cpa_space(tessellation: Tessellation, boundary: str = "free", volume_preserving: bool = False) -> CPASpace:
     r"""The space of continuous piecewise-affine velocity fields on a tessellation, with an orthonormal basis.
 
-    Fields are orthonormal as vectors of the entries of all the frame's cells' matrices, as in the papers. The continuity constraints have
-    as null space the fields that velocities at the vertices determine; what else is asked for is a null space within it. The basis is
-    unique: Gram-Schmidt over the vertices' velocities in their order.
+    Fields are orthonormal as vectors of the entries of all the frame's cells' matrices, as in the papers. The continuity
+    constraints have as null space the fields that velocities at the vertices determine; what else is asked for is a null space
+    within it. The basis is unique: Gram-Schmidt over the vertices' velocities in their order.
 
     Args:
         tessellation: from :func:`grid_tessellation`, or any other.
         boundary: what holds at the border of the frame and in the margin around it.
-            ``"free"``: nothing; outside, the affine fields of the nearest cells go on for one frame's width (where several are nearest,
-            their mean), and from there on the velocity stays as it is.
-            ``"linear"``: as ``"free"``, and the slope across each side of the frame is one, so that the cells' own affine fields fit
-            together outside; the papers' choice, 58 parameters on 4 x 4 rectangles.
-            ``"slide"``: no velocity across the border; the frame is mapped onto itself. The "zero boundary" of libcpab. Outside, the
-            velocity is that of the border.
+            ``"free"``: nothing; outside, the affine fields of the nearest cells go on for one frame's width (where several are
+            nearest, their mean), and from there on the velocity stays as it is.
+            ``"linear"``: as ``"free"``, and the slope across each side of the frame is one, so that the cells' own affine
+            fields fit together outside; the papers' choice, 58 parameters on 4 x 4 rectangles.
+            ``"slide"``: no velocity across the border; the frame is mapped onto itself. The "zero boundary" of libcpab.
+            Outside, the velocity is that of the border.
             ``"fixed"``: no velocity at the border; points outside stay where they are.
         volume_preserving: whether every cell's matrix has trace zero.
 
@@ -130,9 +132,7 @@ def _unconstrained(tessellation: Tessellation, boundary: str) -> Tensor:
     normals: dict[int, list[Tensor]] = {}
     if boundary in ("slide", "fixed"):
         for c, j in tessellation.frame_faces:
-            slope = tessellation.barycentric[
-                c, j, :dims
-            ]  # the gradient of a coordinate is normal to the face where it vanishes
+            slope = tessellation.barycentric[c, j, :dims]  # a coordinate's gradient is normal to the face where it vanishes
             for k, v in enumerate(tessellation.cells[c].tolist()):
                 if k != j:
                     normals.setdefault(v, []).append(slope / slope.norm())
@@ -148,7 +148,7 @@ def _unconstrained(tessellation: Tessellation, boundary: str) -> Tensor:
 
 
 def _null_space(matrix: Tensor) -> Tensor:
-    """Orthonormal columns that span the null space; unique: Gram-Schmidt over the projections of the unit vectors in their order."""
+    """Orthonormal columns that span the null space, unique: Gram-Schmidt over the projected unit vectors in their order."""
     _, values, rows = torch.linalg.svd(matrix, full_matrices=True)
     rank = int((values > 1e-9 * values.amax().clamp(min=1e-30)).sum()) if len(values) else 0
     kernel = rows[rank:].T
@@ -167,13 +167,12 @@ def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor
     """What lies nearest to each vertex of the margin's first layer.
 
     Returns:
-        The nearest points of the frame, ``(V_margin, D)``; the cells with a face on the border of the frame, ``(F,)``; whether that face
-        holds the nearest point and the vertex is across from it, ``(V_margin, F)``; across how many sides the vertex lies, ``(V_margin,)``.
+        The nearest points of the frame, ``(V_margin, D)``; the cells with a face on the border of the frame, ``(F,)``; whether
+        that face holds the nearest point and the vertex is across from it, ``(V_margin, F)``; across how many sides the vertex
+        lies, ``(V_margin,)``.
     """
-    frame, margin = (
-        tessellation.vertices[: tessellation.shells[0]],
-        tessellation.vertices[tessellation.shells[0] : tessellation.shells[1]],
-    )
+    first, second = tessellation.shells[:2]
+    frame, margin = tessellation.vertices[:first], tessellation.vertices[first:second]
     nearest = torch.minimum(torch.maximum(margin, frame.amin(0)), frame.amax(0))
     beyond = margin - nearest
     cells, opposite = torch.tensor(tessellation.frame_faces).T
@@ -187,7 +186,7 @@ def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor
 
 
 def _continuation(tessellation: Tessellation, boundary: str) -> Tensor:
-    """Weights of the frame's vertices in the velocity of each vertex, shape ``(V, V_frame)``: themselves, and what follows in the margin."""
+    """Weights ``(V, V_frame)`` of the frame's vertices in the velocity of each vertex, those of the margin included."""
     vertices, shells = tessellation.vertices, tessellation.shells
     weights = torch.zeros(len(vertices), shells[0], dtype=torch.float64)
     weights[: shells[0]] = torch.eye(shells[0])
@@ -209,7 +208,7 @@ def _continuation(tessellation: Tessellation, boundary: str) -> Tensor:
 
 
 def _kinks(tessellation: Tessellation) -> Tensor:
-    """Differences between the values that neighbouring cells would give to the margin's vertices right across from them, as a matrix on
+    """Differences between what neighbouring cells would give the margin's vertices right across from them, as a matrix on
     the velocities of the frame's vertices ``(., V_frame D)``."""
     dims, count = tessellation.spatial_dims, tessellation.frame_vertices
     _, cells, related, sides = _outside(tessellation)

@@ -1,9 +1,10 @@
 r"""Flows of continuous piecewise-affine velocity fields, cell by cell.
 
-In a cell the barycentric coordinates of a moving point obey :math:`\dot\lambda = q + R\lambda`, whose solution is an exponential. It is
-evaluated by its power series, on stretches of time so short that the series is exact to rounding, in any dimension and without cases for
-equal, complex or vanishing eigenvalues. A stretch ends at the time one, or where the first coordinate vanishes: the point then goes on in
-the cell across that face. Nothing is stepped over, and no step size is to be chosen.
+In a cell the barycentric coordinates of a moving point obey :math:`\dot\lambda = q + R\lambda`, whose solution is an
+exponential. It is evaluated by its power series, on stretches of time so short that the series is exact to rounding, in any
+dimension and without cases for equal, complex or vanishing eigenvalues. A stretch ends at the time one, or where the first
+coordinate vanishes: the point then goes on in the cell across that face. Nothing is stepped over, and no step size is to be
+chosen.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ class Start(NamedTuple):
 class _Stretch(NamedTuple):
     """Part of the ways of some points, each within one cell."""
 
-    rows: Tensor | None  # which points, None for all
+    rows: Tensor  # which points
     cell: Tensor
     start: Tensor  # barycentric coordinates (D + 1, n)
     duration: Tensor | None  # None for one
@@ -75,18 +76,10 @@ def _layout(tessellation: Tessellation, device: torch.device) -> _Layout:
         itself = torch.arange(count + len(border))
         enclosed = itself[count:, None].expand(-1, across.shape[1])
         still = tessellation.slots[:1, -1:].expand(len(border), *tessellation.slots.shape[1:])
-        return _Layout(
-            *(
-                x.to(device)
-                for x in (
-                    torch.cat([itself[:count], border]),
-                    twin,
-                    CLOSED * (itself >= count),
-                    torch.cat([torch.cat([across, enclosed]), itself[:, None]], 1).flatten(),
-                    torch.cat([tessellation.slots, still]).flatten(0, 1).T.contiguous(),
-                )
-            )
-        )
+        cells, walls = torch.cat([itself[:count], border]), CLOSED * (itself >= count)
+        after = torch.cat([torch.cat([across, enclosed]), itself[:, None]], 1).flatten()
+        slots = torch.cat([tessellation.slots, still]).flatten(0, 1).T.contiguous()
+        return _Layout(*(x.to(device) for x in (cells, twin, walls, after, slots)))
 
 
 def _corners(tessellation: Tessellation, cells: Tensor) -> Tensor:
@@ -96,11 +89,12 @@ def _corners(tessellation: Tessellation, cells: Tensor) -> Tensor:
 class _Fields:
     """Affine fields of the cells of B velocity fields, cell c of field b under the number ``b C + c``.
 
-    Each cell on the border has a twin at the end of the list, with the same field and no way out: where points go that leave all cells.
+    Each cell on the border has a twin at the end of the list, with the same field and no way out: where points go that leave
+    all cells.
 
     Attributes:
-        forward: rows of q (D + 1), R by columns (D + 1 each), edges from vertex 0 by columns (D each), the height of the walls around the
-            cell (none, or a twin's), the norm of A; shape ``(., B C)``.
+        forward: rows of q (D + 1), R by columns (D + 1 each), edges from vertex 0 by columns (D each), the height of the walls
+            around the cell (none, or a twin's), the norm of A; shape ``(., B C)``.
         backward: rows of q, R by columns, A by rows.
         cells, next, slots: see :class:`_Layout`.
     """
@@ -180,13 +174,13 @@ def _evaluate(terms: Sequence[Tensor], s: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _safe_step(height: Tensor, slope: Tensor, curvature: Tensor) -> Tensor:
-    """How far functions of this positive height and slope are sure to stay positive, their second derivatives being above ``-curvature``."""
+    """How far functions of this height and slope surely stay positive, if their second derivatives exceed ``-curvature``."""
     root = (slope.square() + 2 * curvature * height).sqrt_()
     return 2 * height / root.mul_(1 + 4 * torch.finfo(root.dtype).eps).sub_(slope)  # rounded up, lest the difference vanish
 
 
 def _fly(fields: _Fields, cell: Tensor, start: Tensor, order: int, stretch: float, keep: bool) -> tuple[Tensor, list[_Stretch]]:
-    """Displacement at time one of points that begin in ``cell`` (n,) at ``start`` (D + 1, n); shape ``(D, n)``, and the way of each."""
+    """Displacement ``(D, n)`` at time one of points that begin in ``cell`` (n,) at ``start`` (D + 1, n), and their ways."""
     # first, all at once, those that never leave their cell
     q, columns, edges, rest = fields.parts(fields.forward, cell)
     terms = _series(q, columns, start, None, order)
@@ -244,18 +238,13 @@ def _advance(
     local = cell.remainder(fields.count)
     exit_to = face.add_(local, alpha=fields.dims + 2)
     here = torch.maximum(start + change, -walls).gather(0, fields.slots.index_select(1, exit_to))
-    return (
-        duration,
-        left - duration,
-        gone + _apply(edges, change[1:]),
-        here,
-        fields.next.index_select(0, exit_to) + (cell - local),
-    )
+    gone, following = gone + _apply(edges, change[1:]), fields.next.index_select(0, exit_to) + (cell - local)
+    return duration, left - duration, gone, here, following
 
 
 @lru_cache(maxsize=64)
 def _quadrature(order: int, stretch: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """As many Gauss-Legendre nodes as integrate products of two exponentials over a stretch to rounding: matrices ``(Q, order + 1)`` from
+    """Enough Gauss-Legendre nodes to integrate products of two exponentials to rounding: matrices ``(Q, order + 1)`` from
     coefficients to values at the nodes, for powers of s, and, times the weights, for powers of 1 - s."""
     count, error = 1, math.inf
     while error > torch.finfo(dtype).eps / 4:
@@ -266,7 +255,7 @@ def _quadrature(order: int, stretch: float, device: torch.device, dtype: torch.d
     rising = ((nodes + 1) / 2)[:, None] ** powers
     falling = weights[:, None] / 2 * ((1 - nodes) / 2)[:, None] ** powers
     with torch.inference_mode(False):
-        return tuple(torch.from_numpy(m).to(device=device, dtype=dtype) for m in (rising, falling))
+        return torch.from_numpy(rising).to(device, dtype), torch.from_numpy(falling).to(device, dtype)
 
 
 def _fly_back(
@@ -274,9 +263,9 @@ def _fly_back(
 ) -> Tensor:
     """The adjoint: gradients with respect to where points began, from those with respect to where they ended, ``(D, n)``.
 
-    The velocity is continuous, so that moving a face that a way crosses changes nothing to first order, and the times of crossing count
-    as constant. Adds to ``total`` (D (D + 1), B C) the integrals over the ways in each cell of the adjoint times each coordinate, which
-    are the gradients with respect to the velocities at the cell's corners.
+    The velocity is continuous, so that moving a face that a way crosses changes nothing to first order, and the times of
+    crossing count as constant. Adds to ``total`` (D (D + 1), B C) the integrals over the ways in each cell of the adjoint times
+    each coordinate, which are the gradients with respect to the velocities at the cell's corners.
     """
     dims = fields.dims
     rising, falling = _quadrature(order, stretch, pull.device, pull.dtype)
@@ -300,7 +289,7 @@ def _fly_back(
 
 
 def _plan(fields: _Fields) -> tuple[int, float]:
-    """Terms of the series and length of a stretch. On a CPU slow fields get fewer terms; elsewhere this look at them would cost more."""
+    """Terms of the series and length of a stretch. On a CPU slow fields get fewer terms; on a GPU asking costs more."""
     fastest = fields.norm.max().item() if fields.norm.device.type == "cpu" else STRETCH
     stretch = next((s for s in (0.25, 0.5) if fastest <= s), STRETCH)
     return _order(stretch, fields.norm.dtype), stretch
@@ -337,11 +326,11 @@ class _Displacement(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, gradient: Tensor):
-        fields, (batch, vertices, dims), points_shape = ctx.fields, *ctx.shapes
+        fields, (order, stretch), ((batch, vertices, dims), points_shape) = ctx.fields, ctx.plan, ctx.shapes
         pull = gradient.transpose(0, 1).flatten(1).clone(memory_format=torch.contiguous_format)
         total = gradient.new_zeros(dims * (dims + 1), fields.count * batch) if ctx.needs_input_grad[0] else None
         for part, way in zip(_chunks(pull[0]), ctx.ways):
-            pull[:, part] = _fly_back(fields, way, pull[:, part].contiguous(), *ctx.plan, total)
+            pull[:, part] = _fly_back(fields, way, pull[:, part].contiguous(), order, stretch, total)
         to_velocities = to_points = None
         if total is not None:
             at = total.view(dims, dims + 1, batch, fields.count).permute(2, 3, 1, 0).reshape(batch, -1, dims)
@@ -372,11 +361,11 @@ def cpa_displacement(tessellation: Tessellation, velocities: Tensor, points: Ten
 def cpa_flow(tessellation: Tessellation, velocities: Tensor, points: Tensor) -> Tensor:
     r"""Where points are at time one that move along a continuous piecewise-affine velocity field.
 
-    Exact to rounding (about 1e-6 of the frame in float32, 1e-13 in float64), with exact gradients with respect to the velocities and the
-    points. The inverse is the flow of ``-velocities``. Double backward is not supported.
+    Exact to rounding (about 1e-6 of the frame in float32, 1e-13 in float64), with exact gradients with respect to the
+    velocities and the points. The inverse is the flow of ``-velocities``. Double backward is not supported.
 
-    A point that leaves all cells goes on with the affine field of the last, and one that begins outside moves with that of the nearest.
-    Around the frame of :func:`grid_tessellation` there are cells enough that neither happens.
+    A point that leaves all cells goes on with the affine field of the last, and one that begins outside moves with that of the
+    nearest. Around the frame of :func:`grid_tessellation` there are cells enough that neither happens.
 
     Args:
         tessellation: cells.
@@ -422,7 +411,8 @@ def cpa_jacobian(tessellation: Tessellation, velocities: Tensor, points: Tensor,
         tessellation, velocities, points, start: as :func:`cpa_displacement`.
 
     Returns:
-        Shape ``(B, N, D, D)``, detached; entry ``[..., i, j]`` is the derivative of component i along axis j. The determinant is positive.
+        Shape ``(B, N, D, D)``, detached; entry ``[..., i, j]`` is the derivative of component i along axis j. The determinant
+        is positive.
     """
     _check("cpa_jacobian()", tessellation, velocities, points)
     where = points.detach().expand(len(velocities), *points.shape[-2:]).clone().requires_grad_()

@@ -16,8 +16,8 @@ class CPAPrior:
     r"""Gaussian on the coefficients of piecewise-affine fields, under which velocities at vertices far apart differ.
 
     Velocities at the frame's vertices are a Gaussian process with covariance
-    :math:`\sigma^2 \exp(-\lVert x - y \rVert^2 / 2 \ell^2)` for each component, given that the field lies in its space (that it vanishes at
-    the border, say). The papers put the same kernel on the cells' matrices; on velocities its width has a unit.
+    :math:`\sigma^2 \exp(-\lVert x - y \rVert^2 / 2 \ell^2)` for each component, given that the field lies in its space (that it
+    vanishes at the border, say). The papers put the same kernel on the cells' matrices; on velocities its width has a unit.
 
     Args:
         space: of the fields.
@@ -32,8 +32,9 @@ class CPAPrior:
         if not (length_scale > 0 and std > 0):
             raise ValueError(f"CPAPrior: 'length_scale' and 'std' must be larger than 0, got {length_scale} and {std}.")
         count = space.tessellation.frame_vertices
-        apart = torch.cdist(*[space.tessellation.vertices[:count]] * 2)
-        covariance = torch.exp(-apart.square() / (2 * length_scale**2)) + 1e-6 * torch.eye(count, dtype=torch.float64)
+        vertices = space.tessellation.vertices[:count]
+        covariance = torch.exp(-torch.cdist(vertices, vertices).square() / (2 * length_scale**2))
+        covariance = covariance + 1e-6 * torch.eye(count, dtype=torch.float64)
         nodal = space.nodal[:count].transpose(0, 1)  # (D, V, P)
         root = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), nodal, upper=False) / std
         self.precision = torch.einsum("dvp,dvq->pq", root, root)
@@ -45,7 +46,7 @@ class CPAPrior:
         return torch.linalg.solve_triangular(self._cholesky.T, noise.T, upper=True).T.float()
 
     def energy(self, theta: Tensor) -> Tensor:
-        """Half the squared Mahalanobis length of each row of ``theta`` (B, P), shape ``(B,)``: minus the log density, less its constant."""
+        """Half the squared Mahalanobis length of each row of ``theta`` (B, P), shape ``(B,)``: minus the log density."""
         return (theta @ self._cholesky.to(theta)).square().sum(1) / 2
 
     def log_density(self, theta: Tensor) -> Tensor:

@@ -18,17 +18,17 @@ __all__ = ["Tessellation", "grid_tessellation"]
 class Tessellation:
     r"""Any conforming set of simplices in 1, 2 or 3 dimensions: two cells share a whole face, or less than a face.
 
-    A point of a cell is written in barycentric coordinates :math:`\lambda`, one for each vertex of the cell, which sum to one; it
-    lies in the cell where none is negative, and on the face opposite to vertex j where :math:`\lambda_j = 0`.
+    A point of a cell is written in barycentric coordinates :math:`\lambda`, one for each vertex of the cell, which sum to one;
+    it lies in the cell where none is negative, and on the face opposite to vertex j where :math:`\lambda_j = 0`.
 
     Args:
         vertices: shape ``(V, D)``, any unit.
         cells: indices of each cell's vertices, shape ``(C, D + 1)``.
-        shells: how many of the first vertices make up the frame, the frame with the first layer of the margin around it, and so on.
-            Velocities in a margin follow from those of the frame. All by default.
+        shells: how many of the first vertices make up the frame, the frame with the first layer of the margin around it, and so
+            on. Velocities in a margin follow from those of the frame. All by default.
         frame_cells: how many of the first cells make up the frame. All by default.
-        boxes: for grids, which of the cells lie in each box, and the coordinates at which boxes begin and end along each axis; makes
-            :meth:`locate` independent of the number of cells.
+        boxes: for grids, which of the cells lie in each box, and the coordinates at which boxes begin and end along each axis;
+            makes :meth:`locate` independent of the number of cells.
 
     Raises:
         ShapeError: if ``vertices`` or ``cells`` has another shape.
@@ -109,8 +109,8 @@ class Tessellation:
     def slots(self) -> Tensor:
         """Where barycentric coordinates go when a point leaves a cell, shape ``(C, D + 2, D + 1)``.
 
-        Entry ``[c, j, k]`` is the coordinate of cell c that becomes coordinate k of its neighbour opposite to vertex j; that of the
-        vertex left behind, zero by then, goes to the vertex that is new. The last row, ``j = D + 1``, is for staying.
+        Entry ``[c, j, k]`` is the coordinate of cell c that becomes coordinate k of its neighbour opposite to vertex j; that of
+        the vertex left behind, zero by then, goes to the vertex that is new. The last row, ``j = D + 1``, is for staying.
         """
         count = self.spatial_dims + 1
         table = torch.arange(count).repeat(len(self.cells), count + 1, 1)
@@ -132,7 +132,7 @@ class Tessellation:
         return (matrix[..., :-1] @ points.unsqueeze(-1)).squeeze(-1) + matrix[..., -1]
 
     def locate(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The cell of each point; for a point outside, the one on the border of which it is least outside, by barycentric coordinates.
+        """The cell of each point; for a point outside, the border cell of which it is least outside.
 
         Args:
             points: shape ``(..., D)``, unit of the vertices.
@@ -184,7 +184,7 @@ def _splits(corners: dict[tuple[int, ...], int], center: int | None, index: Sequ
     """Simplices of one box, from the vertex at each of its corners."""
     if len(index) == 1:
         return [[corners[0,], corners[1,]]]
-    if len(index) == 2:
+    if center is not None:
         ring = [corners[0, 0], corners[0, 1], corners[1, 1], corners[1, 0]]
         return [[center, a, b] for a, b in zip(ring, ring[1:] + ring[:1])]
     even = {bits: v for bits, v in corners.items() if (sum(bits) + sum(index)) % 2 == 0}
@@ -201,13 +201,13 @@ def _splits(corners: dict[tuple[int, ...], int], center: int | None, index: Sequ
 def grid_tessellation(cells: tuple[int, ...], margins: tuple[float, ...] = (1.0, 64.0)) -> Tessellation:
     """The frame [0, 1]^D cut into boxes, each box into simplices, and layers of more boxes around it.
 
-    An interval is one cell. A rectangle becomes four triangles around its centre. A box becomes five tetrahedra, the middle one between
-    the corners whose grid indices sum to an even number, so that the faces of neighbouring boxes match.
+    An interval is one cell. A rectangle becomes four triangles around its centre. A box becomes five tetrahedra, the middle one
+    between the corners whose grid indices sum to an even number, so that the faces of neighbouring boxes match.
 
     Args:
         cells: boxes along each of the 1, 2 or 3 axes.
-        margins: width of each layer around the frame, in frames, from the inside outwards; the last is so wide that nothing comes to its
-            end. None of them: ``()``.
+        margins: width of each layer around the frame, in frames, from the inside outwards; the last is so wide that nothing
+            comes to its end. None of them: ``()``.
 
     Raises:
         ValueError: unless there are 1 to 3 axes with at least one box each.
@@ -239,7 +239,8 @@ def grid_tessellation(cells: tuple[int, ...], margins: tuple[float, ...] = (1.0,
     named = [("corner", i) for i in corners] + ([("center", i) for i in boxes] if len(cells) == 2 else [])
     named.sort(key=layer)  # within a layer the order stays: corners, then centres
     number = {name: k for k, name in enumerate(named)}
-    simplices, members = [], {}
+    simplices: list[list[int]] = []
+    members = {}
     for index in sorted(boxes, key=lambda i: layer(("box", i))):
         around = {
             bits: number["corner", tuple(i + b for i, b in zip(index, bits))]

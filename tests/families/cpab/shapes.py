@@ -9,7 +9,7 @@ from monai_diffeo.families.cpab import Tessellation, cpa_space, grid_tessellatio
 
 
 def delaunay(inner, dims, seed=0):
-    """The unit square or cube with random points inside, middles of edges and faces, and tetrahedra or triangles between them."""
+    """The unit square or cube with random points inside, middles of edges and faces, and simplices between them."""
     corners = torch.tensor(
         [p for p in itertools.product((0.0, 0.5, 1.0), repeat=dims) if p != (0.5,) * dims], dtype=torch.float64
     )

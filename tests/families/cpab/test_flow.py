@@ -15,7 +15,7 @@ GRIDS = [(5,), (3, 3), (2, 2, 2)]
 
 
 def on_a_line(nodes, values, x):
-    """Where x goes in time one along the piecewise-linear velocity, by the logarithm's formula for the time to the next node."""
+    """Where x goes in time one along the piecewise-linear velocity; the time to the next node is a logarithm."""
     left = 1.0
     while left > 0:
         k = min(max(sum(x >= n for n in nodes) - 1, 0), len(nodes) - 2)
@@ -298,7 +298,7 @@ class TestPrior:
 
 
 def test_a_device_is_asked_for_nothing_but_which_points_are_under_way(monkeypatch):
-    """Tensors on "meta" have no values and mix with no others: whoever reads one, or computes a part on the host, fails there."""
+    """Tensors on "meta" have no values and mix with no others: reading one, or computing on the host, fails."""
     with pytest.raises(RuntimeError):
         torch.ones(1, device="meta").item()
     asked, nonzero = [], torch.Tensor.nonzero

@@ -120,7 +120,7 @@ def test_errors_say_what_is_wrong():
         Tessellation(corners, [[0, 1, 2], [0, 2, 3]])
     fan = Tessellation([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.3, 2.0]], [[0, 1, 2], [0, 1, 3], [0, 1, 4]])
     with pytest.raises(ValueError, match=r"face of vertices \(0, 1\) belongs to 3 cells"):
-        fan.neighbours
+        _ = fan.neighbours
     with pytest.raises(ValueError, match="1 to 3 numbers"):
         grid_tessellation((2, 0))
     with pytest.raises(ShapeError, match=r"\(..., 2\)"):

@@ -1,0 +1,96 @@
+"""Every rule that accepts or refuses an image or a deformation, one function each.
+
+A rule answers for one image with the reason why it is left as it is, or with None. A number that is not
+finite is never accepted.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
+from monai_diffeo.flow import folding_fraction
+
+__all__ = [
+    "confident_turns",
+    "finite_rows",
+    "high_energy_note",
+    "mirrored_note",
+    "refuse_energy_increase",
+    "refuse_folding",
+    "refuse_nonfinite_deformation",
+    "refuse_nonfinite_energy",
+    "refuse_unusable_image",
+    "skip_low_energy",
+    "worst_folding",
+]
+
+
+def finite_rows(*tensors: Tensor) -> Tensor:
+    """Which images have only finite values in all of the tensors ``(B, ...)``; shape ``(B,)``, bool."""
+    return torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in tensors]).all(0)
+
+
+def refuse_unusable_image(image: Tensor) -> list[str | None]:
+    """Images ``(B, C, *S)`` with a value that is not finite, and constant images, cannot be canonicalised at all."""
+    flat = image.flatten(1)
+    return [
+        f"{REJECTED}: the image holds NaN or infinite values" if not f else f"{REJECTED}: the image is constant" if c else None
+        for f, c in zip(finite_rows(flat).tolist(), (flat.amax(1) == flat.amin(1)).tolist())
+    ]
+
+
+def refuse_nonfinite_energy(energy: float) -> str | None:
+    """An image whose energy, before or after, is not finite is rejected."""
+    return None if math.isfinite(energy) else f"{REJECTED}: energy became {energy}"
+
+
+def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
+    """An image whose energy is at most ``skip_below`` is left alone; None moves every image."""
+    if skip_below is None or not energy <= skip_below:
+        return None
+    return f"{LEFT_ALONE}: looks like the training images"
+
+
+def confident_turns(probabilities: Tensor, min_confidence: float) -> Tensor:
+    """The likeliest quarter turn ``(B,)`` where its probability ``(B, 4)`` is at least ``min_confidence``, else 0."""
+    return torch.where(probabilities.amax(1) >= min_confidence, probabilities.argmax(1), 0)
+
+
+def mirrored_note(probability: float, min_confidence: float) -> str:
+    """A film that is mirrored with at least this probability is only noted, because situs inversus exists."""
+    return f"looks mirrored (probability {probability:.2f}) and is not changed" if probability >= min_confidence else ""
+
+
+def worst_folding(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
+    """Share of folded or not finite voxels ``(B,)`` of a displacement or of its inverse, whichever is larger."""
+    return torch.maximum(folding_fraction(ddf), folding_fraction(inverse_ddf))
+
+
+def refuse_nonfinite_deformation(finite: bool) -> str | None:
+    """A deformation is rejected unless field, inverse field, velocity and moved image are all finite."""
+    return None if finite else f"{REJECTED}: the deformation holds NaN or infinite values"
+
+
+def refuse_folding(share: float, max_halvings: int) -> str | None:
+    """A deformation is rejected if it or its inverse still folds after the halvings."""
+    return None if share == 0 else f"{REJECTED}: {share:.2%} of the voxels still fold after {max_halvings} halvings"
+
+
+def refuse_energy_increase(before: float, after: float, max_energy_increase: float | None) -> str | None:
+    """A deformation is rejected if it raises the energy by more than ``max_energy_increase``; None accepts any rise."""
+    if max_energy_increase is None or after <= before + max_energy_increase:
+        return None
+    return f"{REJECTED}: energy rose from {before:.3g} to {after:.3g}"
+
+
+def high_energy_note(energy: float, ood_threshold: float | None) -> str:
+    """An image whose energy remains above ``ood_threshold`` is noted, not rejected; None notes none."""
+    return (
+        f"remains unlike the training images (energy {energy:.3g})"
+        if ood_threshold is not None and energy > ood_threshold
+        else ""
+    )
