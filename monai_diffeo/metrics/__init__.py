@@ -5,6 +5,7 @@ from monai_diffeo.metrics.topology import (
     betti_numbers,
     connected_components,
     euler_characteristic,
+    largest_components,
     shape_topology,
     shapes_intact,
 )
@@ -14,6 +15,7 @@ __all__ = [
     "betti_numbers",
     "connected_components",
     "euler_characteristic",
+    "largest_components",
     "shape_topology",
     "shapes_intact",
 ]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
 from monai_diffeo.errors import FilmError
 
 __all__ = ["format_of_name", "list_films", "split_name"]
+
+logger = logging.getLogger(__name__)
 
 SUFFIXES = {
     ".nii.gz": "nifti",
@@ -61,17 +63,17 @@ def format_of_name(name: str) -> str | None:
 
 
 def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] = ()) -> list[Path]:
-    """Every regular file below a folder, sorted; nothing is left out for its suffix, `read_film` refuses by name.
+    """Every file below a folder, sorted; nothing is left out for its suffix, `read_film` refuses by name.
 
-    Hidden files and hidden folders below `folder` are left out, and linked folders are not entered; links to files are
-    followed. `folder` itself may be a link.
+    Links are followed, to folders too, unless they lead back to a folder above them. Hidden files and folders (a dot
+    first), pipes, sockets and devices are left out, and a warning says how many. `folder` itself may be hidden or a link.
 
     Args:
         folder: a folder, or one file.
-        exclude: folders to leave out, e.g. the output folder.
+        exclude: folders to leave out.
 
     Returns:
-        Paths that start with `folder`.
+        Paths that start with `folder`, also links that lead nowhere.
 
     Raises:
         FilmError: ``FileNotReadable`` if `folder` or a folder below it cannot be read.
@@ -81,23 +83,40 @@ def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] =
         return [root]
     shut = {os.path.realpath(path) for path in exclude}
     films: list[Path] = []
-    for place, folders, files in os.walk(root, onerror=_refuse_folder):
-        if os.path.realpath(place) in shut:
-            folders.clear()
+    passed = 0
+    places: list[tuple[Path, tuple[str, ...]]] = [(root, ())]  # each with the true paths of the folders above it
+    while places:
+        place, above = places.pop()
+        real = os.path.realpath(place)
+        if real in shut or real in above:
             continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        films += [Path(place, name) for name in files if is_plain(place, name)]
+        found = _look_into(place)
+        films += found["film"]
+        places += [(folder, (*above, real)) for folder in found["folder"]]
+        passed += len(found["passed"])
+    if passed:
+        logger.warning("list_films(): %d hidden or special files and folders below %s are left out.", passed, root)
     return sorted(films)
 
 
-def is_plain(folder: str | os.PathLike, name: str) -> bool:
-    """Whether `name` in `folder` is a regular file, a link to one or a link that leads nowhere, and not hidden."""
-    path = os.path.join(folder, name)
-    mode = os.lstat(path).st_mode
-    return not name.startswith(".") and (
-        stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and (os.path.isfile(path) or not os.path.exists(path)))
-    )
+def film_names(folder: str | os.PathLike) -> list[str]:
+    """Names in one folder that `list_films` would list."""
+    return [path.name for path in _look_into(Path(folder))["film"]]
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise FilmError("FileNotReadable", "A folder is missing or may not be opened. Check the path and its rights.")
+def _look_into(folder: Path) -> dict[str, list[Path]]:
+    """What is in a folder, by kind."""
+    found: dict[str, list[Path]] = {"film": [], "folder": [], "passed": []}
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        raise FilmError("FileNotReadable", "A folder is missing or may not be opened. Check the path and its rights.") from None
+    for name in names:
+        path = folder / name
+        if name.startswith("."):
+            found["passed"].append(path)
+        elif os.path.isdir(path):
+            found["folder"].append(path)
+        else:
+            found["film" if os.path.isfile(path) or not os.path.exists(path) else "passed"].append(path)
+    return found
