@@ -53,6 +53,8 @@ def separate_lungs(mask: np.ndarray) -> np.ndarray:
         ValueError: if it has fewer than two parts.
     """
     inside = np.asarray(mask) != 0
+    if inside.ndim != 2:
+        raise ShapeError("separate_lungs()", "mask", "(H, W)", inside.shape, "Take one channel of one film.")
     first, second, _ = split_lungs(inside, min_share=0.0)
     if not first.any():
         found = "1 part" if inside.any() else "0 parts"

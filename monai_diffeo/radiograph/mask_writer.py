@@ -20,6 +20,7 @@ from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 __all__ = ["MaskNames", "figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
 
 _PICTURES = ("png", "jpeg")
+_LABELS = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
 
 
 def mask_path(
@@ -259,13 +260,14 @@ def write_mask(
 def _whole(mask: np.ndarray) -> np.ndarray:
     """The labels in the smallest integer type that holds them all."""
     low, high = (mask.min(), mask.max()) if mask.size else (0, 0)
-    whole = mask.dtype.kind in "biu" or (np.isfinite([low, high]).all() and (mask == np.rint(mask)).all())
-    if not (whole and -(2**31) <= low and high < 2**32):
-        raise FilmError(
-            "UnsupportedLabels",
-            f"write_mask() expects whole labels of at most 32 bits, got values from {low} to {high}. Round or argmax first.",
-        )
-    return mask.astype(np.promote_types(np.min_scalar_type(int(low)), np.min_scalar_type(int(high))))
+    if mask.dtype.kind in "biu" or (np.isfinite([low, high]).all() and (mask == np.rint(mask)).all()):
+        for kind in map(np.iinfo, _LABELS):
+            if kind.min <= low and high <= kind.max:
+                return mask.astype(kind.dtype)
+    raise FilmError(
+        "UnsupportedLabels",
+        f"write_mask() expects whole labels of at most 32 bits, got values from {low} to {high}. Round or argmax first.",
+    )
 
 
 def _png_bytes(labels: np.ndarray) -> bytes:
