@@ -89,11 +89,14 @@ class MaskNames:
         postfix: str = "lungs",
     ) -> None:
         folders: dict[Path, list[Path]] = defaultdict(list)
+        taken: dict[str, set[str]] = defaultdict(set)
+        true_path = lru_cache(maxsize=None)(os.path.realpath)
         for film in map(Path, films):
             folders[_folder_of(film, Path(root), Path(output_dir), postfix)].append(film)
+            taken[true_path(film.parent)].add(film.name)
         self._paths: dict[Path, Path | None] = {}
         for folder, some in folders.items():
-            names = _names_in_folder([film.name for film in some], postfix)
+            names = _names_in_folder([film.name for film in some], taken[true_path(folder)], postfix)
             self._paths |= {film: folder / name if (name := names[film.name]) else None for film in some}
 
     def __call__(self, film_path: str | os.PathLike) -> Path:
@@ -162,8 +165,11 @@ def _names_beside(folder: Path, changed: int, root: Path, output_dir: Path, post
     return MaskNames([folder / name for name in film_names(folder)], root, output_dir, postfix)
 
 
-def _names_in_folder(films: list[str], postfix: str) -> dict[str, str | None]:
-    """Mask names of the films of one folder; None where none is free. Each round gives more films their suffix."""
+def _names_in_folder(films: list[str], taken: set[str], postfix: str) -> dict[str, str | None]:
+    """Mask names of the films of one folder; None where none is free. ``taken`` are films where the masks go.
+
+    Each round gives more films their suffix.
+    """
     plain = set(films)
     while True:
         masks = {film: _mask_name(film, postfix, film not in plain) for film in films}
@@ -172,7 +178,7 @@ def _names_in_folder(films: list[str], postfix: str) -> dict[str, str | None]:
             users[mask].append(film)
             users[_figure_name(mask)].append(film)
         count = Counter(name for name, some in users.items() for film in some if format_of_name(film) is not None)
-        count.update(set(films))
+        count.update({*films, *taken})
         clashing = [some for name, some in users.items() if count[name] > 1]
         moved: set[str] = set()
         for some in clashing:
