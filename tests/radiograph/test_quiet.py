@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 import warnings
 
 import pytest
@@ -101,6 +102,38 @@ def test_another_thread_is_heard_during_a_slow_read(heard, capfd):
         spoke.set()
         thread.join()
     assert [str(w.message) for w in seen] == ["foreign", "foreign again"] and heard == ["foreign reader"]
+    assert "SECRET" not in "".join(capfd.readouterr())
+
+
+@pytest.mark.parametrize("slow", [0.0, 0.2])
+def test_a_slow_read_of_a_secretive_film_prints_nothing_and_hides_nothing(tmp_path, monkeypatch, heard, capfd, slow):
+    """Two threads read; a third one warns meanwhile."""
+    pytest.importorskip("pydicom")
+    from monai_diffeo.radiograph import dicom
+    from monai_diffeo.radiograph.reader import read_film
+    from tests.radiograph.dicom_factory import corner_film, save
+
+    path, read = save(tmp_path / "a.dcm", corner_film(), PatientID="SECRET"), dicom._dataset
+
+    def chatty(*arguments):
+        for _ in range(3):
+            warnings.warn("SECRET", stacklevel=1)
+            logging.getLogger("pydicom.dataset").warning("SECRET")
+            time.sleep(slow / 3)
+        return read(*arguments)
+
+    monkeypatch.setattr(dicom, "_dataset", chatty)
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        threads = [threading.Thread(target=read_film, args=(path,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+        time.sleep(slow / 2)
+        warnings.warn("foreign", stacklevel=1)
+        logging.getLogger("foreign").warning("foreign")
+        for thread in threads:
+            thread.join()
+    assert [str(w.message) for w in seen] == ["foreign"] and heard == ["foreign"]
     assert "SECRET" not in "".join(capfd.readouterr())
 
 
