@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
+from monai.utils import optional_import
 
 __all__ = ["check_options", "option_text", "parse_switch"]
 
@@ -38,9 +39,6 @@ def check_options(argv: Sequence[str] | None = None) -> None:
     Nothing is checked outside ``python -m monai.bundle run``. There, an option must be an id of the config files (nested ids
     with ``#`` or ``::``) or one of MONAI's own arguments, may come once, and needs a value unless it is a switch.
 
-    Args:
-        argv: the command line, ``sys.argv`` by default.
-
     Raises:
         ValueError: for an unknown, repeated or empty option, or a word that belongs to none; it names the nearest option.
     """
@@ -48,7 +46,7 @@ def check_options(argv: Sequence[str] | None = None) -> None:
     given = dict(options)
     args_file, config_file = given.get("args_file"), given.get("config_file")
     defaults = ConfigParser.load_config_file(args_file) if args_file else {}
-    files = _as_fire(config_file) if config_file else defaults.get("config_file")
+    files = optional_import("fire.parser")[0].DefaultParseValue(config_file) if config_file else defaults.get("config_file")
     if files is None:
         return
     parser = ConfigParser()
@@ -106,21 +104,14 @@ def _typed(argv: Sequence[str] | None) -> tuple[list[str], list[tuple[str, str |
             options.append((name, value))
         elif rest and not _is_option(rest[0]):
             options.append((name, rest.pop(0)))
-        elif name.startswith("no") and name not in _monai_arguments():
-            options.append((name[2:], None))
-        else:
-            options.append((name, None))
+        else:  # a switch, or its opposite
+            opposite = name.startswith("no") and name not in _monai_arguments()
+            options.append((name[2:] if opposite else name, None))
     return words, options
 
 
 def _is_option(word: str) -> bool:
     return re.match("--|-[a-zA-Z]", word) is not None
-
-
-def _as_fire(word: str) -> Any:
-    from fire.parser import DefaultParseValue
-
-    return DefaultParseValue(word)
 
 
 def _monai_arguments() -> set[str]:

@@ -10,26 +10,6 @@ from monai_diffeo.radiograph.outputs import recorded_outputs
 from monai_diffeo.radiograph.packaged import packaged_film
 from monai_diffeo.radiograph.reader import FilmReader, NamedFilm, film_meta, list_films, read_film
 
-__all__ = [
-    "FailSafeDataset",
-    "Film",
-    "FilmList",
-    "FilmReader",
-    "MaskNames",
-    "NamedFilm",
-    "collate_one",
-    "figure_path",
-    "film_datalist",
-    "film_meta",
-    "list_films",
-    "mask_path",
-    "mask_path_beside",
-    "mask_paths",
-    "packaged_film",
-    "read_film",
-    "read_manifest",
-    "recorded_outputs",
-    "separate_lungs",
-    "split_lungs",
-    "write_mask",
-]
+__all__ = ["FailSafeDataset", "Film", "FilmList", "FilmReader", "MaskNames", "NamedFilm", "collate_one", "figure_path"]
+__all__ += ["film_datalist", "film_meta", "list_films", "mask_path", "mask_path_beside", "mask_paths", "packaged_film"]
+__all__ += ["read_film", "read_manifest", "recorded_outputs", "separate_lungs", "split_lungs", "write_mask"]

@@ -35,8 +35,8 @@ def film_datalist(
 ) -> FilmList:
     """All files below a folder, one file, or, without either, the sample film of ``pydicom-data``.
 
-    Only what an earlier run wrote is left out: its ``report.jsonl`` and the files that the report records. Their number
-    is logged, and so is that of hidden and special files (`list_films`). Any other file in an output folder is a film.
+    Left out are an earlier run's ``report.jsonl``, the files that it records, and hidden files (`list_films`); how many is
+    logged. Any other file in an output folder is a film.
 
     Args:
         dataset_dir: folder or file; None for the sample film.
@@ -50,10 +50,8 @@ def film_datalist(
         film = packaged_film()
         return FilmList([{"image": str(film)}], film.parent)
     if dataset_dir == "" or not isinstance(dataset_dir, (str, os.PathLike)):
-        raise ValueError(
-            f"film_datalist(): 'dataset_dir' must be a folder or a file, got {dataset_dir!r}; a shell variable may be unset. "
-            "Leave --dataset_dir out to run on the packaged film."
-        )
+        remedy = "A shell variable may be unset; leave --dataset_dir out to run on the packaged film."
+        raise ValueError(f"film_datalist(): 'dataset_dir' must be a folder or a file, got {dataset_dir!r}. {remedy}")
     path = Path(dataset_dir)
     if not path.exists():
         raise FileNotFoundError(f"film_datalist(): no folder or file at {path}. Give --dataset_dir a folder of films.")
@@ -61,16 +59,10 @@ def film_datalist(
     if any(Path(folder).resolve() == root.resolve() for folder in exclude):
         raise ValueError(f"film_datalist(): films and results would share the folder {path}. Give --output_dir another folder.")
     films = list_films(path)
-    own = _own_outputs(films) if path.is_dir() else set()
+    own: set[Path] = set()
+    for report in films if path.is_dir() else ():
+        if report.name == REPORT_NAME and (recorded := recorded_outputs(report)):
+            own.update([report], *recorded.values())
     if own:
         logger.warning("film_datalist(): %d files that earlier runs wrote and recorded are no films.", len(own))
     return FilmList([{"image": str(film)} for film in films if film not in own], root)
-
-
-def _own_outputs(films: Sequence[Path]) -> set[Path]:
-    """Reports among the films that are ours, and the masks and figures that they record."""
-    own: set[Path] = set()
-    for report in films:
-        if report.name == REPORT_NAME and (recorded := recorded_outputs(report)):
-            own.update([report], *recorded.values())
-    return own

@@ -135,18 +135,16 @@ class ReaderWarning(Warning, metaclass=_WhileReading):
     """Every warning of a thread that reads a film, and no other: a category for filters, never raised."""
 
 
-def _is_no_reader_record(record: logging.LogRecord) -> bool:
+def _is_not_of_a_reader(record: logging.LogRecord) -> bool:
     return not (_reading.depth and record.name.partition(".")[0] in _READERS)
 
 
-def _handlers() -> Iterator[logging.Handler]:
-    """All handlers that a record of a reader may reach."""
-    if logging.lastResort is not None:
-        yield logging.lastResort
-    yield from logging.getLogger().handlers
+def _loggers() -> Iterator[logging.Logger]:
+    """All loggers whose handlers a record of a reader may reach."""
+    yield logging.getLogger()
     for name, logger in list(logging.Logger.manager.loggerDict.items()):
         if name.partition(".")[0] in _READERS and isinstance(logger, logging.Logger):
-            yield from logger.handlers
+            yield logger
 
 
 @contextmanager
@@ -158,8 +156,8 @@ def quiet() -> Iterator[None]:
     """
     if not (warnings.filters and warnings.filters[0][2] is ReaderWarning):
         warnings.simplefilter("ignore", ReaderWarning)
-    for handler in _handlers():
-        handler.addFilter(_is_no_reader_record)
+    for handler in filter(None, [logging.lastResort, *(handler for logger in _loggers() for handler in logger.handlers)]):
+        handler.addFilter(_is_not_of_a_reader)
     _reading.depth += 1
     try:
         yield

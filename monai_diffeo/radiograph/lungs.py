@@ -30,7 +30,7 @@ def split_lungs(mask: np.ndarray, min_share: float = 0.1) -> tuple[np.ndarray, n
     """
     mask = np.asarray(mask) > 0.5
     if mask.ndim != 2:
-        raise ShapeError("split_lungs()", "mask", "(H, W)", mask.shape, "Take one channel of one film.")
+        raise ShapeError("split_lungs() and separate_lungs()", "mask", "(H, W)", mask.shape, "Take one channel of one film.")
     labels = largest_components(mask, 2, "full")
     parts = [labels == 1, labels == 2]
     if not parts[1].any() or parts[1].sum() < min_share * parts[0].sum():
@@ -49,12 +49,9 @@ def separate_lungs(mask: np.ndarray) -> np.ndarray:
         Shape ``(2, H, W)``, bool: the lung further left in the image first. Smaller parts are left out.
 
     Raises:
-        ShapeError: if ``mask`` has other than two axes.
-        ValueError: if it has fewer than two parts.
+        ValueError: if there are fewer than two parts.
     """
     inside = np.asarray(mask) != 0
-    if inside.ndim != 2:
-        raise ShapeError("separate_lungs()", "mask", "(H, W)", inside.shape, "Take one channel of one film.")
     first, second, _ = split_lungs(inside, min_share=0.0)
     if not first.any():
         found = "1 part" if inside.any() else "0 parts"

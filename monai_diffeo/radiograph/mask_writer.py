@@ -11,6 +11,7 @@ from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from monai.config import PathLike
 from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError, ShapeError
@@ -23,9 +24,7 @@ _PICTURES = ("png", "jpeg")
 _LABELS = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
 
 
-def mask_path(
-    film_path: str | os.PathLike, root: str | os.PathLike, output_dir: str | os.PathLike, postfix: str = "lungs"
-) -> Path:
+def mask_path(film_path: PathLike, root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> Path:
     """Where the mask of a film goes: the folders below `root` are kept, the suffix gives way to the postfix.
 
     Args:
@@ -48,13 +47,8 @@ def mask_path(
     return _folder_of(film, Path(root), Path(output_dir), postfix) / _mask_name(film.name, postfix, with_suffix=False)
 
 
-def figure_path(mask_path: str | os.PathLike) -> Path:
-    """Where the figure of a film goes: beside its mask and named after it.
-
-    Example:
-        >>> figure_path("out/b_dcm_lungs.nii.gz").as_posix(), figure_path("out/b_lungs.png").as_posix()
-        ('out/b_dcm_lungs_report.png', 'out/b_lungs_report.png')
-    """
+def figure_path(mask_path: PathLike) -> Path:
+    """Where the figure of a film goes: beside its mask and named after it, ``b_lungs.nii.gz`` gives ``b_lungs_report.png``."""
     path = Path(mask_path)
     return path.with_name(_figure_name(path.name))
 
@@ -62,114 +56,58 @@ def figure_path(mask_path: str | os.PathLike) -> Path:
 class MaskNames:
     """Mask paths of the films of a run: no two films share a mask or a figure, and no output is named like a film.
 
-    Only films that would collide get their suffix in the name: ``b.dcm`` beside ``b.nii`` gives ``b_dcm_lungs.nii.gz``.
-    Beside a picture ``b.png`` it does too, and the picture keeps ``b_lungs.png``. A film without suffix is the last to
-    give way.
-
-    Args:
-        films: all films of the run, at or below `root`.
-        root: the folder that was read, or the one film.
-        output_dir: folder of the masks.
-        postfix: what is added to the names.
-
-    Raises:
-        FilmError: as `mask_path`.
-
-    Example:
-        >>> names = MaskNames(["in/b.dcm", "in/b.png"], "in", "out")
-        >>> names("in/b.dcm").as_posix(), names("in/b.png").as_posix()
-        ('out/b_dcm_lungs.nii.gz', 'out/b_lungs.png')
+    Only films that would collide get their suffix in the name: ``b.dcm`` beside ``b.nii`` gives ``b_dcm_lungs.nii.gz``. Beside
+    ``b.png`` it does too, and the picture keeps ``b_lungs.png``. A film without suffix is the last to give way. Arguments are
+    those of `mask_path`, for all films at once.
     """
 
-    def __init__(
-        self,
-        films: Iterable[str | os.PathLike],
-        root: str | os.PathLike,
-        output_dir: str | os.PathLike,
-        postfix: str = "lungs",
-    ) -> None:
+    def __init__(self, films: Iterable[PathLike], root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> None:
         folders: dict[Path, list[Path]] = defaultdict(list)
         taken: dict[str, set[str]] = defaultdict(set)
         true_path = lru_cache(maxsize=None)(os.path.realpath)
         for film in map(Path, films):
             folders[_folder_of(film, Path(root), Path(output_dir), postfix)].append(film)
             taken[true_path(film.parent)].add(film.name)
-        self._paths: dict[Path, Path | None] = {}
+        self.paths: dict[Path, Path | None] = {}
         for folder, some in folders.items():
             names = _names_in_folder([film.name for film in some], taken[true_path(folder)], postfix)
-            self._paths |= {film: folder / name if (name := names[film.name]) else None for film in some}
+            self.paths |= {film: folder / name if (name := names[film.name]) else None for film in some}
 
-    def __call__(self, film_path: str | os.PathLike) -> Path:
-        """Path of one film's mask.
-
-        Raises:
-            KeyError: if it is none of the films.
-            FilmError: ``UnsupportedFile`` if no name is free.
-        """
-        path = self._paths[Path(film_path)]
+    def __call__(self, film_path: PathLike) -> Path:
+        """Path of one film's mask; FilmError ``UnsupportedFile`` if no name is free, KeyError if it is none of the films."""
+        path = self.paths[Path(film_path)]
         if path is None:
             raise FilmError("UnsupportedFile", "Two films would write the same mask or picture. Rename one of them.")
         return path
 
-    def __contains__(self, film_path: str | os.PathLike) -> bool:
-        return Path(film_path) in self._paths
 
-
-def mask_paths(
-    films: Sequence[str | os.PathLike],
-    root: str | os.PathLike,
-    output_dir: str | os.PathLike,
-    postfix: str = "lungs",
-) -> dict[Path, Path]:
-    """Mask paths of many films as `MaskNames` gives them.
-
-    Returns:
-        Film to mask, in the order of `films`.
-
-    Raises:
-        FilmError: as `mask_path`, or ``UnsupportedFile`` if no name is free for one of them.
-    """
+def mask_paths(films: Sequence[PathLike], root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> dict[Path, Path]:
+    """Film to mask for many films, as `MaskNames` gives them and in their order; FilmError if one of them gets no name."""
     names = MaskNames(films, root, output_dir, postfix)
     return {Path(film): names(film) for film in films}
 
 
-def mask_path_beside(
-    film_path: str | os.PathLike, root: str | os.PathLike, output_dir: str | os.PathLike, postfix: str = "lungs"
-) -> Path:
-    """Mask path of one film, the same that `mask_paths` gives it among all files of its folder.
+def mask_path_beside(film_path: PathLike, root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> Path:
+    """Mask path of one film, the same that `mask_paths` gives it among all files of its folder; arguments as `mask_path`.
 
-    The names of a folder are kept until it changes, so that a run over a folder is linear. For a run whose films are
-    known, prefer one `MaskNames`.
-
-    Args:
-        film_path: the film, at or below `root`.
-        root: the folder that was read, or the film itself.
-        output_dir: folder of the masks.
-        postfix: what is added to the name.
-
-    Raises:
-        FilmError: as `mask_paths`, for this film only.
+    The names of a folder are kept until it changes, so that a run is linear. One `MaskNames` for a run is quicker still.
     """
     film = Path(film_path)
     if film == Path(root) or not film.parent.is_dir():
         return mask_path(film, root, output_dir, postfix)
-    changed = os.stat(film.parent).st_mtime_ns
-    names = _names_beside(film.parent, changed, Path(root), Path(output_dir), postfix)
-    if film not in names:  # hidden, or put there since
+    names = _names_beside(film.parent, os.stat(film.parent).st_mtime_ns, root, output_dir, postfix)
+    if film not in names.paths:  # hidden, or put there since
         names = MaskNames([film, *(film.parent / name for name in film_names(film.parent))], root, output_dir, postfix)
     return names(film)
 
 
 @lru_cache(maxsize=64)
-def _names_beside(folder: Path, changed: int, root: Path, output_dir: Path, postfix: str) -> MaskNames:
+def _names_beside(folder: Path, changed: int, root: PathLike, output_dir: PathLike, postfix: str) -> MaskNames:
     return MaskNames([folder / name for name in film_names(folder)], root, output_dir, postfix)
 
 
 def _names_in_folder(films: list[str], taken: set[str], postfix: str) -> dict[str, str | None]:
-    """Mask names of the films of one folder; None where none is free. ``taken`` are films where the masks go.
-
-    Each round gives more films their suffix.
-    """
+    """Mask names of the films of one folder, None where none is free; ``taken`` are films that lie where the masks go."""
     plain = set(films)
     while True:
         masks = {film: _mask_name(film, postfix, film not in plain) for film in films}
@@ -180,11 +118,8 @@ def _names_in_folder(films: list[str], taken: set[str], postfix: str) -> dict[st
         count = Counter(name for name, some in users.items() for film in some if format_of_name(film) is not None)
         count.update({*films, *taken})
         clashing = [some for name, some in users.items() if count[name] > 1]
-        moved: set[str] = set()
-        for some in clashing:
-            able = [film for film in some if film in plain]
-            first = min(map(_gives_way, able), default=0)
-            moved |= {film for film in able if _gives_way(film) == first}
+        able = [plain.intersection(some) for some in clashing]
+        moved = {film for some in able for film in some if _gives_way(film) == min(map(_gives_way, some))}
         if not moved:
             lost = {film for some in clashing for film in some}
             return {film: None if film in lost else mask for film, mask in masks.items()}
@@ -223,7 +158,7 @@ def write_mask(
     mask: np.ndarray,
     film_format: str,
     affine: np.ndarray,
-    path: str | os.PathLike,
+    path: PathLike,
     file_shape: tuple[int, ...] | None = None,
     file_affine: np.ndarray | None = None,
 ) -> Path:
@@ -281,9 +216,9 @@ def _png_bytes(labels: np.ndarray) -> bytes:
     if not found:
         raise FilmError("UnsupportedFile", "Writing PNG needs Pillow: pip install pillow.")
     if labels.dtype != np.uint8:
+        found = f"{labels.min()} to {labels.max()}"
         raise FilmError(
-            "UnsupportedLabels",
-            f"A PNG mask holds labels 0 to 255, got {labels.min()} to {labels.max()}. Use fewer classes, or NIfTI films.",
+            "UnsupportedLabels", f"A PNG mask holds labels 0 to 255, got {found}. Use fewer classes, or NIfTI films."
         )
     stream = io.BytesIO()
     image_module.fromarray(labels * (255 if labels.max(initial=0) == 1 else 1)).save(stream, format="PNG")

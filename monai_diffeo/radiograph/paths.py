@@ -14,15 +14,8 @@ __all__ = ["format_of_name", "list_films", "split_name"]
 
 logger = logging.getLogger(__name__)
 
-SUFFIXES = {
-    ".nii.gz": "nifti",
-    ".nii": "nifti",
-    ".png": "png",
-    ".jpeg": "jpeg",
-    ".jpg": "jpeg",
-    ".dicom": "dicom",
-    ".dcm": "dicom",
-}
+SUFFIXES = {".nii.gz": "nifti", ".nii": "nifti", ".png": "png", ".jpeg": "jpeg", ".jpg": "jpeg"}
+SUFFIXES |= {".dicom": "dicom", ".dcm": "dicom"}
 _NUMERIC_SUFFIX = re.compile(r"\.\d+$")
 
 
@@ -65,8 +58,8 @@ def format_of_name(name: str) -> str | None:
 def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] = ()) -> list[Path]:
     """Every file below a folder, sorted; nothing is left out for its suffix, `read_film` refuses by name.
 
-    Links are followed, to folders too, unless they lead back to a folder above them. Hidden files and folders (a dot
-    first), pipes, sockets and devices are left out, and a warning says how many. `folder` itself may be hidden or a link.
+    Links are followed, unless they lead back to a folder above them. Hidden files and folders (a dot first), pipes, sockets
+    and devices are left out, and a warning says how many. `folder` itself may be hidden or a link.
 
     Args:
         folder: a folder, or one file.
@@ -88,35 +81,30 @@ def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] =
     while places:
         place, above = places.pop()
         real = os.path.realpath(place)
-        if real in shut or real in above:
-            continue
-        found = _look_into(place)
-        films += found["film"]
-        places += [(folder, (*above, real)) for folder in found["folder"]]
-        passed += len(found["passed"])
+        if real not in shut and real not in above:
+            found = _by_kind(place)
+            films += found["film"]
+            places += [(folder, (*above, real)) for folder in found["folder"]]
+            passed += len(found["passed"])
     if passed:
         logger.warning("list_films(): %d hidden or special files and folders below %s are left out.", passed, root)
     return sorted(films)
 
 
-def film_names(folder: str | os.PathLike) -> list[str]:
+def film_names(folder: Path) -> list[str]:
     """Names in one folder that `list_films` would list."""
-    return [path.name for path in _look_into(Path(folder))["film"]]
+    return [path.name for path in _by_kind(folder)["film"]]
 
 
-def _look_into(folder: Path) -> dict[str, list[Path]]:
-    """What is in a folder, by kind."""
+def _by_kind(folder: Path) -> dict[str, list[Path]]:
     found: dict[str, list[Path]] = {"film": [], "folder": [], "passed": []}
     try:
         names = os.listdir(folder)
     except OSError:
-        raise FilmError("FileNotReadable", "A folder is missing or may not be opened. Check the path and its rights.") from None
+        raise FilmError("FileNotReadable", "A folder is missing or may not be opened. Check path and rights.") from None
     for name in names:
         path = folder / name
-        if name.startswith("."):
-            found["passed"].append(path)
-        elif os.path.isdir(path):
-            found["folder"].append(path)
-        else:
-            found["film" if os.path.isfile(path) or not os.path.exists(path) else "passed"].append(path)
+        plain = os.path.isfile(path) or not os.path.exists(path)
+        kind = "passed" if name.startswith(".") else "folder" if os.path.isdir(path) else "film" if plain else "passed"
+        found[kind].append(path)
     return found

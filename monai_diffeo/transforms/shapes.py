@@ -14,15 +14,8 @@ from monai_diffeo.metrics import largest_components
 from monai_diffeo.networks.template.guard import intact_level
 from monai_diffeo.radiograph.lungs import separate_lungs
 
-__all__ = [
-    "SeparateLungsD",
-    "SeparateLungsDict",
-    "SeparateLungsd",
-    "ShapesToMaskD",
-    "ShapesToMaskDict",
-    "ShapesToMaskd",
-    "shapes_to_mask",
-]
+__all__ = ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict", "ShapesToMaskd"]
+__all__ += ["shapes_to_mask"]
 
 ndimage, _ = optional_import("scipy.ndimage")
 
@@ -61,18 +54,13 @@ def shapes_to_mask(log_odds: torch.Tensor) -> tuple[torch.Tensor, float | None]:
         return (log_odds > level).any(0, keepdim=True), level
     taken = np.zeros(tuple(log_odds.shape[1:]), dtype=bool)
     for inside in (log_odds > 0).cpu().numpy():
-        taken |= _largest_part(inside & ~ndimage.binary_dilation(taken, _around(taken)))
+        taken |= _largest_part(inside & ~ndimage.binary_dilation(taken, np.ones((3,) * taken.ndim)))
     return torch.from_numpy(taken)[None].to(log_odds.device), None
 
 
 def _largest_part(mask: np.ndarray) -> np.ndarray:
     """The largest part of a mask, its holes filled; empty for an empty mask."""
-    return ndimage.binary_fill_holes(largest_components(mask, 1, "face") == 1, _around(mask))
-
-
-def _around(mask: np.ndarray) -> np.ndarray:
-    """All neighbours of a voxel, across corners too."""
-    return np.ones((3,) * mask.ndim, dtype=bool)
+    return ndimage.binary_fill_holes(largest_components(mask, 1, "face") == 1, np.ones((3,) * mask.ndim))
 
 
 class ShapesToMaskd(MapTransform):

@@ -68,6 +68,12 @@ def test_records_name_existing_files_and_one_file_a_class(tmp_path):
     found = recorded_outputs(tmp_path / "report.jsonl")
     assert found == {"a.png": [tmp_path / "a_lungs_0.png", tmp_path / "a_lungs_1.png"], "b.png": []}
     assert recorded_outputs(tmp_path / "absent") == {}
+    report(
+        tmp_path / "sub",
+        ("../a.png", "../a_lungs_0.png", None),
+        (str(tmp_path / "a.png"), str(tmp_path / "a_lungs_1.png"), None),
+    )
+    assert not any(recorded_outputs(tmp_path / "sub" / "report.jsonl").values())
 
 
 # ---- links, hidden and special files -------------------------------------------------------------------------------
