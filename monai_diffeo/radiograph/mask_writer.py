@@ -21,7 +21,7 @@ from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 __all__ = ["MaskNames", "figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
 
 _PICTURES = ("png", "jpeg")
-_LABELS = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
+_LABELS: tuple[type[np.integer], ...] = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
 
 
 def mask_path(film_path: PathLike, root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> Path:
@@ -95,14 +95,14 @@ def mask_path_beside(film_path: PathLike, root: PathLike, output_dir: PathLike, 
     film = Path(film_path)
     if film == Path(root) or not film.parent.is_dir():
         return mask_path(film, root, output_dir, postfix)
-    names = _names_beside(film.parent, os.stat(film.parent).st_mtime_ns, root, output_dir, postfix)
+    names = _names_beside(film.parent, os.stat(film.parent).st_mtime_ns, Path(root), Path(output_dir), postfix)
     if film not in names.paths:  # hidden, or put there since
         names = MaskNames([film, *(film.parent / name for name in film_names(film.parent))], root, output_dir, postfix)
     return names(film)
 
 
 @lru_cache(maxsize=64)
-def _names_beside(folder: Path, changed: int, root: PathLike, output_dir: PathLike, postfix: str) -> MaskNames:
+def _names_beside(folder: Path, changed: int, root: Path, output_dir: Path, postfix: str) -> MaskNames:
     return MaskNames([folder / name for name in film_names(folder)], root, output_dir, postfix)
 
 
@@ -202,9 +202,9 @@ def _whole(mask: np.ndarray) -> np.ndarray:
     """The labels in the smallest integer type that holds them all."""
     low, high = (mask.min(), mask.max()) if mask.size else (0, 0)
     if mask.dtype.kind in "biu" or (np.isfinite([low, high]).all() and (mask == np.rint(mask)).all()):
-        for kind in map(np.iinfo, _LABELS):
-            if kind.min <= low and high <= kind.max:
-                return mask.astype(kind.dtype)
+        for kind in _LABELS:
+            if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+                return mask.astype(kind)
     raise FilmError(
         "UnsupportedLabels",
         f"write_mask() expects whole labels of at most 32 bits, got values from {low} to {high}. Round or argmax first.",
@@ -216,9 +216,9 @@ def _png_bytes(labels: np.ndarray) -> bytes:
     if not found:
         raise FilmError("UnsupportedFile", "Writing PNG needs Pillow: pip install pillow.")
     if labels.dtype != np.uint8:
-        found = f"{labels.min()} to {labels.max()}"
+        came = f"{labels.min()} to {labels.max()}"
         raise FilmError(
-            "UnsupportedLabels", f"A PNG mask holds labels 0 to 255, got {found}. Use fewer classes, or NIfTI films."
+            "UnsupportedLabels", f"A PNG mask holds labels 0 to 255, got {came}. Use fewer classes, or NIfTI films."
         )
     stream = io.BytesIO()
     image_module.fromarray(labels * (255 if labels.max(initial=0) == 1 else 1)).save(stream, format="PNG")

@@ -22,9 +22,6 @@ _NUMERIC_SUFFIX = re.compile(r"\.\d+$")
 def split_name(name: str) -> tuple[str, str]:
     """Split a file name into stem and suffix; ``.nii.gz`` is one suffix and the end of a UID is none.
 
-    Args:
-        name: file name without folders.
-
     Returns:
         Stem and suffix (as written, ``""`` when there is none).
 
@@ -42,10 +39,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def format_of_name(name: str) -> str | None:
-    """Format that a file name promises.
-
-    Args:
-        name: file name without folders.
+    """Format that a file name (without folders) promises.
 
     Returns:
         ``"dicom"`` (also without a suffix or with a UID as name), ``"nifti"``, ``"png"``, ``"jpeg"``, or None for a
