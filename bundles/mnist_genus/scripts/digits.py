@@ -127,7 +127,7 @@ def digit_datalist(
     if genus not in GENUS:
         raise ValueError(f"digit_datalist(): 'genus' must be one of {sorted(GENUS)}, got {genus!r}.")
     if dataset_dir == "":
-        raise ValueError("digit_datalist(): 'dataset_dir' is empty; a shell variable may be unset. Leave it out or name a folder.")
+        raise ValueError("digit_datalist(): 'dataset_dir' is empty; a shell variable may be unset. Leave it out or name one.")
     packaged = dataset_dir is None
     if packaged and split != "test":
         raise ValueError(
