@@ -14,24 +14,11 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
+from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, mean_prediction
 
-__all__ = ["DiffeoInferer", "overlay_path", "parse_switch"]
-
-
-def parse_switch(value: bool | str | int | None) -> bool:
-    """True or false, also from the words that a command line hands on, in any case.
-
-    Raises:
-        ValueError: for any other word.
-    """
-    if isinstance(value, str):
-        word = value.strip().lower()
-        if word not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
-            raise ValueError(f"parse_switch(): expected true or false, got {value!r}.")
-        return word in {"true", "1", "yes", "on"}
-    return bool(value)
+__all__ = ["DiffeoInferer", "overlay_path"]
 
 
 class DiffeoInferer(Inferer):

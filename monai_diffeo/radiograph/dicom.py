@@ -13,19 +13,19 @@ from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph.codestream import declared_pixels
-from monai_diffeo.radiograph.film import DETAILS, MAX_FILE_BYTES, Film, check_size, check_values, in_plane_affine
+from monai_diffeo.radiograph.film import DETAILS, MAX_FILE_BYTES, Detail, Film, check_size, check_values, in_plane_affine
 from monai_diffeo.radiograph.grayscale import displayed
 
 __all__ = ["read_dicom"]
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_REQUIRED = ("Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored")
-_REQUIRED += ("PixelRepresentation",)
+_REQUIRED = ["Rows", "Columns", "SamplesPerPixel", "PhotometricInterpretation", "BitsAllocated", "BitsStored"]
+_REQUIRED += ["PixelRepresentation"]
 _SPACINGS = ("PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing")
-_GREY = ("PresentationLUTShape", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept")
-_GREY += ("ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth")
-_STATED = ("ViewPosition", "PatientPosition", "Laterality", "ImageLaterality", "PatientOrientation", "Modality")
-_STATED += ("BurnedInAnnotation", "EstimatedRadiographicMagnificationFactor", "NumberOfFrames", "HighBit")
+_GREY = ["PresentationLUTShape", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept"]
+_GREY += ["ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"]
+_STATED = ["ViewPosition", "PatientPosition", "Laterality", "ImageLaterality", "PatientOrientation", "Modality"]
+_STATED += ["BurnedInAnnotation", "EstimatedRadiographicMagnificationFactor", "NumberOfFrames", "HighBit"]
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _PIXEL_DATA_TAG = b"\xe0\x7f\x10\x00"
 _TAGS = [*_REQUIRED, *_SPACINGS, *_GREY, *_STATED, *_PIXELS]
@@ -182,7 +182,7 @@ def _spacing(dataset) -> tuple[tuple[float, float], str]:
     return (1.0, 1.0), "unknown"
 
 
-def _details(dataset) -> dict[str, str | int | float]:
+def _details(dataset) -> dict[str, Detail]:
     syntax = dataset.file_meta.TransferSyntaxUID
     return {
         "photometric": str(dataset.PhotometricInterpretation),

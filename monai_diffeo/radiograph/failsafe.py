@@ -15,7 +15,7 @@ FAILURE = "failure"
 
 
 def root_cause(error: BaseException) -> BaseException:
-    """The first film error in a chain of ``raise ... from ...``, else the error that began it; MONAI wraps what a transform raises."""
+    """The first film error in a chain of ``raise ... from ...``, else the error that began it; MONAI wraps errors."""
     chain = [error]
     while chain[-1].__cause__ is not None and chain[-1].__cause__ not in chain:
         chain.append(chain[-1].__cause__)

@@ -1,4 +1,4 @@
-"""What every film format shares: the film itself, its limits, its details and the silence around the libraries."""
+"""What every film format shares: the film itself, its limits and details, and readers that print nothing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,9 @@ MAX_SIDE = 20_000
 MAX_PIXELS = 2**27  # 512 MiB as float32
 MIN_SIDE = 2
 
-DETAILS = {
+Detail = str | int | float | bool
+
+DETAILS: dict[str, Detail] = {
     "photometric": "",
     "inverted": False,
     "voi": "none",
@@ -41,8 +43,7 @@ DETAILS = {
 }
 """Every film has all of these, so that films of several formats collate in one batch. Empty or 0 means "not stated"."""
 
-_QUIET_LOGGERS = ("pydicom", "nibabel.global", "nibabel.batteryrunners")
-_quiet_lock = threading.RLock()
+_READERS = {"PIL", "libjpeg", "nibabel", "openjpeg", "pydicom", "pylibjpeg", "rle"}
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Film:
     spacing: tuple[float, float]
     spacing_source: str
     format: str
-    details: dict[str, str | int | float | bool] = field(default_factory=lambda: dict(DETAILS))
+    details: dict[str, Detail] = field(default_factory=lambda: dict(DETAILS))
 
 
 def in_plane_affine(spacing: tuple[float, float]) -> np.ndarray:
@@ -118,20 +119,47 @@ def check_values(pixels: np.ndarray) -> None:
         raise FilmError("ConstantImage", "All pixels have the same value: there is no picture. Check the export.")
 
 
+class _Reading(threading.local):
+    depth = 0
+
+
+_reading = _Reading()
+
+
+class _WhileReading(type):
+    def __subclasscheck__(cls, category: type) -> bool:
+        return _reading.depth > 0
+
+
+class ReaderWarning(Warning, metaclass=_WhileReading):
+    """Every warning of a thread that reads a film, and no other: a category for filters, never raised."""
+
+
+def _is_not_of_a_reader(record: logging.LogRecord) -> bool:
+    return not (_reading.depth and record.name.partition(".")[0] in _READERS)
+
+
+def _loggers() -> Iterator[logging.Logger]:
+    """All loggers whose handlers a record of a reader may reach."""
+    yield logging.getLogger()
+    for name, logger in list(logging.Logger.manager.loggerDict.items()):
+        if name.partition(".")[0] in _READERS and isinstance(logger, logging.Logger):
+            yield logger
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep warnings and log lines of the readers away from the terminal: they print tag values, which is patient data.
+    """Keep this thread's warnings and the readers' log records from the terminal: they print tag values, which is patient data.
 
-    Warning filters belong to the whole process, so films are read one at a time in each process.
+    Other threads, and records of other libraries, are heard as before. One filter stays in ``warnings.filters`` and one on the
+    handlers; they act while a thread reads.
     """
-    loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
-    with _quiet_lock, warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        before = [logger.disabled for logger in loggers]
-        for logger in loggers:
-            logger.disabled = True
-        try:
-            yield
-        finally:
-            for logger, disabled in zip(loggers, before, strict=True):
-                logger.disabled = disabled
+    if not (warnings.filters and warnings.filters[0][2] is ReaderWarning):
+        warnings.simplefilter("ignore", ReaderWarning)
+    for handler in filter(None, [logging.lastResort, *(handler for logger in _loggers() for handler in logger.handlers)]):
+        handler.addFilter(_is_not_of_a_reader)
+    _reading.depth += 1
+    try:
+        yield
+    finally:
+        _reading.depth -= 1

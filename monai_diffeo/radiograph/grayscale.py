@@ -11,12 +11,14 @@ import math
 
 import numpy as np
 
+from monai_diffeo.radiograph.film import Detail
+
 __all__ = ["displayed"]
 
 Scale = tuple[float, float]
 
 
-def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, str | int | bool]]:
+def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, Detail]]:
     """Values as they are to be shown, larger is whiter.
 
     Args:
@@ -36,7 +38,7 @@ def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, str | int
     pixels = values.astype(np.float32)
     if padding.any() and not padding.all():
         pixels[padding] = pixels[~padding].min()
-    grey = {"inverted": inverted, "voi": voi, "voi_refused": refused, "padding_pixels": int(padding.sum())}
+    grey: dict[str, Detail] = {"inverted": inverted, "voi": voi, "voi_refused": refused, "padding_pixels": int(padding.sum())}
     return pixels, grey
 
 
@@ -132,7 +134,7 @@ def _look_up(item, values: np.ndarray, dataset) -> tuple[np.ndarray, Scale]:
 
 def _table(data, count: int, big_endian: bool) -> np.ndarray:
     if isinstance(data, bytes):
-        packed = np.uint8 if len(data) < 2 * count else np.dtype(np.uint16).newbyteorder("><"[not big_endian])
+        packed = np.uint8 if len(data) < 2 * count else np.dtype(">u2" if big_endian else "<u2")
         data = np.frombuffer(data, packed)
     table = np.asarray(data)
     if table.ndim != 1 or len(table) < count:

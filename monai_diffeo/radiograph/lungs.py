@@ -1,41 +1,59 @@
-"""A mask of both lungs as two masks, one a lung."""
+"""Which part of a mask is which lung, by its side in the image; whose side it is depends on how the film is displayed."""
 
 from __future__ import annotations
 
 import numpy as np
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.metrics import connected_components
+from monai_diffeo.metrics import largest_components
 
-__all__ = ["separate_lungs"]
+__all__ = ["separate_lungs", "split_lungs"]
+
+
+def split_lungs(mask: np.ndarray, min_share: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lung further left in the image, the one further right, and the rest of a mask, all ``(H, W)`` bool.
+
+    The two largest parts (joined over corners too) are the lungs if the smaller has at least ``min_share`` of the larger
+    one's area. Otherwise everything is rest. As films are displayed, the first is the patient's right lung.
+
+    Args:
+        mask: shape ``(H, W)``, foreground > 0.5.
+        min_share: smallest share, 0 to 1.
+
+    Raises:
+        ShapeError: if ``mask`` has other than two axes.
+
+    Example:
+        >>> mask = np.zeros((4, 8)); mask[:, 1:3] = mask[:, 5:6] = 1
+        >>> [int(part.sum()) for part in split_lungs(mask)], [int(part.sum()) for part in split_lungs(mask, 0.6)]
+        ([8, 4, 0], [0, 0, 12])
+    """
+    mask = np.asarray(mask) > 0.5
+    if mask.ndim != 2:
+        raise ShapeError("split_lungs() and separate_lungs()", "mask", "(H, W)", mask.shape, "Take one channel of one film.")
+    labels = largest_components(mask, 2, "full")
+    parts = [labels == 1, labels == 2]
+    if not parts[1].any() or parts[1].sum() < min_share * parts[0].sum():
+        return np.zeros_like(mask), np.zeros_like(mask), mask
+    first, second = sorted(parts, key=lambda part: part.nonzero()[1].mean())
+    return first, second, mask & ~first & ~second
 
 
 def separate_lungs(mask: np.ndarray) -> np.ndarray:
-    """The two largest parts of a mask, the one further left in the image first: as films are displayed, the patient's right lung.
+    """The two lungs of a label as :func:`split_lungs` finds them, whatever their sizes.
 
     Args:
         mask: shape ``(H, W)``, everything but 0 is lung.
 
     Returns:
-        Shape ``(2, H, W)``, bool: right lung, left lung of the patient. Smaller parts are left out.
+        Shape ``(2, H, W)``, bool: the lung further left in the image first. Smaller parts are left out.
 
     Raises:
-        ShapeError: if ``mask`` has other than two axes.
-        ValueError: if it has fewer than two parts.
-
-    Example:
-        >>> mask = np.zeros((4, 8)); mask[:, 1:3] = mask[:, 5:6] = 1
-        >>> separate_lungs(mask).sum((1, 2)).tolist()
-        [8, 4]
+        ValueError: if there are fewer than two parts.
     """
-    mask = np.asarray(mask)
-    if mask.ndim != 2:
-        raise ShapeError("separate_lungs()", "mask", "(H, W)", mask.shape, "Take one channel of one film.")
-    labels, count = connected_components(mask, "full")
-    if count < 2:
-        raise ValueError(
-            f"separate_lungs(): expected a mask of two lungs that do not touch, got {count} part{'s' if count != 1 else ''}."
-        )
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
-    parts = [labels == k + 1 for k in np.argsort(-sizes, kind="stable")[:2]]
-    return np.stack(sorted(parts, key=lambda part: part.nonzero()[1].mean()))
+    inside = np.asarray(mask) != 0
+    first, second, _ = split_lungs(inside, min_share=0.0)
+    if not first.any():
+        found = "1 part" if inside.any() else "0 parts"
+        raise ValueError(f"separate_lungs(): expected a mask of two lungs that do not touch, got {found}.")
+    return np.stack([first, second])

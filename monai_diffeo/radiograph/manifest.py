@@ -10,8 +10,10 @@ __all__ = ["read_manifest", "spread_rows"]
 
 
 def spread_rows(total: int, count: int | None) -> list[int]:
-    """``count`` row numbers evenly spaced from the first to the last of ``total``; all if None or too many. Lists come sorted by finding or
-    by class: their first rows are no sample of them."""
+    """``count`` row numbers evenly spaced from the first to the last of ``total``; all if None or too many.
+
+    Lists come sorted by finding or by class: their first rows are no sample of them.
+    """
     if count is None or count >= total:
         return list(range(total))
     return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]

@@ -5,25 +5,26 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import uuid
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
+from monai.config import PathLike
 from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError, ShapeError
-from monai_diffeo.radiograph.paths import format_of_name, is_plain, split_name
+from monai_diffeo.files import write_atomically
+from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 
-__all__ = ["mask_path", "mask_path_beside", "mask_paths", "write_mask"]
+__all__ = ["MaskNames", "figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
 
 _PICTURES = ("png", "jpeg")
+_LABELS: tuple[type[np.integer], ...] = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
 
 
-def mask_path(
-    film_path: str | os.PathLike, root: str | os.PathLike, output_dir: str | os.PathLike, postfix: str = "lungs"
-) -> Path:
+def mask_path(film_path: PathLike, root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> Path:
     """Where the mask of a film goes: the folders below `root` are kept, the suffix gives way to the postfix.
 
     Args:
@@ -42,78 +43,108 @@ def mask_path(
         >>> mask_path("in/a/b.dcm", "in", "out").as_posix()
         'out/a/b_lungs.nii.gz'
     """
-    return _mask_path(Path(film_path), Path(root), Path(output_dir), postfix, with_suffix=False)
+    film = Path(film_path)
+    return _folder_of(film, Path(root), Path(output_dir), postfix) / _mask_name(film.name, postfix, with_suffix=False)
 
 
-def mask_paths(
-    films: Sequence[str | os.PathLike],
-    root: str | os.PathLike,
-    output_dir: str | os.PathLike,
-    postfix: str = "lungs",
-) -> dict[Path, Path]:
-    """Mask paths of many films, no two alike; only films that would collide get their suffix in the name.
+def figure_path(mask_path: PathLike) -> Path:
+    """Where the figure of a film goes: beside its mask and named after it, ``b_lungs.nii.gz`` gives ``b_lungs_report.png``."""
+    path = Path(mask_path)
+    return path.with_name(_figure_name(path.name))
 
-    Args:
-        films: the films, at or below `root`.
-        root: the folder that was read, or the film itself.
-        output_dir: folder of the masks.
-        postfix: what is added to the name.
 
-    Returns:
-        Film to mask, in the order of `films`; ``b.dcm`` beside ``b.nii`` gives ``b_dcm_lungs.nii.gz``.
+class MaskNames:
+    """Mask paths of the films of a run: no two films share a mask or a figure, and no output is named like a film.
 
-    Raises:
-        FilmError: as `mask_path`, or ``UnsupportedFile`` if two names collide with their suffixes too.
+    Only films that would collide get their suffix in the name: ``b.dcm`` beside ``b.nii`` gives ``b_dcm_lungs.nii.gz``. Beside
+    ``b.png`` it does too, and the picture keeps ``b_lungs.png``. A film without suffix is the last to give way. Arguments are
+    those of `mask_path`, for all films at once.
     """
-    films, root, output_dir = [Path(film) for film in films], Path(root), Path(output_dir)
-    plain = set(films)
-    while True:
-        paths = {film: _mask_path(film, root, output_dir, postfix, film not in plain) for film in films}
-        count = Counter(path for film, path in paths.items() if format_of_name(film.name) is not None)
-        clashing = {film for film in films if count[paths[film]] > 1}
-        if not clashing & plain:
-            break
-        plain -= clashing
-    if clashing:
-        raise FilmError("UnsupportedFile", "Two films would write the same mask. Rename one of them.")
-    return paths
+
+    def __init__(self, films: Iterable[PathLike], root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> None:
+        folders: dict[Path, list[Path]] = defaultdict(list)
+        taken: dict[str, set[str]] = defaultdict(set)
+        true_path = lru_cache(maxsize=None)(os.path.realpath)
+        for film in map(Path, films):
+            folders[_folder_of(film, Path(root), Path(output_dir), postfix)].append(film)
+            taken[true_path(film.parent)].add(film.name)
+        self.paths: dict[Path, Path | None] = {}
+        for folder, some in folders.items():
+            names = _names_in_folder([film.name for film in some], taken[true_path(folder)], postfix)
+            self.paths |= {film: folder / name if (name := names[film.name]) else None for film in some}
+
+    def __call__(self, film_path: PathLike) -> Path:
+        """Path of one film's mask; FilmError ``UnsupportedFile`` if no name is free, KeyError if it is none of the films."""
+        path = self.paths[Path(film_path)]
+        if path is None:
+            raise FilmError("UnsupportedFile", "Two films would write the same mask or picture. Rename one of them.")
+        return path
 
 
-def mask_path_beside(
-    film_path: str | os.PathLike, root: str | os.PathLike, output_dir: str | os.PathLike, postfix: str = "lungs"
-) -> Path:
-    """Mask path of one film, the same that `mask_paths` gives it among all files of its folder.
+def mask_paths(films: Sequence[PathLike], root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> dict[Path, Path]:
+    """Film to mask for many films, as `MaskNames` gives them and in their order; FilmError if one of them gets no name."""
+    names = MaskNames(films, root, output_dir, postfix)
+    return {Path(film): names(film) for film in films}
 
-    Args:
-        film_path: the film, at or below `root`.
-        root: the folder that was read, or the film itself.
-        output_dir: folder of the masks.
-        postfix: what is added to the name.
 
-    Raises:
-        FilmError: as `mask_paths`.
+def mask_path_beside(film_path: PathLike, root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> Path:
+    """Mask path of one film, the same that `mask_paths` gives it among all files of its folder; arguments as `mask_path`.
+
+    The names of a folder are kept until it changes, so that a run is linear. One `MaskNames` for a run is quicker still.
     """
     film = Path(film_path)
     if film == Path(root) or not film.parent.is_dir():
         return mask_path(film, root, output_dir, postfix)
-    stem = split_name(film.name)[0]
-    names = [name for name in os.listdir(film.parent) if _may_clash(split_name(name)[0], stem)]
-    siblings = [film.parent / name for name in names if name != film.name and is_plain(film.parent, name)]
-    return mask_paths([film, *siblings], root, output_dir, postfix)[film]
+    names = _names_beside(film.parent, os.stat(film.parent).st_mtime_ns, Path(root), Path(output_dir), postfix)
+    if film not in names.paths:  # hidden, or put there since
+        names = MaskNames([film, *(film.parent / name for name in film_names(film.parent))], root, output_dir, postfix)
+    return names(film)
 
 
-def _may_clash(one: str, other: str) -> bool:
-    return one.startswith(other) or other.startswith(one)
+@lru_cache(maxsize=64)
+def _names_beside(folder: Path, changed: int, root: Path, output_dir: Path, postfix: str) -> MaskNames:
+    return MaskNames([folder / name for name in film_names(folder)], root, output_dir, postfix)
 
 
-def _mask_path(film: Path, root: Path, output_dir: Path, postfix: str, with_suffix: bool) -> Path:
+def _names_in_folder(films: list[str], taken: set[str], postfix: str) -> dict[str, str | None]:
+    """Mask names of the films of one folder, None where none is free; ``taken`` are films that lie where the masks go."""
+    plain = set(films)
+    while True:
+        masks = {film: _mask_name(film, postfix, film not in plain) for film in films}
+        users: dict[str, list[str]] = defaultdict(list)
+        for film, mask in masks.items():
+            users[mask].append(film)
+            users[_figure_name(mask)].append(film)
+        count = Counter(name for name, some in users.items() for film in some if format_of_name(film) is not None)
+        count.update({*films, *taken})
+        clashing = [some for name, some in users.items() if count[name] > 1]
+        able = [plain.intersection(some) for some in clashing]
+        moved = {film for some in able for film in some if _gives_way(film) == min(map(_gives_way, some))}
+        if not moved:
+            lost = {film for some in clashing for film in some}
+            return {film: None if film in lost else mask for film, mask in masks.items()}
+        plain -= moved
+
+
+def _gives_way(name: str) -> int:
+    """Rank among colliding films: files with a suffix first, then pictures, then files without suffix."""
+    return 2 if not split_name(name)[1] else int(format_of_name(name) in _PICTURES)
+
+
+def _mask_name(name: str, postfix: str, with_suffix: bool) -> str:
+    stem, suffix = split_name(name)
+    word = f"_{(suffix or '.dicom')[1:].replace('.', '_')}" if with_suffix else ""
+    return f"{stem}{word}_{postfix}{'.png' if format_of_name(name) in _PICTURES else '.nii.gz'}"
+
+
+def _figure_name(mask_name: str) -> str:
+    return f"{split_name(mask_name)[0]}_report.png"
+
+
+def _folder_of(film: Path, root: Path, output_dir: Path, postfix: str) -> Path:
     if Path(postfix).name != postfix:
         raise FilmError("UnsupportedFile", "The postfix is one word without folders.")
-    folder = Path() if film == root else _folder_below(film, root)
-    stem, suffix = split_name(film.name)
-    word = f"_{suffix[1:].replace('.', '_')}" if with_suffix and suffix else ""
-    ending = ".png" if format_of_name(film.name) in _PICTURES else ".nii.gz"
-    return output_dir / folder / f"{stem}{word}_{postfix}{ending}"
+    return output_dir if film == root else output_dir / _folder_below(film, root)
 
 
 def _folder_below(film: Path, root: Path) -> Path:
@@ -127,16 +158,17 @@ def write_mask(
     mask: np.ndarray,
     film_format: str,
     affine: np.ndarray,
-    path: str | os.PathLike,
+    path: PathLike,
     file_shape: tuple[int, ...] | None = None,
     file_affine: np.ndarray | None = None,
 ) -> Path:
     """Write a mask in the frame of its film's file; the file appears whole or not at all.
 
     Args:
-        mask: shape ``(H, W)``, rows x columns of the film; 0 is background, everything else is inside.
-        film_format: ``"dicom"``, ``"nifti"``, ``"png"`` or ``"jpeg"``. Pictures give a PNG of 0 and 255. DICOM gives
-            NIfTI indexed [row, column] with `affine`; NIfTI gives NIfTI indexed [x, y] as the film's own file.
+        mask: shape ``(H, W)``, rows x columns of the film; booleans or whole numbers, 0 is background.
+        film_format: ``"dicom"``, ``"nifti"``, ``"png"`` or ``"jpeg"``. DICOM gives NIfTI indexed [row, column] with `affine`;
+            NIfTI gives NIfTI indexed [x, y] as the film's own file. Both keep the labels, in the smallest integer type that
+            holds them. Pictures give a PNG of 8 bits: 255 for label 1 if there is no other, else the labels as they are.
         affine: the film's affine, 4x4, (row, column) to RAS millimetres.
         path: where to write; missing folders are made.
         file_shape: NIfTI films only: shape of the file's array, with its axes of length 1. Default: ``(W, H)``.
@@ -147,53 +179,59 @@ def write_mask(
 
     Raises:
         ShapeError: if `mask` has other than two axes or does not fit `file_shape`.
-        FilmError: ``UnsupportedFile`` for another `film_format` or a missing library.
+        FilmError: ``UnsupportedLabels`` for labels that are not whole or do not fit the file; ``UnsupportedFile`` for another
+            `film_format` or a missing library.
     """
     if mask.ndim != 2:
         raise ShapeError("write_mask()", "mask", "(H, W)", mask.shape, "Remove batch and channel axes: mask[0].")
-    inside = np.asarray(mask) != 0
+    labels = _whole(np.asarray(mask))
     if film_format in _PICTURES:
-        return _atomically(Path(path), _png_bytes(inside))
+        return write_atomically(path, _png_bytes(labels))
     if film_format == "dicom":
-        return _atomically(Path(path), _nifti_bytes(inside, np.asarray(affine, np.float64)))
+        return write_atomically(path, _nifti_bytes(labels, np.asarray(affine, np.float64)))
     if film_format != "nifti":
         raise FilmError("UnsupportedFile", "write_mask() writes for films of format dicom, nifti, png or jpeg.")
-    shape = inside.shape[::-1] if file_shape is None else tuple(file_shape)
-    if shape != inside.shape[::-1] + (1,) * (len(shape) - 2):
+    shape = labels.shape[::-1] if file_shape is None else tuple(file_shape)
+    if shape != labels.shape[::-1] + (1,) * (len(shape) - 2):
         raise ShapeError("write_mask()", "mask", f"(H, W) of the film file {shape}", mask.shape)
     own = np.asarray(affine)[:, [1, 0, 2, 3]] if file_affine is None else np.asarray(file_affine)
-    return _atomically(Path(path), _nifti_bytes(inside.T.reshape(shape), own.astype(np.float64)))
+    return write_atomically(path, _nifti_bytes(labels.T.reshape(shape), own.astype(np.float64)))
 
 
-def _png_bytes(inside: np.ndarray) -> bytes:
+def _whole(mask: np.ndarray) -> np.ndarray:
+    """The labels in the smallest integer type that holds them all."""
+    low, high = (mask.min(), mask.max()) if mask.size else (0, 0)
+    if mask.dtype.kind in "biu" or (np.isfinite([low, high]).all() and (mask == np.rint(mask)).all()):
+        for kind in _LABELS:
+            if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
+                return mask.astype(kind)
+    raise FilmError(
+        "UnsupportedLabels",
+        f"write_mask() expects whole labels of at most 32 bits, got values from {low} to {high}. Round or argmax first.",
+    )
+
+
+def _png_bytes(labels: np.ndarray) -> bytes:
     image_module, found = optional_import("PIL.Image")
     if not found:
         raise FilmError("UnsupportedFile", "Writing PNG needs Pillow: pip install pillow.")
+    if labels.dtype != np.uint8:
+        came = f"{labels.min()} to {labels.max()}"
+        raise FilmError(
+            "UnsupportedLabels", f"A PNG mask holds labels 0 to 255, got {came}. Use fewer classes, or NIfTI films."
+        )
     stream = io.BytesIO()
-    image_module.fromarray(inside.astype(np.uint8) * 255).save(stream, format="PNG")
+    image_module.fromarray(labels * (255 if labels.max(initial=0) == 1 else 1)).save(stream, format="PNG")
     return stream.getvalue()
 
 
-def _nifti_bytes(inside: np.ndarray, affine: np.ndarray) -> bytes:
+def _nifti_bytes(labels: np.ndarray, affine: np.ndarray) -> bytes:
     nibabel, found = optional_import("nibabel")
     if not found:
         raise FilmError("UnsupportedFile", "Writing NIfTI needs nibabel: pip install nibabel.")
-    image = nibabel.Nifti1Image(inside.astype(np.uint8), None)
+    image = nibabel.Nifti1Image(labels, None, dtype=labels.dtype)
     image.header.set_sform(affine, code="scanner")  # the sform also takes a singular affine, which the qform cannot
     image.header.set_xyzt_units("mm")
-    edges = np.linalg.norm(affine[:3, :3], axis=0)[: inside.ndim]
+    edges = np.linalg.norm(affine[:3, :3], axis=0)[: labels.ndim]
     image.header["pixdim"][1 : 1 + len(edges)] = np.where(edges > 0, edges, 1.0)
     return gzip.compress(image.to_bytes(), mtime=0)
-
-
-def _atomically(path: Path, content: bytes) -> Path:
-    """Write beside the target, then rename: a reader sees the old file or the whole new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.parent / f".mask_{uuid.uuid4().hex}"
-    try:
-        with open(temporary, "xb") as stream:
-            stream.write(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path

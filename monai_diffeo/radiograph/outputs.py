@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 from os import PathLike
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+
+from monai_diffeo.radiograph.paths import split_name
 
 __all__ = ["REPORT_NAME", "recorded_outputs"]
 
@@ -14,13 +16,17 @@ REPORT_NAME = "report.jsonl"
 def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
     """Files that the run behind a report wrote, by the input that each belongs to.
 
+    A name counts only if it is what a run would have given: in the folder of its input, below the report, beginning with the
+    input's name without suffix and ``_``, a PNG or ``.nii.gz`` file. So no record hides a file that a run did not name.
+
     Args:
-        report: a ``report.jsonl``. A file that is none of ours, or is missing, has no records; a line that a crash cut short is passed.
+        report: a ``report.jsonl``. A file that is none of ours, or is missing, has no records; a line that a crash cut short is
+            passed.
 
     Returns:
-        Input name to the paths of its mask and figure, those that exist.
+        Input name to the paths of its masks and figure, those that exist.
     """
-    report, found = Path(report), {}
+    report, found = Path(report), dict[str, list[Path]]()
     try:
         lines = report.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
@@ -32,7 +38,14 @@ def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
             continue
         if not (isinstance(record, dict) and isinstance(record.get("schema"), int) and isinstance(record.get("input"), str)):
             continue
-        names = [record[key] for key in ("mask", "figure") if isinstance(record.get(key), str)]
-        paths = [report.parent / name for name in names if ".." not in Path(name).parts and not Path(name).is_absolute()]
+        mask, film = record.get("mask"), PurePosixPath(record["input"])
+        names = [*(mask if isinstance(mask, list) else [mask]), record.get("figure")]
+        paths = [report.parent / name for name in names if isinstance(name, str) and _is_output_of(film, PurePosixPath(name))]
         found.setdefault(record["input"], []).extend(path for path in paths if path.is_file())
     return found
+
+
+def _is_output_of(film: PurePosixPath, output: PurePosixPath) -> bool:
+    beside = output.parent == film.parent and not output.is_absolute() and ".." not in output.parts
+    named = output.name.startswith(f"{split_name(film.name)[0]}_") and output.name.endswith((".nii.gz", ".png"))
+    return beside and named

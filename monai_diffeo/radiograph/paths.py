@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -12,23 +12,15 @@ from monai_diffeo.errors import FilmError
 
 __all__ = ["format_of_name", "list_films", "split_name"]
 
-SUFFIXES = {
-    ".nii.gz": "nifti",
-    ".nii": "nifti",
-    ".png": "png",
-    ".jpeg": "jpeg",
-    ".jpg": "jpeg",
-    ".dicom": "dicom",
-    ".dcm": "dicom",
-}
+logger = logging.getLogger(__name__)
+
+SUFFIXES = {".nii.gz": "nifti", ".nii": "nifti", ".png": "png", ".jpeg": "jpeg", ".jpg": "jpeg"}
+SUFFIXES |= {".dicom": "dicom", ".dcm": "dicom"}
 _NUMERIC_SUFFIX = re.compile(r"\.\d+$")
 
 
 def split_name(name: str) -> tuple[str, str]:
     """Split a file name into stem and suffix; ``.nii.gz`` is one suffix and the end of a UID is none.
-
-    Args:
-        name: file name without folders.
 
     Returns:
         Stem and suffix (as written, ``""`` when there is none).
@@ -47,10 +39,7 @@ def split_name(name: str) -> tuple[str, str]:
 
 
 def format_of_name(name: str) -> str | None:
-    """Format that a file name promises.
-
-    Args:
-        name: file name without folders.
+    """Format that a file name (without folders) promises.
 
     Returns:
         ``"dicom"`` (also without a suffix or with a UID as name), ``"nifti"``, ``"png"``, ``"jpeg"``, or None for a
@@ -61,17 +50,17 @@ def format_of_name(name: str) -> str | None:
 
 
 def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] = ()) -> list[Path]:
-    """Every regular file below a folder, sorted; nothing is left out for its suffix, `read_film` refuses by name.
+    """Every file below a folder, sorted; nothing is left out for its suffix, `read_film` refuses by name.
 
-    Hidden files and hidden folders below `folder` are left out, and linked folders are not entered; links to files are
-    followed. `folder` itself may be a link.
+    Links are followed, unless they lead back to a folder above them. Hidden files and folders (a dot first), pipes, sockets
+    and devices are left out, and a warning says how many. `folder` itself may be hidden or a link.
 
     Args:
         folder: a folder, or one file.
-        exclude: folders to leave out, e.g. the output folder.
+        exclude: folders to leave out.
 
     Returns:
-        Paths that start with `folder`.
+        Paths that start with `folder`, also links that lead nowhere.
 
     Raises:
         FilmError: ``FileNotReadable`` if `folder` or a folder below it cannot be read.
@@ -81,23 +70,35 @@ def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] =
         return [root]
     shut = {os.path.realpath(path) for path in exclude}
     films: list[Path] = []
-    for place, folders, files in os.walk(root, onerror=_refuse_folder):
-        if os.path.realpath(place) in shut:
-            folders.clear()
-            continue
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        films += [Path(place, name) for name in files if is_plain(place, name)]
+    passed = 0
+    places: list[tuple[Path, tuple[str, ...]]] = [(root, ())]  # each with the true paths of the folders above it
+    while places:
+        place, above = places.pop()
+        real = os.path.realpath(place)
+        if real not in shut and real not in above:
+            found = _by_kind(place)
+            films += found["film"]
+            places += [(folder, (*above, real)) for folder in found["folder"]]
+            passed += len(found["passed"])
+    if passed:
+        logger.warning("list_films(): %d hidden or special files and folders below %s are left out.", passed, root)
     return sorted(films)
 
 
-def is_plain(folder: str | os.PathLike, name: str) -> bool:
-    """Whether `name` in `folder` is a regular file, a link to one or a link that leads nowhere, and not hidden."""
-    path = os.path.join(folder, name)
-    mode = os.lstat(path).st_mode
-    return not name.startswith(".") and (
-        stat.S_ISREG(mode) or (stat.S_ISLNK(mode) and (os.path.isfile(path) or not os.path.exists(path)))
-    )
+def film_names(folder: Path) -> list[str]:
+    """Names in one folder that `list_films` would list."""
+    return [path.name for path in _by_kind(folder)["film"]]
 
 
-def _refuse_folder(error: OSError) -> None:
-    raise FilmError("FileNotReadable", "A folder is missing or may not be opened. Check the path and its rights.")
+def _by_kind(folder: Path) -> dict[str, list[Path]]:
+    found: dict[str, list[Path]] = {"film": [], "folder": [], "passed": []}
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        raise FilmError("FileNotReadable", "A folder is missing or may not be opened. Check path and rights.") from None
+    for name in names:
+        path = folder / name
+        plain = os.path.isfile(path) or not os.path.exists(path)
+        kind = "passed" if name.startswith(".") else "folder" if os.path.isdir(path) else "film" if plain else "passed"
+        found[kind].append(path)
+    return found

@@ -153,19 +153,11 @@ class FilmReader(ImageReader):
     """
 
     def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every name promises a film.
-
-        Args:
-            filename: one or several paths.
-        """
+        """Whether every one of the names promises a film."""
         return all(format_of_name(Path(name).name) is not None for name in ensure_tuple(filename))
 
     def read(self, data: Sequence[PathLike] | PathLike, **kwargs) -> NamedFilm:
-        """Read one file.
-
-        Args:
-            data: one path.
-            kwargs: not used.
+        """Read one file; further arguments are not used.
 
         Raises:
             FilmError: if the file is no film, or ``MultiFrame`` for more than one path.

@@ -28,26 +28,8 @@ from monai_diffeo.transforms.spatial import (
     RandDiffeomorphismDict,
 )
 
-__all__ = [
-    "Canonicalize",
-    "CanonicalizeD",
-    "CanonicalizeDict",
-    "Canonicalized",
-    "LoadImageFilm",
-    "LoadImageFilmD",
-    "LoadImageFilmDict",
-    "LoadImageFilmd",
-    "RandDiffeomorphism",
-    "RandDiffeomorphismD",
-    "RandDiffeomorphismDict",
-    "RandDiffeomorphismd",
-    "SaveFilmMaskD",
-    "SaveFilmMaskDict",
-    "SaveFilmMaskd",
-    "SeparateLungsD",
-    "SeparateLungsDict",
-    "SeparateLungsd",
-    "ShapesToMaskD",
-    "ShapesToMaskDict",
-    "ShapesToMaskd",
-]
+__all__ = ["Canonicalize", "CanonicalizeD", "CanonicalizeDict", "Canonicalized", "LoadImageFilm", "LoadImageFilmD"]
+__all__ += ["LoadImageFilmDict", "LoadImageFilmd", "RandDiffeomorphism", "RandDiffeomorphismD"]
+__all__ += ["RandDiffeomorphismDict", "RandDiffeomorphismd", "SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
+__all__ += ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict"]
+__all__ += ["ShapesToMaskd"]

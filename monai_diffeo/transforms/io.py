@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor
 
 from monai_diffeo.errors import FilmError, ShapeError
-from monai_diffeo.radiograph.mask_writer import mask_path_beside, write_mask
+from monai_diffeo.radiograph.mask_writer import MaskNames, mask_path_beside, write_mask
 from monai_diffeo.radiograph.nifti import affine_of_text, shape_of_text
 from monai_diffeo.radiograph.reader import FilmReader
 
@@ -67,7 +68,7 @@ class LoadImageFilmd(MapTransform):
         super().__init__(keys, allow_missing_keys)
         self.loader = LoadImageFilm()
 
-    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its film, float32 ``(1, H, W)``."""
         out = dict(data)
         for key in self.key_iterator(out):
@@ -78,16 +79,25 @@ class LoadImageFilmd(MapTransform):
 class SaveFilmMaskd(MapTransform):
     """Write a mask in the native frame of its film, named after the film, and record where.
 
-    Two films of one folder never share a mask file: see `monai_diffeo.radiograph.mask_writer.mask_paths`.
+    Two films never share a mask file: see `monai_diffeo.radiograph.mask_writer.MaskNames`. Labels keep their values:
+    see `monai_diffeo.radiograph.mask_writer.write_mask`.
 
     Args:
-        keys: masks, shape ``(1, H, W)`` or ``(H, W)``, 0 is background; the path goes to ``<key>_path`` as a string.
+        keys: masks, shape ``(1, H, W)`` or ``(H, W)`` of whole labels, 0 is background; or ``(K, H, W)``, see `channels`.
+            The path goes to ``<key>_path`` as a string, several paths as a list.
         output_dir: folder of the masks.
         root: the folder that holds the films; its sub-folders are kept. Or the one film itself.
         postfix: what is added to the name of the film.
         film_key: key of the film whose metadata is used; None uses the metadata of the mask, which `Invertd` copies
             from the film.
         allow_missing_keys: leave absent keys alone.
+        channels: what to do with K > 1 channels. ``"labels"`` writes one file, each pixel the index of its highest channel
+            (channel 0 is background). ``"files"`` writes a file a channel, named ``<postfix>_<index>``, index from 0.
+            ``"refuse"`` raises.
+        films: paths of all films of the run, from which names are given once. None looks into each film's folder.
+
+    Raises:
+        ValueError: for another ``channels``.
     """
 
     backend = [TransformBackends.NUMPY]
@@ -100,28 +110,61 @@ class SaveFilmMaskd(MapTransform):
         postfix: str = "lungs",
         film_key: str | None = None,
         allow_missing_keys: bool = False,
+        channels: str = "refuse",
+        films: Sequence[str | os.PathLike] | None = None,
     ) -> None:
         super().__init__(keys, allow_missing_keys)
+        if channels not in ("refuse", "labels", "files"):
+            raise ValueError(f"SaveFilmMaskd: 'channels' must be 'refuse', 'labels' or 'files', got {channels!r}.")
         self.output_dir, self.root, self.postfix, self.film_key = output_dir, root, postfix, film_key
+        self.channels, self.films = channels, films
+        self._names: dict[str, MaskNames] = {}
 
-    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Write the masks.
 
         Raises:
-            FilmError: ``MissingElement`` if the metadata is not that of a film.
-            ShapeError: if a mask does not have the size of its film.
+            FilmError: ``MissingElement`` if the metadata is not that of a film; ``UnsupportedLabels`` as `write_mask`, or if
+                channels of zeros and ones do not give each pixel one label.
+            ShapeError: if a mask does not have the size of its film, or has several channels that are refused.
         """
         out = dict(data)
         for key in self.key_iterator(out):
-            film = out[key if self.film_key is None else self.film_key]
-            out[f"{key}_path"] = self._write(out[key], _meta(film))
+            meta = _meta(out[key if self.film_key is None else self.film_key])
+            planes = self._planes(out[key], (int(meta["film_rows"]), int(meta["film_columns"])))
+            paths = [self._write(plane, meta, postfix) for postfix, plane in planes.items()]
+            out[f"{key}_path"] = paths[0] if len(paths) == 1 else paths
         return out
 
-    def _write(self, mask, meta: Mapping) -> str:
-        film_shape = int(meta["film_rows"]), int(meta["film_columns"])
-        plane = _plane(mask, film_shape)
-        file_shape, file_affine = str(meta["film_file_shape"]), str(meta["film_file_affine"])
-        path = mask_path_beside(str(meta["filename_or_obj"]), self.root, self.output_dir, self.postfix)
+    def _planes(self, mask, film_shape: tuple[int, int]) -> dict[str, np.ndarray]:
+        """What to write, by postfix."""
+        planes = np.asarray(convert_to_numpy(mask))
+        planes = planes[None] if planes.ndim == 2 else planes
+        if planes.ndim != 3 or planes.shape[1:] != film_shape or not len(planes):
+            expected = f"(K, H, W) or (H, W) with H, W = {film_shape}"
+            raise ShapeError("SaveFilmMaskd", "mask", expected, np.shape(mask), "Undo the preprocessing first: Invertd.")
+        if len(planes) == 1:
+            return {self.postfix: planes[0]}
+        if self.channels == "refuse":
+            remedy = "Say channels='labels' for one label map (channel 0 is background) or 'files' for a file a channel."
+            raise ShapeError("SaveFilmMaskd", "mask", f"(1, H, W) or (H, W) with H, W = {film_shape}", planes.shape, remedy)
+        if self.channels == "files":
+            return {f"{self.postfix}_{k}": plane for k, plane in enumerate(planes)}
+        if ((planes == 0) | (planes == 1)).all() and (planes.sum(0) != 1).any():
+            raise FilmError(
+                "UnsupportedLabels",
+                "SaveFilmMaskd: channels='labels' needs one channel a pixel, channel 0 for background. Say channels='files'.",
+            )
+        return {self.postfix: planes.argmax(0)}
+
+    def _write(self, plane: np.ndarray, meta: Mapping, postfix: str) -> str:
+        film, file_shape, file_affine = (str(meta[key]) for key in ("filename_or_obj", "film_file_shape", "film_file_affine"))
+        if self.films is None:
+            path = mask_path_beside(film, self.root, self.output_dir, postfix)
+        else:
+            if postfix not in self._names:
+                self._names[postfix] = MaskNames(self.films, self.root, self.output_dir, postfix)
+            path = self._names[postfix](film)
         write_mask(
             plane,
             str(meta["film_format"]),
@@ -141,16 +184,6 @@ def _meta(film) -> Mapping:
             "SaveFilmMaskd needs the metadata that LoadImageFilmd gave: name the film by film_key, keep tracking on.",
         )
     return meta
-
-
-def _plane(mask, film_shape: tuple[int, int]) -> np.ndarray:
-    plane = np.asarray(convert_to_numpy(mask))
-    if plane.ndim == 3 and plane.shape[0] == 1:
-        plane = plane[0]
-    if plane.shape != film_shape:
-        expected = f"(1, H, W) or (H, W) with H, W = {film_shape}"
-        raise ShapeError("SaveFilmMaskd", "mask", expected, plane.shape, "Undo the preprocessing first: Invertd.")
-    return plane
 
 
 LoadImageFilmD = LoadImageFilmDict = LoadImageFilmd

@@ -3,36 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 from monai.transforms import MapTransform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, optional_import
 
-from monai_diffeo.metrics import connected_components
+from monai_diffeo.metrics import largest_components
 from monai_diffeo.networks.template.guard import intact_level
 from monai_diffeo.radiograph.lungs import separate_lungs
 
-__all__ = [
-    "SeparateLungsD",
-    "SeparateLungsDict",
-    "SeparateLungsd",
-    "ShapesToMaskD",
-    "ShapesToMaskDict",
-    "ShapesToMaskd",
-    "shapes_to_mask",
-]
+__all__ = ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict", "ShapesToMaskd"]
+__all__ += ["shapes_to_mask"]
+
+ndimage, _ = optional_import("scipy.ndimage")
 
 
 class SeparateLungsd(MapTransform):
-    """Turn a mask of both lungs ``(1, H, W)`` into one channel a lung ``(2, H, W)``, the patient's right lung first.
+    """Turn a mask of both lungs ``(1, H, W)`` into one channel a lung ``(2, H, W)``, the one further left in the image first.
 
     Put it before anything that resizes: two lungs may come to touch.
     """
 
     backend = [TransformBackends.NUMPY]
 
-    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
             lungs = separate_lungs(convert_to_numpy(out[key])[0])
@@ -43,9 +39,9 @@ class SeparateLungsd(MapTransform):
 def shapes_to_mask(log_odds: torch.Tensor) -> tuple[torch.Tensor, float | None]:
     """Log-odds of K shapes on any frame as one mask with K components, and the level at which they were read.
 
-    The level is 0 unless this frame's lattice tears a shape or lets two touch; then it is the nearest one at which it does not, as in the
-    guard of a template transformer. Where there is none, each shape keeps its largest part without holes, apart from the shapes
-    before it, and the level is None.
+    The level is 0 unless this frame's lattice tears a shape or lets two touch. Then it is the nearest one at which it does
+    not, as in the guard of a template transformer. Where there is none, each shape keeps its largest part without holes,
+    apart from the shapes before it, and the level is None.
 
     Args:
         log_odds: shape ``(K, *S)``, positive inside.
@@ -58,36 +54,25 @@ def shapes_to_mask(log_odds: torch.Tensor) -> tuple[torch.Tensor, float | None]:
         return (log_odds > level).any(0, keepdim=True), level
     taken = np.zeros(tuple(log_odds.shape[1:]), dtype=bool)
     for inside in (log_odds > 0).cpu().numpy():
-        taken |= _largest_part(inside & ~_grown(taken))
+        taken |= _largest_part(inside & ~ndimage.binary_dilation(taken, np.ones((3,) * taken.ndim)))
     return torch.from_numpy(taken)[None].to(log_odds.device), None
 
 
-def _grown(mask: np.ndarray) -> np.ndarray:
-    """The mask and all voxels that touch it, at a corner too."""
-    for axis in range(mask.ndim):
-        padded = np.pad(mask, [(int(a == axis),) * 2 for a in range(mask.ndim)])
-        mask = np.logical_or.reduce([np.take(padded, range(k, k + mask.shape[axis]), axis) for k in range(3)])
-    return mask
-
-
 def _largest_part(mask: np.ndarray) -> np.ndarray:
-    labels, count = connected_components(mask, "face")
-    if not count:
-        return mask
-    part = labels == np.bincount(labels.ravel())[1:].argmax() + 1
-    outside = connected_components(np.pad(~part, 1, constant_values=True), "full")[0] == 1
-    return ~outside[(slice(1, -1),) * mask.ndim]
+    """The largest part of a mask, its holes filled; empty for an empty mask."""
+    return ndimage.binary_fill_holes(largest_components(mask, 1, "face") == 1, np.ones((3,) * mask.ndim))
 
 
 class ShapesToMaskd(MapTransform):
-    """Turn log-odds of K shapes ``(K, *S)``, in any frame, into one mask ``(1, *S)`` with K components; see :func:`shapes_to_mask`.
+    """Turn log-odds of K shapes ``(K, *S)``, in any frame, into one mask ``(1, *S)`` with K components.
 
+    See :func:`shapes_to_mask`.
     The level goes to ``<key>_level``. The largest components need not be looked for afterwards, nor holes filled.
     """
 
     backend = [TransformBackends.TORCH]
 
-    def __call__(self, data: Mapping[Hashable, object]) -> dict[Hashable, object]:
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
             odds = out[key]

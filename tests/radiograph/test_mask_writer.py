@@ -1,13 +1,19 @@
 """Masks land beside their film, in the frame of the film's own file, and never on one another."""
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from monai_diffeo.errors import FilmError, ShapeError
-from monai_diffeo.radiograph.mask_writer import mask_path, mask_path_beside, mask_paths, write_mask
+from monai_diffeo.radiograph import mask_writer
+from monai_diffeo.radiograph.mask_writer import MaskNames, figure_path, mask_path, mask_path_beside, mask_paths, write_mask
 from monai_diffeo.radiograph.nifti import affine_of_text, shape_of_text
+from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 from monai_diffeo.radiograph.reader import in_plane_affine, list_films, read_film
 
 nibabel = pytest.importorskip("nibabel")
@@ -59,7 +65,7 @@ def test_only_colliding_names_get_their_suffix():
         "in/b": "out/b_lungs.nii.gz",
         "in/c.dcm": "out/c_lungs.nii.gz",
         "in/d/b.dcm": "out/d/b_lungs.nii.gz",
-        "in/b.png": "out/b_lungs.png",
+        "in/b.png": "out/b_png_lungs.png",
         "in/b.txt": "out/b_txt_lungs.nii.gz",
     }
 
@@ -71,8 +77,109 @@ def test_a_suffix_that_makes_a_new_collision():
         "b_dcm_lungs.nii.gz",
         "b_nii_lungs.nii.gz",
     ]
+    masks = mask_paths(["b.dcm", "b.nii", "b_dcm"], ".", "out")
+    assert [path.name for path in masks.values()] == ["b_dcm_lungs.nii.gz", "b_nii_lungs.nii.gz", "b_dcm_dicom_lungs.nii.gz"]
+
+
+def test_films_without_a_free_name_are_refused_and_the_others_are_not(tmp_path):
+    films = ["b.dcm", "b.nii", "b_dcm", "b_dcm.dicom", "c.dcm"]
     with pytest.raises(FilmError, match="Rename"):
-        mask_paths(["b.dcm", "b.nii", "b_dcm"], ".", "out")
+        mask_paths(films, ".", "out")
+    names = MaskNames(films, ".", "out")
+    assert names("c.dcm").name == "c_lungs.nii.gz" and names("b.nii").name == "b_nii_lungs.nii.gz"
+    for film in films:
+        (tmp_path / film).touch()
+    assert mask_path_beside(tmp_path / "b.nii", tmp_path, "out").name == "b_nii_lungs.nii.gz"
+    with pytest.raises(FilmError, match="Rename"):
+        mask_path_beside(tmp_path / "b_dcm", tmp_path, "out")
+
+
+@pytest.mark.parametrize(
+    "films, masks",
+    [
+        ("b.dcm b.png", "b_dcm_lungs.nii.gz b_lungs.png"),
+        ("b b.png", "b_lungs.nii.gz b_png_lungs.png"),
+        ("b.jpg b.png", "b_jpg_lungs.png b_png_lungs.png"),
+        ("a.png a_lungs.png", "a_png_lungs.png a_lungs_lungs.png"),  # the plain name is that of a film
+        ("a.dcm a_lungs_report.png", "a_dcm_lungs.nii.gz a_lungs_report_lungs.png"),
+        ("a.png x_a.png", "a_lungs.png x_a_lungs.png"),
+    ],
+)
+def test_masks_and_figures_of_neighbours(films, masks):
+    found = mask_paths([f"in/{name}" for name in films.split()], "in", "out")
+    assert [path.name for path in found.values()] == masks.split()
+
+
+def test_no_output_replaces_a_film_that_lies_in_the_output_folder():
+    films = ["in/a.png", "in/out/a_lungs.png", "in/out/b_lungs_report.png", "in/b.dcm", "in/c.png"]
+    masks = [path.as_posix() for path in mask_paths(films, "in", "in/out").values()]
+    assert masks[0] == "in/out/a_png_lungs.png" and masks[3:] == ["in/out/b_dcm_lungs.nii.gz", "in/out/c_lungs.png"]
+    assert masks[1:3] == ["in/out/out/a_lungs_lungs.png", "in/out/out/b_lungs_report_lungs.png"]
+
+
+@pytest.mark.parametrize(
+    "mask, figure",
+    [
+        ("out/a/b_dcm_lungs.nii.gz", "out/a/b_dcm_lungs_report.png"),
+        ("b_lungs.png", "b_lungs_report.png"),
+        ("a_heart.png", "a_heart_report.png"),
+        ("1.2.840.9_lungs.nii.gz", "1.2.840.9_lungs_report.png"),
+    ],
+)
+def test_a_figure_is_named_after_its_mask(mask, figure):
+    assert figure_path(mask) == figure_path(Path(mask)) == Path(figure)
+
+
+STEMS = st.sampled_from(["b", "b_dcm", "b_lungs", "b_png", "b_lungs_report", "b_png_lungs", "b.1", "b_dicom", "b_report"])
+NAMES = st.tuples(STEMS, st.sampled_from(["", ".dcm", ".DCM", ".dicom", ".nii", ".nii.gz", ".png", ".jpg", ".jpeg"]))
+
+
+@settings(max_examples=300)
+@given(st.sets(NAMES.map("".join), min_size=1, max_size=12), st.sampled_from(["lungs", "heart", "report", "dcm_lungs"]))
+def test_no_two_films_share_an_output_and_no_output_is_named_like_a_film(films, postfix):
+    names, outputs = MaskNames([f"in/x/{film}" for film in films], "in", "out", postfix), []
+    for film in sorted(films):
+        try:
+            mask = names(f"in/x/{film}")
+        except FilmError:
+            assert len(films) > 2  # two films never get in each other's way
+            continue
+        assert mask.parent == Path("out/x") and mask.name.startswith(split_name(film)[0] + "_")
+        assert (mask.suffix == ".png") == (format_of_name(film) in ("png", "jpeg")) and postfix in mask.name
+        outputs += [mask.name, figure_path(mask).name]
+    assert len(set(outputs)) == len(outputs) and not set(outputs) & films
+
+
+@given(st.permutations(["b.dcm", "b.nii", "b", "b.png", "b.jpg", "b_dcm.dcm", "b_lungs.png"]))
+def test_names_do_not_depend_on_the_order_of_the_films(films):
+    assert mask_paths(films, ".", "out") == mask_paths(sorted(films), ".", "out")
+
+
+def test_a_run_looks_into_a_folder_once(tmp_path, monkeypatch):
+    looked, split = [], []
+    for i in range(40):
+        (tmp_path / f"film{i}.dcm").touch()
+    films = list_films(tmp_path)
+    monkeypatch.setattr(mask_writer, "film_names", lambda folder: looked.append(folder) or film_names(folder))
+    monkeypatch.setattr(mask_writer, "split_name", lambda name: split.append(name) or split_name(name))
+    masks = [mask_path_beside(film, tmp_path, "out", "once") for film in films]
+    assert len(looked) == 1 and len(set(masks)) == 40 and len(split) <= 10 * 40
+    (tmp_path / "film3.nii").touch()
+    os.utime(tmp_path, ns=(1, 1))  # a folder that has changed is looked into again
+    assert mask_path_beside(films[0], tmp_path, "out", "once") == masks[0] and len(looked) == 2
+    assert mask_path_beside(tmp_path / "film3.dcm", tmp_path, "out", "once").name == "film3_dcm_once.nii.gz"
+    (tmp_path / "late.dcm").touch()
+    os.utime(tmp_path, ns=(1, 1))  # a film that came without a trace
+    assert mask_path_beside(tmp_path / "late.dcm", tmp_path, "out", "once").name == "late_once.nii.gz"
+
+
+def test_many_names_take_seconds(tmp_path):
+    for i in range(8000):
+        (tmp_path / f"1.2.840.{i}").touch()
+    began = time.process_time()
+    films = list_films(tmp_path)
+    masks = {mask_path_beside(film, tmp_path, "out") for film in films}
+    assert len(masks | set(mask_paths(films, tmp_path, "out").values())) == 8000 and time.process_time() - began < 5
 
 
 def test_one_film_alone_gets_the_name_it_has_among_all(tmp_path):
@@ -157,6 +264,50 @@ def test_png_mask(tmp_path, film_format, dtype):
     np.testing.assert_array_equal(np.asarray(written), MASK * 255)
 
 
+@pytest.mark.parametrize(
+    "labels, dtype",
+    [
+        ([0, 1, 2, 3], np.uint8),
+        ([0, 255], np.uint8),
+        ([0, 256], np.uint16),
+        ([7, 65536], np.uint32),
+        ([-1, 0, 4], np.int8),
+        ([-1, 200], np.int16),
+        ([0.0, 2.0], np.uint8),
+        ([False, True], np.uint8),
+    ],
+)
+@pytest.mark.parametrize("film_format", ["dicom", "nifti"])
+def test_nifti_keeps_labels_in_the_smallest_type(tmp_path, labels, dtype, film_format):
+    mask = np.resize(np.array(labels), (3, 4))
+    written = nibabel.load(write_mask(mask, film_format, np.eye(4), tmp_path / "m.nii.gz"))
+    values = np.asarray(written.dataobj)
+    np.testing.assert_array_equal(values if film_format == "dicom" else values.T, mask)
+    assert written.get_data_dtype() == dtype
+
+
+@pytest.mark.parametrize(
+    "labels, grey", [([0, 1], [0, 255]), ([0, 1, 2, 3], [0, 1, 2, 3]), ([0, 2], [0, 2]), ([0, 255], [0, 255])]
+)
+def test_png_keeps_labels_and_shows_one_class_white(tmp_path, labels, grey):
+    mask = np.resize(np.array(labels, np.int64), (3, 4))
+    written = image_module.open(write_mask(mask, "png", np.eye(4), tmp_path / "m.png"))
+    assert written.mode == "L"
+    np.testing.assert_array_equal(np.asarray(written), np.resize(grey, (3, 4)))
+
+
+@pytest.mark.parametrize(
+    "value, film_format",
+    [(256, "png"), (-1, "png"), (0.5, "png"), (0.5, "nifti"), (np.nan, "dicom"), (np.inf, "png"), (2**32, "nifti")],
+)
+def test_what_is_no_label_is_refused(tmp_path, value, film_format):
+    mask = np.zeros((3, 4))
+    mask[1, 1] = value
+    with pytest.raises(FilmError, match="UnsupportedLabels"):
+        write_mask(mask, film_format, np.eye(4), tmp_path / "m")
+    assert not list(tmp_path.iterdir())
+
+
 def test_empty_mask_is_written(tmp_path):
     path = write_mask(np.zeros((4, 5), np.uint8), "dicom", np.eye(4), tmp_path / "new" / "folder" / "m.nii.gz")
     assert nibabel.load(path).get_fdata().sum() == 0
@@ -170,7 +321,7 @@ def test_write_is_atomic_and_repeatable(tmp_path, monkeypatch):
     def no_space(*_):
         raise OSError("no space left on device")
 
-    monkeypatch.setattr("monai_diffeo.radiograph.mask_writer.os.replace", no_space)
+    monkeypatch.setattr("monai_diffeo.files.os.replace", no_space)
     with pytest.raises(OSError, match="no space"):
         write_mask(~MASK, "dicom", np.eye(4), path)
     assert [file.name for file in tmp_path.iterdir()] == ["m.nii.gz"] and path.read_bytes() == first

@@ -224,7 +224,9 @@ def test_a_graph_is_not_recorded():
     def careless(image):
         result = canonicalizer()(image)
         weight = torch.ones((), requires_grad=True)
-        return dataclasses.replace(result, inverse=Deformation(result.inverse.matrix * weight, result.inverse.residual * weight))
+        return dataclasses.replace(
+            result, inverse=Deformation(result.inverse.matrix * weight, result.inverse.residual * weight)
+        )
 
     transform = Canonicalized("image", careless)
     out = transform({"image": picture()})

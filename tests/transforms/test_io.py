@@ -115,6 +115,70 @@ def test_a_mask_of_another_size_is_refused(films, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def three_classes():
+    """One-hot ``(3, H, W)``: background, a bright class, a brighter one."""
+    labels = (FILM > 300).astype(int) + (FILM > 1500)
+    return labels, np.stack([labels == k for k in range(3)]).astype(np.float32)
+
+
+@pytest.mark.parametrize("which", [0, 1, 2])
+@pytest.mark.parametrize("of_scores", [False, True])
+def test_classes_become_one_label_map(films, tmp_path, which, of_scores):
+    data = LoadImageFilmd("image")({"image": films[which]})
+    labels, hot = three_classes()
+    data["pred"] = torch.from_numpy(hot * 0.4 + 0.2 if of_scores else hot)
+    save = SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")
+    path = save(data)["pred_path"]
+    written = np.asarray(image_module.open(path) if path.endswith("png") else nibabel.load(path).dataobj)
+    np.testing.assert_array_equal(np.squeeze(written.T if which == 1 else written), labels)
+    data["pred"] = labels  # a label map is kept whatever the channels
+    for channels in ("refuse", "files", "labels"):
+        path = SaveFilmMaskd("pred", tmp_path / channels, tmp_path / "in", film_key="image", channels=channels)(data)[
+            "pred_path"
+        ]
+        written = np.asarray(image_module.open(path) if path.endswith("png") else nibabel.load(path).dataobj)
+        np.testing.assert_array_equal(np.squeeze(written.T if which == 1 else written), labels)
+
+
+def test_classes_become_a_file_each(films, tmp_path):
+    data = LoadImageFilmd("image")({"image": films[2]})
+    labels, hot = three_classes()
+    data["pred"] = torch.from_numpy(hot)
+    save = SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", "heart", film_key="image", channels="files")
+    paths = save(data)["pred_path"]
+    assert paths == [str(tmp_path / "out" / "sub" / f"b_heart_{k}.png") for k in range(3)]
+    for k, path in enumerate(paths):
+        np.testing.assert_array_equal(np.asarray(image_module.open(path)), 255 * (labels == k))
+
+
+def test_classes_are_refused_unless_it_is_said_what_to_do(films, tmp_path):
+    data = LoadImageFilmd("image")({"image": films[2]})
+    _, hot = three_classes()
+    data["pred"] = torch.from_numpy(hot)
+    with pytest.raises(ShapeError, match=r"channels='labels'.*'files'"):
+        SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image")(data)
+    data["pred"] = torch.from_numpy(hot[1:])  # no background: class 1 would be lost
+    with pytest.raises(FilmError, match="UnsupportedLabels.*channel 0 for background"):
+        SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")(data)
+    data["pred"] = torch.from_numpy(hot + hot[1:2])  # two classes at a pixel
+    data["pred"] = data["pred"].clamp(max=1)
+    with pytest.raises(FilmError, match="UnsupportedLabels"):
+        SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")(data)
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match="'refuse', 'labels' or 'files'"):
+        SaveFilmMaskd("pred", tmp_path, tmp_path, channels="all")
+
+
+def test_names_of_a_run_are_given_once(films, tmp_path, monkeypatch):
+    looked = []
+    monkeypatch.setattr("monai_diffeo.radiograph.mask_writer.film_names", lambda folder: looked.append(folder) or [])
+    save = SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", films=films[1:])
+    data = LoadImageFilmd("image")({"image": films[1]})
+    data["pred"] = data["image"][0] > 1500
+    assert save(data)["pred_path"] == str(tmp_path / "out" / "a_lungs.nii.gz")  # a.dcm is not of this run
+    assert not looked and len(save._names) == 1
+
+
 @pytest.mark.parametrize("which", [0, 1])
 def test_monais_own_writer_understands_the_metadata(films, tmp_path, which):
     film = LoadImageFilm()(films[which])

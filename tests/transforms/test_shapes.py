@@ -1,15 +1,18 @@
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
 from monai.data import MetaTensor
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.metrics import betti_numbers, connected_components
+from monai_diffeo.metrics import betti_numbers, connected_components, largest_components
 from monai_diffeo.networks import ShapePrior
-from monai_diffeo.radiograph.lungs import separate_lungs
+from monai_diffeo.radiograph.lungs import separate_lungs, split_lungs
 from monai_diffeo.transforms import SeparateLungsd, ShapesToMaskd
-from monai_diffeo.transforms.shapes import shapes_to_mask
+from monai_diffeo.transforms.shapes import _largest_part, shapes_to_mask
 
 
 def boxes():
@@ -34,6 +37,60 @@ def test_what_has_no_two_lungs_is_refused():
         separate_lungs(np.ones((4, 4)))
     with pytest.raises(ShapeError, match="separate_lungs"):
         separate_lungs(np.ones((1, 4, 4)))
+
+
+def test_split_lungs_orders_by_column_and_gives_the_rest():
+    specked = boxes()
+    specked[9, 0] = specked[0, 15] = 1
+    first, second, rest = split_lungs(specked)
+    assert (first.sum(), second.sum(), rest.sum()) == (24, 30, 2) and first[:, :7].sum() == 24
+    assert (first.astype(int) + second + rest == specked).all()
+    mirrored = split_lungs(specked[:, ::-1])
+    assert (mirrored[0] == second[:, ::-1]).all() and (mirrored[1] == first[:, ::-1]).all()
+
+
+def test_the_second_lung_has_its_least_share_or_everything_is_rest():
+    mask = np.zeros((12, 30))
+    mask[:10, :10] = mask[:5, 20:22] = 1  # 100 and 10
+    assert [part.sum() for part in split_lungs(mask)] == [100, 10, 0]
+    mask[4, 21] = 0
+    assert [part.sum() for part in split_lungs(mask)] == [0, 0, 109]
+    assert [part.sum() for part in split_lungs(mask, min_share=0.09)] == [100, 9, 0]
+    mask[10, 10] = 1  # at a corner: the same part
+    assert [part.sum() for part in split_lungs(mask, min_share=0.05)] == [101, 9, 0]
+    for one in (np.zeros((3, 4)), np.ones((3, 4))):
+        first, second, rest = split_lungs(one, 0.0)
+        assert not first.any() and not second.any() and (rest == one).all() and rest.dtype == first.dtype == bool
+    assert not split_lungs(0.5 * mask)[2].any()
+    with pytest.raises(ShapeError, match="split_lungs"):
+        split_lungs(mask[None])
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 7), st.integers(1, 7))))
+def test_the_largest_part_without_holes(mask):
+    """Against a flood fill by hand: the largest part across faces, and everything that the frame cannot reach around it."""
+    labels, count = connected_components(mask, "face")
+    sizes = [int((labels == k).sum()) for k in range(1, count + 1)]
+    part = labels == sizes.index(max(sizes)) + 1 if sizes else np.zeros_like(mask)
+    padded = np.pad(~part, 1, constant_values=True)
+    reached = np.zeros_like(padded)
+    reached[0, 0] = True
+    for _ in range(padded.size):
+        spread = np.pad(reached, 1)
+        near = [spread[i : i + padded.shape[0], j : j + padded.shape[1]] for i in range(3) for j in range(3)]
+        reached = np.logical_or.reduce(near) & padded
+    np.testing.assert_array_equal(_largest_part(mask), ~reached[1:-1, 1:-1])
+
+
+@given(arrays(np.int8, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 1)), st.integers(1, 4))
+def test_largest_components_are_ranked_by_size(mask, count):
+    for connectivity in ("face", "full"):
+        ranked = largest_components(mask, count, connectivity)
+        labels, found = connected_components(mask, connectivity)
+        sizes = sorted((int((labels == k).sum()) for k in range(1, found + 1)), reverse=True)[:count]
+        assert [int((ranked == k).sum()) for k in range(1, count + 1)] == sizes + [0] * (count - len(sizes))
+        assert all(len(np.unique(labels[ranked == k])) == 1 for k in range(1, len(sizes) + 1))
+        assert not ranked[mask == 0].any() and ranked.max() <= count
 
 
 @pytest.mark.parametrize("kind", [np.asarray, torch.as_tensor, MetaTensor])

@@ -126,7 +126,9 @@ def digit_datalist(
         raise ValueError(f"digit_datalist(): 'count' must be at least 1, got {count}.")
     if genus not in GENUS:
         raise ValueError(f"digit_datalist(): 'genus' must be one of {sorted(GENUS)}, got {genus!r}.")
-    packaged = dataset_dir in (None, "", "None")
+    if dataset_dir == "":
+        raise ValueError("digit_datalist(): 'dataset_dir' is empty; a shell variable may be unset. Leave it out or name one.")
+    packaged = dataset_dir is None
     if packaged and split != "test":
         raise ValueError(
             f"digit_datalist(): split {split!r} needs a folder with mnist.npz: give --dataset_dir. The package's digits are for showing."

@@ -102,12 +102,12 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         self.mode = _one_of("RandDiffeomorphism", "mode", mode, MODES)
         self.padding_mode = _one_of("RandDiffeomorphism", "padding_mode", padding_mode, PADDING_MODES)
         self.num_steps, self.downsample = num_steps, downsample
-        self._drawn: dict[str, Any] | None = None
+        self._drawn: dict[str, Any] = {}
 
     def randomize(self, data: Any = None) -> None:
         """Draw whether to deform, and how; all randomness comes from ``self.R``. ``data`` is not looked at."""
         super().randomize(None)
-        self._drawn = None
+        self._drawn = {}
         if self._do_transform:
             self._drawn = {
                 "seed": int(self.R.randint(2**31 - 1)),
@@ -133,19 +133,19 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         """
         size = tuple(int(n) for n in spatial_size)
         family = self.family
-        dims = {"svf": (2, 3), "tps": (2,)}.get(self.kind, ()) if family is None else (family.spatial_dims,)
+        dims = {"svf": (2, 3), "tps": (2,)}[str(self.kind)] if family is None else (family.spatial_dims,)
         if len(size) not in dims or min(size) < 2:
             named = " or ".join(f"(C, {', '.join('HWD'[:d])})" for d in dims) + " with at least 2 voxels along every axis"
             raise ShapeError(
                 "RandDiffeomorphism",
                 "img",
                 named,
-                ("C", *size),
+                ("C", *size),  # type: ignore[arg-type]
                 "Add the channel axis, squeeze axes of one voxel, or use kind='svf' for volumes.",
             )
         name = "theta" if family is not None else "velocity" if self.kind == "svf" else "displacement"
         record: dict[str, Any] = {name: torch.empty(0), "num_steps": self.num_steps}
-        if self._drawn is None:
+        if not self._drawn:
             return record, None
         record[name] = self._sample_field(size)
         ddf = _flow(record, size, family=family)
@@ -324,7 +324,7 @@ def _flow(
     record: Mapping[str, Any], spatial_size: Sequence[int], inverse: bool = False, device="cpu", family: Family | None = None
 ) -> Tensor:
     """Displacement ``(D, *S)`` of what :class:`RandDiffeomorphism` recorded, on any size of the same frame."""
-    if "theta" in record:
+    if family is not None:
         deform = family.inverse if inverse else family
         with torch.no_grad():
             return deform(record["theta"].to(device)[None], tuple(spatial_size)).ddf(spatial_size)[0]
@@ -335,7 +335,7 @@ def _flow(
     return (invert(field) if inverse else field)[0]
 
 
-def _check_fits(who: str, data: Tensor, dims: int) -> None:
+def _check_fits(who: str, data: NdarrayOrTensor, dims: int) -> None:
     if data.ndim != dims + 1:
         raise ShapeError(who, "data", f"(C, {', '.join('HWD'[:dims])}) as the image that was moved", data.shape)
 
@@ -345,7 +345,7 @@ def _undo_random(data: Tensor, applied: Mapping[str, Any], family: Family | None
     if not applied[TraceKeys.DO_TRANSFORM]:
         return data
     record = applied[TraceKeys.EXTRA_INFO]
-    dims = family.spatial_dims if "theta" in record else len(record.get("velocity", record.get("displacement")))
+    dims = len(record["velocity" if "velocity" in record else "displacement"]) if family is None else family.spatial_dims
     _check_fits("RandDiffeomorphism.inverse()", data, dims)
     ddf = _flow(record, data.shape[1:], inverse=True, device=data.device, family=family)
     return _deform(data, ddf, record["mode"], record["padding_mode"])

@@ -1,0 +1,134 @@
+"""Options of ``python -m monai.bundle run``: none is misread, and none that a bundle does not know is passed over."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import sys
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
+from monai.utils import optional_import
+
+__all__ = ["check_options", "option_text", "parse_switch"]
+
+_EVALUATED = ("$", "@", "%", "'", '"')  # MONAI or Fire reads more than a word here
+
+
+def parse_switch(value: bool | str | int | None) -> bool:
+    """True or false, also from the words that a command line hands on, in any case.
+
+    Raises:
+        ValueError: for any other word.
+    """
+    if isinstance(value, str):
+        word = value.strip().lower()
+        if word not in {"true", "false", "1", "0", "yes", "no", "on", "off"}:
+            raise ValueError(f"parse_switch(): expected true or false, got {value!r}.")
+        return word in {"true", "1", "yes", "on"}
+    return bool(value)
+
+
+def check_options(argv: Sequence[str] | None = None) -> None:
+    """Refuse a command line that MONAI would accept and not obey; call it first in a bundle's ``initialize``.
+
+    Nothing is checked outside ``python -m monai.bundle run``. There, an option must be an id of the config files (nested ids
+    with ``#`` or ``::``) or one of MONAI's own arguments, may come once, and needs a value unless it is a switch.
+
+    Raises:
+        ValueError: for an unknown, repeated or empty option, or a word that belongs to none; it names the nearest option.
+    """
+    words, options = _typed(argv)
+    given = dict(options)
+    args_file, config_file = given.get("args_file"), given.get("config_file")
+    defaults = ConfigParser.load_config_file(args_file) if args_file else {}
+    files = optional_import("fire.parser")[0].DefaultParseValue(config_file) if config_file else defaults.get("config_file")
+    if files is None:
+        return
+    parser = ConfigParser()
+    parser.read_config(files)
+    for word in words:
+        if word not in parser:
+            raise ValueError(f"check_options(): {word!r} belongs to no option. Quote a name with blanks or wildcards.")
+    for name in [*given, *(name for name in defaults if name not in given)]:
+        _check_known(name, parser)
+    for name, times in Counter(name for name, _ in options).items():
+        if times > 1:
+            raise ValueError(f"check_options(): --{name} is given {times} times, and only one would count.")
+    for name, value in given.items():
+        if value == "" or (value is None and name not in _monai_arguments() and not isinstance(parser.get(name), bool)):
+            raise ValueError(
+                f"check_options(): --{name} has no value; a shell variable may be unset. Leave it out or give one."
+            )
+
+
+def option_text(name: str, value: Any, argv: Sequence[str] | None = None) -> Any:
+    """The value of an option as it was typed. MONAI reads words as Python: ``None`` as not given, ``2024.10`` as a number.
+
+    Args:
+        name: of the option.
+        value: what MONAI made of it; returned where the option was not typed, or asks for evaluation by ``$``, ``@``, ``%`` or
+            quotation marks.
+        argv: the command line, ``sys.argv`` by default.
+
+    Example:
+        >>> argv = ["monai/bundle/__main__.py", "run", "--dataset_dir", "None"]
+        >>> option_text("dataset_dir", None, argv), option_text("output_dir", "out", argv)
+        ('None', 'out')
+    """
+    word = dict(_typed(argv)[1]).get(name)
+    return value if word is None or word.startswith(_EVALUATED) else word
+
+
+def _typed(argv: Sequence[str] | None) -> tuple[list[str], list[tuple[str, str | None]]]:
+    """Words without an option, and options with their words, split as Fire splits them; None for an option without a word."""
+    argv = sys.argv if argv is None else argv
+    if Path(argv[0]).parts[-3:] != ("monai", "bundle", "__main__.py") or list(argv[1:2]) != ["run"]:
+        return [], []
+    end = len(argv) - argv[::-1].index("--") - 1 if "--" in argv else len(argv)  # Fire's own options follow
+    words: list[str] = []
+    options: list[tuple[str, str | None]] = []
+    rest = list(argv[2:end])
+    while rest:
+        word = rest.pop(0)
+        if not _is_option(word):
+            words.append(word)
+            continue
+        name, equals, value = word.lstrip("-").partition("=")
+        name = name.replace("-", "_").replace("#", "::")
+        if equals:
+            options.append((name, value))
+        elif rest and not _is_option(rest[0]):
+            options.append((name, rest.pop(0)))
+        else:  # a switch, or its opposite
+            opposite = name.startswith("no") and name not in _monai_arguments()
+            options.append((name[2:] if opposite else name, None))
+    return words, options
+
+
+def _is_option(word: str) -> bool:
+    return re.match("--|-[a-zA-Z]", word) is not None
+
+
+def _monai_arguments() -> set[str]:
+    takes = (run, create_workflow, ConfigWorkflow)
+    return {name for some in takes for name in inspect.signature(some).parameters} - {"override", "kwargs"}
+
+
+def _check_known(name: str, parser: ConfigParser) -> None:
+    path = name.removeprefix("+").replace("#", "::")
+    parent = path.rpartition("::")[0]
+    if path in _monai_arguments() or path in parser or path.startswith(f"{parser.meta_key}::"):
+        return
+    beside = parser[parent] if parent in parser else None
+    if parent and isinstance(beside, dict) and "_target_" in beside:  # a further argument; its component checks it
+        return
+    known = [*parser[""], *sorted(_monai_arguments())]
+    if parent and isinstance(beside, dict):
+        known = [f"{parent}::{key}" for key in beside]
+    (nearest,) = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
+    raise ValueError(f"check_options(): there is no option --{name}; did you mean --{nearest}?")
