@@ -1,6 +1,6 @@
 """Inferers."""
 
-from monai_diffeo.inferers.diffeo import DiffeoInferer, overlay_path, parse_switch
+from monai_diffeo.inferers.diffeo import DiffeoInferer, DiffeoResult, overlay_path, parse_switch
 from monai_diffeo.inferers.template import TemplateInferer
 
-__all__ = ["DiffeoInferer", "TemplateInferer", "overlay_path", "parse_switch"]
+__all__ = ["DiffeoInferer", "DiffeoResult", "TemplateInferer", "overlay_path", "parse_switch"]

@@ -3,11 +3,33 @@
 from __future__ import annotations
 
 import numpy as np
+from scipy import ndimage
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.metrics import connected_components
 
-__all__ = ["separate_lungs"]
+__all__ = ["separate_lungs", "split_lungs"]
+
+
+def split_lungs(mask: np.ndarray, min_share: float = 0.1) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The lung at the image's left, the lung at its right, and the rest of a mask, all ``(H, W)`` bool.
+
+    The two largest parts, connected along rows and columns, are the lungs if the smaller has at least ``min_share`` of the
+    larger one's area. Otherwise everything is rest.
+
+    Args:
+        mask: shape ``(H, W)``, foreground > 0.5.
+        min_share: smallest area of the second lung, share of the first.
+    """
+    mask = np.asarray(mask) > 0.5
+    labels: np.ndarray
+    labels, count = ndimage.label(mask)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:]
+    largest = np.argsort(-sizes, kind="stable")[:2]
+    if len(largest) < 2 or sizes[largest[1]] < min_share * sizes[largest[0]]:
+        return np.zeros_like(mask), np.zeros_like(mask), mask
+    left, right = sorted((labels == k + 1 for k in largest), key=lambda part: part.nonzero()[1].mean())
+    return left, right, mask & ~left & ~right
 
 
 def separate_lungs(mask: np.ndarray) -> np.ndarray:

@@ -16,7 +16,7 @@ from monai.utils import optional_import
 from monai_diffeo.errors import FilmError, ShapeError
 from monai_diffeo.radiograph.paths import format_of_name, is_plain, split_name
 
-__all__ = ["mask_path", "mask_path_beside", "mask_paths", "write_mask"]
+__all__ = ["figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
 
 _PICTURES = ("png", "jpeg")
 
@@ -121,6 +121,16 @@ def _folder_below(film: Path, root: Path) -> Path:
     if not film.is_relative_to(root):
         raise FilmError("UnsupportedFile", "The film is not below the root folder. Give the folder that holds it.")
     return film.relative_to(root).parent
+
+
+def figure_path(mask_path: Path) -> Path:
+    """Where the figure of a film goes: beside its mask, named after it.
+
+    Example:
+        >>> figure_path(Path("out/b_dcm_lungs.nii.gz")).as_posix()
+        'out/b_dcm_lungs_report.png'
+    """
+    return mask_path.with_name(split_name(mask_path.name)[0] + "_report.png")
 
 
 def write_mask(

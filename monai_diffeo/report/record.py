@@ -1,8 +1,49 @@
-"""One film, one flat dictionary: what a line of ``report.jsonl`` says."""
+"""One film, one flat dictionary: what a line of ``report.jsonl`` says (schema 2).
+
+======================== ===========================================================================================
+field                    meaning
+======================== ===========================================================================================
+schema                   version of these fields
+input                    name of the film, relative to the input folder
+sha256                   of the input file; null if it cannot be read
+status                   ``canonicalized``, ``left alone: reason``, ``rejected: reason`` or ``failed``
+energy_before            energy of the film, lower is closer to the training films
+energy_after             energy of the film that the network saw
+energy_terms             energies before, by name
+folding_fraction         share of the voxels at which the deformation folds
+inverse_error            mean error of the inverse deformation, voxels of ``frame``
+largest_displacement     voxels of ``frame``
+displacement_share       ``largest_displacement`` over the shorter side of ``frame``
+frame                    size at which the film was canonicalised
+steps                    optimisation steps
+notes                    remarks, joined by semicolons
+mode                     of the canonicaliser
+seconds                  wall time of the film
+agreement                of the predictions of test-time augmentation, 0 to 1
+areas                    shares of the film: ``total``; of paired organs ``right`` and ``left``, null if sides are unknown
+mask, figure             names of the outputs, relative to the output folder; null if there is none
+device                   on which the network ran
+weights_sha256           of the file of the network's weights
+versions                 of the packages that computed the numbers
+error, message           of a film that failed: a class and a sentence; such a line has no numbers
+template                 of a template transformer: ``factor``, ``level``, ``folding_fraction``,
+                         ``nonpositive_cell_fraction``, ``agreement``, ``native_level``, ``components``, ``holes``
+======================== ===========================================================================================
+
+Numbers are null where there is none: canonicalisation was switched off, or a value is not finite. The last line closes the
+report; a killed run has none:
+
+======================== ===========================================================================================
+schema, end              version, and ``true``
+films, counts            number of films, and how many have each status
+exit_status              of the run: 0, 3 or 4, see :mod:`monai_diffeo.report.writer`
+removed                  outputs of earlier runs that this run did not write again and therefore removed
+versions                 as above
+======================== ===========================================================================================
+"""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import math
 import platform
@@ -14,16 +55,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
 from monai_diffeo.errors import FilmError
+from monai_diffeo.files import sha256_of
 from monai_diffeo.radiograph.failsafe import root_cause
-from monai_diffeo.report.cxr.lungs import lung_areas
 
 __all__ = ["FAILED", "SCHEMA", "SWITCHED_OFF", "failure_record", "film_record", "json_safe", "sha256_of", "versions"]
 
-SCHEMA = 1
-"""Version of the fields below; it rises when a field changes its meaning or goes, not when one is added."""
+SCHEMA = 2
+"""Version of the fields above; it rises when a field changes its meaning or goes, not when one is added."""
 
 FAILED = "failed"
 """Status of a film that could not be read or processed; there is no mask."""
@@ -65,8 +107,8 @@ def film_record(
     mode: str | None = None,
     mask: str | PathLike[str] | None = None,
     figure: str | PathLike[str] | None = None,
-    agreement: float | None = None,
-    lung_mask: np.ndarray | None = None,
+    agreement: float | Tensor | None = None,
+    areas: Mapping[str, float | None] | None = None,
     weights_sha256: str | Mapping[str, str] | None = None,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
@@ -85,8 +127,8 @@ def film_record(
         mode: ``"single_pass"``, ``"refine"`` or ``"faithful"``.
         mask: path of the mask relative to the output folder.
         figure: path of the figure relative to the output folder.
-        agreement: agreement of the answers from several views, 0 to 1.
-        lung_mask: the mask that is written, shape ``(H, W)``; its areas are recorded, see :func:`lung_areas`.
+        agreement: of the predictions of test-time augmentation, 0 to 1; None takes that of ``result``.
+        areas: shares of the film that the mask covers, by name.
         weights_sha256: of the weights, one or one a network.
         device: where it ran; None takes the device of ``result``.
 
@@ -101,11 +143,13 @@ def film_record(
         seconds = result.seconds / len(result.status)
     if device is None and result is not None:
         device = result.image.device
+    if agreement is None and result is not None and result.agreement is not None:
+        agreement = result.agreement[index]
     record |= {
         "mode": mode,
         "seconds": seconds,
         "agreement": agreement,
-        "areas": None if lung_mask is None else lung_areas(lung_mask),
+        "areas": areas,
         "mask": None if mask is None else _relative(mask),
         "figure": None if figure is None else _relative(figure),
         "device": None if device is None else str(device),
@@ -140,15 +184,6 @@ def failure_record(name: str | PathLike[str], error: BaseException, sha256: str 
         "message": sentence,
         "versions": versions(),
     }
-
-
-def sha256_of(path: str | PathLike[str], chunk: int = 1 << 20) -> str:
-    """SHA-256 of a file in hexadecimal, read ``chunk`` bytes at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(chunk):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def versions() -> dict[str, str]:
