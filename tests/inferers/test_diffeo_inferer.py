@@ -9,7 +9,7 @@ from monai.networks import nets
 from torch.testing import assert_close
 
 from monai_diffeo.flow import warp
-from monai_diffeo.inferers import DiffeoInferer, parse_switch
+from monai_diffeo.inferers import DiffeoInferer, DiffeoResult, parse_switch
 from tests.helpers import blob, tiny_canonicalizer
 
 NETWORKS_2D = {
@@ -135,10 +135,17 @@ def test_an_image_left_alone_gives_the_plain_answer_bit_for_bit_beside_one_that_
     assert torch.equal(out[0], plain[0]) and not torch.equal(out[1], plain[1])
 
 
-def test_a_rejected_image_warns_and_falls_back_or_raises(canonicalizer):
-    images = torch.stack([torch.rand(1, 32, 32), torch.zeros(1, 32, 32)])
-    with pytest.warns(UserWarning, match="image 2 of 2: rejected: the image is constant"):
-        out = DiffeoInferer(canonicalizer)(images, lambda x: x)
+def test_each_rejected_image_is_a_line_of_the_log_every_time_and_falls_back_or_raises(canonicalizer, caplog):
+    images = torch.stack([torch.rand(1, 32, 32), torch.zeros(1, 32, 32), torch.full((1, 32, 32), torch.nan)])
+    for _ in range(2):
+        caplog.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            out = DiffeoInferer(canonicalizer)(images, lambda x: x)
+        assert [r.name for r in caplog.records] == ["monai_diffeo.inferers.diffeo"] * 2
+        assert {r.levelname for r in caplog.records} == {"WARNING"}
+        first, second = caplog.messages
+        assert "image 2 of 3: rejected: the image is constant" in first and "image 3 of 3: rejected" in second
     assert torch.equal(out[1], images[1])
     with pytest.raises(RuntimeError, match="constant"):
         DiffeoInferer(canonicalizer, fallback="raise")(images, lambda x: x)
