@@ -130,7 +130,8 @@ class DiffeoInferer(Inferer):
         self._check(found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
-        poses = [found] if count == 1 else found.tta_samples(given, count)
+        with torch.autocast(inputs.device.type, enabled=False):
+            poses = [found] if count == 1 else found.tta_samples(given, count)
         results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
         predictions = [result.prediction for result in results]
         found = replace(found, agreement=agreement(predictions, found.moved))
@@ -151,7 +152,8 @@ class DiffeoInferer(Inferer):
             image = MetaTensor(image)
             image.copy_meta_from(inputs, copy_attr=False)
         if isinstance(kwargs.get("condition"), Tensor):
-            kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
+            with torch.autocast(inputs.device.type, enabled=False):
+                kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
         result = _infer(self.inferer, image, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, enabled=False):
             return replace(result, prediction=pose.warp_back(result.prediction, self.mode))
