@@ -29,6 +29,17 @@ class ClaimedDevice(TorchFunctionMode):
     Numpy is refused as on a GPU, and so is one operation on tensors of both devices, unless one is a single number.
     """
 
+    def __enter__(self):
+        def as_subclass(tensor, kind):  # the only way from one tensor to another that torch does not tell modes of
+            return _mark(torch._C.TensorBase.as_subclass(tensor, kind), claims(tensor), tensor)
+
+        torch.Tensor.as_subclass = as_subclass
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        del torch.Tensor.as_subclass
+        return super().__exit__(*error)
+
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]

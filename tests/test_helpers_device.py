@@ -14,6 +14,7 @@ def test_tensors_there_refuse_numpy_and_mixing_and_come_back_by_cpu(kind):
         here = kind(torch.arange(4.0))
         there = here.to("cuda")
         assert there.device == CLAIMED and here.device.type == "cpu" and there.is_cuda and claims(there * 2 + 1)
+        assert claims(there.as_subclass(torch.Tensor)) and claims(MetaTensor(there)) and not claims(MetaTensor(here))
         for refused in (np.asarray, lambda t: t.numpy(), np.array):
             with pytest.raises(TypeError, match="cpu"):
                 refused(there)
