@@ -23,7 +23,12 @@ def test_tensors_there_refuse_numpy_and_mixing_and_come_back_by_cpu(kind):
         assert np.array_equal(np.asarray(there.cpu()), np.arange(4.0)) and not claims(there.cpu()) and claims(there)
         assert (there[1:].sum().item(), there.tolist()) == (6.0, [0.0, 1.0, 2.0, 3.0])
         assert claims(torch.zeros(2, device=there.device)) and claims(there.new_zeros(3)) and not claims(torch.zeros(2))
-        assert claims(here.to(there)) and not claims(there.to("cpu")) and claims(there.double()) and claims(there + torch.tensor(1.0))
+        assert (
+            claims(here.to(there))
+            and not claims(there.to("cpu"))
+            and claims(there.double())
+            and claims(there + torch.tensor(1.0))
+        )
 
 
 def test_modules_move_there_and_take_weights_from_the_cpu():

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from monai.engines import SupervisedEvaluator
-from torch import Tensor
 
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.radiograph.failsafe import FAILURE, root_cause
@@ -32,12 +31,11 @@ class DiffeoEvaluator(SupervisedEvaluator):
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict:
         inferer, self.state.result = self.inferer, None
 
-        def infer(inputs: Tensor, *rest: Any, **kwargs: Any) -> Any:
-            if hasattr(inferer, "infer"):
-                self.state.result = inferer.infer(inputs, *rest, plain=self.plain, **kwargs)
-            else:
-                self.state.result = DiffeoResult(inferer(inputs, *rest, **kwargs))
-            return self.state.result.prediction
+        def infer(*args: Any, **kwargs: Any) -> Any:
+            rich = hasattr(inferer, "infer")
+            result = inferer.infer(*args, plain=self.plain, **kwargs) if rich else DiffeoResult(inferer(*args, **kwargs))
+            self.state.result = result
+            return result.prediction
 
         self.inferer = infer  # type: ignore[assignment] # MONAI's iteration asks for a prediction; keep the whole result
         try:
@@ -68,8 +66,8 @@ class FilmEvaluator(DiffeoEvaluator):
         began = time.perf_counter()
         try:
             output = super()._iteration(engine, batchdata)
-            seconds = time.perf_counter() - began
-            self.reporter.done(path, batchdata, engine.state.output[0], self.state.result, seconds)
+            took = time.perf_counter() - began
+            self.reporter.done(path, batchdata, engine.state.output[0], self.state.result, took)
             return output
         except Exception as error:  # one film must not stop the night's run
             self.reporter.failed(path, root_cause(error))

@@ -13,24 +13,6 @@ from monai_diffeo.report.run_folder import FolderInUseError, RunFolder
 from monai_diffeo.report.sides import PatientSides, patient_sides
 from monai_diffeo.report.writer import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN, ReportWriter
 
-__all__ = [
-    "ALL_WRITTEN",
-    "Anatomy",
-    "FAILED",
-    "FINISHED_WITH_FAILURES",
-    "FilmReporter",
-    "FolderInUseError",
-    "NOTHING_WRITTEN",
-    "Part",
-    "PatientSides",
-    "ReportWriter",
-    "RunFolder",
-    "SCHEMA",
-    "SWITCHED_OFF",
-    "failure_record",
-    "film_figure",
-    "film_record",
-    "patient_sides",
-    "sha256_of",
-    "versions",
-]
+__all__ = ["ALL_WRITTEN", "Anatomy", "FAILED", "FINISHED_WITH_FAILURES", "FilmReporter", "FolderInUseError", "NOTHING_WRITTEN"]
+__all__ += ["Part", "PatientSides", "ReportWriter", "RunFolder", "SCHEMA", "SWITCHED_OFF", "failure_record", "film_figure"]
+__all__ += ["film_record", "patient_sides", "sha256_of", "versions"]

@@ -83,7 +83,9 @@ def film_figure(
     grid = panel(figure, 1, 0, "Deformation", caption)
     area = panel(figure, 1, 1, "Local area, film : canonical", area_caption(still, local))
     panels.film(final, film, anatomy.parts(mask, sides))
-    there = [] if canonical_mask is None else anatomy.parts(canonical_mask, None if sides is None else sides.on_canonical())
+    there = (
+        [] if canonical_mask is None else anatomy.parts(canonical_mask, None if sides is None else sides.along(sides.canonical))
+    )
     panels.film(seen, canonical, there)
     panels.masks(change, film, plain_mask, mask)
     panels.grid(grid, film, ddf)

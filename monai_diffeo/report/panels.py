@@ -76,12 +76,8 @@ def grid(axes: Axes, image: np.ndarray, ddf: np.ndarray, colour: str = GRID) -> 
     lines = [np.stack([x[r, along_x], y[r, along_x]], 1) for r in rows]
     lines += [np.stack([x[along_y, c], y[along_y, c]], 1) for c in columns]
     axes.add_collection(LineCollection(lines, colors=colour, linewidths=1.0, alpha=0.85, zorder=3), autolim=False)
-    frame = np.concatenate(
-        [
-            np.stack([x[e], y[e]], -1)[::d]
-            for e, d in ((np.s_[0, :], 1), (np.s_[:, -1], 1), (np.s_[-1, :], -1), (np.s_[:, 0], -1))
-        ]
-    )
+    edges = ((np.s_[0, :], 1), (np.s_[:, -1], 1), (np.s_[-1, :], -1), (np.s_[:, 0], -1))
+    frame = np.concatenate([np.stack([x[edge], y[edge]], -1)[::way] for edge, way in edges])
     axes.plot(*frame.T, color=colour, linewidth=1.8, zorder=4, scalex=False, scaley=False)
 
 
@@ -200,16 +196,8 @@ def outline(axes: Axes, mask: np.ndarray, colour: Any, width: float, dashed: boo
     padded = np.pad(mask.astype(np.float32), 1)
     ys, xs = (np.arange(-1, n + 1) for n in mask.shape)
     limits = axes.get_xlim(), axes.get_ylim()
-    contour = axes.contour(
-        xs,
-        ys,
-        padded,
-        levels=[0.5],
-        colors=[colour],
-        linewidths=[width],
-        zorder=5,
-        linestyles=[(0, (4, 2.5))] if dashed else ["solid"],
-    )
+    line = {"linewidths": [width], "linestyles": [(0, (4, 2.5))] if dashed else ["solid"]}
+    contour = axes.contour(xs, ys, padded, levels=[0.5], colors=[colour], zorder=5, **line)
     contour.set_path_effects([Stroke(linewidth=width + 1.4, foreground="black", alpha=_HALO), Normal()])
     axes.set(xlim=limits[0], ylim=limits[1])
 
@@ -226,19 +214,8 @@ def words(axes: Axes, x: float, y: float, text: str, colour: str, size: float, f
     """Text at a place in the axes, letters as they are (a ``$`` is a ``$``)."""
     from matplotlib.patheffects import Normal, Stroke
 
-    item = axes.text(
-        x,
-        y,
-        text,
-        color=colour,
-        fontsize=size,
-        fontfamily="DejaVu Sans",
-        transform=axes.transAxes,
-        parse_math=False,
-        usetex=False,
-        zorder=9,
-        **style,
-    )
+    style |= {"color": colour, "fontsize": size, "fontfamily": "DejaVu Sans", "parse_math": False, "usetex": False}
+    item = axes.text(x, y, text, transform=axes.transAxes, zorder=9, **style)
     if frame:
         item.set_path_effects([Stroke(linewidth=2.5, foreground="black", alpha=0.8), Normal()])
 

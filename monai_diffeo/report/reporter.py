@@ -119,19 +119,10 @@ class FilmReporter:
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
         figure = figure_path(mask_path) if self.wants_plain else None
         sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
-        record = film_record(
-            self._name(path),
-            _hash(path),
-            result.canonicalization,
-            0,
-            seconds,
-            mode=self.mode,
-            device=self.device,
-            mask=self._output(mask_path),
-            figure=None if figure is None else self._output(figure),
-            areas=self.anatomy.areas(mask, sides),
-            weights_sha256=self.weights_sha256,
-        )
+        run = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
+        outputs = {"mask": self._output(mask_path), "figure": None if figure is None else self._output(figure)}
+        areas = self.anatomy.areas(mask, sides)
+        record = film_record(self._name(path), _hash(path), result.canonicalization, 0, seconds, areas=areas, **run, **outputs)
         record |= self.more(output, result)
         if figure is not None:
             try:
@@ -167,19 +158,9 @@ class FilmReporter:
         if found is not None and result.plain is not None:
             scores = torch.from_numpy(as_array(result.plain)).float()
             plain = self.foreground(F.interpolate(scores, size, mode="bilinear"))[0]
-        film_figure(
-            path,
-            film=film[0, 0],
-            canonical=warp(film, ddf)[0, 0],
-            ddf=ddf[0],
-            plain_mask=plain,
-            mask=mask[0, 0],
-            canonical_mask=warp(mask, ddf)[0, 0],
-            title=record["input"],
-            numbers=record,
-            anatomy=self.anatomy,
-            sides=sides,
-        )
+        canonical, canonical_mask = (warp(image, ddf)[0, 0] for image in (film, mask))
+        images = (film[0, 0], canonical, ddf[0], plain, mask[0, 0], canonical_mask)
+        film_figure(path, *images, record["input"], record, anatomy=self.anatomy, sides=sides)
 
     def _shown(self, batch: Mapping[str, Any], mask: np.ndarray) -> tuple[Tensor, Tensor]:
         """Film and mask at the picture's size."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import os
 from collections.abc import Iterable
 from os import PathLike
@@ -22,7 +21,6 @@ except ImportError:  # Windows
 __all__ = ["FolderInUseError", "LOCK_NAME", "RunFolder"]
 
 LOCK_NAME = ".report.lock"
-_log = logging.getLogger(__name__)
 
 
 class FolderInUseError(DiffeoError, RuntimeError):
@@ -81,31 +79,23 @@ class RunFolder:
 
 def _locked(path: Path) -> IO[str]:
     """The lock file, open for appending and locked."""
-    while True:
+    refused = FolderInUseError(
+        f"RunFolder: expected {path.parent} to be free, but another run writes into it. Give --output_dir another folder, or "
+        f"wait for the end of that run{'' if fcntl else f' or, if it was killed, delete {LOCK_NAME}'}."
+    )
+    if fcntl is None:
         try:
-            file = open(path, "x+" if fcntl is None else "a+")
+            return open(path, "x")
         except FileExistsError:
-            raise _in_use(path, f" or, if it was killed, delete {LOCK_NAME}") from None
-        if fcntl is None:
-            return file
+            raise refused from None
+    while True:
+        file = open(path, "a")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise _in_use(path) from None
-        except OSError as error:
-            _log.warning("RunFolder: %s cannot be locked: %s. Start no second run there.", path.parent, error.strerror)
-            return file
-        try:
             if os.path.samestat(os.fstat(file.fileno()), os.stat(path)):
                 return file
+        except BlockingIOError:
+            raise refused from None
         except FileNotFoundError:
             pass
         file.close()  # another run ended, and deleted the file, between our opening and our locking it
-
-
-def _in_use(path: Path, otherwise: str = "") -> FolderInUseError:
-    return FolderInUseError(
-        f"RunFolder: expected {path.parent} to be free, but another run writes into it. "
-        f"Give --output_dir another folder, or wait for the end of that run{otherwise}."
-    )

@@ -37,10 +37,6 @@ class PatientSides:
         rows, columns = np.linspace((0, 0), left, _FINE).T
         return cls(left, left, rows[:, None] + columns)
 
-    def on_canonical(self) -> PatientSides:
-        """The sides of the canonical film itself."""
-        return self.along(self.canonical)
-
     def leftness(self, part: np.ndarray) -> float:
         """How far towards the patient's left the centre of a part of the film lies; ``part`` is a mask ``(H, W)``."""
         centre = [np.mean(axis) / max(n - 1, 1) for axis, n in zip(part.nonzero(), part.shape)]

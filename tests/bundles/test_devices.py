@@ -5,7 +5,6 @@ from contextlib import nullcontext
 
 import numpy as np
 import pytest
-import torch
 
 for package in ("ignite", "fire", "nibabel", "pydicom", "PIL", "matplotlib", "skimage", "scipy", "mlxtend", "data_store"):
     pytest.importorskip(package)
@@ -54,7 +53,9 @@ def test_digits(mode, tmp_path):
     rows = []
     for device in ("cpu", "cuda"):
         with ClaimedDevice() if device == "cuda" else nullcontext():
-            flow = workflow(ROOT / "bundles" / "mnist_genus", output_dir=str(tmp_path / device), device=device, mode=mode, digits=2)
+            flow = workflow(
+                ROOT / "bundles" / "mnist_genus", output_dir=str(tmp_path / device), device=device, mode=mode, digits=2
+            )
             flow.run()
         assert claims(flow.evaluator.state.result.canonicalization.image) == (device == "cuda")
         with open(tmp_path / device / "genus.csv", newline="") as file:

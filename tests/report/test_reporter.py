@@ -172,7 +172,12 @@ def test_a_rerun_removes_what_fails_now_or_is_gone_and_says_so(tmp_path, capsys)
     assert closing["removed"] == [
         "b_organ.png", "b_organ_report.png", "a_organ_report.png", "c_organ.png", "c_organ_report.png"
     ]  # fmt: skip
-    assert closing["exit_status"] == 3 and closing["counts"] == {"canonicalized": 1, "left alone": 0, "rejected": 0, "failed": 1}
+    assert closing["exit_status"] == 3 and closing["counts"] == {
+        "canonicalized": 1,
+        "left alone": 0,
+        "rejected": 0,
+        "failed": 1,
+    }
     assert films["b.png"]["error"] == "EmptyFile" and "5 outputs of earlier runs removed" in capsys.readouterr().out
     assert run(tmp_path, failed=["a.png"]) == 4 and films_of(tmp_path / "out")[1]["exit_status"] == 4
 

@@ -90,7 +90,7 @@ def test_pixels_that_exif_turns_or_mirrors_keep_their_sides(code, sees_mirrors):
     result = canonicalized(film, sees_mirrors)
     sides = patient_sides(result, exif=code)
     assert right_is_right(film, sides) and sides.canonical == (0, -1 if code in (2, 4, 5, 7) else 1)
-    assert right_is_right(result.image[0, 0].numpy().round(), sides.on_canonical())
+    assert right_is_right(result.image[0, 0].numpy().round(), sides.along(sides.canonical))
 
 
 TAGS = {(0, False): "L\\F", (1, False): "F\\R", (2, False): "R\\H", (3, False): "H\\L"}

@@ -107,7 +107,8 @@ def digits_figure(
 ) -> None:
     """Write a PNG of pairs: a digit as it was shown, and beside it as the network saw it.
 
-    Under each pair stand the genus and the class found, without and with canonicalisation; the frame's colour says which is right.
+    Under each pair stand the genus and the class found, without and with canonicalisation. The frame's colour says which is
+    right.
 
     Args:
         path: of the PNG.
