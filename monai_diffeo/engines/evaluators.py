@@ -29,7 +29,8 @@ class DiffeoEvaluator(SupervisedEvaluator):
         self.plain = plain
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict:
-        inferer, self.state.result = self.inferer, None
+        inferer: Any = self.inferer
+        self.state.result = None
 
         def infer(*args: Any, **kwargs: Any) -> Any:
             rich = hasattr(inferer, "infer")

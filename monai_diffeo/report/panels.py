@@ -196,7 +196,7 @@ def outline(axes: Axes, mask: np.ndarray, colour: Any, width: float, dashed: boo
     padded = np.pad(mask.astype(np.float32), 1)
     ys, xs = (np.arange(-1, n + 1) for n in mask.shape)
     limits = axes.get_xlim(), axes.get_ylim()
-    line = {"linewidths": [width], "linestyles": [(0, (4, 2.5))] if dashed else ["solid"]}
+    line: dict[str, Any] = {"linewidths": [width], "linestyles": [(0, (4, 2.5))] if dashed else ["solid"]}
     contour = axes.contour(xs, ys, padded, levels=[0.5], colors=[colour], zorder=5, **line)
     contour.set_path_effects([Stroke(linewidth=width + 1.4, foreground="black", alpha=_HALO), Normal()])
     axes.set(xlim=limits[0], ylim=limits[1])

@@ -119,8 +119,8 @@ class FilmReporter:
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
         figure = figure_path(mask_path) if self.wants_plain else None
         sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
-        run = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
-        outputs = {"mask": self._output(mask_path), "figure": None if figure is None else self._output(figure)}
+        run: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
+        outputs: dict[str, Any] = {"mask": self._output(mask_path), "figure": None if figure is None else self._output(figure)}
         areas = self.anatomy.areas(mask, sides)
         record = film_record(self._name(path), _hash(path), result.canonicalization, 0, seconds, areas=areas, **run, **outputs)
         record |= self.more(output, result)

@@ -34,10 +34,11 @@ def load(item):
     return {"image": blob(1)[0] * (0 if "black" in item["image"] else 1)}
 
 
-def evaluate(names, network=torch.nn.Identity(), inferer=None, **settings):
+def evaluate(names, network=None, inferer=None, **settings):
     data = FailSafeDataset([{"image": n} for n in names], load)
     loader = DataLoader(data, batch_size=1, collate_fn=collate_one)
     reporter = Seen()
+    network = torch.nn.Identity() if network is None else network
     inferer = DiffeoInferer(tiny_canonicalizer()) if inferer is None else inferer
     FilmEvaluator(torch.device("cpu"), loader, network, inferer=inferer, reporter=reporter, **settings).run()
     return reporter

@@ -93,8 +93,8 @@ def decided(rows):
 
 
 def test_agreement_of_classes_is_the_mean_dice_of_the_foreground_ones():
-    """By hand: the mean of one, one, other decides as one. Its Dice with other: class 1: 2 * 1 / (2 + 1), class 2: 2 * 1 / (1 + 3).
-    The background, where Dice would be 2 * 3 / (4 + 3), does not count."""
+    """The mean of one, one, other decides as one. Its Dice with other is 2 / (2 + 1) for class 1 and 2 / (1 + 3) for class 2;
+    the background, where it would be 6 / (4 + 3), does not count."""
     one, other = decided([0, 0, 0, 0, 1, 1, 2]), decided([0, 0, 0, 2, 1, 2, 2])
     expected = (1 + 1 + (2 / 3 + 2 / 4) / 2) / 3
     assert_close(agreement([one, one, other], torch.tensor([True])), torch.tensor([expected]))
@@ -122,8 +122,8 @@ def test_the_mean_is_over_samples_value_by_value_and_of_integers_the_most_freque
     answers = [torch.tensor([[1.0, 5.0], [7.0, 9.0]]), torch.tensor([[3.0, 6.0], [0.0, 0.0]])]
     moved = torch.tensor([True, False])
     assert torch.equal(mean_prediction(answers, moved), torch.tensor([[2.0, 5.5], [7.0, 9.0]]))
-    labels = [torch.tensor([[k], [k]]) for k in (2, 7, 7, 1)]
-    assert torch.equal(mean_prediction(labels, moved), torch.tensor([[7], [2]]))
+    labels = [torch.tensor([[k], [k]]) for k in (7, 2, 2, 1)]
+    assert torch.equal(mean_prediction(labels, moved), torch.tensor([[2], [7]]))
     nested = mean_prediction([{"a": (x, None)} for x in answers], moved)
     assert torch.equal(nested["a"][0], torch.tensor([[2.0, 5.5], [7.0, 9.0]])) and nested["a"][1] is None
 

