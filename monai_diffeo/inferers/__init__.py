@@ -1,7 +1,7 @@
 """Inferers."""
 
 from monai_diffeo.command_line import parse_switch
-from monai_diffeo.inferers.diffeo import DiffeoInferer, overlay_path
+from monai_diffeo.inferers.diffeo import DiffeoInferer, DiffeoResult, overlay_path
 from monai_diffeo.inferers.template import TemplateInferer
 
-__all__ = ["DiffeoInferer", "TemplateInferer", "overlay_path", "parse_switch"]
+__all__ = ["DiffeoInferer", "DiffeoResult", "TemplateInferer", "overlay_path", "parse_switch"]

@@ -1,4 +1,4 @@
-"""Several answers to one question: their mean, and how much they agree."""
+"""Predictions for several poses of one image: their mean, and how much they agree."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ __all__ = ["agreement", "mean_prediction"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor) -> Any:
-    """Mean of answers of one structure, tensor by tensor; of integers the most frequent value.
+    """Mean of predictions of one structure, tensor by tensor; of integers the most frequent value, the smaller of two.
 
-    Rows of images that were not moved, and everything that cannot be averaged, are those of the first answer, bit for bit.
+    Rows of images that were not moved, and everything that cannot be averaged, are those of the first prediction, bit for bit.
 
     Args:
         answers: tensors ``(B, ...)``, or dictionaries, lists and tuples of such.
@@ -40,31 +40,33 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor) -> Any:
 
 
 def agreement(answers: Sequence[Any], moved: Tensor) -> Tensor | None:
-    """How much answers agree with their mean, 0 to 1, shape ``(B,)``; NaN for images that were not moved.
+    """How much predictions agree with their mean, 0 to 1, shape ``(B,)``; NaN for images that were not moved.
 
-    For maps ``(B, K, *S)`` the mean Dice, over answers and foreground classes, between what each decides and what their mean decides;
-    one channel decides at 0 (or at 0.5 if all its values lie in [0, 1]), several by the largest, class 0 being the background. For
-    scores ``(B, K)`` the share of answers that choose the class that the mean chooses. None for a single answer or one without
-    a tensor.
+    For maps ``(B, K, *S)`` it is the Dice between the mask of each prediction and the mask of their mean. It is averaged over
+    predictions and foreground classes. One channel is thresholded at 0, or at 0.5 if all values of that image lie in [0, 1].
+    Of several channels the largest counts, and class 0 is the background. For scores ``(B, K)`` it is the share of predictions
+    that choose the class that the mean chooses. None for a single prediction or one without a tensor.
     """
-    tensors = [_first_tensor(answer) for answer in answers]
-    if len(answers) == 1 or tensors[0] is None or tensors[0].ndim < 2:
+    tensors = [t for t in map(_first_tensor, answers) if t is not None]
+    if len(tensors) < 2 or tensors[0].ndim < 2:
         return None
     stack = torch.stack([t.detach().float() for t in tensors])
     mean = stack.mean(0, keepdim=True)
     if stack.ndim == 3:
         same = (stack.argmax(2) == mean.argmax(2)).float().mean(0)
     else:
-        probabilities = bool(stack.amin() >= 0) and bool(stack.amax() <= 1)
-        each, together = (_decide(x, probabilities).flatten(3) for x in (stack, mean))
+        low, high = stack.transpose(0, 1).flatten(1).aminmax(dim=1)  # of each image, whatever its neighbours
+        threshold = torch.where((low >= 0) & (high <= 1), 0.5, 0.0).view(-1, *[1] * (stack.ndim - 2))
+        each, together = (_decide(x, threshold).flatten(3) for x in (stack, mean))
         overlap, size = 2 * (each & together).sum(3), each.sum(3) + together.sum(3)
         same = torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean((0, 2))
     return torch.where(moved.to(same.device), same, torch.nan)
 
 
-def _decide(scores: Tensor, probabilities: bool) -> Tensor:
+def _decide(scores: Tensor, threshold: Tensor) -> Tensor:
+    """Foreground classes ``(A, B, K', *S)`` of scores ``(A, B, K, *S)``; the threshold ``(B, 1, ...)`` is for one channel."""
     if scores.shape[2] == 1:
-        return scores > (0.5 if probabilities else 0.0)
+        return scores > threshold
     classes = torch.arange(1, scores.shape[2], device=scores.device).view(1, 1, -1, *[1] * (scores.ndim - 3))
     return scores.argmax(2, keepdim=True) == classes
 

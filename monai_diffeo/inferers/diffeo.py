@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import warnings
+import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,30 +14,50 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
+from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, mean_prediction
 
-__all__ = ["DiffeoInferer", "overlay_path"]
+__all__ = ["DiffeoInferer", "DiffeoResult", "overlay_path"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class DiffeoResult:
+    """What an inferer gives for one batch of images.
+
+    Attributes:
+        prediction: in the frame of the images, what a call of the inferer returns.
+        canonicalization: of the images, with the agreement of the predictions; None if the inferer is switched off.
+        plain: prediction without canonicalisation, if it was asked for.
+        templates: the :class:`WarpedTemplate` of each pose, if a :class:`TemplateInferer` ran.
+    """
+
+    prediction: Any
+    canonicalization: Canonicalization | None = None
+    plain: Any = None
+    templates: tuple[Any, ...] = ()
 
 
 class DiffeoInferer(Inferer):
-    """Canonicalise the whole image, run the inner inferer there, map its answer back by the exact inverse.
+    """Canonicalise the whole image, run the inner inferer there, map its prediction back by the exact inverse.
 
     The network and the inner inferer stay as they are. ``enabled=False``, and every image that is not canonicalised, give the
-    inner inferer's output bit for bit.
+    inner inferer's output bit for bit. Each rejected image is a warning of the logger ``monai_diffeo.inferers.diffeo``.
 
     Args:
         canonicalizer: the search for the canonical pose, a :class:`Canonicalizer` or anything that is called like one;
             None is enough for an inferer that is switched off.
         inferer: inner inferer, ``SimpleInferer()`` by default; sliding windows, patches and slices see the canonical image.
         enabled: true or false, also as the string that a command line hands on.
-        fallback: what to do with an image that is rejected: ``"identity"`` gives the plain answer for it, ``"raise"`` stops.
-        tta_samples: poses around the canonical one at which the network is asked; their answers are mapped back and averaged, and their
-            agreement goes into the result. 1 asks once, as published; None takes the canonicaliser's ``tta_samples``, or 1.
-        mode: ``"bilinear"`` to map scores back, ``"nearest"`` if the network answers with labels.
-        on_result: called with each :class:`Canonicalization`, for example to report it. Nothing else is kept: the inferer
-            holds no state of an image and may serve several threads.
+        fallback: for an image that is rejected, ``"identity"`` gives the plain prediction and ``"raise"`` stops.
+        tta_samples: poses of test-time augmentation around the canonical one. Their predictions are mapped back and averaged,
+            and their agreement goes into the result. 1 runs once, as published; None takes the canonicaliser's, or 1.
+        mode: ``"bilinear"`` to map scores back, ``"nearest"`` if the network gives labels.
+        on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
+            and may serve several threads.
 
     Raises:
         ValueError: for an unknown ``fallback`` or ``mode``.
@@ -72,47 +92,75 @@ class DiffeoInferer(Inferer):
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """Answer of ``network`` for ``inputs`` ``(B, C, *S)``, in the pose of ``inputs``.
+        """Prediction of ``network`` for ``inputs`` ``(B, C, *S)``, in the frame of ``inputs``.
 
         Further arguments go to the inner inferer as they are; a ``condition`` image is brought to the canonical pose too.
 
         Raises:
             NumericalError: if an image is rejected and ``fallback="raise"``.
         """
-        if not self.enabled:
-            return self.inferer(inputs, network, *args, **kwargs)
-        result = self.canonicalizer(inputs)
-        self._check(result)
+        return self.infer(inputs, network, *args, **kwargs).prediction
+
+    def infer(
+        self, inputs: Tensor, network: Callable[..., Any], *args: Any, plain: bool = False, **kwargs: Any
+    ) -> DiffeoResult:
+        """The prediction of a call together with how it came about.
+
+        Args:
+            inputs, network, args, kwargs: as for a call.
+            plain: give the prediction without canonicalisation too; one more run of the network if an image was moved.
+        """
+        if not self.enabled or self.canonicalizer is None:
+            result = _infer(self.inferer, inputs, network, *args, **kwargs)
+            return replace(result, plain=result.prediction if plain else None)
+        found = self.canonicalizer(inputs)
+        self._check(found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
-        poses = [result] if count == 1 else result.tta_samples(given, count)
-        answers = [self._ask(pose, inputs, network, *args, **kwargs) for pose in poses]
+        with torch.autocast(inputs.device.type, enabled=False):
+            poses = [found] if count == 1 else found.tta_samples(given, count)
+        results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
+        predictions = [result.prediction for result in results]
+        found = replace(found, agreement=agreement(predictions, found.moved))
         if self.on_result is not None:
-            self.on_result(replace(result, agreement=agreement(answers, result.moved)))
-        return mean_prediction(answers, result.moved)
+            self.on_result(found)
+        prediction, still = mean_prediction(predictions, found.moved), not bool(found.moved.any())
+        without = None
+        if plain:
+            without = prediction if still else self.inferer(inputs, network, *args, **kwargs)
+        return DiffeoResult(prediction, found, without, tuple(t for result in results for t in result.templates))
 
-    def _ask(self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-        """What the inner inferer answers in one pose, mapped back."""
+    def _at_pose(
+        self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> DiffeoResult:
+        """What the inner inferer gives at one pose, its prediction mapped back."""
         image = pose.image
         if isinstance(inputs, MetaTensor):
             image = MetaTensor(image)
             image.copy_meta_from(inputs, copy_attr=False)
         if isinstance(kwargs.get("condition"), Tensor):
-            kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
-        answer = self.inferer(image, network, *args, **kwargs)
+            with torch.autocast(inputs.device.type, enabled=False):
+                kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
+        result = _infer(self.inferer, image, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, enabled=False):
-            return pose.warp_back(answer, self.mode)
+            return replace(result, prediction=pose.warp_back(result.prediction, self.mode))
 
-    def _check(self, result: Canonicalization) -> None:
-        rejected = [
-            f"image {i} of {len(result.status)}: {s}" for i, s in enumerate(result.status, 1) if s.startswith("rejected")
-        ]
+    def _check(self, found: Canonicalization) -> None:
+        count = len(found.status)
+        rejected = [f"image {i} of {count}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
         if rejected and self.fallback == "raise":
             raise NumericalError(
-                "DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain answer for it."
+                "DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain prediction for it."
             )
-        if rejected:
-            warnings.warn("DiffeoInferer: " + "; ".join(rejected) + "; the plain answer is given for it.", stacklevel=3)
+        for sentence in rejected:
+            _log.warning("DiffeoInferer: %s; the plain prediction is given for it.", sentence)
+
+
+def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
+    """The result of any inferer; of one of ours with all that it says."""
+    if isinstance(inferer, Inferer) and hasattr(inferer, "infer"):
+        return inferer.infer(inputs, network, *args, **kwargs)
+    return DiffeoResult(inferer(inputs, network, *args, **kwargs))
 
 
 def overlay_path() -> str:

@@ -9,16 +9,17 @@ from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
+from monai_diffeo.inferers.diffeo import DiffeoResult
 from monai_diffeo.networks import TemplateTransformer, WarpedTemplate, compress_logits
 
 __all__ = ["TemplateInferer"]
 
 
 class TemplateInferer(Inferer):
-    """Ask a :class:`TemplateTransformer`, tell what its guard did, and answer with log-odds that can be averaged and resampled.
+    """Run a :class:`TemplateTransformer` and give log-odds that can be averaged and resampled.
 
-    The log-odds are those of the network with their size tamed (:func:`compress_logits`): the same sign at every voxel, and nearly
-    linear across the edge. It can be the inner inferer of a ``DiffeoInferer``.
+    They are the log-odds of the network, compressed by :func:`compress_logits`: the sign of every voxel is kept, and values are
+    nearly linear across the edge. It can be the inner inferer of a ``DiffeoInferer``.
 
     Args:
         on_result: called with each :class:`WarpedTemplate`; nothing else is kept.
@@ -29,7 +30,13 @@ class TemplateInferer(Inferer):
         self.on_result = on_result
 
     def __call__(self, inputs: Tensor, network: TemplateTransformer, *args: Any, **kwargs: Any) -> Tensor:
-        """Tamed log-odds ``(B, K, *S)`` of each shape for images ``(B, C, *S)``."""
+        """Compressed log-odds ``(B, K, *S)`` of each shape for images ``(B, C, *S)``."""
+        return self.infer(inputs, network, *args, **kwargs).prediction
+
+    def infer(
+        self, inputs: Tensor, network: TemplateTransformer, *args: Any, plain: bool = False, **kwargs: Any
+    ) -> DiffeoResult:
+        """The log-odds of a call as ``prediction``, and the :class:`WarpedTemplate` in ``templates``."""
         result = network.segment(inputs, *args, **kwargs)
         if self.on_result is not None:
             self.on_result(result)
@@ -37,4 +44,4 @@ class TemplateInferer(Inferer):
         if isinstance(inputs, MetaTensor):
             answer = MetaTensor(answer)
             answer.copy_meta_from(inputs, copy_attr=False)
-        return answer
+        return DiffeoResult(answer, plain=answer if plain else None, templates=(result,))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Mapping
 from os import PathLike
 from pathlib import Path
@@ -12,7 +12,10 @@ import numpy as np
 import torch
 
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.files import write_atomically
 from monai_diffeo.report import panels
+from monai_diffeo.report.anatomy import Anatomy
+from monai_diffeo.report.sides import PatientSides
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +28,7 @@ _PANEL_W, _PANEL_H = 460, 384  # px
 _COLUMNS, _ROWS = (34, 524, 1014), (112, 566)  # px from the left, from the top
 _LONGEST_TITLE = 90  # letters
 _DISCLAIMER = "Research software. Not a medical device; not for diagnosis."
-_SIDES = "R, L: the patient's sides, if the film is displayed as usual"
+_SIDES = {True: "R, L: the patient's sides, by the canonical pose or the file", False: "The patient's sides are unknown"}
 
 
 def film_figure(
@@ -38,11 +41,13 @@ def film_figure(
     canonical_mask: Any | None,
     title: str,
     numbers: Mapping[str, Any],
+    *,
+    anatomy: Anatomy | None = None,
+    sides: PatientSides | None = None,
 ) -> None:
     """Write a PNG of 1500 x 1000 pixels that shows what canonicalisation did to a film and to its mask.
 
     All images share one frame, best of about 512 voxels a side; tensors or arrays, masks with foreground > 0.5.
-    Films are taken as displayed: the patient's right is at the image's left.
 
     Args:
         path: of the PNG; its folders are created, and it appears complete or not at all.
@@ -54,42 +59,53 @@ def film_figure(
         canonical_mask: mask on ``canonical``, shape ``(H, W)``, or None.
         title: top line, without patient data.
         numbers: a :func:`film_record`, or any part of it.
+        anatomy: outlines, captions and areas; :class:`Anatomy` by default.
+        sides: where the patient's left is; None draws no R and L.
 
     Raises:
         ShapeError: if the shapes differ.
         ImportError: if matplotlib is not installed.
     """
-    film, canonical, ddf = (_array(x).astype(np.float32) for x in (film, canonical, ddf))
+    film, canonical, ddf = (as_array(x).astype(np.float32) for x in (film, canonical, ddf))
     given = (plain_mask, mask, canonical_mask)
-    plain_mask, mask, canonical_mask = (None if x is None else _array(x) > 0.5 for x in given)
+    plain_mask, mask, canonical_mask = (None if x is None else as_array(x) > 0.5 for x in given)
     _check(film, canonical=canonical, ddf=ddf, plain_mask=plain_mask, mask=mask, canonical_mask=canonical_mask)
-    figure = _paper(title, panels.status_colour(numbers))
+    anatomy = Anatomy() if anatomy is None else anatomy
+    figure = paper(title, panels.status_colour(numbers), sides)
     still = not ddf.any()
     overlap = None if plain_mask is None else _dice(plain_mask, mask)
-
-    panels.film(_panel(figure, 0, 0, "Film and final mask", _sides_caption(mask)), film, mask)
-    panels.film(_panel(figure, 0, 1, "What the network saw", _seen_caption(still, canonical_mask)), canonical, canonical_mask)
-    panels.masks(_panel(figure, 0, 2, "What changed", _change_caption(still, plain_mask, mask)), film, plain_mask, mask)
     caption = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
-    panels.grid(_panel(figure, 1, 0, "Deformation", caption), film, ddf)
     local = panels.determinant(ddf)
-    axes = _panel(figure, 1, 1, "Local area, film : canonical", _area_caption(still, int((~(local > 0)).sum())))
-    shown = panels.area(axes, local, canonical_mask)
-    panels.colour_bar(_beside(figure, axes), shown)
-    panels.table(_at(figure, _COLUMNS[2], _ROWS[1] - 44, _PANEL_W - 8, _PANEL_H + 44), numbers, overlap)
-    if "mirrored" not in str(numbers.get("notes")):
-        for axes in figure.axes:
-            if axes.images:
-                panels.sides(axes)
-    _write(figure, Path(path))
+
+    final = panel(figure, 0, 0, "Film and final mask", anatomy.caption(mask, sides))
+    seen = panel(figure, 0, 1, "What the network saw", _seen_caption(still, canonical_mask))
+    change = panel(figure, 0, 2, "What changed", _change_caption(still, plain_mask, mask))
+    grid = panel(figure, 1, 0, "Deformation", caption)
+    area = panel(figure, 1, 1, "Local area, film : canonical", area_caption(still, local))
+    panels.film(final, film, anatomy.parts(mask, sides))
+    there = (
+        [] if canonical_mask is None else anatomy.parts(canonical_mask, None if sides is None else sides.along(sides.canonical))
+    )
+    panels.film(seen, canonical, there)
+    panels.masks(change, film, plain_mask, mask)
+    panels.grid(grid, film, ddf)
+    panels.colour_bar(beside(figure, area), panels.area(area, local, canonical_mask))
+    panels.table(table_place(figure), numbers, overlap, anatomy.rows(numbers.get("areas") or {}))
+    if sides is not None:
+        for axes in (final, change, grid):
+            panels.sides(axes, sides.film)
+        for axes in (seen, area):
+            panels.sides(axes, sides.canonical)
+    write(figure, Path(path))
 
 
-def _paper(title: str, colour: str) -> Figure:
+def paper(title: str, colour: str, sides: PatientSides | None) -> Figure:
+    """An empty figure with its title, a stripe in the colour of the status, and its footer."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("film_figure(): needs matplotlib. Install it: pip install 'monai-diffeo[report]'.") from error
-    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, facecolor=panels.BACKGROUND, layout="none")
+    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, facecolor=panels.BACKGROUND, layout="none")  # type: ignore[arg-type]
     title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE :]
     page = _at(figure, 0, 0, _WIDTH, _HEIGHT)
     page.set_axis_off()
@@ -98,7 +114,8 @@ def _paper(title: str, colour: str) -> Figure:
     page.set(xlim=(0, 1), ylim=(0, 1))
     panels.words(page, _COLUMNS[0] / _WIDTH, 1 - 36 / _HEIGHT, title, panels.INK, 16, weight="bold", va="center")
     panels.words(page, _COLUMNS[0] / _WIDTH, 24 / _HEIGHT, _DISCLAIMER, panels.QUIET, 9, va="center")
-    panels.words(page, 1 - _COLUMNS[0] / _WIDTH, 24 / _HEIGHT, _SIDES, panels.QUIET, 9, va="center", ha="right")
+    told = _SIDES[sides is not None]
+    panels.words(page, 1 - _COLUMNS[0] / _WIDTH, 24 / _HEIGHT, told, panels.QUIET, 9, va="center", ha="right")
     return figure
 
 
@@ -107,7 +124,8 @@ def _at(figure: Figure, left: float, top: float, width: float, height: float) ->
     return figure.add_axes((left / _WIDTH, 1 - (top + height) / _HEIGHT, width / _WIDTH, height / _HEIGHT))
 
 
-def _panel(figure: Figure, row: int, column: int, heading: str, caption: str) -> Axes:
+def panel(figure: Figure, row: int, column: int, heading: str, caption: str) -> Axes:
+    """Axes in row 0 or 1 and column 0, 1 or 2, below a heading and a caption."""
     axes = _at(figure, _COLUMNS[column], _ROWS[row], _PANEL_W, _PANEL_H)
     axes.set_anchor("W")
     page, x = figure.axes[0], _COLUMNS[column] / _WIDTH
@@ -116,29 +134,31 @@ def _panel(figure: Figure, row: int, column: int, heading: str, caption: str) ->
     return axes
 
 
-def _beside(figure: Figure, axes: Axes) -> Axes:
+def table_place(figure: Figure) -> Axes:
+    """Axes for the table at the lower right."""
+    return _at(figure, _COLUMNS[2], _ROWS[1] - 44, _PANEL_W - 8, _PANEL_H + 44)
+
+
+def beside(figure: Figure, axes: Axes) -> Axes:
     """A narrow strip for a colour bar, to the right of the image inside ``axes``."""
     box = axes.get_position(original=True)
-    axes.set_position([box.x0, box.y0, box.width - 66 / _WIDTH, box.height])
+    axes.set_position((box.x0, box.y0, box.width - 66 / _WIDTH, box.height))
     axes.apply_aspect()
     right = axes.get_position(original=False).x1 * _WIDTH
     return _at(figure, right + 12, _ROWS[1] + 24, 13, _PANEL_H - 48)
 
 
-def _write(figure: Figure, path: Path) -> None:
+def write(figure: Figure, path: Path) -> None:
+    """The figure as a PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    path.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(unfinished, "wb") as file:
-            FigureCanvasAgg(figure).print_png(file, metadata={"Software": "monai_diffeo"})
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"})
+    write_atomically(path, stream.getvalue())
 
 
-def _array(value: Any) -> np.ndarray:
+def as_array(value: Any) -> np.ndarray:
+    """A tensor of any device, or anything array-like, as a numpy array."""
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
@@ -157,15 +177,6 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
     return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 
 
-def _sides_caption(mask: np.ndarray) -> str:
-    if not mask.any():
-        return "the mask is empty"
-    right, _, rest = panels.split_lungs(mask)
-    if not right.any():
-        return "the mask does not part into two lungs"
-    return "right lung blue, left lung yellow" + (", islands white" if rest.any() else "")
-
-
 def _seen_caption(still: bool, canonical_mask: np.ndarray | None) -> str:
     seen = "the film as given" if still else "the canonical film"
     return seen if canonical_mask is None else f"{seen}, with the mask there"
@@ -179,7 +190,9 @@ def _change_caption(still: bool, plain: np.ndarray | None, mask: np.ndarray) -> 
     return "plain network's mask dashed; gained green, lost red"
 
 
-def _area_caption(still: bool, folded: int) -> str:
+def area_caption(still: bool, determinant: np.ndarray) -> str:
+    """How many voxels of a deformation fold."""
     if still:
         return "not moved: ×1 everywhere"
+    folded = int((~(determinant > 0)).sum())
     return f"{folded} voxel{'' if folded == 1 else 's'} folded, in magenta" if folded else "no voxel is folded"

@@ -11,7 +11,8 @@ import torch
 
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
 from monai_diffeo.flow.jacobian import jacobian_determinant
-from monai_diffeo.report.cxr.lungs import split_lungs
+from monai_diffeo.report.anatomy import MASK_COLOUR, Part
+from monai_diffeo.report.sides import Step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -19,8 +20,7 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 BACKGROUND, PANEL, INK, QUIET = "#0c0e11", "#000000", "#e8eaed", "#9aa3ad"
-RIGHT, LEFT, ISLAND = "#4cc9f0", "#ffc94d", "#ffffff"
-ADDED, REMOVED, PLAIN = "#3ddc97", "#ff5d73", "#ffffff"
+ADDED, REMOVED, PLAIN, WARNING = MASK_COLOUR, "#ff5d73", "#ffffff", "#ffc94d"
 GRID, FOLDED = "#7fd4ff", "#ff2bd6"
 AREA = ["#8fd3ff", "#2b7fd4", "#16324f", "#16181c", "#553018", "#d9701f", "#ffd08a"]  # dark where nothing changes
 STATUS_COLOURS = {CANONICALIZED: "#3ddc97", LEFT_ALONE: "#b4bcc6", REJECTED: "#ffb000"}
@@ -29,12 +29,11 @@ _GRID_LINES = 17  # along the longer side
 _HALO = 0.55  # opacity of the dark rim that keeps an outline legible on white bone
 
 
-def film(axes: Axes, image: np.ndarray, mask: np.ndarray | None) -> None:
-    """A film with the outline of a mask, one colour a lung."""
+def film(axes: Axes, image: np.ndarray, parts: Sequence[Part]) -> None:
+    """A film with the outlines of the parts of its mask."""
     background(axes, image)
-    if mask is not None:
-        for part, colour in zip(split_lungs(mask), (RIGHT, LEFT, ISLAND)):
-            outline(axes, part, colour, 1.8)
+    for part in parts:
+        outline(axes, part.mask, part.colour, 1.8)
 
 
 def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.ndarray) -> None:
@@ -77,12 +76,8 @@ def grid(axes: Axes, image: np.ndarray, ddf: np.ndarray, colour: str = GRID) -> 
     lines = [np.stack([x[r, along_x], y[r, along_x]], 1) for r in rows]
     lines += [np.stack([x[along_y, c], y[along_y, c]], 1) for c in columns]
     axes.add_collection(LineCollection(lines, colors=colour, linewidths=1.0, alpha=0.85, zorder=3), autolim=False)
-    frame = np.concatenate(
-        [
-            np.stack([x[e], y[e]], -1)[::d]
-            for e, d in ((np.s_[0, :], 1), (np.s_[:, -1], 1), (np.s_[-1, :], -1), (np.s_[:, 0], -1))
-        ]
-    )
+    edges = ((np.s_[0, :], 1), (np.s_[:, -1], 1), (np.s_[-1, :], -1), (np.s_[:, 0], -1))
+    frame = np.concatenate([np.stack([x[edge], y[edge]], -1)[::way] for edge, way in edges])
     axes.plot(*frame.T, color=colour, linewidth=1.8, zorder=4, scalex=False, scaley=False)
 
 
@@ -117,11 +112,11 @@ def colour_bar(axes: Axes, shown: Any) -> None:
         label.set_fontfamily("DejaVu Sans")
 
 
-def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None) -> None:
-    """What canonicalisation did, in words and colour, then the numbers."""
+def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> None:
+    """What canonicalisation did, in words and colour, then the numbers; ``areas`` are lines of the anatomy."""
     head, _, reason = str(numbers.get("status") or "status not given").partition(": ")
-    told = (_sentence(reason), _MEANING.get(head), _sentence(str(numbers.get("notes") or "")))
-    verdict(axes, _sentence(head).rstrip("."), status_colour(numbers), " ".join(filter(None, told)), _rows(numbers, dice))
+    told = " ".join(filter(None, (_sentence(reason), _MEANING.get(head), _sentence(str(numbers.get("notes") or "")))))
+    verdict(axes, _sentence(head).rstrip("."), status_colour(numbers), told, _rows(numbers, dice, areas))
 
 
 def verdict(axes: Axes, head: str, colour: str, text: str, rows: Sequence[tuple[str, str]]) -> None:
@@ -145,22 +140,21 @@ def status_colour(numbers: Mapping[str, Any]) -> str:
 
 
 _MEANING = {
-    CANONICALIZED: "The network saw the straightened film; its mask was mapped back to this film.",
+    CANONICALIZED: "The network saw the canonical film; its mask was mapped back to this film.",
     LEFT_ALONE: "The network saw the film as it is.",
     REJECTED: "The network saw the film as it is.",
 }
 
 
-_AGREEMENT = "Agreement of the views"
+_AGREEMENT = "Agreement, test-time augmentation"
 
 
-def _rows(numbers: Mapping[str, Any], dice: float | None) -> list[tuple[str, str]]:
+def _rows(numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> list[tuple[str, str]]:
     def value(name: str, pattern: str, unit: str = "") -> str:
         number = numbers.get(name)
         return "–" if number is None or not np.isfinite(number) else pattern.format(number) + unit
 
-    share, areas = numbers.get("displacement_share"), numbers.get("areas") or {}
-    right, left = areas.get("right"), areas.get("left")
+    share = numbers.get("displacement_share")
     before, after = value("energy_before", "{:.3g}"), value("energy_after", "{:.3g}")
     of_frame = f"  ({share:.0%} of frame)" if share else ""
     rows = [
@@ -170,9 +164,9 @@ def _rows(numbers: Mapping[str, Any], dice: float | None) -> list[tuple[str, str
             "Folded area",
             "< 0.01%" if 0 < (numbers.get("folding_fraction") or 0) < 1e-4 else value("folding_fraction", "{:.2%}"),
         ),
-        ("Error of the way back", value("inverse_error", "{:.2f}", " px")),
+        ("Inverse error", value("inverse_error", "{:.2f}", " px")),
         ("Overlap with plain mask (Dice)", "–" if dice is None else f"{dice:.3f}"),
-        ("Lung area, right / left", f"{right:.1%} / {left:.1%} of film" if right and left else "–"),
+        *areas,
         (_AGREEMENT, value("agreement", "{:.1%}")),
         ("Time", value("seconds", "{:.2f}", " s")),
     ]
@@ -193,7 +187,7 @@ def background(axes: Axes, image: np.ndarray, brightness: float = 1.0) -> None:
     _bare(axes)
 
 
-def outline(axes: Axes, mask: np.ndarray, colour: str, width: float, dashed: bool = False) -> None:
+def outline(axes: Axes, mask: np.ndarray, colour: Any, width: float, dashed: bool = False) -> None:
     """The border of a mask, closed where it meets the frame."""
     from matplotlib.patheffects import Normal, Stroke
 
@@ -202,43 +196,26 @@ def outline(axes: Axes, mask: np.ndarray, colour: str, width: float, dashed: boo
     padded = np.pad(mask.astype(np.float32), 1)
     ys, xs = (np.arange(-1, n + 1) for n in mask.shape)
     limits = axes.get_xlim(), axes.get_ylim()
-    contour = axes.contour(
-        xs,
-        ys,
-        padded,
-        levels=[0.5],
-        colors=[colour],
-        linewidths=[width],
-        zorder=5,
-        linestyles=[(0, (4, 2.5))] if dashed else ["solid"],
-    )
+    line: dict[str, Any] = {"linewidths": [width], "linestyles": [(0, (4, 2.5))] if dashed else ["solid"]}
+    contour = axes.contour(xs, ys, padded, levels=[0.5], colors=[colour], zorder=5, **line)
     contour.set_path_effects([Stroke(linewidth=width + 1.4, foreground="black", alpha=_HALO), Normal()])
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
-def sides(axes: Axes) -> None:
-    """R and L at the borders, as films are displayed: the patient's right is at the image's left."""
-    words(axes, 0.025, 0.5, "R", INK, 12, weight="bold", va="center", frame=True)
-    words(axes, 0.975, 0.5, "L", INK, 12, weight="bold", va="center", ha="right", frame=True)
+def sides(axes: Axes, left: Step) -> None:
+    """R and L at the borders; ``left`` is the step along (rows, columns) to the patient's left."""
+    for letter, (down, right) in (("L", left), ("R", (-left[0], -left[1]))):
+        place = 0.5 + 0.475 * right, 0.5 - 0.475 * down
+        ha, va = ("left", "center", "right")[right + 1], ("top", "center", "bottom")[down + 1]
+        words(axes, *place, letter, INK, 12, weight="bold", va=va, ha=ha, frame=True)
 
 
 def words(axes: Axes, x: float, y: float, text: str, colour: str, size: float, frame: bool = False, **style: Any) -> None:
     """Text at a place in the axes, letters as they are (a ``$`` is a ``$``)."""
     from matplotlib.patheffects import Normal, Stroke
 
-    item = axes.text(
-        x,
-        y,
-        text,
-        color=colour,
-        fontsize=size,
-        fontfamily="DejaVu Sans",
-        transform=axes.transAxes,
-        parse_math=False,
-        usetex=False,
-        zorder=9,
-        **style,
-    )
+    style |= {"color": colour, "fontsize": size, "fontfamily": "DejaVu Sans", "parse_math": False, "usetex": False}
+    item = axes.text(x, y, text, transform=axes.transAxes, zorder=9, **style)
     if frame:
         item.set_path_effects([Stroke(linewidth=2.5, foreground="black", alpha=0.8), Normal()])
 

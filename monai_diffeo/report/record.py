@@ -1,8 +1,35 @@
-"""One film, one flat dictionary: what a line of ``report.jsonl`` says."""
+"""One film, one flat dictionary: what a line of ``report.jsonl`` says (schema 2).
+
+============================ ==============================================================================================
+field                        meaning
+============================ ==============================================================================================
+schema, versions             of these fields; of the packages that computed the numbers
+input, sha256                name of the film, relative to the input folder; SHA-256 of the file, null if it cannot be read
+status                       ``canonicalized``, ``left alone: reason``, ``rejected: reason`` or ``failed``
+energy_before, energy_after  of the film and of what the network saw; lower is closer to the training films
+energy_terms                 energies before, by name
+folding_fraction             share of the voxels at which the deformation folds
+inverse_error                mean error of the inverse deformation, voxels of ``frame``
+largest_displacement         voxels of ``frame``; ``displacement_share`` is its share of the frame's shorter side
+frame, steps, mode           size at which the film was canonicalised, optimisation steps, mode of the canonicaliser
+notes                        remarks, joined by semicolons
+seconds, device              wall time of the film; where the network ran
+agreement                    of the predictions of test-time augmentation, 0 to 1
+areas                        shares of the film: ``total``; of paired organs ``right`` and ``left``, null if sides are unknown
+mask, figure                 names of the outputs, relative to the output folder; null if there is none
+weights_sha256               of the file of the network's weights
+error, message               of a film that failed: a class and a sentence; such a line has no numbers
+template                     of a template transformer: ``factor``, ``level``, ``folding_fraction``, ``agreement``, ``holes``,
+                             ``nonpositive_cell_fraction``, ``native_level``, ``components``; see its reporter
+============================ ==============================================================================================
+
+Numbers are null where canonicalisation was switched off or a value is not finite. The last line closes the report with
+``schema``, ``end`` (true), ``films`` (their number), ``counts`` by status, ``exit_status``, ``removed`` (outputs of earlier
+runs that this run did not write again) and ``versions``. The report of a killed run has no such line.
+"""
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
 import math
 import platform
@@ -14,16 +41,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
 from monai_diffeo.errors import FilmError
+from monai_diffeo.files import sha256_of
 from monai_diffeo.radiograph.failsafe import root_cause
-from monai_diffeo.report.cxr.lungs import lung_areas
 
 __all__ = ["FAILED", "SCHEMA", "SWITCHED_OFF", "failure_record", "film_record", "json_safe", "sha256_of", "versions"]
 
-SCHEMA = 1
-"""Version of the fields below; it rises when a field changes its meaning or goes, not when one is added."""
+SCHEMA = 2
+"""Version of the fields above; it rises when a field changes its meaning or goes, not when one is added."""
 
 FAILED = "failed"
 """Status of a film that could not be read or processed; there is no mask."""
@@ -31,18 +59,8 @@ FAILED = "failed"
 SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"
 """Status of a film in a run with ``--enabled false``."""
 
-_FOUND = (
-    "energy_before",
-    "energy_after",
-    "energy_terms",
-    "folding_fraction",
-    "inverse_error",
-    "largest_displacement",
-    "displacement_share",
-    "frame",
-    "steps",
-    "notes",
-)
+_ROWS = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement", "steps", "notes")
+_FOUND = (*_ROWS, "displacement_share", "energy_terms", "frame")
 _SIGNIFICANT_DIGITS = 7  # what float32 carries
 
 _SENTENCES = (  # first match wins; never the exception's own text, which may quote a path or a DICOM value
@@ -65,16 +83,14 @@ def film_record(
     mode: str | None = None,
     mask: str | PathLike[str] | None = None,
     figure: str | PathLike[str] | None = None,
-    agreement: float | None = None,
-    lung_mask: np.ndarray | None = None,
+    agreement: float | Tensor | None = None,
+    areas: Mapping[str, float | None] | None = None,
     weights_sha256: str | Mapping[str, str] | None = None,
     device: str | torch.device | None = None,
 ) -> dict[str, Any]:
     """The line of a film that has a mask, whether it was canonicalised or not.
 
-    Lengths are in voxels of the frame the canonicaliser saw, which ``frame`` gives; ``displacement_share`` is the
-    largest displacement over the shorter side of that frame. Numbers have seven significant digits; NaN and infinity
-    become None.
+    Numbers have seven significant digits; NaN and infinity become None. Arguments that are not listed are fields.
 
     Args:
         name: path of the film relative to the input folder; of an absolute path only the last part is kept.
@@ -82,11 +98,7 @@ def film_record(
         result: of the batch the film was in; None when canonicalisation was switched off.
         index: row of the film in ``result``.
         seconds: wall time of this film; None takes an equal share of ``result.seconds``.
-        mode: ``"single_pass"``, ``"refine"`` or ``"faithful"``.
-        mask: path of the mask relative to the output folder.
-        figure: path of the figure relative to the output folder.
-        agreement: agreement of the answers from several views, 0 to 1.
-        lung_mask: the mask that is written, shape ``(H, W)``; its areas are recorded, see :func:`lung_areas`.
+        agreement: None takes that of ``result``.
         weights_sha256: of the weights, one or one a network.
         device: where it ran; None takes the device of ``result``.
 
@@ -101,11 +113,13 @@ def film_record(
         seconds = result.seconds / len(result.status)
     if device is None and result is not None:
         device = result.image.device
+    if agreement is None and result is not None and result.agreement is not None:
+        agreement = result.agreement[index]
     record |= {
         "mode": mode,
         "seconds": seconds,
         "agreement": agreement,
-        "areas": None if lung_mask is None else lung_areas(lung_mask),
+        "areas": areas,
         "mask": None if mask is None else _relative(mask),
         "figure": None if figure is None else _relative(figure),
         "device": None if device is None else str(device),
@@ -131,24 +145,8 @@ def failure_record(name: str | PathLike[str], error: BaseException, sha256: str 
     else:
         code = type(error).__name__
         sentence = next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)
-    return {
-        "schema": SCHEMA,
-        "input": _relative(name),
-        "sha256": sha256,
-        "status": FAILED,
-        "error": code,
-        "message": sentence,
-        "versions": versions(),
-    }
-
-
-def sha256_of(path: str | PathLike[str], chunk: int = 1 << 20) -> str:
-    """SHA-256 of a file in hexadecimal, read ``chunk`` bytes at a time."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(chunk):
-            digest.update(block)
-    return digest.hexdigest()
+    record = {"schema": SCHEMA, "input": _relative(name), "sha256": sha256, "status": FAILED}
+    return record | {"error": code, "message": sentence, "versions": versions()}
 
 
 def versions() -> dict[str, str]:
@@ -182,20 +180,10 @@ def _found(result: Canonicalization | None, index: int) -> dict[str, Any]:
     rows = len(result.status)
     if not -rows <= index < rows:
         raise IndexError(f"film_record(): 'index' must be a row of a result with {rows} rows, got {index}.")
-    frame, largest = tuple(result.ddf.shape[2:]), result.largest_displacement[index].item()
-    values = (
-        result.energy_before[index],
-        result.energy_after[index],
-        {term: value[index] for term, value in result.terms.items()},
-        result.folding_fraction[index],
-        result.inverse_error[index],
-        largest,
-        largest / max(min(frame) - 1, 1),
-        frame,
-        result.steps[index],
-        result.notes[index],
-    )
-    return {"status": result.status[index], **dict(zip(_FOUND, values))}
+    frame, found = tuple(result.ddf.shape[2:]), {name: getattr(result, name)[index] for name in _ROWS}
+    share = found["largest_displacement"].item() / max(min(frame) - 1, 1)
+    terms = {term: value[index] for term, value in result.terms.items()}
+    return {"status": result.status[index], **found, **dict(zip(_FOUND[len(_ROWS) :], (share, terms, frame)))}
 
 
 def _relative(name: str | PathLike[str]) -> str:
@@ -205,13 +193,8 @@ def _relative(name: str | PathLike[str]) -> str:
 
 
 @lru_cache(maxsize=1)
-def _versions() -> tuple[tuple[str, str], ...]:
+def _versions() -> dict[str, str]:
     from monai_diffeo import __version__  # here, because the package may still be importing us
 
-    return (
-        ("monai_diffeo", __version__),
-        ("monai", importlib.metadata.version("monai")),
-        ("torch", str(torch.__version__)),
-        ("numpy", np.__version__),
-        ("python", platform.python_version()),
-    )
+    ours = {"monai_diffeo": __version__, "monai": importlib.metadata.version("monai")}
+    return ours | {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}

@@ -13,30 +13,38 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.result import resize_ddf
+from monai_diffeo.files import sha256_of
 from monai_diffeo.flow import warp
-from monai_diffeo.inferers import parse_switch
-from monai_diffeo.networks.weights import weights_fingerprint
-from monai_diffeo.report.figure import film_figure
-from monai_diffeo.report.record import failure_record, film_record, sha256_of
+from monai_diffeo.inferers import DiffeoResult, parse_switch
+from monai_diffeo.radiograph.mask_writer import figure_path
+from monai_diffeo.radiograph.outputs import REPORT_NAME
+from monai_diffeo.report.anatomy import Anatomy
+from monai_diffeo.report.figure import as_array, film_figure
+from monai_diffeo.report.record import failure_record, film_record
+from monai_diffeo.report.run_folder import RunFolder
+from monai_diffeo.report.sides import PatientSides, patient_sides
 from monai_diffeo.report.writer import ReportWriter
 
 __all__ = ["FilmReporter"]
 
 
 class FilmReporter:
-    """Writes ``report.jsonl`` and the figures of a run; :class:`monai_diffeo.engines.FilmEvaluator` tells it of each film.
+    """Writes ``report.jsonl`` and the figures of a run, for any segmentation of films.
+
+    :class:`monai_diffeo.engines.FilmEvaluator` tells it of each film. For an anatomy of your own pass an :class:`Anatomy`;
+    further fields and another picture come from :meth:`more` and :meth:`draw` of a subclass.
 
     Args:
-        output_dir: folder of the report.
+        output_dir: folder of the report; one run at a time may write into it.
         root: folder below which inputs are named.
         mode: of the canonicaliser, for the record.
         device: for the record.
-        weights: file of the network's weights, for its fingerprint in the record.
+        weights: file of the network's weights, for its SHA-256 in the record.
         figures: draw a picture for each film, beside its mask.
         debug: print the traceback of every failure to stderr; it may quote the file.
         longest: longest side of the pictures' films, voxels.
+        anatomy: areas, outlines and captions; :class:`Anatomy` by default.
     """
 
     def __init__(
@@ -44,43 +52,51 @@ class FilmReporter:
         output_dir: str | Path,
         root: str | Path,
         mode: str | None = None,
-        device: str = "cpu",
+        device: str | torch.device = "cpu",
         weights: str | Path | None = None,
         figures: bool | str = True,
         debug: bool | str = False,
         longest: int = 512,
+        anatomy: Anatomy | None = None,
     ) -> None:
         self.output_dir, self.root, self.mode, self.device = Path(output_dir), Path(root), mode, str(device)
-        self.weights, self.longest = weights, longest
+        self.weights, self.longest, self.anatomy = weights, longest, Anatomy() if anatomy is None else anatomy
         self.wants_plain, self.debug = parse_switch(figures), parse_switch(debug)
-        self.writer: ReportWriter | None = None
 
     def begin(self, films: int) -> None:
-        """Start a new report."""
-        self.writer = ReportWriter(self.output_dir / "report.jsonl")
-        self.fingerprint = None if self.weights is None else weights_fingerprint(self.weights)
+        """Start a new report.
+
+        Raises:
+            FolderInUseError: if another run writes into the folder.
+        """
+        self.weights_sha256 = None if self.weights is None else sha256_of(self.weights)
+        self.folder = RunFolder(self.output_dir)
+        self.writer = ReportWriter(self.output_dir / REPORT_NAME)
         if not films:
             print("No film was found.", file=sys.stderr)
 
     def end(self) -> int:
-        """Print how it went; give the exit status: 0, or what :class:`ReportWriter` documents."""
-        print(self.writer.summary())
+        """Remove outputs of earlier runs that this run did not write again, close the report and print how it went.
+
+        Returns:
+            The exit status: 0, or what :class:`ReportWriter` documents.
+        """
+        self.folder.remove()
+        self.writer.close(self.folder.removed)
+        self.folder.release()
+        removed = len(self.folder.removed)
+        print(self.writer.summary() + (f" {removed} outputs of earlier runs removed." if removed else ""))
         return self.writer.exit_status()
 
     def failed(self, path: str, error: BaseException) -> None:
-        """A film that could not be read or segmented."""
+        """A film that could not be read or segmented; it keeps no outputs of an earlier run."""
         if self.debug:
             traceback.print_exception(error, file=sys.stderr)
+        self.folder.remove(self._name(path))
         self.writer.write(failure_record(self._name(path), error, _hash(path)))
 
     def done(
-        self,
-        path: str,
-        batch: Mapping[str, Any],
-        output: Mapping[str, Any],
-        result: Canonicalization | None,
-        plain: Tensor | None,
-        seconds: float,
+        self, path: str, batch: Mapping[str, Any], output: Mapping[str, Any], result: DiffeoResult, seconds: float
     ) -> None:
         """A film that was segmented.
 
@@ -88,76 +104,68 @@ class FilmReporter:
             path: of the film.
             batch: the evaluator's batch of one, with the native film under ``"film"``.
             output: its postprocessed output, with the native mask under ``"pred"`` and where it lies under ``"pred_path"``.
-            result: what the canonicaliser found; None when it is switched off.
-            plain: the network's answer without canonicalisation, if it was asked for.
+            result: of the inferer.
             seconds: the film took.
         """
         mask_path = Path(str(output["pred_path"]))
-        mask = np.squeeze(np.asarray(output["pred"])) > 0.5
-        figure = mask_path.with_name(mask_path.name.split("_lungs.")[0] + "_report.png") if self.wants_plain else None
-        agreement = None if result is None or result.agreement is None else result.agreement[0].item()
-        record = film_record(
-            self._name(path),
-            _hash(path),
-            result,
-            0,
-            seconds,
-            mode=self.mode,
-            device=self.device,
-            mask=self._output(mask_path),
-            figure=None if figure is None else self._output(figure),
-            lung_mask=mask,
-            weights_sha256=self.fingerprint,
-            agreement=agreement,
-        )
-        record |= self.more(output)
+        try:
+            self._report(path, mask_path, batch, output, result, seconds)
+        except Exception:
+            mask_path.unlink(missing_ok=True)  # a film that fails has no mask
+            raise
+
+    def _report(self, path: str, mask_path: Path, batch, output, result: DiffeoResult, seconds: float) -> None:
+        labels = as_array(output["pred"])
+        mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
+        figure = figure_path(mask_path) if self.wants_plain else None
+        sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
+        run: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
+        outputs: dict[str, Any] = {"mask": self._output(mask_path), "figure": None if figure is None else self._output(figure)}
+        areas = self.anatomy.areas(mask, sides)
+        record = film_record(self._name(path), _hash(path), result.canonicalization, 0, seconds, areas=areas, **run, **outputs)
+        record |= self.more(output, result)
         if figure is not None:
             try:
-                self._draw(figure, batch, mask, result, plain, record)
+                self.draw(figure, *self._shown(batch, mask), result, record, sides)
             except Exception as error:  # the mask is there: a picture that fails must not fail the film
                 record["figure"] = None
                 record["notes"] = "; ".join(filter(None, [record["notes"], f"no picture: {type(error).__name__}"]))
         self.writer.write(record)
+        self.folder.wrote([mask_path] if record["figure"] is None or figure is None else [mask_path, figure])
 
-    def more(self, output: Mapping[str, Any]) -> dict[str, Any]:
-        """Further fields of a film's record, for subclasses; ``output`` as in :meth:`done`."""
+    def more(self, output: Mapping[str, Any], result: DiffeoResult) -> dict[str, Any]:
+        """Further fields of a film's record, for subclasses; arguments as in :meth:`done`."""
         return {}
 
-    def _draw(
-        self,
-        figure: Path,
-        batch: Mapping[str, Any],
-        mask: np.ndarray,
-        result: Canonicalization | None,
-        plain: Tensor | None,
-        record: dict,
+    def foreground(self, scores: Tensor) -> Tensor:
+        """Mask ``(B, *S)`` of a prediction ``(B, K, *S)``: one logit, or one a class with the background first."""
+        return scores[:, 0] > 0 if scores.shape[1] == 1 else scores.argmax(1) > 0
+
+    def draw(
+        self, path: Path, film: Tensor, mask: Tensor, result: DiffeoResult, record: dict[str, Any], sides: PatientSides | None
     ) -> None:
-        film, small = self._shown(batch, mask)
-        size = tuple(film.shape[2:])
-        ddf = torch.zeros(1, 2, *size) if result is None else resize_ddf(result.ddf.cpu(), size)
-        if plain is not None:
-            plain = (
-                torch.sigmoid(F.interpolate(torch.as_tensor(np.asarray(plain)).float(), size, mode="bilinear"))
-                .amax(1)[0]
-                .numpy()
-                > 0.5
-            )
-        film_figure(
-            figure,
-            film=film[0, 0].numpy(),
-            canonical=warp(film, ddf)[0, 0].numpy(),
-            ddf=ddf[0].numpy(),
-            plain_mask=plain,
-            mask=small[0, 0].numpy() > 0.5,
-            canonical_mask=warp(small, ddf)[0, 0].numpy() > 0.5,
-            title=record["input"],
-            numbers=record,
-        )
+        """Write the picture of a film.
+
+        Args:
+            path: of the PNG.
+            film, mask: at the size of the picture, ``(1, 1, H, W)``, on the CPU.
+            result: of the inferer.
+            record: of the film.
+            sides: where the patient's left is, None if that is unknown.
+        """
+        size, found, plain = tuple(film.shape[2:]), result.canonicalization, None
+        ddf = torch.zeros(1, 2, *size) if found is None else resize_ddf(found.ddf.cpu(), size)
+        if found is not None and result.plain is not None:
+            scores = torch.from_numpy(as_array(result.plain)).float()
+            plain = self.foreground(F.interpolate(scores, size, mode="bilinear"))[0]
+        canonical, canonical_mask = (warp(image, ddf)[0, 0] for image in (film, mask))
+        images = (film[0, 0], canonical, ddf[0], plain, mask[0, 0], canonical_mask)
+        film_figure(path, *images, record["input"], record, anatomy=self.anatomy, sides=sides)
 
     def _shown(self, batch: Mapping[str, Any], mask: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Film and mask at the picture's size, each ``(1, 1, H, W)``."""
+        """Film and mask at the picture's size."""
         film = batch["film"] if isinstance(batch["film"], Tensor) else batch["film"][0]
-        film = torch.as_tensor(np.asarray(film)).reshape(1, 1, *mask.shape).float()
+        film = torch.from_numpy(as_array(film)).reshape(1, 1, *mask.shape).float()
         scale = min(1.0, self.longest / max(mask.shape))
         size = tuple(max(round(n * scale), 2) for n in mask.shape)
         film = F.interpolate(film, size, mode="bilinear", antialias=True, align_corners=False)
@@ -168,6 +176,13 @@ class FilmReporter:
 
     def _output(self, path: Path) -> str:
         return path.relative_to(self.output_dir).as_posix() if path.is_relative_to(self.output_dir) else path.name
+
+
+def _stated(film: Any) -> tuple[str, int]:
+    """PatientOrientation and EXIF orientation of a batch of one film."""
+    meta = getattr(film, "meta", {})
+    orientation, exif = meta.get("film_patient_orientation", ""), meta.get("film_exif_orientation", 0)
+    return str(np.ravel(orientation)[0]), int(np.ravel(as_array(exif))[0])
 
 
 def _hash(path: str) -> str | None:

@@ -1,4 +1,4 @@
-"""The report of a run: whole lines, on disk before the next film begins, and an exit status for the shell."""
+"""The report of a run: whole lines, on disk before the next film begins, a closing line, and an exit status for the shell."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
-from monai_diffeo.report.record import FAILED, json_safe
+from monai_diffeo.report.record import FAILED, SCHEMA, json_safe, versions
 
 __all__ = ["ALL_WRITTEN", "FINISHED_WITH_FAILURES", "NOTHING_WRITTEN", "ReportWriter"]
 
@@ -29,7 +29,7 @@ _STATUSES = (CANONICALIZED, LEFT_ALONE, REJECTED, FAILED)
 
 
 class ReportWriter:
-    """Append-only file of JSON lines, one a film.
+    """Append-only file of JSON lines, one a film, and a closing line; a report without one is of a run that was killed.
 
     A line is one write to a file opened for appending, followed by fsync: lines of several threads or processes never
     mix (on a local disk), and a machine that dies loses at most the film it was working on. Threads may share a writer.
@@ -81,6 +81,17 @@ class ReportWriter:
         with self._lock:
             self._append(line.encode())
             self._counts[kind] += 1
+
+    def close(self, removed: Sequence[str] = ()) -> None:
+        """Append the closing line, see :mod:`monai_diffeo.report.record`.
+
+        Args:
+            removed: outputs of earlier runs that were removed, relative to the output folder.
+        """
+        record = {"schema": SCHEMA, "end": True, "films": sum(self._counts.values()), "counts": self.counts}
+        record |= {"exit_status": self.exit_status(), "removed": list(removed), "versions": versions()}
+        with self._lock:
+            self._append((json.dumps(record) + "\n").encode())
 
     def summary(self) -> str:
         """The run in one line, for the terminal."""

@@ -10,9 +10,9 @@ from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 
+from bundles.mnist_genus.scripts.reporter import GenusReporter
 from monai_diffeo.canonicalize import CANONICALIZED
 from monai_diffeo.inferers import DiffeoInferer
-from bundles.mnist_genus.scripts.reporter import GenusReporter
 from monai_diffeo.report import SWITCHED_OFF
 from tests.helpers import blob, tiny_canonicalizer
 

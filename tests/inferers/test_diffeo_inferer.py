@@ -1,5 +1,6 @@
 import pickle
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -8,8 +9,9 @@ from monai.inferers import PatchInferer, SimpleInferer, SliceInferer, SlidingWin
 from monai.networks import nets
 from torch.testing import assert_close
 
+from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.flow import warp
-from monai_diffeo.inferers import DiffeoInferer, parse_switch
+from monai_diffeo.inferers import DiffeoInferer, DiffeoResult, parse_switch
 from tests.helpers import blob, tiny_canonicalizer
 
 NETWORKS_2D = {
@@ -135,10 +137,17 @@ def test_an_image_left_alone_gives_the_plain_answer_bit_for_bit_beside_one_that_
     assert torch.equal(out[0], plain[0]) and not torch.equal(out[1], plain[1])
 
 
-def test_a_rejected_image_warns_and_falls_back_or_raises(canonicalizer):
-    images = torch.stack([torch.rand(1, 32, 32), torch.zeros(1, 32, 32)])
-    with pytest.warns(UserWarning, match="image 2 of 2: rejected: the image is constant"):
-        out = DiffeoInferer(canonicalizer)(images, lambda x: x)
+def test_each_rejected_image_is_a_line_of_the_log_every_time_and_falls_back_or_raises(canonicalizer, caplog):
+    images = torch.stack([torch.rand(1, 32, 32), torch.zeros(1, 32, 32), torch.full((1, 32, 32), torch.nan)])
+    for _ in range(2):
+        caplog.clear()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            out = DiffeoInferer(canonicalizer)(images, lambda x: x)
+        assert [r.name for r in caplog.records] == ["monai_diffeo.inferers.diffeo"] * 2
+        assert {r.levelname for r in caplog.records} == {"WARNING"}
+        first, second = caplog.messages
+        assert "image 2 of 3: rejected: the image is constant" in first and "image 3 of 3: rejected" in second
     assert torch.equal(out[1], images[1])
     with pytest.raises(RuntimeError, match="constant"):
         DiffeoInferer(canonicalizer, fallback="raise")(images, lambda x: x)
@@ -152,6 +161,103 @@ def test_the_result_goes_to_whoever_asked_and_nothing_stays_behind(canonicalizer
         inferer(blob(1), lambda x: x)
     assert results[0].status == ("canonicalized",)
     assert not any(isinstance(v, torch.Tensor) for v in vars(inferer).values())
+
+
+def test_scores_are_mapped_back_by_the_mode_that_was_chosen():
+    """Labels as floating-point numbers: nearest keeps them whole, bilinear mixes them; each is exactly its own warp."""
+    image, canonicalizer = blob(2), tiny_canonicalizer()
+    result = canonicalizer(image)
+    labels = (result.image > 0.3).float() * 3
+    for mode, other in (("nearest", "bilinear"), ("bilinear", "nearest")):
+        out = DiffeoInferer(canonicalizer, mode=mode)(image, lambda x: (x > 0.3).float() * 3)
+        assert torch.equal(out, warp(labels, result.inverse_ddf, mode))
+        assert not torch.equal(out, warp(labels, result.inverse_ddf, other))
+    assert torch.equal(DiffeoInferer(canonicalizer)(image, lambda x: (x > 0.3).float() * 3), out)  # bilinear unless told
+
+
+def test_labels_as_integers_stay_labels_in_either_mode():
+    image = blob(2)
+    for mode in ("nearest", "bilinear"):
+        out = DiffeoInferer(tiny_canonicalizer(), mode=mode)(image, lambda x: (x > 0.3).long() * 3)
+        assert out.dtype == torch.long and set(out.unique().tolist()) == {0, 3}
+
+
+def test_the_network_runs_under_the_callers_autocast_and_fields_never_do(monkeypatch):
+    seen: dict[str, bool] = {}
+
+    def watched(name, real):
+        def call(*args, **kwargs):
+            seen[name] = torch.is_autocast_enabled("cpu")
+            return real(*args, **kwargs)
+
+        return call
+
+    fields = ("warp_back", "warp_input", "tta_samples")
+    for name in fields:
+        monkeypatch.setattr(Canonicalization, name, watched(name, getattr(Canonicalization, name)))
+    image, network = blob(1), torch.nn.Conv2d(1, 1, 3, padding=1)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        out = DiffeoInferer(tiny_canonicalizer(), tta_samples=2)(
+            image, watched("network", lambda x, condition: network(x)), condition=image.clone()
+        )
+    assert seen == {"network": True, **dict.fromkeys(fields, False)} and out.dtype == torch.bfloat16
+    DiffeoInferer(tiny_canonicalizer())(image, watched("network", lambda x: x))
+    assert seen["network"] is False
+
+
+def test_what_a_call_returns_is_the_prediction_of_infer_which_tells_the_rest():
+    images, network = torch.rand(2, 1, 32, 32), torch.nn.Conv2d(1, 2, 3, padding=1)
+    images[0] *= 0.1
+    asked = []
+    inferer = DiffeoInferer(tiny_canonicalizer(skip_below=0.2), tta_samples=3, on_result=asked.append)
+    with torch.no_grad():
+        result, prediction, plain = inferer.infer(images, network, plain=True), inferer(images, network), network(images)
+    assert isinstance(result, DiffeoResult) and torch.equal(result.prediction, prediction) and torch.equal(result.plain, plain)
+    found = result.canonicalization
+    assert [s.split(":")[0] for s in found.status] == ["left alone", "canonicalized"]
+    assert torch.isnan(found.agreement[0]) and found.agreement[1] > 0
+    assert len(asked) == 2 and asked[0] is found and result.templates == ()
+    with torch.no_grad():
+        assert inferer.infer(images, network).plain is None
+        off = DiffeoInferer(None, enabled=False).infer(images, network, plain=True)
+    assert off.canonicalization is None and torch.equal(off.prediction, plain) and off.plain is off.prediction
+
+
+def test_the_network_is_not_run_again_for_the_plain_prediction_of_images_that_were_not_moved():
+    runs = []
+    inferer = DiffeoInferer(tiny_canonicalizer(skip_below=9.0), tta_samples=4)
+    result = inferer.infer(blob(2), lambda x: runs.append(len(x)) or x * 2, plain=True)
+    assert runs == [2] and torch.equal(result.plain, blob(2) * 2)
+
+
+def test_threads_share_one_inferer_and_each_gets_its_own_result():
+    inferer = DiffeoInferer(tiny_canonicalizer(), tta_samples=2)
+    images = [blob(1, shift=s) for s in (-0.4, 0.0, 0.4)] * 3
+    alone = [inferer.infer(image, torch.nn.Identity(), plain=True) for image in images]
+    with ThreadPoolExecutor(3) as pool:
+        together = list(pool.map(lambda image: inferer.infer(image, torch.nn.Identity(), plain=True), images))
+    for one, other in zip(alone, together):
+        assert torch.equal(one.prediction, other.prediction) and torch.equal(one.plain, other.plain)
+        assert torch.equal(one.canonicalization.image, other.canonicalization.image)
+    assert not any(isinstance(v, (torch.Tensor, DiffeoResult)) for v in vars(inferer).values())
+
+
+def test_arguments_reach_the_network_at_every_pose_in_their_order():
+    calls = []
+
+    def network(x, *args, condition=None, **kwargs):
+        calls.append((args, kwargs, condition))
+        return x
+
+    image = blob(1)
+    result = tiny_canonicalizer()(image)
+    inferer = DiffeoInferer(tiny_canonicalizer(), tta_samples=3)
+    inferer.infer(image, network, 1, "two", plain=True, condition=image * 2, factor=3)
+    assert all(args == (1, "two") and kwargs == {"factor": 3} for args, kwargs, _ in calls)
+    poses = result.tta_samples(image, 3)
+    for (_, _, condition), pose in zip(calls, poses):
+        assert_close(condition, warp(image * 2, pose.ddf))
+    assert len(calls) == 4 and torch.equal(calls[3][2], image * 2)  # the plain prediction sees the condition as given
 
 
 def test_pickles_and_answers_the_same():

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 import torch
 from monai.networks import nets
@@ -9,40 +11,40 @@ from monai_diffeo.inferers.aggregation import agreement, mean_prediction
 from tests.helpers import blob, tiny_canonicalizer
 
 
-def test_views_lie_around_the_canonical_pose_in_pairs_and_lead_back():
+def test_samples_lie_around_the_canonical_pose_in_pairs_and_lead_back():
     image = blob(2, (64, 64))
     result = tiny_canonicalizer()(image)
-    views = result.tta_samples(image, 8)
-    assert len(views) == 8
-    centre = torch.stack([v.ddf for v in views]).mean(0) - result.ddf
-    for view in views:
-        assert 0.3 < (view.ddf - result.ddf).abs().mean() < 8
-        assert (folding_fraction(view.ddf) == 0).all()
-        assert inverse_error(view.ddf, view.inverse_ddf, 16).mean() < 0.1
-        assert_close(view.image, warp(image, view.ddf))
+    samples = result.tta_samples(image, 8)
+    assert len(samples) == 8
+    centre = torch.stack([v.ddf for v in samples]).mean(0) - result.ddf
+    for sample in samples:
+        assert 0.3 < (sample.ddf - result.ddf).abs().mean() < 8
+        assert (folding_fraction(sample.ddf) == 0).all()
+        assert inverse_error(sample.ddf, sample.inverse_ddf, 16).mean() < 0.1
+        assert_close(sample.image, warp(image, sample.ddf))
     assert centre[..., 8:-8, 8:-8].abs().mean() < 0.4  # maps and their inverses cancel to first order
 
 
-def test_an_odd_number_begins_with_the_canonical_pose_and_views_are_the_same_for_every_image():
+def test_an_odd_number_begins_with_the_canonical_pose_and_samples_are_the_same_for_every_image():
     image = blob(3, (64, 64))
     result = tiny_canonicalizer()(image)
-    views = result.tta_samples(image, 3)
-    assert views[0] is result
+    samples = result.tta_samples(image, 3)
+    assert samples[0] is result
     alone = tiny_canonicalizer()(image[:1]).tta_samples(image[:1], 3)
-    assert_close(alone[2].ddf[0], views[2].ddf[1], atol=1e-4, rtol=0)
+    assert_close(alone[2].ddf[0], samples[2].ddf[1], atol=1e-4, rtol=0)
 
 
-def test_the_inferer_gives_the_mean_over_views_mapped_back():
+def test_the_inferer_gives_the_mean_over_samples_mapped_back():
     torch.manual_seed(0)
     network, image, canonicalizer = nets.UNet(2, 1, 2, (4, 8), (2,)).eval(), torch.rand(2, 1, 32, 32), tiny_canonicalizer()
     with torch.no_grad():
         out = DiffeoInferer(canonicalizer, tta_samples=4)(image, network)
-        views = canonicalizer(image).tta_samples(image, 4)
-        expected = torch.stack([warp(network(v.image), v.inverse_ddf) for v in views]).mean(0)
+        samples = canonicalizer(image).tta_samples(image, 4)
+        expected = torch.stack([warp(network(v.image), v.inverse_ddf) for v in samples]).mean(0)
     assert_close(out, expected)
 
 
-def test_an_image_left_alone_gets_the_plain_answer_bit_for_bit_with_views_too():
+def test_an_image_left_alone_gets_the_plain_answer_bit_for_bit_with_samples_too():
     image = torch.rand(2, 1, 32, 32)
     image[0] *= 0.1
     results = []
@@ -54,7 +56,7 @@ def test_an_image_left_alone_gets_the_plain_answer_bit_for_bit_with_views_too():
     assert torch.isnan(results[0].agreement[0]) and 0 <= results[0].agreement[1] <= 1
 
 
-def test_three_dimensional_views_and_structured_answers():
+def test_three_dimensional_samples_and_structured_answers():
     image = torch.rand(1, 1, 16, 16, 16)
     out = DiffeoInferer(tiny_canonicalizer(3), tta_samples=2)(
         image, lambda x: {"seg": x, "rest": (None, "word", x.flatten(1)[:, :3])}
@@ -83,6 +85,68 @@ def test_agreement_of_scores_is_the_share_that_chooses_as_the_mean_does():
     one, two = torch.tensor([[3.0, 0.0]]), torch.tensor([[0.0, 1.0]])
     assert_close(agreement([one, one, two, two], torch.tensor([True])), torch.tensor([0.5]))
     assert agreement([one], torch.tensor([True])) is None and agreement([None, None], torch.tensor([True])) is None
+
+
+def decided(rows):
+    """Scores ``(1, 3, 1, N)`` whose largest channel is the given class."""
+    return torch.nn.functional.one_hot(torch.tensor([rows]), 3).float().movedim(-1, 1)[:, :, None] * 4
+
+
+def test_agreement_of_classes_is_the_mean_dice_of_the_foreground_ones():
+    """The mean of one, one, other decides as one. Its Dice with other is 2 / (2 + 1) for class 1 and 2 / (1 + 3) for class 2;
+    the background, where it would be 6 / (4 + 3), does not count."""
+    one, other = decided([0, 0, 0, 0, 1, 1, 2]), decided([0, 0, 0, 2, 1, 2, 2])
+    expected = (1 + 1 + (2 / 3 + 2 / 4) / 2) / 3
+    assert_close(agreement([one, one, other], torch.tensor([True])), torch.tensor([expected]))
+    end, begin, nothing = decided([0, 0, 0, 0, 0, 1]), decided([1, 0, 0, 0, 0, 0]), decided([0] * 6)
+    expected = (1 + 1 + (0 + 1) / 2) / 3  # class 2, which nobody finds, is agreed on; a shared background adds nothing
+    assert_close(agreement([end, end, begin], torch.tensor([True])), torch.tensor([expected]))
+    assert_close(agreement([nothing, nothing], torch.tensor([True])), torch.ones(1))
+
+
+def test_agreement_of_an_image_does_not_depend_on_its_neighbours():
+    """One image holds probabilities, which are cut at 0.5, its neighbour logits, which are cut at 0."""
+    draw = torch.Generator().manual_seed(0)
+    probabilities = [torch.rand(1, 1, 8, 8, generator=draw) for _ in range(4)]
+    logits = [torch.randn(1, 1, 8, 8, generator=draw) for _ in range(4)]
+    alone = [agreement(answers, torch.tensor([True])) for answers in (probabilities, logits)]
+    both = agreement([torch.cat(pair) for pair in zip(probabilities, logits)], torch.tensor([True, True]))
+    assert_close(both, torch.cat(alone))
+    assert alone[0] < 0.95
+    half = agreement([torch.cat(pair) for pair in zip(probabilities, logits)], torch.tensor([True, False]))
+    assert_close(half[0], alone[0][0])
+    assert torch.isnan(half[1])
+
+
+def test_the_mean_is_over_samples_value_by_value_and_of_integers_the_most_frequent():
+    answers = [torch.tensor([[1.0, 5.0], [7.0, 9.0]]), torch.tensor([[3.0, 6.0], [0.0, 0.0]])]
+    moved = torch.tensor([True, False])
+    assert torch.equal(mean_prediction(answers, moved), torch.tensor([[2.0, 5.5], [7.0, 9.0]]))
+    labels = [torch.tensor([[k], [k]]) for k in (7, 2, 2, 1)]
+    assert torch.equal(mean_prediction(labels, moved), torch.tensor([[2], [7]]))
+    nested = mean_prediction([{"a": (x, None)} for x in answers], moved)
+    assert torch.equal(nested["a"][0], torch.tensor([[2.0, 5.5], [7.0, 9.0]])) and nested["a"][1] is None
+
+
+def test_half_precision_is_averaged_in_single():
+    answers = [torch.full((1, 1), v, dtype=torch.float16) for v in (60000.0, 60000.0)]
+    mean = mean_prediction(answers, torch.tensor([True]))
+    assert mean.dtype == torch.float16 and mean.item() == 60000  # the sum would be infinite in half precision
+
+
+def test_samples_come_as_a_map_and_then_its_inverse():
+    """exp(A) and exp(-A) around the identity: each pair undoes itself, in this order for every seed."""
+    image = blob(1, (64, 64))
+    result = tiny_canonicalizer()(image)
+    still = replace(result, forward=result.forward.identity(1, result.forward.residual.shape[2:], "cpu", torch.float32))
+    still = replace(still, inverse=still.forward)
+    samples = still.tta_samples(image, 5)[1:]
+    for one, other in zip(samples[::2], samples[1::2]):
+        assert_close(one.ddf, other.inverse_ddf)
+        assert_close(other.ddf, one.inverse_ddf)
+        assert (one.ddf - other.ddf).abs().mean() > 0.1
+    again = still.tta_samples(image, 3)[1:]
+    assert torch.equal(again[0].ddf, samples[0].ddf) and torch.equal(again[1].ddf, samples[1].ddf)
 
 
 def test_the_mean_keeps_what_cannot_be_averaged():

@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from monai_diffeo.report import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN, ReportWriter
+from monai_diffeo.report import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN, ReportWriter, versions
 
 OK, ALONE, REJECTED, FAILED = "canonicalized", "left alone: reason", "rejected: reason", "failed"
 
@@ -49,6 +49,23 @@ def test_the_summary_counts(tmp_path):
         report.write({"status": status})
     assert report.counts == {"canonicalized": 2, "left alone": 0, "rejected": 1, "failed": 1}
     assert report.summary().startswith("4 films: 2 canonicalized, 1 rejected, 1 failed. ")
+
+
+def test_the_closing_line_counts_and_is_no_film(tmp_path):
+    report = ReportWriter(tmp_path / "report.jsonl")
+    for status in (OK, OK, ALONE, FAILED):
+        report.write({"status": status})
+    report.close(["old_mask.png"])
+    assert lines(report.path)[-1] == {
+        "schema": 2,
+        "end": True,
+        "films": 4,
+        "counts": {"canonicalized": 2, "left alone": 1, "rejected": 0, "failed": 1},
+        "exit_status": FINISHED_WITH_FAILURES,
+        "removed": ["old_mask.png"],
+        "versions": versions(),
+    }
+    assert sum("end" in line for line in lines(report.path)) == 1
 
 
 def test_a_line_is_on_disk_before_the_next_film_begins(tmp_path):

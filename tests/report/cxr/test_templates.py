@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from PIL import Image
 
 from monai_diffeo.inferers import TemplateInferer
 from monai_diffeo.networks import ShapePrior, TemplateTransformer
-from monai_diffeo.report.cxr.template_reporter import TemplateReporter
+from monai_diffeo.report.cxr import TemplateReporter
 from monai_diffeo.report.cxr.template_figure import template_figure, template_stage
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -60,26 +61,26 @@ def test_the_picture_says_in_colour_whether_the_guard_acted(tmp_path):
     assert green[1] > green[0] and yellow[0] > yellow[2] and (green != yellow).any()
 
 
-@pytest.mark.parametrize("shown", [True, False])
-def test_a_line_tells_of_the_views_and_not_of_the_plain_answer_for_the_picture(tmp_path, shown):
+def test_a_line_tells_of_all_poses_and_of_nothing_else(tmp_path):
     net, film = network(), torch.rand(SIZE)
-    reporter = TemplateReporter(tmp_path, tmp_path, figures=False, network=net if shown else None)
-    reporter.begin(1)
-    inferer = TemplateInferer(reporter.remember)
+    inferer = TemplateInferer()
     with torch.no_grad():
-        answer = inferer(film[None, None], net)
-        plain = inferer(1 - film[None, None], network(gain=30.0, limit=2.0, control_size=16))  # this one the guard has to calm
-    seen = list(reporter._seen)
-    assert len(seen) == 2 and seen[1].factor < 1
+        result = inferer.infer(film[None, None], net, plain=True)
+        weakened = inferer.infer(1 - film[None, None], network(gain=30.0, limit=2.0, control_size=16))
+    (calm,), (wild,) = result.templates, weakened.templates
+    assert calm.factor == 1 and wild.factor < 1
     output = {
-        "pred": (answer[0] > 0).any(0, keepdim=True).float(),
+        "pred": (result.prediction[0] > 0).any(0, keepdim=True).float(),
         "pred_path": str(tmp_path / "f_lungs.png"),
         "pred_level": 0.0,
     }
-    reporter.done(str(tmp_path / "f.png"), {"film": film[None, None]}, output, None, plain, 0.1)
+    reporter = TemplateReporter(tmp_path, tmp_path, figures=False, network=net)
+    reporter.begin(2)
+    for name, templates in (("f.png", (calm,)), ("g.png", (calm, wild))):
+        reporter.done(str(tmp_path / name), {"film": film[None, None]}, output, replace(result, templates=templates), 0.1)
     reporter.end()
-    (line,) = map(json.loads, (tmp_path / "report.jsonl").read_text().splitlines())
-    assert line["template"] == {
+    one, two, _ = map(json.loads, (tmp_path / "report.jsonl").read_text().splitlines())
+    assert one["template"] == {
         "factor": 1.0,
         "level": 0.0,
         "folding_fraction": 0.0,
@@ -89,3 +90,4 @@ def test_a_line_tells_of_the_views_and_not_of_the_plain_answer_for_the_picture(t
         "components": 2,
         "holes": 0,
     }
+    assert two["template"]["factor"] == pytest.approx(wild.factor.item(), rel=1e-6)

@@ -3,6 +3,7 @@ import torch
 
 pytest.importorskip("ignite")
 
+from monai.inferers import SimpleInferer
 from torch.utils.data import DataLoader
 
 from monai_diffeo.engines import FilmEvaluator
@@ -20,8 +21,8 @@ class Seen:
     def __init__(self):
         self.good, self.bad = [], []
 
-    def done(self, path, batch, output, result, plain, seconds):
-        self.good.append((path, output["pred"], result, plain))
+    def done(self, path, batch, output, result, seconds):
+        self.good.append((path, output["pred"], result))
 
     def failed(self, path, error):
         self.bad.append((path, type(error).__name__))
@@ -33,10 +34,11 @@ def load(item):
     return {"image": blob(1)[0] * (0 if "black" in item["image"] else 1)}
 
 
-def evaluate(names, network=torch.nn.Identity(), inferer=None, **settings):
+def evaluate(names, network=None, inferer=None, **settings):
     data = FailSafeDataset([{"image": n} for n in names], load)
     loader = DataLoader(data, batch_size=1, collate_fn=collate_one)
     reporter = Seen()
+    network = torch.nn.Identity() if network is None else network
     inferer = DiffeoInferer(tiny_canonicalizer()) if inferer is None else inferer
     FilmEvaluator(torch.device("cpu"), loader, network, inferer=inferer, reporter=reporter, **settings).run()
     return reporter
@@ -55,8 +57,7 @@ def test_a_film_that_fails_in_the_network_or_afterwards_is_reported_too():
                 raise ZeroDivisionError
             return image
 
-    with pytest.warns(UserWarning, match="constant"):
-        seen = evaluate(["black", "b"], Picky())
+    seen = evaluate(["black", "b"], Picky())
     assert [n for n, *_ in seen.good] == ["b"] and seen.bad == [("black", "ZeroDivisionError")]
 
     def post(data):
@@ -66,15 +67,21 @@ def test_a_film_that_fails_in_the_network_or_afterwards_is_reported_too():
 
 
 def test_the_report_gets_result_answer_and_the_plain_answer():
-    ((_, prediction, result, plain),) = evaluate(["a"]).good
-    assert result.status == ("canonicalized",)
-    torch.testing.assert_close(prediction[None], result.warp_back(result.image))
-    assert torch.equal(plain, blob(1))
+    asked = []
+    inferer = DiffeoInferer(tiny_canonicalizer(), on_result=asked.append)
+    ((_, prediction, result),) = evaluate(["a"], inferer=inferer).good
+    found = result.canonicalization
+    assert found.status == ("canonicalized",)
+    torch.testing.assert_close(prediction[None], found.warp_back(found.image))
+    assert torch.equal(result.plain, blob(1))
+    assert asked == [found] and inferer.on_result == asked.append  # the caller's own hook is left alone
 
 
 def test_without_canonicalisation_there_is_no_result():
-    ((_, prediction, result, plain),) = evaluate(["a"], inferer=DiffeoInferer(tiny_canonicalizer(), enabled=False)).good
-    assert result is None and plain is None and torch.equal(prediction, blob(1)[0])
+    ((_, prediction, result),) = evaluate(["a"], inferer=DiffeoInferer(tiny_canonicalizer(), enabled=False)).good
+    assert result.canonicalization is None and torch.equal(prediction, blob(1)[0])
+    ((_, prediction, result),) = evaluate(["a"], inferer=SimpleInferer()).good
+    assert result.canonicalization is None and torch.equal(prediction, blob(1)[0])
 
 
 def test_the_first_cause_of_a_chain_is_found():
