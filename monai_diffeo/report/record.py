@@ -16,7 +16,7 @@ notes                        remarks, joined by semicolons
 seconds, device              wall time of the film; where the network ran
 agreement                    of the predictions of test-time augmentation, 0 to 1
 areas                        shares of the film: ``total``; of paired organs ``right`` and ``left``, null if sides are unknown
-mask, figure                 names of the outputs, relative to the output folder; null if there is none
+mask, figure                 names of the outputs, relative to the output folder, or null; of one mask a class a list
 weights_sha256               of the file of the network's weights
 error, message               of a film that failed: a class and a sentence; such a line has no numbers
 template                     of a template transformer: ``factor``, ``level``, ``folding_fraction``, ``agreement``, ``holes``,
@@ -33,7 +33,7 @@ from __future__ import annotations
 import importlib.metadata
 import math
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from os import PathLike
 from pathlib import PurePath
@@ -81,7 +81,7 @@ def film_record(
     seconds: float | None = None,
     *,
     mode: str | None = None,
-    mask: str | PathLike[str] | None = None,
+    mask: str | PathLike[str] | Sequence[str | PathLike[str]] | None = None,
     figure: str | PathLike[str] | None = None,
     agreement: float | Tensor | None = None,
     areas: Mapping[str, float | None] | None = None,
@@ -120,7 +120,7 @@ def film_record(
         "seconds": seconds,
         "agreement": agreement,
         "areas": areas,
-        "mask": None if mask is None else _relative(mask),
+        "mask": _relative(mask) if isinstance(mask, (str, PurePath)) else mask and [_relative(name) for name in mask],
         "figure": None if figure is None else _relative(figure),
         "device": None if device is None else str(device),
         "weights_sha256": weights_sha256,

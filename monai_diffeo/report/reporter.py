@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from monai.utils import ensure_tuple
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import resize_ddf
@@ -103,24 +104,27 @@ class FilmReporter:
         Args:
             path: of the film.
             batch: the evaluator's batch of one, with the native film under ``"film"``.
-            output: its postprocessed output, with the native mask under ``"pred"`` and where it lies under ``"pred_path"``.
+            output: its postprocessed output, with the native mask under ``"pred"`` and its path or paths under
+                ``"pred_path"``.
             result: of the inferer.
             seconds: the film took.
         """
-        mask_path = Path(str(output["pred_path"]))
+        masks = [Path(name) for name in ensure_tuple(output["pred_path"])]
         try:
-            self._report(path, mask_path, batch, output, result, seconds)
+            self._report(path, masks, batch, output, result, seconds)
         except Exception:
-            mask_path.unlink(missing_ok=True)  # a film that fails has no mask
+            for mask in masks:
+                mask.unlink(missing_ok=True)  # a film that fails has no mask
             raise
 
-    def _report(self, path: str, mask_path: Path, batch, output, result: DiffeoResult, seconds: float) -> None:
+    def _report(self, path: str, masks: list[Path], batch, output, result: DiffeoResult, seconds: float) -> None:
         labels = as_array(output["pred"])
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
-        figure = figure_path(mask_path) if self.wants_plain else None
+        figure = figure_path(masks[0]) if self.wants_plain else None
         sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
         run: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
-        outputs: dict[str, Any] = {"mask": self._output(mask_path), "figure": None if figure is None else self._output(figure)}
+        names = [self._output(mask) for mask in masks]
+        outputs: dict[str, Any] = {"mask": names[0] if len(names) == 1 else names, "figure": figure and self._output(figure)}
         areas = self.anatomy.areas(mask, sides)
         record = film_record(self._name(path), _hash(path), result.canonicalization, 0, seconds, areas=areas, **run, **outputs)
         record |= self.more(output, result)
@@ -131,7 +135,7 @@ class FilmReporter:
                 record["figure"] = None
                 record["notes"] = "; ".join(filter(None, [record["notes"], f"no picture: {type(error).__name__}"]))
         self.writer.write(record)
-        self.folder.wrote([mask_path] if record["figure"] is None or figure is None else [mask_path, figure])
+        self.folder.wrote(masks if record["figure"] is None or figure is None else [*masks, figure])
 
     def more(self, output: Mapping[str, Any], result: DiffeoResult) -> dict[str, Any]:
         """Further fields of a film's record, for subclasses; arguments as in :meth:`done`."""

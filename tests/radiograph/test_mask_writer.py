@@ -110,11 +110,15 @@ def test_masks_and_figures_of_neighbours(films, masks):
     assert [path.name for path in found.values()] == masks.split()
 
 
-def test_no_output_replaces_a_film_that_lies_in_the_output_folder():
+def test_no_output_replaces_a_film_that_lies_in_the_output_folder(tmp_path):
     films = ["in/a.png", "in/out/a_lungs.png", "in/out/b_lungs_report.png", "in/b.dcm", "in/c.png"]
     masks = [path.as_posix() for path in mask_paths(films, "in", "in/out").values()]
     assert masks[0] == "in/out/a_png_lungs.png" and masks[3:] == ["in/out/b_dcm_lungs.nii.gz", "in/out/c_lungs.png"]
     assert masks[1:3] == ["in/out/out/a_lungs_lungs.png", "in/out/out/b_lungs_report_lungs.png"]
+    (tmp_path / "res").mkdir()
+    (tmp_path / "link").symlink_to("res")
+    names = MaskNames([tmp_path / "a.png", tmp_path / "res" / "a_lungs.png"], tmp_path, tmp_path / "link")
+    assert names(tmp_path / "a.png") == tmp_path / "link" / "a_png_lungs.png"
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,8 @@ FILM = {
     **dict.fromkeys(["folding_fraction", "displacement_share", "agreement"], SHARE),
     "energy_terms": {"type": ["object", "null"], "additionalProperties": NUMBER},
     "frame": {"type": ["array", "null"], "items": {"type": "integer"}, "minItems": 2, "maxItems": 3},
-    **dict.fromkeys(["notes", "mode", "mask", "figure", "device"], {"type": ["string", "null"]}),
+    **dict.fromkeys(["notes", "mode", "figure", "device"], {"type": ["string", "null"]}),
+    "mask": {"type": ["string", "array"], "items": TEXT},
     "areas": {"type": "object", "required": ["total"], "additionalProperties": SHARE},
     "weights_sha256": SHA,
 }
@@ -201,6 +202,20 @@ def test_a_film_that_fails_after_its_mask_was_written_keeps_no_mask(tmp_path):
         report(reporter, "a.png", film, "no mask", result)
     reporter.failed(str(tmp_path / "a.png"), ValueError())
     assert reporter.end() == 4 and [p.name for p in tmp_path.iterdir()] == ["report.jsonl"]
+
+
+def test_one_mask_a_class_is_a_list_of_names(tmp_path):
+    reporter = FilmReporter(tmp_path, tmp_path, figures=False)
+    reporter.begin(1)
+    film, mask, result = found()
+    paths = [str(tmp_path / f"a_{name}.png") for name in ("heart", "aorta")]
+    reporter.done(
+        str(tmp_path / "a.png"), {"film": film}, {"pred": torch.cat([mask * 0, mask]), "pred_path": paths}, result, 0.5
+    )
+    reporter.end()
+    films, _ = films_of(tmp_path)
+    assert films["a.png"]["mask"] == ["a_heart.png", "a_aorta.png"]
+    assert films["a.png"]["areas"] == {"total": pytest.approx(300 / 2200)}
 
 
 def test_a_picture_that_fails_does_not_fail_the_film(tmp_path):

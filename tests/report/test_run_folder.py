@@ -10,7 +10,7 @@ from monai_diffeo.report import FolderInUseError, RunFolder, run_folder
 from monai_diffeo.report.run_folder import LOCK_NAME
 
 
-def earlier_run(folder, **outputs):
+def earlier_run(folder, outputs):
     """What a run leaves: files, and a report of one line an input."""
     lines = []
     for name, files in outputs.items():
@@ -28,25 +28,26 @@ def names(folder):
 
 
 def test_outputs_that_this_run_does_not_write_again_are_removed_and_named(tmp_path):
-    earlier_run(tmp_path, a=["a_lungs.png", "a_report.png"], gone=["ward/b_lungs.png"], fails=["c_lungs.png", "c_report.png"])
+    outputs = {"a.png": ["a_lungs.png", "a_lungs_report.png"], "c.png": ["c_lungs.png", "c_lungs_report.png"]}
+    earlier_run(tmp_path, {**outputs, "ward/b.png": ["ward/b_lungs.png"]})
     (tmp_path / "mine.png").write_text("no output of ours")
     run = RunFolder(tmp_path)
     assert len(names(tmp_path)) == 6  # nothing goes before the run knows
-    run.remove("fails")
-    assert run.removed == ["c_lungs.png", "c_report.png"] and len(names(tmp_path)) == 4
+    run.remove("c.png")
+    assert run.removed == ["c_lungs.png", "c_lungs_report.png"] and len(names(tmp_path)) == 4
     run.wrote([tmp_path / "a_lungs.png"])
     run.remove()
     run.release()
     assert names(tmp_path) == {"a_lungs.png", "mine.png"}
-    assert run.removed == ["c_lungs.png", "c_report.png", "a_report.png", "ward/b_lungs.png"]
+    assert run.removed == ["c_lungs.png", "c_lungs_report.png", "a_lungs_report.png", "ward/b_lungs.png"]
     assert not (tmp_path / LOCK_NAME).exists()
 
 
 def test_a_mask_that_another_film_of_this_run_wrote_stays(tmp_path):
-    earlier_run(tmp_path, fails=["b_lungs.png"])
+    earlier_run(tmp_path, {"b.dcm": ["b_lungs.png"]})
     run = RunFolder(tmp_path)
     run.wrote([tmp_path / "sub" / ".." / "b_lungs.png"])
-    run.remove("fails")
+    run.remove("b.dcm")
     run.remove()
     assert names(tmp_path) == {"b_lungs.png"} and run.removed == []
 
@@ -62,7 +63,7 @@ def test_nothing_outside_the_folder_is_ever_removed(tmp_path):
 
 
 def test_a_second_run_into_a_folder_in_use_is_refused_and_changes_nothing(tmp_path):
-    earlier_run(tmp_path, a=["a_lungs.png"])
+    earlier_run(tmp_path, {"a.png": ["a_lungs.png"]})
     before = (tmp_path / "report.jsonl").read_bytes()
     run = RunFolder(tmp_path)
     with pytest.raises(FolderInUseError, match="another run writes into it. Give --output_dir another folder"):
@@ -87,11 +88,11 @@ def in_a_process(work):
 
 @pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
 def test_a_killed_run_frees_the_folder_and_its_predecessors_outputs_are_not_forgotten(tmp_path):
-    earlier_run(tmp_path, a=["a_lungs.png"], b=["b_lungs.png"])
+    earlier_run(tmp_path, {"a.png": ["a_lungs.png"], "b.png": ["b_lungs.png"]})
 
     def work():
         run = RunFolder(tmp_path)  # noqa: F841 (holds the lock)
-        earlier_run(tmp_path, c=["c_lungs.png"])  # the new report, cut short
+        earlier_run(tmp_path, {"c.png": ["c_lungs.png"]})  # the new report, cut short
 
     in_a_process(work)
     run = RunFolder(tmp_path)

@@ -127,13 +127,14 @@ def digit_datalist(
     if genus not in GENUS:
         raise ValueError(f"digit_datalist(): 'genus' must be one of {sorted(GENUS)}, got {genus!r}.")
     if dataset_dir == "":
-        raise ValueError("digit_datalist(): --dataset_dir is empty. Give a folder with mnist.npz, or leave the option out.")
-    if dataset_dir is None and split != "test":
+        raise ValueError("digit_datalist(): 'dataset_dir' is empty; a shell variable may be unset. Leave it out or name one.")
+    packaged = dataset_dir is None
+    if packaged and split != "test":
         raise ValueError(
             f"digit_datalist(): split {split!r} needs a folder with mnist.npz. Give --dataset_dir; the packaged digits are for "
             "demonstration only."
         )
-    found = (packaged_digits() if dataset_dir is None else read_digits(dataset_dir, split)).spread(count)
+    found = (packaged_digits() if packaged else read_digits(dataset_dir, split)).spread(count)
     columns = zip(found.images, GENUS[genus](found), found.digits, found.ids)
     return [{"image": image, "label": label, "digit": digit, "id": name} for image, label, digit, name in columns]
 
