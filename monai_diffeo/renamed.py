@@ -8,7 +8,18 @@ from typing import Any, NoReturn, TypeVar
 
 from monai_diffeo.errors import DiffeoError
 
-__all__ = ["RenamedError", "renamed_arguments", "renamed_attributes", "renamed_names"]
+__all__ = ["RENAMED_SETTINGS", "RenamedError", "renamed_arguments", "renamed_attributes", "renamed_names"]
+
+RENAMED_SETTINGS = {
+    "passes": "iterations",
+    "views": "tta_samples",
+    "gate": "skip_below",
+    "max_rise": "max_energy_increase",
+    "doubt_above": "ood_threshold",
+    "sure": "min_confidence",
+    "shrinkings": "max_halvings",
+}
+"""Settings of a canonicaliser, old name to new."""
 
 Callee = TypeVar("Callee", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)

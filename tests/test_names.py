@@ -13,7 +13,8 @@ import monai_diffeo
 
 
 def our_modules():
-    names = [m.name for m in pkgutil.walk_packages(monai_diffeo.__path__, "monai_diffeo.") if not m.name.endswith("__main__")]
+    moved = ("__main__", "monai_diffeo.data", "monai_diffeo.experiments")  # say so when they are imported
+    names = [m.name for m in pkgutil.walk_packages(monai_diffeo.__path__, "monai_diffeo.") if not m.name.endswith(moved)]
     return ["monai_diffeo", *sorted(names)]
 
 
@@ -62,3 +63,31 @@ def test_no_public_name_means_two_things():
             thing = getattr(sys.modules[name], public)
             homes.setdefault(public, {})[id(thing)] = name
     assert {n: list(h.values()) for n, h in homes.items() if len(h) > 1} == {}
+
+
+README_SELLS = {
+    "canonicalize": ["Canonicalization", "Canonicalizer", "fit_statistics", "load_canonicalizer"],
+    "families": [
+        "AffineCPAB", "AffineMatrix", "CPAB", "CoarseSampling", "ControlGrid", "DiffeomorphicAffine", "Homography",
+        "PiecewiseStationary", "Siren", "ThinPlateSpline", "Whitened",
+    ],
+    "flow": [
+        "compose", "exp", "exp_affine", "folding_fraction", "inverse", "inverse_error", "invert", "jacobian_determinant",
+        "nonpositive_cell_fraction", "warp", "warp_points",
+    ],
+    "inferers": ["DiffeoInferer", "TemplateInferer", "overlay_path"],
+    "networks": ["SpatialTransformerChain", "SpatialTransformerLayer", "TemplateTransformer", "load_weights"],
+    "transforms": ["Canonicalized", "LoadImageFilmd", "RandDiffeomorphismd", "SaveFilmMaskd", "SeparateLungsd", "ShapesToMaskd"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("room", README_SELLS)
+def test_what_readme_sells_is_public_in_its_room(room):
+    module = load(f"monai_diffeo.{room}")
+    assert [n for n in README_SELLS[room] if n not in module.__all__ or not hasattr(module, n)] == []
+
+
+def test_the_root_offers_names_of_rooms_and_no_others():
+    rooms = {n for room in README_SELLS for n in load(f"monai_diffeo.{room}").__all__}
+    assert set(monai_diffeo.__all__) <= rooms and len(monai_diffeo.__all__) == len(set(monai_diffeo.__all__))
+    assert {"DiffeoInferer", "TemplateInferer", "Canonicalizer", "load_canonicalizer", "CPAB"} <= set(monai_diffeo.__all__)

@@ -66,7 +66,9 @@ def test_an_argument(room, name, old, new):
     assert said(error, old, new) and str(error.value).startswith(f"{name}()")
 
 
-@pytest.mark.parametrize(("old", "new"), [("there", "forward"), ("back", "inverse"), ("folding", "folding_fraction"), ("views", "tta_samples")])
+@pytest.mark.parametrize(
+    ("old", "new"), [("there", "forward"), ("back", "inverse"), ("folding", "folding_fraction"), ("views", "tta_samples")]
+)
 def test_an_attribute_of_a_result(old, new):
     result = tiny_canonicalizer()(torch.rand(1, 1, 16, 16))
     with pytest.raises(RenamedError) as error:

@@ -6,14 +6,6 @@ from monai_diffeo.augmentation.opacities import random_opacities
 from monai_diffeo.augmentation.training import random_framing, random_strength_tps, random_training_deformation, varied_films
 
 __all__ = [
-    "random_elastic",
-    "random_framing",
-    "random_homography",
-    "random_intensity",
-    "random_opacities",
-    "random_strength_tps",
-    "random_svf",
-    "random_training_deformation",
-    "tps_protocol",
-    "varied_films",
-]
+    "random_elastic", "random_framing", "random_homography", "random_intensity", "random_opacities", "random_strength_tps",
+    "random_svf", "random_training_deformation", "tps_protocol", "varied_films",
+]  # fmt: skip

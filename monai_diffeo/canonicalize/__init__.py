@@ -5,11 +5,5 @@ from monai_diffeo.canonicalize.folder import fit_statistics, load_canonicalizer
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED, Canonicalization
 
 __all__ = [
-    "CANONICALIZED",
-    "Canonicalization",
-    "Canonicalizer",
-    "LEFT_ALONE",
-    "REJECTED",
-    "fit_statistics",
-    "load_canonicalizer",
-]
+    "CANONICALIZED", "Canonicalization", "Canonicalizer", "LEFT_ALONE", "REJECTED", "fit_statistics", "load_canonicalizer",
+]  # fmt: skip

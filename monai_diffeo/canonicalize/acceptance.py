@@ -15,18 +15,9 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import folding_fraction
 
 __all__ = [
-    "confident_turns",
-    "finite_rows",
-    "high_energy_note",
-    "mirrored_note",
-    "refuse_energy_increase",
-    "refuse_folding",
-    "refuse_nonfinite_deformation",
-    "refuse_nonfinite_energy",
-    "refuse_unusable_image",
-    "skip_low_energy",
-    "worst_folding",
-]
+    "confident_turns", "finite_rows", "high_energy_note", "mirrored_note", "refuse_energy_increase", "refuse_folding",
+    "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_unusable_image", "skip_low_energy", "worst_folding",
+]  # fmt: skip
 
 
 def finite_rows(*tensors: Tensor) -> Tensor:

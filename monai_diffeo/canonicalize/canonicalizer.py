@@ -18,6 +18,7 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import DiffeomorphicAffine, Family
 from monai_diffeo.flow import Deformation, folding_fraction, warp
 from monai_diffeo.networks import FilmOrientation, rot90_generator
+from monai_diffeo.renamed import RENAMED_SETTINGS, renamed_arguments
 
 __all__ = ["Canonicalizer"]
 
@@ -69,6 +70,7 @@ class Canonicalizer(nn.Module):
         ValueError: for a setting that has no effect or no meaning, such as ``iterations=0``.
     """
 
+    @renamed_arguments(**RENAMED_SETTINGS)
     def __init__(
         self,
         energy: Energy,

@@ -9,10 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from monai_diffeo.canonicalize.folder import REFERENCES, RENAMED
+from monai_diffeo.canonicalize.folder import REFERENCES
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.families import ControlGrid, Siren
 from monai_diffeo.files import write_atomically
+from monai_diffeo.renamed import RENAMED_SETTINGS
 
 __all__ = ["convert_settings", "main"]
 
@@ -57,7 +58,7 @@ def convert_settings(old: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _mode(old: Mapping[str, Any]) -> dict[str, Any]:
-    mode = {RENAMED.get(key, key): value for key, value in old.items()}
+    mode = {RENAMED_SETTINGS.get(key, key): value for key, value in old.items()}
     return {key: f"@{REFERENCES[key]}::{value}" if value and key in REFERENCES else value for key, value in mode.items()}
 
 

@@ -20,18 +20,10 @@ from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, WeightsError
 from monai_diffeo.networks import DeformationPredictor, load_weights
+from monai_diffeo.renamed import RENAMED_SETTINGS
 
-__all__ = ["REFERENCES", "RENAMED", "fit_statistics", "load_canonicalizer"]
+__all__ = ["REFERENCES", "fit_statistics", "load_canonicalizer"]
 
-RENAMED = {
-    "passes": "iterations",
-    "views": "tta_samples",
-    "gate": "skip_below",
-    "max_rise": "max_energy_increase",
-    "doubt_above": "ood_threshold",
-    "sure": "min_confidence",
-    "shrinkings": "max_halvings",
-}  # settings of earlier versions
 _SETTINGS = {*inspect.signature(Canonicalizer).parameters, "energies", "level", "standardize"} - {"energy"}
 _SECTIONS = ("default_mode", "families", "networks", "weights", "energies", "modes")
 REFERENCES = {"family": "families", "search_family": "families", "predictor": "networks", "orientation": "networks"}
@@ -66,7 +58,10 @@ def load_canonicalizer(
     settings = _settings(folder)
     mode = settings["default_mode"] if mode is None else str(mode)
     chosen = {**_named(settings, "modes", mode), **changes}
-    unknown = [f"{name} (now {RENAMED[name]})" if name in RENAMED else name for name in sorted(set(chosen) - _SETTINGS)]
+    unknown = [
+        f"{name} (now {RENAMED_SETTINGS[name]})" if name in RENAMED_SETTINGS else name
+        for name in sorted(set(chosen) - _SETTINGS)
+    ]
     if unknown or not {"family", "energies"} <= set(chosen):
         raise ConfigError(
             f"load_canonicalizer(): mode {mode!r} must have 'family', 'energies' and any of {sorted(_SETTINGS)}; "

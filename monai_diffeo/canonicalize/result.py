@@ -12,6 +12,7 @@ from torch import Tensor
 
 from monai_diffeo.flow import Deformation, affine_deformation, compose, warp
 from monai_diffeo.flow.grid import voxel_grid
+from monai_diffeo.renamed import renamed_attributes
 
 __all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "move_image", "resize_ddf"]
 
@@ -20,6 +21,7 @@ LEFT_ALONE = "left alone"
 REJECTED = "rejected"
 
 
+@renamed_attributes(there="forward", back="inverse", folding="folding_fraction", views="tta_samples")
 @dataclass(frozen=True)
 class Canonicalization:
     """A batch of images in canonical pose, and the way back.

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.flow import Deformation, exp_affine, jacobian
 from monai_diffeo.flow.warp import _float
+from monai_diffeo.renamed import renamed_attributes
 
 __all__ = ["Family", "VelocityFamily", "half_frame"]
 
@@ -18,6 +19,7 @@ def half_frame(spatial_size: Sequence[int], like: Tensor) -> Tensor:
     return torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=like.device, dtype=like.dtype)
 
 
+@renamed_attributes(draw="sample", milder="scaled")
 class Family(nn.Module):
     """A differentiable map from parameters ``theta``, one row for each image, to a deformation and its inverse.
 

@@ -21,32 +21,19 @@ from monai_diffeo.flow.sequence import (
 )
 from monai_diffeo.flow.thin_plate import thin_plate_slopes, thin_plate_spline
 from monai_diffeo.flow.warp import warp, warp_points
+from monai_diffeo.renamed import renamed_names
 
 __all__ = [
-    "Deformation",
-    "affine_deformation",
-    "bch",
-    "bch_sequence",
-    "nonpositive_cell_fraction",
-    "cell_determinants",
-    "compose",
-    "compose_sequence",
-    "dense_velocity",
-    "exp",
-    "exp_affine",
-    "exp_affine_sequence",
-    "exp_sequence",
-    "folding_fraction",
-    "inverse",
-    "inverse_affine_sequence",
-    "inverse_error",
-    "invert",
-    "jacobian",
-    "jacobian_determinant",
-    "lie_bracket",
-    "simplex_determinants",
-    "thin_plate_slopes",
-    "thin_plate_spline",
-    "warp",
-    "warp_points",
-]
+    "Deformation", "affine_deformation", "bch", "bch_sequence", "nonpositive_cell_fraction", "cell_determinants", "compose",
+    "compose_sequence", "dense_velocity", "exp", "exp_affine", "exp_affine_sequence", "exp_sequence", "folding_fraction",
+    "inverse", "inverse_affine_sequence", "inverse_error", "invert", "jacobian", "jacobian_determinant", "lie_bracket",
+    "simplex_determinants", "thin_plate_slopes", "thin_plate_spline", "warp", "warp_points",
+]  # fmt: skip
+
+__getattr__ = renamed_names(
+    __name__,
+    folding="folding_fraction",
+    breaks="nonpositive_cell_fraction",
+    exp_chain="exp_affine_sequence",
+    inverse_chain="inverse_affine_sequence",
+)

@@ -12,13 +12,9 @@ from torch import Tensor
 from monai_diffeo.flow.grid import check_field
 
 __all__ = [
-    "cell_determinants",
-    "folding_fraction",
-    "jacobian",
-    "jacobian_determinant",
-    "nonpositive_cell_fraction",
+    "cell_determinants", "folding_fraction", "jacobian", "jacobian_determinant", "nonpositive_cell_fraction",
     "simplex_determinants",
-]
+]  # fmt: skip
 
 
 def jacobian(ddf: Tensor) -> Tensor:

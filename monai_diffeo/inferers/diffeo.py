@@ -18,6 +18,7 @@ from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, mean_prediction
+from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["DiffeoInferer", "DiffeoResult", "overlay_path"]
 
@@ -68,6 +69,7 @@ class DiffeoInferer(Inferer):
         prediction = inferer(images, network)
     """
 
+    @renamed_arguments(views="tta_samples")
     def __init__(
         self,
         canonicalizer: Canonicalizer | Callable[[Tensor], Canonicalization] | None = None,

@@ -11,11 +11,6 @@ from monai_diffeo.metrics.topology import (
 )
 
 __all__ = [
-    "BettiNumberMetric",
-    "betti_numbers",
-    "connected_components",
-    "euler_characteristic",
-    "largest_components",
-    "shape_topology",
-    "shapes_intact",
-]
+    "BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "largest_components",
+    "shape_topology", "shapes_intact",
+]  # fmt: skip

@@ -15,14 +15,9 @@ from monai.utils import optional_import
 from torch import Tensor
 
 __all__ = [
-    "BettiNumberMetric",
-    "betti_numbers",
-    "connected_components",
-    "euler_characteristic",
-    "largest_components",
-    "shape_topology",
-    "shapes_intact",
-]
+    "BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "largest_components",
+    "shape_topology", "shapes_intact",
+]  # fmt: skip
 
 ndimage, _has_scipy = optional_import("scipy.ndimage")
 measure, _has_skimage = optional_import("skimage.measure")
@@ -64,25 +59,6 @@ def largest_components(mask: np.ndarray, count: int, connectivity: str = "face")
     labels, found = connected_components(mask, connectivity)
     order = np.argsort(-np.bincount(labels.ravel(), minlength=found + 1)[1:], kind="stable")[:count]
     rank = np.zeros(found + 1, dtype=int)
-    rank[order + 1] = np.arange(1, len(order) + 1)
-    return rank[labels]
-
-
-def largest_components(mask: np.ndarray, count: int, connectivity: str = "face") -> np.ndarray:
-    """The largest connected parts of a mask: labels 1 to ``count`` from largest to smallest, 0 elsewhere.
-
-    Args:
-        mask: as for :func:`connected_components`.
-        count: keep at most so many parts.
-        connectivity: ``"face"`` or ``"full"``.
-
-    Example:
-        >>> largest_components(np.array([[1, 0, 1, 1, 0, 1]]), 2).tolist()
-        [[2, 0, 1, 1, 0, 0]]
-    """
-    labels, found = connected_components(mask, connectivity)
-    order = np.argsort(-np.bincount(labels.ravel(), minlength=found + 1)[1:], kind="stable")[:count]
-    rank = np.zeros(found + 1, dtype=np.int64)
     rank[order + 1] = np.arange(1, len(order) + 1)
     return rank[labels]
 

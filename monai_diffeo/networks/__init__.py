@@ -22,28 +22,19 @@ from monai_diffeo.networks.template import (
 )
 from monai_diffeo.networks.vae import EnergyVAE
 from monai_diffeo.networks.weights import load_weights, mean_weights
+from monai_diffeo.renamed import renamed_names
 
 __all__ = [
-    "AtlasPrior",
-    "CNNLocalizer",
-    "DeformationPredictor",
-    "EnergyCritic",
-    "EnergyVAE",
-    "FCNLocalizer",
-    "FilmOrientation",
-    "RegressorLocalizer",
-    "SegmentThenRegister",
-    "ShapePrior",
-    "SpatialTransformerChain",
-    "SpatialTransformerLayer",
-    "TemplatePrior",
-    "TemplateTransformer",
-    "WarpedTemplate",
-    "compress_logits",
-    "load_weights",
-    "mean_weights",
-    "rot90_generator",
-    "rot90_image",
-    "standardize_image",
-    "zero_init_last_layer_",
-]
+    "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "FilmOrientation",
+    "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain", "SpatialTransformerLayer",
+    "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights", "mean_weights",
+    "rot90_generator", "rot90_image", "standardize_image", "zero_init_last_layer_",
+]  # fmt: skip
+
+__getattr__ = renamed_names(
+    __name__,
+    start_at_identity="zero_init_last_layer_",
+    tame_log_odds="compress_logits",
+    turn_generator="rot90_generator",
+    turn_image="rot90_image",
+)

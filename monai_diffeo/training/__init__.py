@@ -14,15 +14,6 @@ from monai_diffeo.training.steps import (
 from monai_diffeo.training.templates import TemplateStep
 
 __all__ = [
-    "AddAnswerd",
-    "ClassificationStep",
-    "CriticStep",
-    "LossCurve",
-    "OrientationStep",
-    "PredictorStep",
-    "SegmentationStep",
-    "TemplateStep",
-    "TrainingIteration",
-    "VAEStep",
-    "boundary_distance",
-]
+    "AddAnswerd", "ClassificationStep", "CriticStep", "LossCurve", "OrientationStep", "PredictorStep", "SegmentationStep",
+    "TemplateStep", "TrainingIteration", "VAEStep", "boundary_distance",
+]  # fmt: skip

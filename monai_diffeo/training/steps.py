@@ -18,6 +18,7 @@ from monai_diffeo.augmentation import random_intensity, random_strength_tps, ran
 from monai_diffeo.families import Family
 from monai_diffeo.flow import compose, warp
 from monai_diffeo.networks import rot90_image, standardize_image
+from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["AddAnswerd", "ClassificationStep", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep"]
 
@@ -169,6 +170,7 @@ class PredictorStep:
         deformation: ``(B, S, generator) -> ddf`` that draws ``g``.
     """
 
+    @renamed_arguments(passes="iterations")
     def __init__(
         self,
         family: Family,

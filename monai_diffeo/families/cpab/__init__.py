@@ -7,17 +7,6 @@ from monai_diffeo.families.cpab.prior import CPAPrior
 from monai_diffeo.families.cpab.tessellation import Tessellation, grid_tessellation
 
 __all__ = [
-    "AffineCPAB",
-    "CPAB",
-    "BOUNDARIES",
-    "CPAPrior",
-    "CPASpace",
-    "Tessellation",
-    "Whitened",
-    "cpa_displacement",
-    "cpa_flow",
-    "cpa_jacobian",
-    "cpa_space",
-    "cpa_velocity",
-    "grid_tessellation",
-]
+    "AffineCPAB", "CPAB", "BOUNDARIES", "CPAPrior", "CPASpace", "Tessellation", "Whitened", "cpa_displacement", "cpa_flow",
+    "cpa_jacobian", "cpa_space", "cpa_velocity", "grid_tessellation",
+]  # fmt: skip

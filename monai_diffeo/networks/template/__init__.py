@@ -6,12 +6,6 @@ from monai_diffeo.networks.template.prior import AtlasPrior, ShapePrior, Templat
 from monai_diffeo.networks.template.transformer import TemplateTransformer, WarpedTemplate
 
 __all__ = [
-    "AtlasPrior",
-    "SegmentThenRegister",
-    "ShapePrior",
-    "TemplatePrior",
-    "TemplateTransformer",
-    "WarpedTemplate",
-    "compress_logits",
-    "intact_level",
-]
+    "AtlasPrior", "SegmentThenRegister", "ShapePrior", "TemplatePrior", "TemplateTransformer", "WarpedTemplate",
+    "compress_logits", "intact_level",
+]  # fmt: skip

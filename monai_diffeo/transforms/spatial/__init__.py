@@ -11,12 +11,6 @@ from monai_diffeo.transforms.spatial.dictionary import (
 )
 
 __all__ = [
-    "Canonicalize",
-    "CanonicalizeD",
-    "CanonicalizeDict",
-    "Canonicalized",
-    "RandDiffeomorphism",
-    "RandDiffeomorphismD",
-    "RandDiffeomorphismDict",
-    "RandDiffeomorphismd",
-]
+    "Canonicalize", "CanonicalizeD", "CanonicalizeDict", "Canonicalized", "RandDiffeomorphism", "RandDiffeomorphismD",
+    "RandDiffeomorphismDict", "RandDiffeomorphismd",
+]  # fmt: skip

@@ -29,13 +29,9 @@ from monai_diffeo.transforms.spatial.array import (
 )
 
 __all__ = [
-    "CanonicalizeD",
-    "CanonicalizeDict",
-    "Canonicalized",
-    "RandDiffeomorphismD",
-    "RandDiffeomorphismDict",
+    "CanonicalizeD", "CanonicalizeDict", "Canonicalized", "RandDiffeomorphismD", "RandDiffeomorphismDict",
     "RandDiffeomorphismd",
-]
+]  # fmt: skip
 
 
 class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransform):
