@@ -17,6 +17,7 @@ for package in ("ignite", "fire", "skimage", "matplotlib", "mlxtend"):
 from monai.bundle import ConfigWorkflow  # noqa: E402
 
 from monai_diffeo.report import SWITCHED_OFF  # noqa: E402
+from tests.bundles.command import workflow  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
 BUNDLE = ROOT / "bundles" / "mnist_genus"
@@ -29,28 +30,9 @@ def bundle(tmp_path_factory):
     return copy
 
 
-def run(bundle, *options):
-    command = [
-        sys.executable,
-        "-W",
-        "ignore",
-        "-m",
-        "monai.bundle",
-        "run",
-        "--config_file",
-        str(bundle / "configs" / "inference.json"),
-        "--bundle_root",
-        str(bundle),
-        "--workflow_type",
-        "infer",
-        *map(str, options),
-    ]
-    done = subprocess.run(
-        command, capture_output=True, text=True, timeout=300, cwd=bundle, env={**os.environ, "PYTHONPATH": str(ROOT)}
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
+def rows_of(bundle):
     with open(bundle / "output" / "genus.csv", newline="") as file:
-        return list(csv.DictReader(file)), done.stdout
+        return list(csv.DictReader(file))
 
 
 def accuracy(rows, column):
@@ -58,7 +40,12 @@ def accuracy(rows, column):
 
 
 def test_under_the_tps_protocol_the_wrapped_classifier_is_right_far_more_often(bundle):
-    rows, said = run(bundle, "--digits", 300)
+    command = [sys.executable, "-W", "ignore", "-m", "monai.bundle", "run", "--workflow_type", "infer", "--digits", "300"]
+    command += ["--config_file", str(bundle / "configs" / "inference.json"), "--bundle_root", str(bundle)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=bundle, env=environment)
+    assert done.returncode == 0, done.stdout + done.stderr
+    rows, said = rows_of(bundle), done.stdout
     wrapped, plain = accuracy(rows, "answer"), accuracy(rows, "plain_answer")
     assert len(rows) == 300 and wrapped >= 0.96 and wrapped >= plain + 0.05, (wrapped, plain)
     assert f"300 digits: genus right for {round(wrapped * 300)} " in said
@@ -67,31 +54,17 @@ def test_under_the_tps_protocol_the_wrapped_classifier_is_right_far_more_often(b
 
 
 def test_undeformed_and_switched_off_it_is_the_plain_classifier(bundle):
-    rows, _ = run(bundle, "--enabled", "FALSE", "--tps_strength", 0, "--figures", "false")
+    workflow(bundle, enabled="FALSE", tps_strength=0, figures="false").run()
+    rows = rows_of(bundle)
     assert len(rows) == 64 and accuracy(rows, "answer") >= 0.96
     assert all(r["answer"] == r["plain_answer"] and r["status"] == SWITCHED_OFF for r in rows)
-
-
-def workflow(bundle, **options):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        flow = ConfigWorkflow(
-            str(bundle / "configs" / "inference.json"),
-            workflow_type="infer",
-            logging_file=False,
-            meta_file=str(bundle / "configs" / "metadata.json"),
-            bundle_root=str(bundle),
-            **options,
-        )
-        flow.initialize()
-    return flow
 
 
 @pytest.mark.parametrize("mode", ["refine", "faithful"])
 def test_other_modes_and_the_other_genus_run(bundle, mode):
     flow = workflow(bundle, mode=mode, genus="euler", digits=2, network_weights=str(bundle / "models" / "euler" / "euler.pt"))
     flow.run()
-    (used,) = [r for r in csv.DictReader(open(bundle / "output" / "genus.csv")) if r["id"] == "mlxtend0000"]
+    (used,) = [r for r in rows_of(bundle) if r["id"] == "mlxtend0000"]
     assert used["status"] == "canonicalized" and 0 <= int(used["genus"]) <= 2
 
 

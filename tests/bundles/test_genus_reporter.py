@@ -7,11 +7,11 @@ pytest.importorskip("ignite")
 pytest.importorskip("matplotlib")
 
 from monai.data import DataLoader, Dataset
-from monai.engines import SupervisedEvaluator
 from monai.transforms import Activationsd
 
 from bundles.mnist_genus.scripts.reporter import GenusReporter
 from monai_diffeo.canonicalize import CANONICALIZED
+from monai_diffeo.engines import DiffeoEvaluator
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.report import SWITCHED_OFF
 from tests.helpers import blob, tiny_canonicalizer
@@ -31,13 +31,14 @@ def run(folder, canonicalizer, **settings):
         {"image": image, "label": torch.tensor(i % 2), "digit": torch.tensor(i), "id": f"digit{i}"}
         for i, image in enumerate(images)
     ]
-    evaluator = SupervisedEvaluator(
+    evaluator = DiffeoEvaluator(
         device=torch.device("cpu"),
         val_data_loader=DataLoader(Dataset(items), batch_size=2),
         network=TopHalf(),
         inferer=DiffeoInferer(canonicalizer, enabled=canonicalizer is not None, tta_samples=2),
         postprocessing=Activationsd("pred", softmax=True),
         val_handlers=[GenusReporter(folder, **settings)],
+        plain=True,
     )
     evaluator.run()
     with open(folder / "genus.csv", newline="") as file:

@@ -15,16 +15,12 @@ from PIL import Image  # noqa: E402
 
 from docs.experiments.templates import bundle_template  # noqa: E402
 from monai_diffeo.metrics import betti_numbers, connected_components  # noqa: E402
+from monai_diffeo.radiograph.lungs import split_lungs  # noqa: E402
 from monai_diffeo.radiograph.packaged import packaged_film  # noqa: E402
 from monai_diffeo.radiograph.reader import read_film  # noqa: E402
-from monai_diffeo.report.cxr.lungs import split_lungs  # noqa: E402
-from tests.bundles.command import ROOT, run_bundle  # noqa: E402
+from tests.bundles.command import ROOT, run_here  # noqa: E402
 
 BUNDLE = ROOT / "bundles" / "cxr_lung_template"
-
-
-def run(output, *options):
-    return run_bundle(BUNDLE, output, *options)
 
 
 def two_lungs(mask):
@@ -41,8 +37,8 @@ def small_film():
 
 
 def test_the_packaged_film_gives_two_lungs_in_its_own_frame(tmp_path):
-    done, report = run(tmp_path / "out")
-    assert done.returncode == 0, done.stdout + done.stderr
+    status, report = run_here(BUNDLE, tmp_path / "out")
+    assert status == 0
     (line,) = report.values()
     image = nibabel.load(tmp_path / "out" / line["mask"])
     mask = np.squeeze(np.asarray(image.dataobj))
@@ -62,8 +58,9 @@ def test_films_that_are_no_chest_films_give_two_parts_too_and_it_can_be_wrapped(
     for name, pixels in pictures.items():
         Image.fromarray(pixels).save(films / f"{name}.png")
     (films / "broken.png").write_bytes(b"no film")
-    done, report = run(tmp_path / "out", "--dataset_dir", films, "--enabled", "TRUE", "--tta_samples", 2, "--figures", "false")
-    assert done.returncode == 3, done.stdout + done.stderr
+    options = {"dataset_dir": str(films), "enabled": "TRUE", "tta_samples": 2, "figures": "false"}
+    status, report = run_here(BUNDLE, tmp_path / "out", **options)
+    assert status == 3
     for name, pixels in pictures.items():
         mask = np.asarray(Image.open(tmp_path / "out" / f"{name}_lungs.png"))
         assert mask.shape == pixels.shape

@@ -109,9 +109,9 @@ def test_save_with_the_metadata_of_another_key(films, tmp_path):
 
 def test_a_mask_of_another_size_is_refused(films, tmp_path):
     data = LoadImageFilmd("image")({"image": films[0]})
-    data["image"] = data["image"].mT
-    with pytest.raises(ShapeError, match="Invertd"):
-        SaveFilmMaskd("image", tmp_path / "out", tmp_path / "in")(data)
+    for wrong in (data["image"].mT, data["image"][:, :10], data["image"][:, :, :10]):
+        with pytest.raises(ShapeError, match="Invertd"):
+            SaveFilmMaskd("image", tmp_path / "out", tmp_path / "in")({"image": wrong})
     assert not (tmp_path / "out").exists()
 
 

@@ -139,6 +139,14 @@ def test_where_no_level_helps_the_largest_part_stays_without_holes_and_apart():
     assert mask[0, 2, 4] and not mask[0, 8, 3]
 
 
+def test_a_shape_that_touches_another_at_a_corner_gives_way_there():
+    odds = torn(-3.9)
+    odds[0, 0, 2:7] = odds[1, 2:10, 8:12] = odds[1, 5, 7] = 3.0
+    mask, level = shapes_to_mask(odds)
+    assert level is None and mask[0, 4, 6] and not mask[0, 5, 7]
+    assert connected_components(mask[0].numpy(), "full")[1] == 2
+
+
 def test_in_space_too():
     odds = torch.full((1, 8, 8, 8), -4.0)
     odds[0, 1:7, 1:7, 1:7] = 3.0
