@@ -25,7 +25,8 @@ __version__ = "0.2.0"
 __all__ = [
     "AffineCPAB", "AffineMatrix", "CPAB", "Canonicalization", "Canonicalizer", "ControlGrid", "DiffeoInferer",
     "DiffeomorphicAffine", "Homography", "Siren", "SpatialTransformerLayer", "TemplateInferer", "TemplateTransformer",
-    "ThinPlateSpline", "compose", "exp", "folding_fraction", "inverse", "jacobian_determinant", "load_canonicalizer", "warp", "warp_points",
+    "ThinPlateSpline", "compose", "exp", "folding_fraction",
+    "inverse", "jacobian_determinant", "load_canonicalizer", "warp", "warp_points",
 ]  # fmt: skip
 
 __getattr__ = renamed_names(__name__, folding="folding_fraction")

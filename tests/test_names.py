@@ -77,7 +77,7 @@ README_SELLS = {
     ],
     "inferers": ["DiffeoInferer", "TemplateInferer", "overlay_path"],
     "networks": ["SpatialTransformerChain", "SpatialTransformerLayer", "TemplateTransformer", "load_weights"],
-    "transforms": ["Canonicalized", "LoadImageFilmd", "RandDiffeomorphismd", "SaveFilmMaskd", "SeparateLungsd", "ShapesToMaskd"],
+    "transforms": ["Canonicalized", "LoadImageFilmd", "RandDiffeomorphismd", "SaveFilmMaskd", "ShapesToMaskd"],
 }  # fmt: skip
 
 
