@@ -1,61 +1,48 @@
-"""Small networks that read digits, with and without a spatial transformer in front: how they are built, trained, measured and compared."""
+"""Small networks that read digits, with and without a spatial transformer in front: one table of recipes for three pages, how the
+networks are built, trained, measured and compared."""
 
 from __future__ import annotations
 
-import argparse
 import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bundles.mnist_genus.scripts.digits import read_digits
+from docs.experiments.distortions import distort
 from docs.experiments.measures import student_interval, with_interval
-from docs.experiments.training import train
-from monai_diffeo.families import CoarseSampling
-from monai_diffeo.flow import folding_fraction, warp
-from monai_diffeo.networks import SpatialTransformerChain, SpatialTransformerLayer
+from docs.experiments.tables import Experiment
+from docs.experiments.training import kept, train
+from monai_diffeo.errors import NumericalError
+from monai_diffeo.families import CPAB, AffineMatrix, CoarseSampling, DiffeomorphicAffine, Family, ThinPlateSpline, Whitened
+from monai_diffeo.families.base import half_frame
+from monai_diffeo.flow import Deformation, exp, folding_fraction, warp
+from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, SpatialTransformerLayer, zero_init_last_layer_
 
 __all__ = [
+    "PAGES",
+    "DigitExperiment",
     "DigitStep",
-    "cnn",
     "compared",
-    "fcn",
-    "fit",
+    "digit_network",
     "measure_digits",
     "narrowed",
     "parameter_count",
-    "run_options",
 ]
 
-
-class DigitStep:
-    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope of the displacement of a transformer in front.
-
-    Slopes are differences of the displacement between neighbours, without unit.
-    """
-
-    def __init__(self, penalty: float = 0.0) -> None:
-        self.penalty = penalty
-
-    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        image = batch["image"].float() / 255
-        if not self.penalty:
-            return {"cross_entropy": F.cross_entropy(network(image), batch["label"])}
-        transformer, classifier = network
-        ddf = transformer.deformation(image).ddf()
-        slopes = sum(ddf.diff(dim=d).square().mean() for d in range(2, ddf.ndim))
-        moved = warp(image, ddf, padding_mode=transformer.padding_mode)
-        return {"cross_entropy": F.cross_entropy(classifier(moved), batch["label"]), "smoothness": self.penalty * slopes}
+BATCH = 64
 
 
 def fcn(outputs: int, width: int, side: int) -> nn.Module:
     """Two hidden layers of ``width`` on the pixels."""
-    return nn.Sequential(
-        nn.Flatten(), nn.Linear(side**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
-    )
+    layers = nn.Linear(side**2, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU(), nn.Linear(width, outputs)
+    return nn.Sequential(nn.Flatten(), *layers)
 
 
 def cnn(
@@ -78,18 +65,171 @@ def cnn(
     """
     (first, second), (a, b) = channels, kernels
     rest = ((side - a) // 2 + 1) // (2 if pool_first else 1)
-    return nn.Sequential(
-        nn.Conv2d(1, first, a, stride=2),
-        nn.ReLU(),
-        nn.MaxPool2d(2) if pool_first else nn.Identity(),
-        nn.Conv2d(first, second, b),
-        nn.ReLU(),
-        nn.MaxPool2d(2),
-        nn.Flatten(),
-        nn.Linear(second * ((rest - b + 1) // 2) ** 2, width),
-        nn.ReLU(),
-        nn.Linear(width, outputs),
-    )
+    pool = nn.MaxPool2d(2) if pool_first else nn.Identity()
+    start = nn.Conv2d(1, first, a, stride=2), nn.ReLU(), pool, nn.Conv2d(first, second, b), nn.ReLU(), nn.MaxPool2d(2)
+    hidden = nn.Linear(second * ((rest - b + 1) // 2) ** 2, width)
+    return nn.Sequential(*start, nn.Flatten(), hidden, nn.ReLU(), nn.Linear(width, outputs))
+
+
+class DenseField(Family):
+    """A vector at every voxel: the velocity of a flow, or itself the displacement, which nothing then keeps from folding.
+
+    ``theta``: ``D prod(spatial_size)`` numbers in halves of the frame, a component after the other.
+
+    Args:
+        spatial_size: of the images.
+        steps: squarings of the exponential; 0 takes the field as displacement.
+    """
+
+    def __init__(self, spatial_size: Sequence[int], steps: int = 6) -> None:
+        super().__init__()
+        self.spatial_size, self.steps, self.spatial_dims = tuple(spatial_size), steps, len(spatial_size)
+        self.num_parameters = self.spatial_dims * torch.Size(spatial_size).numel()
+
+    def forward(self, theta: Tensor, spatial_size: Sequence[int]) -> Deformation:
+        half = half_frame(spatial_size, theta)
+        field = theta.view(-1, self.spatial_dims, *spatial_size) * half.view(-1, *[1] * len(half))
+        unit = torch.eye(self.spatial_dims, self.spatial_dims + 1).to(field)
+        return Deformation(unit.repeat(len(field), 1, 1), exp(field, self.steps))
+
+
+class DenseLocalizer(nn.Module):
+    """Fields ``(B, 2 side^2)`` of images ``(B, 1, side, side)``: the localiser of the 5 x 5 spline, whose control values are
+    interpolated, corrected by two convolutions at half the resolution, and interpolated again."""
+
+    def __init__(self, side: int, width: int = 11) -> None:
+        super().__init__()
+        self.side = side
+        self.coarse = zero_init_last_layer_(_paper_cnn(50))
+        fine = nn.Conv2d(2, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2, 3, padding=1)
+        self.fine = zero_init_last_layer_(nn.Sequential(*fine))
+
+    def forward(self, image: Tensor) -> Tensor:
+        field = F.interpolate(self.coarse(image).view(-1, 2, 5, 5), (self.side // 2,) * 2, mode="bicubic", align_corners=True)
+        return F.interpolate(field + self.fine(field), (self.side,) * 2, mode="bilinear", align_corners=True).flatten(1)
+
+
+_paper_cnn = partial(
+    cnn, width=50, side=28, channels=(20, 20), kernels=(5, 5), pool_first=False
+)  # the paper's numbers of parameters
+_small_cnn = partial(cnn, width=32, side=28, channels=(8, 16), kernels=(5, 5), pool_first=False)
+
+
+def _layer(family: Family, localizer: nn.Module) -> SpatialTransformerLayer:
+    return SpatialTransformerLayer(localizer, family, padding_mode="zeros")
+
+
+def _behind(build: Callable[[int], nn.Module], family: Callable[[], Family]) -> Callable[[], nn.Module]:
+    """Builds a layer of a family, whose localiser ``build`` makes."""
+
+    def layer() -> nn.Module:
+        moves = family()
+        return _layer(moves, zero_init_last_layer_(build(moves.num_parameters)))
+
+    return layer
+
+
+def _distorted(family: Callable[[], Family]) -> Callable[[], nn.Module]:
+    return _behind(partial(cnn, width=32, side=42, channels=(8, 16)), family)
+
+
+def _fcn_localized(family: Family) -> nn.Module:
+    return _layer(family, nn.Sequential(nn.AvgPool2d(2), FCNLocalizer(family.num_parameters, (21, 21), hidden=(32, 32))))
+
+
+def _prior_cpab() -> Family:
+    return CoarseSampling(Whitened(CPAB((4, 4), length_scale=0.25), spread=0.6), 3)
+
+
+def _dense(steps: int) -> nn.Module:
+    return _layer(DenseField((28, 28), steps), DenseLocalizer(28))
+
+
+@dataclass(frozen=True)
+class Page:
+    """What the networks of a page are, and how they are trained and measured.
+
+    Attributes:
+        rows: what builds the transformer of each network; None has none.
+        side: of the images.
+        classifier: of the networks; where they have ``parameters`` in all, gets outputs, width and side, else outputs.
+        version: of what a run is, so that those kept from another are not taken up.
+        parameters: of a whole network, within 1 %: the classifier is as wide as the transformer leaves room for. None keeps its width.
+        cycle: of :func:`train`.
+        unfolded: folds are counted on so many of the digits that are shown; None on all.
+        chance: accuracy of a training that ends in numbers out of bounds; None raises.
+    """
+
+    rows: Mapping[str, Callable[[], nn.Module] | None]
+    side: int
+    classifier: Callable[..., nn.Module]
+    version: int
+    parameters: int | None = None
+    cycle: bool = True
+    unfolded: int | None = None
+    chance: float | None = None
+
+
+PAGES = {
+    "distorted_mnist": Page(
+        {
+            "FCN": None,
+            "CNN": None,
+            "ST-Affine FCN": lambda: _fcn_localized(AffineMatrix()),
+            "ST-Affine CNN": _distorted(AffineMatrix),
+            "ST-DiffeomorphicAffine CNN": _distorted(DiffeomorphicAffine),
+            "ST-CPAB FCN": lambda: _fcn_localized(_prior_cpab()),
+            "ST-CPAB CNN": _distorted(_prior_cpab),
+            "ST-Affine+CPAB CNN": lambda: SpatialTransformerChain(_distorted(DiffeomorphicAffine)(), _distorted(_prior_cpab)()),
+        },
+        side=42,
+        classifier=cnn,
+        version=7,
+        parameters=60_000,
+        unfolded=1000,
+    ),
+    "rotated_mnist": Page(
+        {
+            "CNN": None,
+            **{f"TPS-STN, {k} x {k}": _behind(_paper_cnn, partial(ThinPlateSpline, 2, k)) for k in (2, 3, 5, 12, 16)},
+            "dense field, not diffeomorphic": partial(_dense, 0),
+            "dense field, diffeomorphic": partial(_dense, 6),
+            "dense field, diffeomorphic, gradient penalty": partial(_dense, 6),
+        },
+        side=28,
+        classifier=_paper_cnn,
+        version=1,
+    ),
+    "learning_rates": Page(
+        {
+            "no transformer": None,
+            "affine": _behind(_small_cnn, AffineMatrix),
+            "TPS, 16 points": _behind(_small_cnn, partial(ThinPlateSpline, 2, 4)),
+            "diffeomorphic affine": _behind(_small_cnn, DiffeomorphicAffine),
+            "CPAB, 4 x 4": _behind(_small_cnn, lambda: CoarseSampling(Whitened(CPAB((4, 4))), 2)),
+        },
+        side=28,
+        classifier=_small_cnn,
+        version=1,
+        cycle=False,
+        unfolded=1000,
+        chance=0.1,
+    ),
+}
+
+
+def digit_network(name: str, row: str, seed: int = 0) -> nn.Module:
+    """The network of a row of a page: a classifier, with the row's transformer in front."""
+    torch.manual_seed(seed)
+    page = PAGES[name]
+    build = page.rows[row] or (lambda: None)
+    if page.parameters is None:
+        classifier, transformer = page.classifier(10), build()
+    else:
+        transformer, kind = build(), fcn if row == "FCN" else page.classifier
+        room = page.parameters - (0 if transformer is None else parameter_count(transformer))
+        classifier = narrowed(lambda width: kind(10, width, page.side), room)
+    return classifier if transformer is None else nn.Sequential(transformer, classifier)
 
 
 def parameter_count(network: nn.Module) -> int:
@@ -106,66 +246,130 @@ def narrowed(build: Callable[[int], nn.Module], parameters: int, widest: int = 1
     return min((build(low), build(high)), key=lambda network: abs(parameter_count(network) - parameters))
 
 
-def measure_digits(
-    network: nn.Module, data: Mapping[str, Tensor], batch_size: int = 500, unfolded: int | None = None
-) -> dict[str, float]:
+class DigitStep:
+    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope of the displacement of a transformer in front.
+
+    Slopes are differences of the displacement between neighbours, without unit.
+    """
+
+    def __init__(self, penalty: float = 0.0) -> None:
+        self.penalty = penalty
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        image = batch["image"].float() / 255
+        if not self.penalty:
+            return {"cross_entropy": F.cross_entropy(network(image), batch["label"])}
+        transformer, classifier = network
+        ddf = transformer.deformation(image).ddf()
+        slopes = sum(ddf.diff(dim=d).square().mean() for d in range(2, ddf.ndim))
+        moved = warp(image, ddf, padding_mode=transformer.padding_mode)
+        return {"cross_entropy": F.cross_entropy(classifier(moved), batch["label"]), "smoothness": self.penalty * slopes}
+
+
+def measure_digits(network: nn.Module, data: Mapping[str, Tensor], unfolded: int | None = None) -> dict[str, float]:
     """``accuracy``; where a spatial transformer comes first, how its deformations of the first ``unfolded`` digits (None for all) fold:
     ``folded`` (share of voxels with a Jacobian determinant of at most 0) and ``folded_samples`` (number of digits with such a voxel, of so
     many ``samples``). For this a :class:`CoarseSampling` family is computed on every voxel."""
-    layers = (SpatialTransformerLayer, SpatialTransformerChain)
-    transformer = network[0] if isinstance(network, nn.Sequential) and isinstance(network[0], layers) else None
-    rows = torch.arange(len(data["label"]))
+    images, labels = (data[key].split(500) for key in ("image", "label"))
     with torch.no_grad():
-        right = [network(data["image"][part].float() / 255).argmax(1) == data["label"][part] for part in rows.split(batch_size)]
+        right = [network(image.float() / 255).argmax(1) == label for image, label in zip(images, labels)]
         found = {"accuracy": torch.cat(right).double().mean().item()}
-        if transformer is not None:
-            exact = copy.deepcopy(transformer)
-            for module in exact.modules():
-                if isinstance(module, CoarseSampling):
-                    module.factor = 1
-            maps = (exact.deformation(data["image"][part].float() / 255) for part in rows[:unfolded].split(batch_size))
-            shares = torch.cat([folding_fraction(deformation.ddf()) for deformation in maps])
-            found |= {
-                "folded": shares.double().mean().item(),
-                "folded_samples": int((shares > 0).sum()),
-                "samples": len(shares),
-            }
-    return found
+        if not (
+            isinstance(network, nn.Sequential) and isinstance(network[0], (SpatialTransformerLayer, SpatialTransformerChain))
+        ):
+            return found
+        exact = copy.deepcopy(network[0])
+        for module in exact.modules():
+            if isinstance(module, CoarseSampling):
+                module.factor = 1
+        maps = (exact.deformation(image.float() / 255) for image in data["image"][:unfolded].split(500))
+        shares = torch.cat([folding_fraction(deformation.ddf()) for deformation in maps])
+    counts = {"folded_samples": int((shares > 0).sum()), "samples": len(shares)}
+    return found | {"folded": shares.double().mean().item(), **counts}
 
 
 def fit(
+    page: Page,
     network: nn.Module,
     step: DigitStep,
     data: Mapping[str, Tensor],
     shown: Mapping[str, Tensor],
     iterations: int,
     seed: int,
-    batch_size: int,
     rate: float,
-    cycle: bool = True,
-    unfolded: int | None = None,
-) -> dict[str, float]:
+) -> dict:
     """Train a network and measure it on what is ``shown``; with its ``parameters``, and ``seconds`` of processor time an iteration."""
     began = time.process_time()
-    train(network, step, data, iterations, seed, batch_size, rate, cycle)
-    seconds = (time.process_time() - began) / max(iterations, 1)
-    return {**measure_digits(network, shown, unfolded=unfolded), "parameters": parameter_count(network), "seconds": seconds}
+    try:
+        train(network, step, data, iterations, seed, BATCH, rate, page.cycle)
+        seconds = (time.process_time() - began) / max(iterations, 1)
+        found = {**measure_digits(network, shown, page.unfolded), "parameters": parameter_count(network), "seconds": seconds}
+    except NumericalError as error:
+        if page.chance is None:
+            raise
+        return {"accuracy": page.chance, "failed": str(error)}
+    finite = page.chance is None or all(p.isfinite().all() for p in network.parameters())
+    return found if finite else {"accuracy": page.chance, "failed": "parameters are not finite"}
 
 
-def run_options(
-    name: str, description: str | None, rows: Sequence[str], seeds: int, iterations: int, digits: int | None
-) -> argparse.ArgumentParser:
-    """The options that the experiments on digits share."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--dataset_dir", required=True, help="folder of mnist.npz")
-    parser.add_argument("--weights_dir", default=None, help="keep what each run found here, and take up what is here")
-    parser.add_argument("--rows", nargs="+", default=list(rows), choices=list(rows))
-    parser.add_argument("--seeds", type=int, default=seeds)
-    parser.add_argument("--iterations", type=int, default=iterations)
-    parser.add_argument("--digits", type=int, default=digits, help="train on so many, evenly spaced")
-    parser.add_argument("--split", default="test", choices=["val", "test"])
-    parser.add_argument("--output", default=f"docs/results/{name}.md")
-    return parser
+class DigitExperiment(Experiment):
+    """An experiment on digits: its options, its images, and its runs, each kept in ``--weights_dir`` under all that it depends on."""
+
+    def __init__(self, name: str, description: str | None, argv: Sequence[str] | None, **defaults: object) -> None:
+        self.page = PAGES[name]
+        shared = {
+            "dataset_dir": str,
+            "weights_dir": str,
+            "rows": list(self.page.rows),
+            **defaults,
+            "digits": 50000,
+            "split": "test",
+        }
+        super().__init__(name, description, argv, **shared)
+        self.digits = lru_cache(None)(partial(read_digits, self.options.dataset_dir))
+        self.images = lru_cache(None)(self._images)
+        torch.set_num_threads(1)
+
+    def _images(self, distortion: str, split: str, draws: int) -> dict[str, Tensor]:
+        digits, seed = self.digits(split), 1 if split == "train" else 2
+        digits = digits.spread(self.options.digits) if split == "train" else digits.repeated(draws)
+        return distort(digits, distortion, self.page.side, seed, keep=self.options.weights_dir)
+
+    def run(
+        self,
+        row: str,
+        seed: int,
+        rate: float,
+        split: str | None = None,
+        distortion: str | None = None,
+        iterations: int | None = None,
+        draws: int = 1,
+        penalty: float = 0.0,
+    ) -> dict:
+        """What the network of a row gives.
+
+        Args:
+            row, seed, rate: of the training.
+            split: on which it is measured; None for the one of the options.
+            distortion: of the digits, where the page has several; None turns them.
+            iterations: of the training; None for the options'.
+            draws: so many distortions of every digit that is shown.
+            penalty: of :class:`DigitStep`.
+        """
+        options, split = self.options, split or self.options.split
+        iterations = iterations or options.iterations
+        settings = {"row": row, "seed": seed, "iterations": iterations, "rate": rate, "digits": options.digits, "split": split}
+        settings |= {"experiment": self.name, "version": self.page.version, **({"draws": draws} if draws > 1 else {})}
+        settings |= {"distortion": distortion} if distortion else {}
+
+        def found() -> dict:
+            network, step = digit_network(self.name, row, seed), DigitStep(penalty)
+            data, shown = (self.images(distortion or "rotated", *what) for what in (("train", 1), (split, draws)))
+            return fit(self.page, network, step, data, shown, iterations, seed, rate)
+
+        got = kept(options.weights_dir, settings, found)
+        print(distortion or "", row, seed, f"{rate:g}", split, got, flush=True)
+        return got
 
 
 def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict[str, str]:
@@ -173,6 +377,7 @@ def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict
     where the interval has both signs."""
     differences = [a - b for a, b in zip(first, second)]
     mean, (low, high) = statistics.fmean(differences), student_interval(differences)
-    undecided = f"undecided, {'behind' if mean < 0 else 'ahead' if mean > 0 else 'equal'} in {'one run' if len(differences) < 2 else 'the mean'}"
+    trend = "behind" if mean < 0 else "ahead" if mean > 0 else "equal"
+    undecided = f"undecided, {trend} in {'one run' if len(differences) < 2 else 'the mean'}"
     verdict = "yes" if low > 0 else "**no**" if high < 0 else undecided
     return {"asked": what, "difference": with_interval(differences, "+.4f"), "holds": verdict}

@@ -36,18 +36,18 @@ def _shifts(count: int, most: float, draw: torch.Generator) -> Tensor:
     return torch.stack([_uniform(count, -most, most, draw) for _ in range(2)], 1)
 
 
-def rotation(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
+def _rotated(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
     """Turned by up to 90 degrees either way."""
     return _rigid(_uniform(count, -math.pi / 2, math.pi / 2, draw), torch.ones(count), torch.zeros(count, 2), spatial_size)
 
 
-def rotation_translation_scale(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
+def _rts(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
     """Turned by up to 45 degrees, 0.7 to 1.2 times as large, moved by up to 7 voxels along each axis."""
     angle, scale = _uniform(count, -math.pi / 4, math.pi / 4, draw), _uniform(count, 0.7, 1.2, draw)
     return _rigid(angle, scale, _shifts(count, 7.0, draw), spatial_size)
 
 
-def cpab_translation(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
+def _cpab(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Deformation:
     """Random flows of velocities on 4 x 4 rectangles, moved by up to 4 voxels along each axis."""
     family = CPAB((4, 4), length_scale=0.2)
     flow = family(family.sample(count, 0.25, draw), spatial_size)
@@ -55,15 +55,13 @@ def cpab_translation(count: int, spatial_size: Sequence[int], draw: torch.Genera
 
 
 DISTORTIONS: dict[str, Callable[[int, Sequence[int], torch.Generator], Deformation]] = {
-    "rotated": rotation,
-    "RTS": rotation_translation_scale,
-    "CPAB": cpab_translation,
+    "rotated": _rotated,
+    "RTS": _rts,
+    "CPAB": _cpab,
 }
 
 
-def distort(
-    digits: Digits, distortion: str, side: int, seed: int = 0, batch_size: int = 500, keep: str | Path | None = None
-) -> dict[str, Tensor]:
+def distort(digits: Digits, distortion: str, side: int, seed: int = 0, keep: str | Path | None = None) -> dict[str, Tensor]:
     """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once.
 
     Args:
@@ -71,7 +69,6 @@ def distort(
         distortion: one of :data:`DISTORTIONS`.
         side: of the square.
         seed: of the distortions.
-        batch_size: digits at a time.
         keep: folder in which the images are kept, and looked for; None keeps nothing.
 
     Returns:
@@ -82,10 +79,9 @@ def distort(
     if path and path.is_file():
         return {"image": torch.load(path, weights_only=True), "label": digits.digits}
     draw, margin, parts = torch.Generator().manual_seed(seed), (side - digits.images.shape[-1]) // 2, []
-    for images in digits.images.split(batch_size):
-        canvas = F.pad(images, (margin,) * 4)
+    for images in digits.images.split(500):
         moved = DISTORTIONS[distortion](len(images), (side, side), draw).ddf()
-        parts.append((warp(canvas, moved, padding_mode="zeros") * 255).round().byte())
+        parts.append((warp(F.pad(images, (margin,) * 4), moved, padding_mode="zeros") * 255).round().byte())
     if path:
         path.parent.mkdir(parents=True, exist_ok=True)
         torch.save(torch.cat(parts), path)

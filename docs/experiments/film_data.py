@@ -8,23 +8,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from monai.transforms import (
-    AsDiscreted,
-    Compose,
-    EnsureTyped,
-    Resized,
-    ScaleIntensityd,
-    ScaleIntensityRangePercentilesd,
-)
+from monai.networks.nets import UNet
+from monai.transforms import AsDiscreted, Compose, EnsureTyped, Resized, ScaleIntensityd, ScaleIntensityRangePercentilesd
 from torch import Tensor
 
 from monai_diffeo.augmentation.deformations import random_elastic, random_homography, random_svf, tps_protocol
 from monai_diffeo.flow import affine_deformation, exp, warp
-from monai_diffeo.networks import rot90_generator
+from monai_diffeo.networks import load_weights, rot90_generator
 from monai_diffeo.radiograph.manifest import read_manifest, spread_rows
 from monai_diffeo.transforms import LoadImageFilmd
 
-__all__ = ["DEFORMATIONS", "Films", "deform", "load_films", "prepare_films"]
+__all__ = ["DEFORMATIONS", "Films", "deform", "load_films", "lung_unet", "prepare_films", "segmentation_network"]
 
 Deformer = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
@@ -66,13 +60,22 @@ def load_films(
     prepare = prepare_films(keys, size)
     items = [prepare(item) for item in read_manifest(dataset_dir, split, [source], limit=limit)]
     images, labels = (torch.stack([item[key] for item in items]) for key in keys)
-    return Films(
-        images, labels, tuple(item.get("id", Path(str(item.get("image_path", i))).stem) for i, item in enumerate(items))
-    )
+    names = (item.get("id", Path(str(item.get("image_path", i))).stem) for i, item in enumerate(items))
+    return Films(images, labels, tuple(names))
 
 
-def _tps(strength: float = 1.0, **settings: float) -> Deformer:
-    return lambda size, generator: tps_protocol(1, size, generator, strength=strength, **settings)
+def lung_unet() -> UNet:
+    """The lung bundle's U-Net without weights."""
+    return UNet(2, 1, 1, (16, 32, 64, 128, 256), (2, 2, 2, 2), num_res_units=2)
+
+
+def segmentation_network(weights: str | Path) -> UNet:
+    """The lung bundle's U-Net with weights, in eval mode."""
+    return load_weights(lung_unet(), weights)
+
+
+def _tps(**settings: float) -> Deformer:
+    return lambda size, generator: tps_protocol(1, size, generator, **settings)
 
 
 def _turned(quarters: int) -> Deformer:
@@ -82,8 +85,8 @@ def _turned(quarters: int) -> Deformer:
 
 DEFORMATIONS: dict[str, Deformer | None] = {
     "plain": None,
-    "TPS/2": _tps(0.5),
-    "TPS": _tps(1.0),
+    "TPS/2": _tps(strength=0.5),
+    "TPS": _tps(),
     "TPS 15°/0.06": _tps(angle=15.0, jitter=0.06),
     "TPS 45°/0.18": _tps(angle=45.0, jitter=0.18),
     "TPS 60°/0.25": _tps(angle=60.0, jitter=0.25),
