@@ -1,7 +1,5 @@
 """What each part of the method is worth: one change a row, on `val`, where settings are chosen, with seconds a film."""
 
-from __future__ import annotations
-
 import hashlib
 import statistics
 from collections.abc import Callable, Mapping
@@ -25,17 +23,7 @@ from monai_diffeo.networks import DeformationPredictor, EnergyVAE, load_weights
 from monai_diffeo.training import PredictorStep
 
 TURNED, DEFAULT, TERMS = "turned 90°", "single pass", ("vae", "critic", "motion")
-NAMED = {
-    "baseline": (12, 0),
-    DEFAULT: (-30, 16),
-    "refine": (0, 16),
-    "1 iterations, 1 TTA sample": (-60, -18),
-    "all three": (-10, 14),
-    "all three, 20 steps, SIREN": (-120, -18),
-    "vae": (12, -4),
-    "critic": (12, -4),
-    "motion": (-50, 4),
-}
+NAMED = ("baseline", DEFAULT, "refine", "all three", "vae", "critic")  # in the figure
 Build = Callable[[], Method]
 
 
@@ -71,14 +59,8 @@ def restarts(network: nn.Module, canonicalizer: Canonicalizer) -> Method:
 
 
 class Ablation:
-    """The rows: each name gives a function that builds its method.
-
-    Args:
-        bundle: folder of the lung bundle.
-        train: its training films.
-        weights_dir: where the small predictors of this experiment are kept; None keeps nothing.
-        iterations: of the small predictors.
-    """
+    """The rows of a ``bundle`` and its training films: each name gives a function that builds its method. Two small predictors are
+    trained for so many ``iterations``, and kept in ``weights_dir``; None keeps nothing."""
 
     def __init__(self, bundle: str | Path, train: Films, weights_dir: str | None, iterations: int) -> None:
         self.folder, self.train = Path(bundle) / "models" / "energy", train
@@ -89,10 +71,8 @@ class Ablation:
         """Builders by group and name; the first row is what the others are compared with."""
         single, refine = partial(self._loaded, "single_pass"), partial(self._loaded, "refine")
         alone = {"predictor": None, "orientation": None, "max_energy_increase": None}
-        search, siren = (
-            partial(refine, **{**alone, "steps": 50, "tta_samples": 1}),
-            {"search_family": "siren", "learning_rate": 0.0039},
-        )
+        search = partial(refine, **{**alone, "steps": 50, "tta_samples": 1})
+        siren = {"search_family": "siren", "learning_rate": 0.0039}
         energies = {
             **{name: search(energies={name: 1.0}) for name in TERMS},
             "all three": search(),
@@ -110,9 +90,7 @@ class Ablation:
         }
         upright = {
             "no orientation network": single(orientation=None),
-            "four quarter-turn starts, lowest energy": lambda: restarts(
-                self.network, self._load("single_pass", orientation=None)
-            ),
+            "four quarter-turn starts, lowest energy": self._restarts,
         }
         iterations = {f"{n} iterations, 1 TTA sample": single(iterations=n, tta_samples=1) for n in (1, 2, 3, 5)}
         return {
@@ -140,6 +118,9 @@ class Ablation:
         behind = nn.Module()
         behind.forward = lambda image: self.network(change(image))
         return lambda: wrapped(behind, self._load("single_pass"))
+
+    def _restarts(self) -> Method:
+        return restarts(self.network, self._load("single_pass", orientation=None))
 
     def _matched(self, image: Tensor) -> Tensor:
         levels = torch.linspace(0, 1, 65)

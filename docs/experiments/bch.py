@@ -1,8 +1,5 @@
-"""Where the Baker-Campbell-Hausdorff series helps, and where it stops.
-
-Velocities are known as formulas, so that the flow to compare with is integrated from the formulas, point by point, and owes nothing to a
-lattice.
-"""
+"""Where the Baker-Campbell-Hausdorff series helps, and where it stops. Velocities are formulas, so that the
+flow to compare with is integrated from them, point by point, and owes nothing to a lattice."""
 
 from __future__ import annotations
 
@@ -26,48 +23,12 @@ SIZE, MARGIN, ORDERS = (128, 128), 8, (1, 2, 3, 4)
 
 
 @dataclass(frozen=True)
-class SmoothVelocity:
-    """A few sine waves under a window that vanishes smoothly at the frame; a velocity that can be asked anywhere."""
-
-    waves: Tensor  # (D, K, D), radians per voxel
-    phases: Tensor  # (D, K)
-    weights: Tensor  # (D, K), voxels per unit time
-    spatial_size: tuple[int, ...]  # of the window's frame
-
-    @classmethod
-    def random(cls, spatial_size: Sequence[int], generator: torch.Generator, shortest: float = 32.0) -> SmoothVelocity:
-        """Six waves of at least ``shortest`` voxels an axis; largest length 1 on the lattice."""
-        dims, count = len(spatial_size), 6
-        direction = torch.randn(dims, count, dims, generator=generator, dtype=torch.float64)
-        length = shortest * (1 + 2 * torch.rand(dims, count, 1, generator=generator, dtype=torch.float64))
-        waves = direction / direction.norm(dim=-1, keepdim=True) * 2 * math.pi / length
-        phases = torch.rand(dims, count, generator=generator, dtype=torch.float64) * 2 * math.pi
-        weights = torch.randn(dims, count, generator=generator, dtype=torch.float64)
-        field = cls(waves, phases, weights, tuple(spatial_size))
-        return field * (1 / field(voxel_grid(spatial_size, dtype=torch.float64)).norm(dim=0).max().item())
-
-    def __mul__(self, factor: float) -> SmoothVelocity:
-        return SmoothVelocity(self.waves, self.phases, self.weights * factor, self.spatial_size)
-
-    def __call__(self, points: Tensor) -> Tensor:
-        """Velocity at points ``(D, *S)``, voxels."""
-        waves = torch.tensordot(self.waves, points, dims=([2], [0]))
-        tail = [1] * (points.ndim - 1)
-        sines = (waves + self.phases.view(*self.phases.shape, *tail)).sin() * self.weights.view(*self.weights.shape, *tail)
-        window = torch.ones_like(points[0])
-        for axis, n in enumerate(self.spatial_size):
-            window = window * (math.pi * (points[axis] / (n - 1)).clamp(0, 1)).sin().square()
-        return sines.sum(1) * window
-
-
-@dataclass(frozen=True)
 class Formula:
-    """A velocity known as a formula, which can be added, subtracted and divided by numbers."""
+    """A velocity known as a formula at points ``(D, *S)``, which can be added, subtracted, multiplied and divided by numbers."""
 
     at: Callable[[Tensor], Tensor]
 
     def __call__(self, points: Tensor) -> Tensor:
-        """Velocity at points ``(D, *S)``."""
         return self.at(points)
 
     def __add__(self, other: Formula) -> Formula:
@@ -76,8 +37,35 @@ class Formula:
     def __sub__(self, other: Formula) -> Formula:
         return Formula(lambda x: self(x) - other(x))
 
+    def __mul__(self, factor: float) -> Formula:
+        return Formula(lambda x: self(x) * factor)
+
     def __truediv__(self, divisor: float) -> Formula:
         return Formula(lambda x: self(x) / divisor)
+
+
+class SmoothVelocity(Formula):
+    """A few sine waves under a window that vanishes smoothly at the frame; voxels per unit time."""
+
+    @staticmethod
+    def random(spatial_size: Sequence[int], generator: torch.Generator, shortest: float = 32.0) -> Formula:
+        """Six waves of at least ``shortest`` voxels an axis; largest length 1 on the lattice."""
+        dims, settings = len(spatial_size), {"generator": generator, "dtype": torch.float64}
+        direction = torch.randn(dims, 6, dims, **settings)
+        length = shortest * (1 + 2 * torch.rand(dims, 6, 1, **settings))
+        waves = direction / direction.norm(dim=-1, keepdim=True) * 2 * math.pi / length
+        phases = torch.rand(dims, 6, **settings) * 2 * math.pi
+        weights = torch.randn(dims, 6, **settings)
+
+        def at(points: Tensor) -> Tensor:
+            inside, window = torch.tensordot(waves, points, dims=([2], [0])), torch.ones_like(points[0])
+            tail = (dims, 6, *[1] * (points.ndim - 1))
+            sines = (inside + phases.view(tail)).sin() * weights.view(tail)
+            for axis, n in enumerate(spatial_size):
+                window = window * (math.pi * (points[axis] / (n - 1)).clamp(0, 1)).sin().square()
+            return sines.sum(1) * window
+
+        return Formula(at) * (1 / at(voxel_grid(spatial_size, dtype=torch.float64)).norm(dim=0).max().item())
 
 
 def exact_bracket(v: Formula, w: Formula) -> Formula:
@@ -90,7 +78,7 @@ def exact_growth(sizes: Sequence[float], seeds: int, orders: Sequence[int] = ORD
     points = voxel_grid([n // 16 for n in SIZE], dtype=torch.float64) * 16 + 7.5
     errors: dict[int, list[float]] = {order: [] for order in orders}
     for size in sizes:
-        pairs = [[Formula(v) for v in _fields(2, size, seed)] for seed in range(seeds)]
+        pairs = [_fields(2, size, seed) for seed in range(seeds)]
         exact = [exact_flow(pair, points, 8) for pair in pairs]
         for order, means in errors.items():
             flows = (exact_flow([series(v, w, order, exact_bracket)], points, 8) for v, w in pairs)
@@ -133,7 +121,7 @@ def two_fields(sizes: Sequence[float], seeds: int) -> list[dict[str, str]]:
                 errors[f"order {order}"].append(_error(exact_flow([_interpolated(z)], grid)[None], exact))
             errors["order 4 by exp()"].append(_error(exp(z, 10), exact))
         row = {"largest speed": f"{size:g}", "largest slope": f"{_mean(slopes):.2f}", "swapped": f"{_mean(swapped):.4f}"}
-        best = min(ORDERS, key=lambda order: _mean(errors[f"order {order}"]))  # noqa: B023
+        best = min(ORDERS, key=lambda order: _mean(errors[f"order {order}"]))
         rows.append({**row, **{name: f"{_mean(values):.2g}" for name, values in errors.items()}, "best order": str(best)})
     return rows
 
@@ -157,7 +145,7 @@ def many_fields(total: float, counts: Sequence[int], seeds: int) -> list[dict[st
     return rows
 
 
-def _fields(count: int, size: float, seed: int) -> list[SmoothVelocity]:
+def _fields(count: int, size: float, seed: int) -> list[Formula]:
     draw = torch.Generator().manual_seed(seed)
     return [SmoothVelocity.random(SIZE, draw) * size for _ in range(count)]
 

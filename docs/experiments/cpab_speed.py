@@ -1,7 +1,5 @@
 """Speed and accuracy of CPAB against libcpab (``pip install libcpab``), in one run, on one machine, with the same fields."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time
@@ -22,11 +20,8 @@ STEPS = 50  # of libcpab's solver, its default
 def rotation_from_libcpab(theirs, ours: CPAB) -> Tensor:
     """Matrix ``R`` with which ``theta @ R`` are our coefficients of the field whose coefficients in libcpab are ``theta``; orthogonal.
 
-    libcpab puts x first and counts cells in another order; the cells are matched by their centres.
-
-    Args:
-        theirs: a ``libcpab.Cpab`` with cells ``cells[::-1]``.
-        ours: a family on ``cells``, ``boundary="slide"`` for their ``zero_boundary=True``, else ``"linear"``.
+    libcpab puts x first and counts cells in another order; cells are matched by their centres. ``theirs`` is a ``Cpab`` with ``cells[::-1]``,
+    ``ours`` a family on ``cells`` with ``boundary="slide"`` for their ``zero_boundary=True``, else ``"linear"``.
     """
     dims, basis = ours.spatial_dims, torch.from_numpy(theirs.params.basis)
     matrices = basis.T.reshape(basis.shape[1], -1, dims, dims + 1)
@@ -116,15 +111,18 @@ def main(argv: list[str] | None = None) -> None:
         scaling.append(row | {"cells found, once": f"{1e3 * contest.seconds_to_locate:.1f}"})
     batch = {"fields": 64, "points each": 42 * 42, **Contest(theirs, theta, 42).row(few_repeats)}
     (few, short), (many, long) = times[-3], times[-1]
+    kind = "compiled" if compiled else "in plain PyTorch, for the package on PyPI has no C++ or CUDA sources to compile"
     text, one, grows, power, small = note(
         "cpab_speed",
-        kind="compiled" if compiled else "in plain PyTorch, for the package on PyPI has no C++ or CUDA sources to compile",
-        steps=STEPS,
-        cells=f"{CELLS[0]} x {CELLS[1]}",
-        parameters=theirs.params.d,
+        **{
+            "kind": kind,
+            "steps": STEPS,
+            "cells": f"{CELLS[0]} x {CELLS[1]}",
+            "parameters": theirs.params.d,
+            "few": few,
+            "many": many,
+        },
         repeats=options.repeats,
-        few=few,
-        many=many,
         power=math.log(long / short) / math.log(many / few),
     )
     parts = [text, section(one, rows), section(grows, scaling), power, section(small, [batch])]

@@ -1,7 +1,5 @@
 """Dice against the number of training films: networks and canonicalisers trained anew on 20, 50, 100 and on all films."""
 
-from __future__ import annotations
-
 import hashlib
 from pathlib import Path
 
@@ -34,8 +32,8 @@ def main(argv: list[str] | None = None) -> None:
         stamp = hashlib.sha256(" ".join(chosen.ids).encode()).hexdigest()[:8]
         keep = options.weights_dir and f"{options.weights_dir}/films{count}_{stamp}_{options.iterations}_seed{options.seed}"
         settings = {"faithful": options.faithful, "controls": 10, "channels": (32, 64, 128)}
-        data = chosen.images, chosen.labels, lung_unet
-        methods, _ = fit_methods(*data, options.iterations, max(third, 1), options.seed, keep, **settings)
+        data, iterations = {"image": chosen.images, "label": chosen.labels}, (options.iterations, max(third, 1))
+        methods, _ = fit_methods(data, lung_unet, iterations, options.seed, keep, **settings)
         quick = {name: method for name, method in methods.items() if name not in SLOW}
         for source, films in tests.items():
             for rows, shown, remark in (

@@ -1,14 +1,12 @@
 """Small networks that read digits, with and without a spatial transformer in front: one table of recipes for three pages, how the
 networks are built, trained, measured and compared."""
 
-from __future__ import annotations
-
 import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import lru_cache, partial
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -25,17 +23,6 @@ from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import Deformation, exp, folding_fraction, warp
 from monai_diffeo.networks import FCNLocalizer, SpatialTransformerChain, SpatialTransformerLayer, zero_init_last_layer_
 
-__all__ = [
-    "PAGES",
-    "DigitExperiment",
-    "DigitStep",
-    "compared",
-    "digit_network",
-    "measure_digits",
-    "narrowed",
-    "parameter_count",
-]
-
 BATCH = 64
 
 
@@ -45,24 +32,9 @@ def fcn(outputs: int, width: int, side: int) -> nn.Module:
     return nn.Sequential(nn.Flatten(), *layers)
 
 
-def cnn(
-    outputs: int,
-    width: int,
-    side: int,
-    channels: Sequence[int] = (16, 32),
-    kernels: Sequence[int] = (5, 3),
-    pool_first: bool = True,
-) -> nn.Module:
-    """Two convolutions, the first in steps of 2 voxels, then one hidden layer of ``width``.
-
-    Args:
-        outputs: of the last layer.
-        width: of the hidden layer.
-        side: of the images.
-        channels: of the convolutions.
-        kernels: their sizes.
-        pool_first: whether a maximum over 2 x 2 follows the first convolution too, and not the second alone.
-    """
+def cnn(outputs: int, width: int, side: int, channels=(16, 32), kernels=(5, 3), pool_first: bool = True) -> nn.Module:
+    """Two convolutions, the first in steps of 2 voxels, then one hidden layer of ``width``. With ``pool_first`` a maximum over 2 x 2
+    follows the first convolution too, and not the second alone."""
     (first, second), (a, b) = channels, kernels
     rest = ((side - a) // 2 + 1) // (2 if pool_first else 1)
     pool = nn.MaxPool2d(2) if pool_first else nn.Identity()
@@ -72,14 +44,8 @@ def cnn(
 
 
 class DenseField(Family):
-    """A vector at every voxel: the velocity of a flow, or itself the displacement, which nothing then keeps from folding.
-
-    ``theta``: ``D prod(spatial_size)`` numbers in halves of the frame, a component after the other.
-
-    Args:
-        spatial_size: of the images.
-        steps: squarings of the exponential; 0 takes the field as displacement.
-    """
+    """A vector at every voxel, in halves of the frame, a component after the other: the velocity of a flow of ``steps`` squarings; with
+    0 steps itself the displacement, which nothing then keeps from folding."""
 
     def __init__(self, spatial_size: Sequence[int], steps: int = 6) -> None:
         super().__init__()
@@ -99,8 +65,7 @@ class DenseLocalizer(nn.Module):
 
     def __init__(self, side: int, width: int = 11) -> None:
         super().__init__()
-        self.side = side
-        self.coarse = zero_init_last_layer_(_paper_cnn(50))
+        self.side, self.coarse = side, zero_init_last_layer_(_paper_cnn(50))
         fine = nn.Conv2d(2, width, 3, padding=1), nn.ReLU(), nn.Conv2d(width, 2, 3, padding=1)
         self.fine = zero_init_last_layer_(nn.Sequential(*fine))
 
@@ -109,112 +74,75 @@ class DenseLocalizer(nn.Module):
         return F.interpolate(field + self.fine(field), (self.side,) * 2, mode="bilinear", align_corners=True).flatten(1)
 
 
-_paper_cnn = partial(
-    cnn, width=50, side=28, channels=(20, 20), kernels=(5, 5), pool_first=False
-)  # the paper's numbers of parameters
+_localizer = partial(cnn, width=32, side=42, channels=(8, 16))
 _small_cnn = partial(cnn, width=32, side=28, channels=(8, 16), kernels=(5, 5), pool_first=False)
+_paper_cnn = partial(cnn, width=50, side=28, channels=(20, 20), kernels=(5, 5), pool_first=False)  # of the paper's size
 
 
-def _layer(family: Family, localizer: nn.Module) -> SpatialTransformerLayer:
-    return SpatialTransformerLayer(localizer, family, padding_mode="zeros")
+def _layer(
+    family: Family, build: Callable[[int], nn.Module], start: Callable = zero_init_last_layer_
+) -> SpatialTransformerLayer:
+    return SpatialTransformerLayer(start(build(family.num_parameters)), family, padding_mode="zeros")
 
 
-def _behind(build: Callable[[int], nn.Module], family: Callable[[], Family]) -> Callable[[], nn.Module]:
-    """Builds a layer of a family, whose localiser ``build`` makes."""
-
-    def layer() -> nn.Module:
-        moves = family()
-        return _layer(moves, zero_init_last_layer_(build(moves.num_parameters)))
-
-    return layer
+def _fcn_layer(family: Family) -> SpatialTransformerLayer:
+    half = nn.AvgPool2d(2)
+    return _layer(family, lambda count: nn.Sequential(half, FCNLocalizer(count, (21, 21), hidden=(32, 32))), nn.Identity())
 
 
-def _distorted(family: Callable[[], Family]) -> Callable[[], nn.Module]:
-    return _behind(partial(cnn, width=32, side=42, channels=(8, 16)), family)
-
-
-def _fcn_localized(family: Family) -> nn.Module:
-    return _layer(family, nn.Sequential(nn.AvgPool2d(2), FCNLocalizer(family.num_parameters, (21, 21), hidden=(32, 32))))
+def _dense_layer(steps: int) -> SpatialTransformerLayer:
+    return _layer(DenseField((28, 28), steps), lambda _: DenseLocalizer(28), nn.Identity())
 
 
 def _prior_cpab() -> Family:
     return CoarseSampling(Whitened(CPAB((4, 4), length_scale=0.25), spread=0.6), 3)
 
 
-def _dense(steps: int) -> nn.Module:
-    return _layer(DenseField((28, 28), steps), DenseLocalizer(28))
+class Page(NamedTuple):
+    """What the networks of a page are, and how they are trained and measured."""
+
+    rows: Mapping[str, Callable[[], nn.Module | None]]  # what builds the transformer of each network
+    side: int  # of the images
+    classifier: Callable[
+        ..., nn.Module
+    ]  # from outputs, width and side where networks have ``parameters`` in all, else from outputs
+    version: int  # of what a run is, so that those kept from another are not taken up
+    parameters: int | None = None  # of a whole network: the classifier is as wide as the transformer leaves room for
+    cycle: bool = True  # of train()
+    unfolded: int | None = None  # folds are counted on so many of the digits that are shown; None on all
+    chance: float | None = None  # accuracy of a training that ends in numbers out of bounds; None raises
 
 
-@dataclass(frozen=True)
-class Page:
-    """What the networks of a page are, and how they are trained and measured.
-
-    Attributes:
-        rows: what builds the transformer of each network; None has none.
-        side: of the images.
-        classifier: of the networks; where they have ``parameters`` in all, gets outputs, width and side, else outputs.
-        version: of what a run is, so that those kept from another are not taken up.
-        parameters: of a whole network, within 1 %: the classifier is as wide as the transformer leaves room for. None keeps its width.
-        cycle: of :func:`train`.
-        unfolded: folds are counted on so many of the digits that are shown; None on all.
-        chance: accuracy of a training that ends in numbers out of bounds; None raises.
-    """
-
-    rows: Mapping[str, Callable[[], nn.Module] | None]
-    side: int
-    classifier: Callable[..., nn.Module]
-    version: int
-    parameters: int | None = None
-    cycle: bool = True
-    unfolded: int | None = None
-    chance: float | None = None
-
-
+_DISTORTED = {
+    "FCN": lambda: None,
+    "CNN": lambda: None,
+    "ST-Affine FCN": lambda: _fcn_layer(AffineMatrix()),
+    "ST-Affine CNN": lambda: _layer(AffineMatrix(), _localizer),
+    "ST-DiffeomorphicAffine CNN": lambda: _layer(DiffeomorphicAffine(), _localizer),
+    "ST-CPAB FCN": lambda: _fcn_layer(_prior_cpab()),
+    "ST-CPAB CNN": lambda: _layer(_prior_cpab(), _localizer),
+    "ST-Affine+CPAB CNN": lambda: SpatialTransformerChain(
+        _layer(DiffeomorphicAffine(), _localizer), _layer(_prior_cpab(), _localizer)
+    ),
+}
+_ROTATED = {
+    "CNN": lambda: None,
+    **{f"TPS-STN, {k} x {k}": lambda k=k: _layer(ThinPlateSpline(2, k), _paper_cnn) for k in (2, 3, 5, 12, 16)},
+    "dense field, not diffeomorphic": lambda: _dense_layer(0),
+    "dense field, diffeomorphic": lambda: _dense_layer(6),
+    "dense field, diffeomorphic, gradient penalty": lambda: _dense_layer(6),
+}
+_RATES = {
+    "no transformer": lambda: None,
+    "affine": lambda: _layer(AffineMatrix(), _small_cnn),
+    "TPS, 16 points": lambda: _layer(ThinPlateSpline(2, 4), _small_cnn),
+    "diffeomorphic affine": lambda: _layer(DiffeomorphicAffine(), _small_cnn),
+    "CPAB, 4 x 4": lambda: _layer(CoarseSampling(Whitened(CPAB((4, 4))), 2), _small_cnn),
+}
 PAGES = {
-    "distorted_mnist": Page(
-        {
-            "FCN": None,
-            "CNN": None,
-            "ST-Affine FCN": lambda: _fcn_localized(AffineMatrix()),
-            "ST-Affine CNN": _distorted(AffineMatrix),
-            "ST-DiffeomorphicAffine CNN": _distorted(DiffeomorphicAffine),
-            "ST-CPAB FCN": lambda: _fcn_localized(_prior_cpab()),
-            "ST-CPAB CNN": _distorted(_prior_cpab),
-            "ST-Affine+CPAB CNN": lambda: SpatialTransformerChain(_distorted(DiffeomorphicAffine)(), _distorted(_prior_cpab)()),
-        },
-        side=42,
-        classifier=cnn,
-        version=7,
-        parameters=60_000,
-        unfolded=1000,
-    ),
-    "rotated_mnist": Page(
-        {
-            "CNN": None,
-            **{f"TPS-STN, {k} x {k}": _behind(_paper_cnn, partial(ThinPlateSpline, 2, k)) for k in (2, 3, 5, 12, 16)},
-            "dense field, not diffeomorphic": partial(_dense, 0),
-            "dense field, diffeomorphic": partial(_dense, 6),
-            "dense field, diffeomorphic, gradient penalty": partial(_dense, 6),
-        },
-        side=28,
-        classifier=_paper_cnn,
-        version=1,
-    ),
-    "learning_rates": Page(
-        {
-            "no transformer": None,
-            "affine": _behind(_small_cnn, AffineMatrix),
-            "TPS, 16 points": _behind(_small_cnn, partial(ThinPlateSpline, 2, 4)),
-            "diffeomorphic affine": _behind(_small_cnn, DiffeomorphicAffine),
-            "CPAB, 4 x 4": _behind(_small_cnn, lambda: CoarseSampling(Whitened(CPAB((4, 4))), 2)),
-        },
-        side=28,
-        classifier=_small_cnn,
-        version=1,
-        cycle=False,
-        unfolded=1000,
-        chance=0.1,
-    ),
+    "distorted_mnist": Page(_DISTORTED, 42, cnn, version=7, parameters=60_000, unfolded=1000),
+    "rotated_mnist": Page(_ROTATED, 28, _paper_cnn, version=1),
+    "learning_rates": Page(_RATES, 28, _small_cnn, version=1, cycle=False, unfolded=1000, chance=0.1),
 }
 
 
@@ -222,11 +150,10 @@ def digit_network(name: str, row: str, seed: int = 0) -> nn.Module:
     """The network of a row of a page: a classifier, with the row's transformer in front."""
     torch.manual_seed(seed)
     page = PAGES[name]
-    build = page.rows[row] or (lambda: None)
     if page.parameters is None:
-        classifier, transformer = page.classifier(10), build()
+        classifier, transformer = page.classifier(10), page.rows[row]()
     else:
-        transformer, kind = build(), fcn if row == "FCN" else page.classifier
+        transformer, kind = page.rows[row](), fcn if row == "FCN" else page.classifier
         room = page.parameters - (0 if transformer is None else parameter_count(transformer))
         classifier = narrowed(lambda width: kind(10, width, page.side), room)
     return classifier if transformer is None else nn.Sequential(transformer, classifier)
@@ -246,30 +173,23 @@ def narrowed(build: Callable[[int], nn.Module], parameters: int, widest: int = 1
     return min((build(low), build(high)), key=lambda network: abs(parameter_count(network) - parameters))
 
 
-class DigitStep:
-    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope of the displacement of a transformer in front.
-
-    Slopes are differences of the displacement between neighbours, without unit.
-    """
-
-    def __init__(self, penalty: float = 0.0) -> None:
-        self.penalty = penalty
-
-    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        image = batch["image"].float() / 255
-        if not self.penalty:
-            return {"cross_entropy": F.cross_entropy(network(image), batch["label"])}
-        transformer, classifier = network
-        ddf = transformer.deformation(image).ddf()
-        slopes = sum(ddf.diff(dim=d).square().mean() for d in range(2, ddf.ndim))
-        moved = warp(image, ddf, padding_mode=transformer.padding_mode)
-        return {"cross_entropy": F.cross_entropy(classifier(moved), batch["label"]), "smoothness": self.penalty * slopes}
+def digit_step(network: nn.Module, batch: Mapping[str, Tensor], penalty: float = 0.0) -> dict[str, Tensor]:
+    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope, without unit, of the displacement of a
+    transformer in front: the differences between neighbours."""
+    image = batch["image"].float() / 255
+    if not penalty:
+        return {"cross_entropy": F.cross_entropy(network(image), batch["label"])}
+    transformer, classifier = network
+    ddf = transformer.deformation(image).ddf()
+    slopes = sum(ddf.diff(dim=d).square().mean() for d in range(2, ddf.ndim))
+    moved = warp(image, ddf, padding_mode=transformer.padding_mode)
+    return {"cross_entropy": F.cross_entropy(classifier(moved), batch["label"]), "smoothness": penalty * slopes}
 
 
 def measure_digits(network: nn.Module, data: Mapping[str, Tensor], unfolded: int | None = None) -> dict[str, float]:
     """``accuracy``; where a spatial transformer comes first, how its deformations of the first ``unfolded`` digits (None for all) fold:
-    ``folded`` (share of voxels with a Jacobian determinant of at most 0) and ``folded_samples`` (number of digits with such a voxel, of so
-    many ``samples``). For this a :class:`CoarseSampling` family is computed on every voxel."""
+    ``folded`` (share of voxels with a Jacobian determinant of at most 0) and ``folded_samples`` (digits with such a voxel, of so many
+    ``samples``). For this a :class:`CoarseSampling` family is computed on every voxel."""
     images, labels = (data[key].split(500) for key in ("image", "label"))
     with torch.no_grad():
         right = [network(image.float() / 255).argmax(1) == label for image, label in zip(images, labels)]
@@ -289,16 +209,9 @@ def measure_digits(network: nn.Module, data: Mapping[str, Tensor], unfolded: int
 
 
 def fit(
-    page: Page,
-    network: nn.Module,
-    step: DigitStep,
-    data: Mapping[str, Tensor],
-    shown: Mapping[str, Tensor],
-    iterations: int,
-    seed: int,
-    rate: float,
+    page: Page, network: nn.Module, step: Callable, data: Mapping, shown: Mapping, iterations: int, seed: int, rate: float
 ) -> dict:
-    """Train a network and measure it on what is ``shown``; with its ``parameters``, and ``seconds`` of processor time an iteration."""
+    """Train a network and measure it on what is ``shown``; its ``parameters``, and ``seconds`` of processor time an iteration."""
     began = time.process_time()
     try:
         train(network, step, data, iterations, seed, BATCH, rate, page.cycle)
@@ -313,19 +226,12 @@ def fit(
 
 
 class DigitExperiment(Experiment):
-    """An experiment on digits: its options, its images, and its runs, each kept in ``--weights_dir`` under all that it depends on."""
+    """An experiment on digits: its options, its images, and its runs, each kept in ``--weights_dir`` under what it depends on."""
 
     def __init__(self, name: str, description: str | None, argv: Sequence[str] | None, **defaults: object) -> None:
         self.page = PAGES[name]
-        shared = {
-            "dataset_dir": str,
-            "weights_dir": str,
-            "rows": list(self.page.rows),
-            **defaults,
-            "digits": 50000,
-            "split": "test",
-        }
-        super().__init__(name, description, argv, **shared)
+        shared = {"dataset_dir": str, "weights_dir": str, "rows": list(self.page.rows), "digits": 50000, "split": "test"}
+        super().__init__(name, description, argv, **shared, **defaults)
         self.digits = lru_cache(None)(partial(read_digits, self.options.dataset_dir))
         self.images = lru_cache(None)(self._images)
         torch.set_num_threads(1)
@@ -333,48 +239,29 @@ class DigitExperiment(Experiment):
     def _images(self, distortion: str, split: str, draws: int) -> dict[str, Tensor]:
         digits, seed = self.digits(split), 1 if split == "train" else 2
         digits = digits.spread(self.options.digits) if split == "train" else digits.repeated(draws)
-        return distort(digits, distortion, self.page.side, seed, keep=self.options.weights_dir)
+        return distort(digits, distortion, self.page.side, seed, self.options.weights_dir)
 
-    def run(
-        self,
-        row: str,
-        seed: int,
-        rate: float,
-        split: str | None = None,
-        distortion: str | None = None,
-        iterations: int | None = None,
-        draws: int = 1,
-        penalty: float = 0.0,
-    ) -> dict:
-        """What the network of a row gives.
-
-        Args:
-            row, seed, rate: of the training.
-            split: on which it is measured; None for the one of the options.
-            distortion: of the digits, where the page has several; None turns them.
-            iterations: of the training; None for the options'.
-            draws: so many distortions of every digit that is shown.
-            penalty: of :class:`DigitStep`.
-        """
+    def run(self, row: str, seed: int, rate: float, split: str | None = None, longer: int = 1, draws: int = 1, **more) -> dict:
+        """What the network of a row gives on a ``split`` (None for that of the options), trained ``longer`` times as long as the options
+        say; each digit is shown in so many ``draws``. ``more``: the ``distortion``, if not "rotated"; the ``penalty`` of the step."""
         options, split = self.options, split or self.options.split
-        iterations = iterations or options.iterations
+        penalty, iterations = more.pop("penalty", 0.0), longer * options.iterations
         settings = {"row": row, "seed": seed, "iterations": iterations, "rate": rate, "digits": options.digits, "split": split}
-        settings |= {"experiment": self.name, "version": self.page.version, **({"draws": draws} if draws > 1 else {})}
-        settings |= {"distortion": distortion} if distortion else {}
+        settings |= {"experiment": self.name, "version": self.page.version, **more, **({"draws": draws} if draws > 1 else {})}
 
         def found() -> dict:
-            network, step = digit_network(self.name, row, seed), DigitStep(penalty)
-            data, shown = (self.images(distortion or "rotated", *what) for what in (("train", 1), (split, draws)))
-            return fit(self.page, network, step, data, shown, iterations, seed, rate)
+            network, distortion = digit_network(self.name, row, seed), more.get("distortion", "rotated")
+            data, shown = self.images(distortion, "train", 1), self.images(distortion, split, draws)
+            return fit(self.page, network, partial(digit_step, penalty=penalty), data, shown, iterations, seed, rate)
 
         got = kept(options.weights_dir, settings, found)
-        print(distortion or "", row, seed, f"{rate:g}", split, got, flush=True)
+        print(*more.values(), row, seed, f"{rate:g}", split, got, flush=True)
         return got
 
 
 def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict[str, str]:
-    """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed; undecided
-    where the interval has both signs."""
+    """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed;
+    undecided where the interval has both signs."""
     differences = [a - b for a, b in zip(first, second)]
     mean, (low, high) = statistics.fmean(differences), student_interval(differences)
     trend = "behind" if mean < 0 else "ahead" if mean > 0 else "equal"

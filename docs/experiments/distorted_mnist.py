@@ -1,14 +1,8 @@
-"""Distorted digits read by networks of equal size, with and without spatial transformers: table 2 of Detlefsen et al. (2018).
-
-``python -m docs.experiments.distorted_mnist --dataset_dir DIR --weights_dir KEEP`` trains every network on a CPU core, keeps what each run
-found in ``KEEP``, and takes up the runs that are there.
-"""
-
-from __future__ import annotations
+"""Distorted digits read by networks of equal size, with and without spatial transformers: table 2 of Detlefsen et al. (2018)."""
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from docs.experiments.digits import BATCH, PAGES, DigitExperiment, compared
 from docs.experiments.measures import with_interval
@@ -17,34 +11,23 @@ from docs.experiments.tables import markdown_table, note, section
 CHOOSING = (1000, 1001)  # seeds that choose rates on val
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How the networks of a distortion are trained and measured.
+class Plan(NamedTuple):
+    """How the networks of a distortion are trained and measured."""
 
-    Attributes:
-        rates: rising; each row gets the last that on val is better than the one before it.
-        longer: so many times as many iterations in the table as in the trainings that choose rates.
-        draws: distortions of every digit that the table's networks are shown.
-    """
-
-    rates: Sequence[float]
-    longer: int = 1
-    draws: int = 1
+    rates: Sequence[float]  # rising; each row gets the last that on val is better than the one before it
+    longer: int = 1  # so many times as many iterations in the table as in the trainings that choose rates
+    draws: int = 1  # distortions of every digit that the table's networks are shown
 
 
 PLANS = {"RTS": Plan([0.004]), "CPAB": Plan([0.002, 0.004, 0.008], longer=2, draws=4)}
+PAPER_ROWS = ("FCN", "CNN", "ST-Affine FCN", "ST-Affine CNN", "ST-CPAB FCN", "ST-CPAB CNN", "ST-Affine+CPAB CNN")
 PAPER = {
-    "FCN": {"RTS": 0.945, "CPAB": 0.918},
-    "CNN": {"RTS": 0.974, "CPAB": 0.952},
-    "ST-Affine FCN": {"RTS": 0.986, "CPAB": 0.964},
-    "ST-Affine CNN": {"RTS": 0.992, "CPAB": 0.974},
-    "ST-CPAB FCN": {"RTS": 0.980, "CPAB": 0.980},
-    "ST-CPAB CNN": {"RTS": 0.982, "CPAB": 0.989},
-    "ST-Affine+CPAB CNN": {"RTS": 0.996, "CPAB": 0.993},
+    "RTS": dict(zip(PAPER_ROWS, (0.945, 0.974, 0.986, 0.992, 0.980, 0.982, 0.996))),
+    "CPAB": dict(zip(PAPER_ROWS, (0.918, 0.952, 0.964, 0.974, 0.980, 0.989, 0.993))),
 }
 CHOSEN = (
-    "for each row of its own, out of {rates} the last that gave more right answers on `val` than the one before it, after trainings of "
-    "{iterations} iterations with the seeds {0} and {1}, which no row of the table has"
+    "for each row of its own, out of {rates} the last that gave more right answers on `val` than the one before it, "
+    "after trainings of {iterations} iterations with the seeds {0} and {1}, which no row of the table has"
 )
 
 
@@ -58,7 +41,7 @@ def _write(experiment: DigitExperiment, found: Mapping[str, Mapping[str, list[di
         for name in by:
             line[f"rate, {name}"] = f"{rates[row, name]:g}"
             line[name] = with_interval(accuracy[row][name])
-            line[f"paper, {name}"] = PAPER.get(row, {}).get(name, "")
+            line[f"paper, {name}"] = PAPER[name].get(row, "")
         if "folded" in runs[0]:
             line["folded samples"] = f"{sum(r['folded_samples'] for r in runs)} of {sum(r['samples'] for r in runs)}"
         lines.append({**line, "ms an iteration": f"{1e3 * statistics.median(r['seconds'] for r in runs):.0f}"})
@@ -103,7 +86,7 @@ def main(argv: list[str] | None = None) -> None:
     options = experiment.options
 
     def right(row: str, name: str, rate: float) -> float:
-        runs = (experiment.run(row, seed, rate, "val", name) for seed in CHOOSING)
+        runs = (experiment.run(row, seed, rate, "val", distortion=name) for seed in CHOOSING)
         return sum(run["accuracy"] for run in runs)
 
     def best_rate(row: str, name: str) -> float:
@@ -121,9 +104,8 @@ def main(argv: list[str] | None = None) -> None:
     for seed in range(options.seeds):
         for name in options.distortions:
             for row in options.rows:
-                plan, rate = PLANS[name], rates[row, name]
-                longer = {"iterations": plan.longer * options.iterations, "draws": plan.draws}
-                found[row][name].append(experiment.run(row, seed, rate, distortion=name, **longer))
+                longer, draws = PLANS[name].longer, PLANS[name].draws
+                found[row][name].append(experiment.run(row, seed, rates[row, name], None, longer, draws, distortion=name))
         _write(experiment, found, rates, seed + 1)
 
 

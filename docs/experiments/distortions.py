@@ -1,7 +1,5 @@
 """Digits turned, enlarged, moved and bent."""
 
-from __future__ import annotations
-
 import hashlib
 import math
 from collections.abc import Callable, Sequence
@@ -15,13 +13,11 @@ from bundles.mnist_genus.scripts.digits import Digits
 from monai_diffeo.families import CPAB
 from monai_diffeo.flow import Deformation, warp
 
-__all__ = ["DISTORTIONS", "distort"]
-
 VERSION = 3  # of the distortions, so that images kept from others are not taken up
 
 
 def _rigid(angle: Tensor, scale: Tensor, shift: Tensor, spatial_size: Sequence[int]) -> Deformation:
-    """Pull-back maps that show an image turned by ``angle`` (B,), enlarged by ``scale`` (B,) and moved by ``shift`` (B, 2) voxels."""
+    """Maps that show an image turned by ``angle`` (B,), enlarged by ``scale`` (B,) and moved by ``shift`` (B, 2) voxels."""
     cos, sin = angle.cos() / scale, angle.sin() / scale
     linear = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
     matrix = torch.cat([linear, -(linear @ shift[..., None])], 2)
@@ -54,26 +50,12 @@ def _cpab(count: int, spatial_size: Sequence[int], draw: torch.Generator) -> Def
     return flow.after(_rigid(torch.zeros(count), torch.ones(count), _shifts(count, 4.0, draw), spatial_size))
 
 
-DISTORTIONS: dict[str, Callable[[int, Sequence[int], torch.Generator], Deformation]] = {
-    "rotated": _rotated,
-    "RTS": _rts,
-    "CPAB": _cpab,
-}
+DISTORTIONS: dict[str, Callable[..., Deformation]] = {"rotated": _rotated, "RTS": _rts, "CPAB": _cpab}
 
 
 def distort(digits: Digits, distortion: str, side: int, seed: int = 0, keep: str | Path | None = None) -> dict[str, Tensor]:
-    """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once.
-
-    Args:
-        digits: undistorted.
-        distortion: one of :data:`DISTORTIONS`.
-        side: of the square.
-        seed: of the distortions.
-        keep: folder in which the images are kept, and looked for; None keeps nothing.
-
-    Returns:
-        ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit.
-    """
+    """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once; ``keep`` is a folder in which the images
+    are kept, and looked for. ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit."""
     chosen = hashlib.sha256(" ".join(digits.ids).encode()).hexdigest()[:8]
     path = keep and Path(keep) / f"digits_{distortion}_{VERSION}_{side}_{chosen}_{len(digits.ids)}_{seed}.pt"
     if path and path.is_file():

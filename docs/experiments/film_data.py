@@ -12,14 +12,13 @@ from monai.networks.nets import UNet
 from monai.transforms import AsDiscreted, Compose, EnsureTyped, Resized, ScaleIntensityd, ScaleIntensityRangePercentilesd
 from torch import Tensor
 
-from monai_diffeo.augmentation.deformations import random_elastic, random_homography, random_svf, tps_protocol
+from monai_diffeo.augmentation import random_elastic, random_homography, random_svf, tps_protocol
 from monai_diffeo.flow import affine_deformation, exp, warp
 from monai_diffeo.networks import load_weights, rot90_generator
 from monai_diffeo.radiograph.manifest import read_manifest, spread_rows
 from monai_diffeo.transforms import LoadImageFilmd
 
-__all__ = ["DEFORMATIONS", "Films", "deform", "load_films", "lung_unet", "prepare_films", "segmentation_network"]
-
+SIZE = (128, 128)
 Deformer = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
@@ -37,29 +36,22 @@ class Films:
         return Films(self.images[rows], self.labels[rows], tuple(self.ids[i] for i in rows))
 
 
-def prepare_films(keys: Sequence[str], size: Sequence[int] = (128, 128), before_resizing: Sequence[Callable] = ()) -> Compose:
+def prepare_films(keys: Sequence[str], before_resizing: Sequence[Callable] = ()) -> Compose:
     """From paths under ``image`` and ``label`` to tensors, as the bundles prepare them."""
-    return Compose(
-        [
-            LoadImageFilmd(keys),
-            ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True),
-            ScaleIntensityd("label"),
-            *before_resizing,
-            Resized(keys, tuple(size), mode="bilinear", anti_aliasing=True),
-            AsDiscreted("label", threshold=0.5),
-            EnsureTyped(keys, track_meta=False),
-        ]
+    read = (
+        LoadImageFilmd(keys),
+        ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True),
+        ScaleIntensityd("label"),
     )
+    cut = Resized(keys, SIZE, mode="bilinear", anti_aliasing=True), AsDiscreted("label", threshold=0.5)
+    return Compose([*read, *before_resizing, *cut, EnsureTyped(keys, track_meta=False)])
 
 
-def load_films(
-    dataset_dir: str | Path, source: str, split: str, size: Sequence[int] = (128, 128), limit: int | None = None
-) -> Films:
+def load_films(dataset_dir: str | Path, source: str, split: str, limit: int | None = None) -> Films:
     """Films of a manifest, prepared as the bundle prepares them; ``limit`` of them, evenly spaced over the list."""
-    keys = ["image", "label"]
-    prepare = prepare_films(keys, size)
+    prepare = prepare_films(["image", "label"])
     items = [prepare(item) for item in read_manifest(dataset_dir, split, [source], limit=limit)]
-    images, labels = (torch.stack([item[key] for item in items]) for key in keys)
+    images, labels = (torch.stack([item[key] for item in items]) for key in ("image", "label"))
     names = (item.get("id", Path(str(item.get("image_path", i))).stem) for i, item in enumerate(items))
     return Films(images, labels, tuple(names))
 
@@ -79,8 +71,7 @@ def _tps(**settings: float) -> Deformer:
 
 
 def _turned(quarters: int) -> Deformer:
-    generator = -rot90_generator(torch.tensor([quarters]))
-    return lambda size, _: affine_deformation(generator, size).ddf()
+    return lambda size, _: affine_deformation(-rot90_generator(torch.tensor([quarters])), size).ddf()
 
 
 DEFORMATIONS: dict[str, Deformer | None] = {
@@ -100,22 +91,17 @@ DEFORMATIONS: dict[str, Deformer | None] = {
 
 
 def deform(films: Films, name: str, seed: int = 0) -> tuple[Films, Tensor]:
-    """Deform every film as the protocol asks: bilinear, zeros outside, mask > 0.5.
+    """Films deformed as the protocol asks (bilinear, zeros outside, mask > 0.5), and their displacements ``(N, 2, H, W)``, voxels.
 
     The random numbers of a film depend on its id, the protocol's name and ``seed`` alone, so that a film is deformed in the
     same way in every table, whatever films are beside it.
-
-    Returns:
-        The deformed films and their displacements ``(N, 2, H, W)``, voxels.
     """
-    size = tuple(films.images.shape[2:])
-    deformer = DEFORMATIONS[name]
+    size, deformer = tuple(films.images.shape[2:]), DEFORMATIONS[name]
     if deformer is None:
         return films, torch.zeros(len(films.ids), 2, *size)
     ddf = torch.cat([deformer(size, _generator(f"{seed}/{name.split()[0].split('/')[0]}/{film}")) for film in films.ids])
-    images = warp(films.images, ddf, padding_mode="zeros")
-    labels = (warp(films.labels, ddf, padding_mode="zeros") > 0.5).float()
-    return Films(images, labels, films.ids), ddf
+    images, labels = (warp(values, ddf, padding_mode="zeros") for values in (films.images, films.labels))
+    return Films(images, (labels > 0.5).float(), films.ids), ddf
 
 
 def _generator(text: str) -> torch.Generator:

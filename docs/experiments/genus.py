@@ -1,10 +1,7 @@
 """The genus tables: how many holes a deformed digit has, by classifiers as they are and wrapped."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,7 +10,7 @@ from torch import Tensor, nn
 
 from bundles.mnist_genus.scripts.digits import GENUS, Digits, read_digits
 from docs.experiments.film_data import Films, deform
-from docs.experiments.measures import with_bootstrap
+from docs.experiments.measures import Answer, with_bootstrap
 from docs.experiments.tables import Experiment, judged, note, section
 from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
 from monai_diffeo.inferers import DiffeoInferer
@@ -29,19 +26,11 @@ ROWS = (BASELINE, AUGMENTED, *MODES, f"{AUGMENTED} + DiffeoNN")
 TITLES = {"digit": "Genus of the digit", "euler": "Genus by the Euler number of the image"}
 
 
-@dataclass(frozen=True)
-class Choice:
-    """What a method chose for N digits: ``answers`` (N,), ``folding_fraction`` and ``moved`` (N,), ``seconds`` a digit."""
+Choices = Mapping[str, Answer]  # what methods chose for digits: the genus (N,) in place of masks
 
-    answers: Tensor
-    folding_fraction: Tensor
-    moved: Tensor
-    seconds: float
 
-    def right(self, labels: Tensor, count: int | None = None) -> Tensor:
-        """Which of the first ``count`` answers are right, 0 or 1."""
-        count = len(self.answers) if count is None else count
-        return (self.answers[:count] == labels[:count]).double()
+def _right(choice: Answer, labels: Tensor, count: int) -> Tensor:
+    return (choice.masks[:count] == labels[:count]).double()
 
 
 def classifier(weights: str | Path) -> nn.Module:
@@ -51,7 +40,7 @@ def classifier(weights: str | Path) -> nn.Module:
 
 def ask(
     networks: Mapping[Hashable, nn.Module], images: Tensor, canonicalizer: Canonicalizer | None = None, batch_size: int = 100
-) -> dict[Hashable, Choice]:
+) -> dict[Hashable, Answer]:
     """What each network chooses for each image ``(N, C, *S)``, as it is or inside a ``DiffeoInferer``.
 
     Images are canonicalised once for all networks; each one's ``seconds``, of the processor, count that in full.
@@ -72,38 +61,31 @@ def ask(
                     folding, moved = result.folding_fraction, result.moved.float()
             found[name].append((scores.argmax(1), folding, moved))
             seconds[name] += time.process_time() - began + moving
-    return {name: Choice(*map(torch.cat, zip(*parts)), seconds[name] / len(images)) for name, parts in found.items()}
+    return {name: Answer(*map(torch.cat, zip(*parts)), seconds[name] / len(images)) for name, parts in found.items()}
 
 
-def genus_table(
-    labels: Tensor, chosen: Mapping[str, Choice], undeformed: Mapping[str, Choice] | None = None
-) -> list[dict[str, object]]:
-    """A row a method: accuracy, paired differences to the baselines, invariance error, folding, share moved, seconds.
-
-    Args:
-        labels: genus of all N digits.
-        chosen: what each method chose for the first digits, by the name of its row.
-        undeformed: the same for the undeformed digits; None leaves the error out.
-    """
+def genus_table(labels: Tensor, chosen: Choices, undeformed: Choices | None = None) -> list[dict[str, object]]:
+    """A row a method: accuracy, paired differences to the baselines, invariance error, folding, share moved, seconds. ``chosen`` is for
+    the first digits; ``undeformed`` is the same for undeformed ones, and None leaves the error out."""
     rows = []
     for name, choice in chosen.items():
-        right = choice.right(labels)
+        right = _right(choice, labels, len(choice.masks))
         row: dict[str, object] = {"method": name, "digits": len(right), "accuracy": with_bootstrap(right, ".4f", ".4f")}
         for other in (BASELINE, AUGMENTED, SINGLE):
             compared = other in chosen and other != name
-            difference = right - chosen[other].right(labels, len(right)) if compared else right
+            difference = right - _right(chosen[other], labels, len(right)) if compared else right
             row[f"- {other.removeprefix('DiffeoNN ')}"] = with_bootstrap(difference, "+.4f", "+.4f") if compared else ""
-        row["error"] = "" if undeformed is None else f"{(choice.answers != undeformed[name].answers).float().mean():.4f}"
+        row["error"] = "" if undeformed is None else f"{(choice.masks != undeformed[name].masks).float().mean():.4f}"
         row |= {"folded": f"{choice.folding_fraction.mean():.4f}", "moved": f"{choice.moved.mean():.1%}"}
         rows.append(row | {"s/digit": f"{choice.seconds:.4f}"})
     return rows
 
 
-def asked(labels: Tensor, by_protocol: Mapping[str, Mapping[str, Choice]]) -> list[dict[str, str]]:
+def asked(labels: Tensor, by_protocol: Mapping[str, Choices]) -> list[dict[str, str]]:
     """The figures that were asked for beside those that were measured."""
 
     def line(what: str, goal: str, protocol: str, row: str, other: str, count: int, low: float, high: float) -> None:
-        ours, theirs = (by_protocol[protocol][name].right(labels, count).mean().item() for name in (row, other))
+        ours, theirs = (_right(by_protocol[protocol][name], labels, count).mean().item() for name in (row, other))
         rows.append(judged(what, goal, f"{ours:.4f} against {theirs:.4f}", theirs - low <= ours <= theirs + high))
 
     rows: list[dict[str, str]] = []
@@ -113,7 +95,7 @@ def asked(labels: Tensor, by_protocol: Mapping[str, Mapping[str, Choice]]) -> li
             line(what, goal, protocol, SINGLE, baseline, len(labels), margin, 1.0)
     for protocol, chosen in by_protocol.items():
         if {SINGLE, "DiffeoNN refine"} <= set(chosen):
-            count = len(chosen["DiffeoNN refine"].answers)
+            count = len(chosen["DiffeoNN refine"].masks)
             what = f"refine, {protocol}, the first {count} digits"
             line(what, "single pass, within 0.01", protocol, "DiffeoNN refine", SINGLE, count, 0.01, 0.01)
     return rows
@@ -121,12 +103,12 @@ def asked(labels: Tensor, by_protocol: Mapping[str, Mapping[str, Choice]]) -> li
 
 def measure(
     bundle: str | Path, digits: Digits, protocols: Sequence[str], counts: Mapping[str, int], seed: int = 0
-) -> dict[str, dict[str, dict[str, Choice]]]:
+) -> dict[str, dict[str, dict[str, Answer]]]:
     """What every row chose, by genus, protocol and row; ``counts`` says on how many of the first digits a mode runs."""
     models = Path(bundle) / "models"
     networks = {(genus, name): classifier(models / file) for genus, files in WEIGHTS.items() for name, file in files.items()}
     baseline = {key: network for key, network in networks.items() if key[1] == BASELINE}
-    chosen: dict[str, dict[str, dict[str, Choice]]] = {genus: {} for genus in WEIGHTS}
+    chosen: dict[str, dict[str, dict[str, Answer]]] = {genus: {} for genus in WEIGHTS}
     for protocol in protocols:
         images = deform(Films(digits.images, digits.images, digits.ids), protocol, seed)[0].images
         found = ask(networks, images)

@@ -1,10 +1,4 @@
-"""How far the learning rate may be off: affine maps and thin-plate splines against diffeomorphic affine maps and CPAB.
-
-``python -m docs.experiments.learning_rates --dataset_dir DIR --weights_dir KEEP`` trains every network on a CPU core, keeps what each run
-found in ``KEEP``, and takes up the runs that are there.
-"""
-
-from __future__ import annotations
+"""How far the learning rate may be off: affine maps and thin-plate splines against diffeomorphic affine maps and CPAB."""
 
 import statistics
 from collections.abc import Sequence

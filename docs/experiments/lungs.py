@@ -1,7 +1,5 @@
 """The lung tables: every row on every set, with intervals and paired differences."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 

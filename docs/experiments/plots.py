@@ -1,14 +1,10 @@
 """The figures of the result pages."""
 
-from __future__ import annotations
-
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from torch import Tensor
-
-__all__ = ["line_plot", "paired_histogram", "scatter_plot"]
 
 COLOURS = {
     "baseline": "#d1495b",
@@ -18,9 +14,10 @@ COLOURS = {
     "DiffeoNN single pass": "#1d6fb8",
     "augmented baseline + DiffeoNN": "#5b3f9e",
 }
+Lines = Mapping[str, Mapping[float, tuple[float, float, float]]]  # by name and x: a value, and the ends of its interval
 
 
-def _plot(path: str | Path, panels: Mapping, draw: Callable, y_label: str, legend_inside: bool = True, **labels: str) -> None:
+def _plot(path: Path, panels: Mapping, draw: Callable, y_label: str, legend_inside: bool = True, **labels: str) -> None:
     """Write a figure with a panel a name: ``draw(axes, content)`` draws each, ``labels`` are set on all."""
     from matplotlib.figure import Figure  # without pyplot: no window, no global state
 
@@ -36,20 +33,14 @@ def _plot(path: str | Path, panels: Mapping, draw: Callable, y_label: str, legen
     if not legend_inside:
         figure.legend(loc="outside right center", frameon=False, fontsize=8)
     axes[0].set_ylabel(y_label)
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110)
 
 
-def line_plot(
-    path: str | Path,
-    panels: Mapping[str, Mapping[str, Mapping[float, tuple[float, float, float]]]],
-    x_label: str,
-    y_label: str = "mean Dice",
-    log_x: bool = False,
-) -> None:
-    """A panel a set; a line a method: ``panels[set][method][x] = (value, low, high)``, the interval as a band."""
+def line_plot(path: Path, panels: Mapping[str, Lines], x_label: str, y_label: str = "mean Dice", log_x: bool = False) -> None:
+    """A panel a set; a line a method, its interval as a band."""
 
-    def draw(ax, lines: Mapping) -> None:
+    def draw(ax, lines: Lines) -> None:
         for name, points in lines.items():
             xs = sorted(points)
             value, low, high = zip(*(points[x] for x in xs))
@@ -64,27 +55,21 @@ def line_plot(
     _plot(path, panels, draw, y_label, xlabel=x_label)
 
 
-def scatter_plot(
-    path: str | Path,
-    groups: Mapping[str, Mapping[str, tuple[float, float]]],
-    x_label: str,
-    y_label: str,
-    named: Mapping[str, tuple[int, int]],
-) -> None:
-    """Points over a logarithmic first axis, a colour a group; those ``named`` carry their name, so many points right of and above them."""
-    arrow = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6}
+def scatter_plot(path: Path, groups: Mapping[str, Mapping], x_label: str, y_label: str, named: Sequence[str]) -> None:
+    """Points by group and name, over a logarithmic first axis; those ``named`` carry their name."""
 
     def draw(ax, content: Mapping) -> None:
+        arrow = {"arrowstyle": "-", "color": "#888888", "linewidth": 0.6}
         for i, (group, points) in enumerate(content.items()):
             ax.plot(*zip(*points.values()), "o", color=f"C{i % 10}", marker="os^"[i // 10], alpha=0.8, label=group)
-            for name in named.keys() & points.keys():
-                ax.annotate(name, points[name], named[name], textcoords="offset points", fontsize=9, arrowprops=arrow)
+            for name in set(named) & set(points):
+                ax.annotate(name, points[name], (12, 12), textcoords="offset points", fontsize=9, arrowprops=arrow)
         ax.margins(x=0.1, y=0.1)
 
     _plot(path, {"": groups}, draw, y_label, False, xlabel=x_label, xscale="log")
 
 
-def paired_histogram(path: str | Path, panels: Mapping[str, Mapping[str, Tensor]], x_label: str) -> None:
+def paired_histogram(path: Path, panels: Mapping[str, Mapping[str, Tensor]], x_label: str) -> None:
     """A panel a mode; a histogram a named sample of positive numbers, over a logarithmic axis."""
 
     def draw(ax, samples: Mapping[str, Tensor]) -> None:

@@ -1,7 +1,5 @@
 """Nested shapes: segmentation of deformed shapes, and how invariant the energy of the canonical shape is."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import torch
@@ -23,17 +21,8 @@ SIZE = 64
 def nested_shapes(
     count: int, size: int = 64, generator: torch.Generator | None = None, spread: float = 0.04
 ) -> tuple[Tensor, Tensor]:
-    """Images of a bright ellipse with a dark, rounded box and a bright disc inside it, in almost one pose, and where the box is.
-
-    Args:
-        count: number of images N.
-        size: rows and columns.
-        generator: source of all random numbers.
-        spread: standard deviation of every centre and radius, as share of the frame; small: the set is narrow.
-
-    Returns:
-        Images ``(N, 1, size, size)`` in [0, 1] and masks of the box, 0 or 1, of the same shape.
-    """
+    """``count`` images ``(N, 1, size, size)`` in [0, 1] of a bright ellipse with a dark, rounded box and a bright disc inside it, in almost
+    one pose, and masks of the box. ``spread``: of every centre and radius, as share of the frame; small: the set is narrow."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     d = (torch.randn(count, 9, 1, 1, generator=generator) * 2 * spread).unbind(1)
 
@@ -49,7 +38,7 @@ def nested_shapes(
 
 
 def invariance(canonicalizer: Canonicalizer, images: Tensor, count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """``|E(g x) - E(x)|`` and, in canonical pose, ``|E(can(g x)) - E(can(x))|`` for ``count`` deformations ``g`` of each image ``x``."""
+    """``|E(g x) - E(x)|``, and ``|E(can(g x)) - E(can(x))|`` in canonical pose, of ``count`` deformations ``g`` of each image."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         still, energy, before, after = canonicalizer(images), canonicalizer.energy(images), [], []
@@ -67,7 +56,7 @@ def main(argv: list[str] | None = None) -> None:
     options = experiment.options
     torch.manual_seed(options.seed)
     draw = torch.Generator().manual_seed(options.seed)
-    train = nested_shapes(400, SIZE, draw)
+    train = dict(zip(("image", "label"), nested_shapes(400, SIZE, draw)))
     test = Films(*nested_shapes(options.shapes, SIZE, draw), tuple(f"shape{i}" for i in range(options.shapes)))
     keep = options.weights_dir and f"{options.weights_dir}/shapes_{options.iterations}_seed{options.seed}"
     iterations = options.iterations, max(options.iterations // 5, 1)
@@ -75,7 +64,7 @@ def main(argv: list[str] | None = None) -> None:
     def build() -> UNet:
         return UNet(2, 1, 1, (16, 32, 64, 128), (2, 2, 2), num_res_units=1)
 
-    rows, modes = fit_methods(*train, build, *iterations, options.seed, keep, faithful=True, batch_size=400)
+    rows, modes = fit_methods(train, build, iterations, options.seed, keep, faithful=True, batch_size=400)
     quick = {name: row for name, row in rows.items() if name != "DiffeoNN faithful"}
     text, invariant = note("shapes", options=options, count=len(test.ids[:20]))
     parts = [text]

@@ -1,7 +1,5 @@
 """The template transformers that the tables compare: how each is built and trained, and its weights kept in a folder."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -13,49 +11,41 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from docs.experiments.film_data import lung_unet
 from docs.experiments.training import trained
-from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplatePrior, TemplateTransformer
+from monai_diffeo.networks import ShapePrior, TemplatePrior, TemplateTransformer, load_weights
 from monai_diffeo.training import SegmentationStep, TemplateStep
 
 Settings = Mapping[str, Any]
+Data = Mapping[str, Tensor]
+Parts = Sequence[tuple[int, Settings]]
 EVERYTHING = ("mean", "covariance", "beta")  # of a prior
 VERSION = 1  # of what a training is, so that weights kept from another are not taken up
 SHORT = 8  # epochs of every row that only the comparison trains; the bundles' networks train longer
 # velocities from coarse to fine, composed: the method that the rows of a comparison share
 _SIZES: Settings = {"control_size": (4, 8, 16, 24), "limit": (0.4, 0.2, 0.1, 0.07)}
 SMOOTH: Settings = {"pieces": 4, **_SIZES, "flow_size": 64, "steps": 5, "unshuffle": 2}
-# the bundle's settings, see its inference.json
-_SIZES = {"control_size": (6, 6, 24, 24), "limit": (0.3, 0.3, 0.08, 0.08)}
-BUNDLE: Settings = {**SMOOTH, **_SIZES, "gain": 0.3, "flow_size": 48, "steps": 4}
 # four velocities at every voxel, limited at 256 voxels as in the paper, summed by the series to order 2, no guard
-PUBLISHED: Settings = {
-    "pieces": 4,
-    "control_size": None,
-    "flow_size": None,
-    "limit": 4.0,
-    "steps": 7,
-    "order": 2,
-    "guard": False,
-}
+_SIZES = {"control_size": None, "limit": 4.0}
+PUBLISHED: Settings = {"pieces": 4, **_SIZES, "flow_size": None, "steps": 7, "order": 2, "guard": False}
 # parts of the training of the U-Net that is trained long: epochs, and how films are varied
-VARIED: Sequence[tuple[int, Settings]] = (
+VARIED: Parts = (
     (205, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}),
     (75, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.5, "opacities": 0.75}),
 )
 
 
-def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
-    """The bundle's backbone: a U-Net that segments at half the resolution, two smaller ones that register at a quarter, in two passes, each
-    of which finds half of the ``pieces``."""
-    settings = {"num_res_units": 1, "act": "RELU", "norm": ("GROUP", {"num_groups": 4})}
-    segmentation = UNet(2, 4, 8, (12, 24, 48, 96, 192), (1, 2, 2, 2), **settings)
-    registration = [UNet(2, 16, 2 * (pieces // 2), (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]
-    segmentation = nn.Sequential(segmentation, nn.PixelShuffle(2))
-    return SegmentThenRegister(segmentation, registration, in_channels=4, unshuffle=2, uncertainty_bias=12.0)
+def bundle_template(bundle: str | Path, weights: bool = True, **changes: Any) -> TemplateTransformer:
+    """The bundle's template transformer, in eval mode, as its ``inference.json`` says, with ``changes`` of its settings."""
+    parser = ConfigParser(ConfigParser.load_config_file(str(Path(bundle) / "configs" / "inference.json")))
+    parser["network_def"].update(changes)
+    parser["first_pass"]["out_channels"] = 2 * (parser["network_def"]["pieces"] // 2)  # each pass finds half of the velocities
+    network = parser.get_parsed_content("network_def").eval()
+    return load_weights(network, Path(bundle) / "models" / "model.pt") if weights else network
 
 
 def guessed_lungs(kind: str = "diagonal", trained: tuple[str, ...] = (), beta: float = 1.0) -> ShapePrior:
@@ -122,55 +112,38 @@ def at_size(data: Mapping[str, Tensor], size: int | None) -> dict[str, Tensor]:
 
 def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: object) -> Path:
     """Beginning of the path of a row's files: what it is, and a digest of all else that the weights depend on."""
-    text = json.dumps({"version": VERSION, **settings}, sort_keys=True).replace(
-        '"compress"', '"tame"'
-    )  # its name in older files
+    text = json.dumps({"version": VERSION, **settings}, sort_keys=True)
+    text = text.replace('"compress"', '"tame"')  # its name in older files
     digest = hashlib.sha256(text.encode()).hexdigest()[:8]
     return Path(cache) / "".join(c if c.isalnum() else "_" for c in f"{name}_{epochs}_{seed}_{digest}")
 
 
-def trained_direct(
-    name: str,
-    data: Mapping[str, Tensor],
-    cache: str | Path,
-    seed: int = 0,
-    parts: Sequence[tuple[int, Settings]] = ((SHORT, {}),),
-) -> UNet:
-    """The direct U-Net of the lung bundle, trained on all shapes in one mask, 8 films at a time; kept in ``cache``.
-
-    Args:
-        name, data, cache, seed: as :func:`trained_template`.
-        parts: of the training, each from the weights of the one before: epochs, and settings of the :class:`SegmentationStep`.
-    """
+def trained_direct(name: str, data: Data, cache: str | Path, seed: int = 0, parts: Parts = ((SHORT, {}),)) -> UNet:
+    """The direct U-Net of the lung bundle, trained on all shapes in one mask, 8 films at a time; else as :func:`trained_template`. Each of
+    ``parts``, epochs and settings of the :class:`SegmentationStep`, begins with the weights of the one before."""
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
     build: Callable[[], nn.Module] = lung_unet
     for number, (epochs, varied) in enumerate(parts):
         before = {"before": [[n, dict(some)] for n, some in parts[:number]]} if number else {}
         stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=8, varied=dict(varied), **before)
         step, iterations = SegmentationStep(seed=seed, **varied), epochs * (len(data["image"]) // 8)
-        network = trained(stem.with_suffix(".pt"), build, step, both, iterations, seed, 8)
+        network = trained(stem.with_suffix(".pt"), build, step, both, iterations, seed, batch_size=8)
         build = partial(copy.deepcopy, network)
     return network
 
 
 def trained_template(
-    name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0
+    name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int = 0
 ) -> tuple[TemplateTransformer, float]:
-    """A trained network in eval mode and the CPU seconds that its training took; weights of an earlier run are taken from ``cache``.
-
-    Args:
-        name: of the row; names the files.
-        recipe: how to build and train it.
-        data: ``image`` (N, C, *S) and ``label`` (N, K, *S), one channel a shape.
-        cache: folder of weights.
-        seed: of all random numbers.
-    """
+    """A network trained by a recipe on ``image`` (N, C, *S) and ``label`` (N, K, *S), one channel a shape, and the CPU seconds that it took;
+    files in ``cache`` carry the row's name, and those of an earlier run are taken up."""
     settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
     stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=settings)
     data, began, log = at_size(data, recipe.size), time.process_time(), stem.with_suffix(".json")
     iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)
     build, step = partial(recipe.build, data["label"]), TemplateStep(seed=seed, **recipe.step)
-    network = trained(stem.with_suffix(".pt"), build, step, data, iterations, seed, recipe.batch_size, recipe.rate)
+    shared = {"batch_size": recipe.batch_size, "rate": recipe.rate}
+    network = trained(stem.with_suffix(".pt"), build, step, data, iterations, seed, **shared)
     if not log.is_file():
         log.write_text(json.dumps({"name": name, "cpu_seconds": time.process_time() - began, "iterations": iterations}))
     seconds = json.loads(log.read_text())["cpu_seconds"]

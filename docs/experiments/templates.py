@@ -1,14 +1,12 @@
 """Template transformers on real lungs: tables 2, 3 and 4 of the paper, training included."""
 
-from __future__ import annotations
-
 import argparse
 import copy
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -21,19 +19,10 @@ from docs.experiments.film_data import Films, deform, load_films, prepare_films,
 from docs.experiments.lungs import SOURCES
 from docs.experiments.measures import dice_of, with_bootstrap, with_interval
 from docs.experiments.tables import Experiment, judged, markdown_table, note, section
-from docs.experiments.template_recipes import (
-    ABLATION,
-    BUNDLE,
-    COMPARED,
-    SHORT,
-    VARIED,
-    at_size,
-    bundle_backbone,
-    trained_direct,
-    trained_template,
-)
+from docs.experiments.template_recipes import ABLATION, COMPARED, SHORT, VARIED, at_size, bundle_template
+from docs.experiments.template_recipes import trained_direct, trained_template
 from monai_diffeo.metrics import betti_numbers, connected_components
-from monai_diffeo.networks import ShapePrior, TemplateTransformer, load_weights
+from monai_diffeo.networks import TemplateTransformer
 from monai_diffeo.networks.template.backbone import add_uncertainty_bias
 from monai_diffeo.radiograph.manifest import read_manifest
 from monai_diffeo.transforms import SeparateLungsd
@@ -47,16 +36,14 @@ UNCERTAINTY_BIAS = 4.0  # of the U-Net: of 4, 8 and 12 the one that kept Dice wi
 Measured = Mapping[tuple[str, str], Mapping[str, Mapping[str, Tensor]]]  # by (source, protocol), row and measure
 
 
-@dataclass
-class Found:
-    """Answers of a method: masks ``(N, 1, *S)``; of a template also the folded share, whether any cell is not proved fold-free, and
-    whether the guard acted, each ``(N,)``, else None; and the agreement with the direct answer where there is one."""
+class Found(NamedTuple):
+    """Answers of a method; what only a template has is None for others."""
 
-    masks: Tensor
-    folding_fraction: Tensor | None = None
-    broken: Tensor | None = None
-    acted: Tensor | None = None
-    agreement: Tensor | None = None
+    masks: Tensor  # (N, 1, *S)
+    folding_fraction: Tensor | None = None  # (N,), as those below
+    broken: Tensor | None = None  # is any cell not proved fold-free?
+    acted: Tensor | None = None  # did the guard act?
+    agreement: Tensor | None = None  # with the direct answer
 
 
 Masker = Callable[[Tensor], Found]
@@ -100,12 +87,6 @@ def template_masks(network: TemplateTransformer, guard: bool | None = None, size
     return run
 
 
-def bundle_template(weights: str | Path) -> TemplateTransformer:
-    """The bundle's template transformer with weights, in eval mode."""
-    prior = ShapePrior([[-0.1, -0.4], [-0.1, 0.4]], [[0.65, 0.3], [0.65, 0.3]], 4.0, "full")
-    return load_weights(TemplateTransformer(bundle_backbone(), prior, **BUNDLE), weights)
-
-
 def measure_found(found: Found, labels: Tensor, shapes: int = 2) -> dict[str, Tensor]:
     """All measures by image, each ``(N,)``: dice, hausdorff, components, exact (are they ``shapes``?), holes (tunnels), in space cavities,
     and folding_fraction, broken, acted, agreement of templates."""
@@ -117,8 +98,7 @@ def measure_found(found: Found, labels: Tensor, shapes: int = 2) -> dict[str, Te
     row = {"dice": dice_of(masks, labels), "hausdorff": torch.nan_to_num(distance, nan=farthest, posinf=farthest).float()}
     row |= {"components": numbers[:, 0].float(), "exact": ((numbers[:, 0] == shapes) & (loose == shapes)).float()}
     row |= {"holes": numbers[:, 1].float(), **({"cavities": numbers[:, 2].float()} if masks.ndim == 5 else {})}
-    answers = {name: getattr(found, name) for name in ("folding_fraction", "broken", "acted", "agreement")}
-    return row | {name: value.float() for name, value in answers.items() if value is not None}
+    return row | {name: value.float() for name, value in found._asdict().items() if value is not None and name != "masks"}
 
 
 def run_method(method: Masker, films: Films, batch_size: int = 16, shapes: int = 2) -> dict[str, Tensor]:
@@ -171,21 +151,16 @@ def timing(networks: Mapping[str, Callable[[Tensor], object]], images: Tensor, r
     return {name: float(np.median(values[3:])) for name, values in seconds.items()}
 
 
-def time_table(direct: nn.Module, template: TemplateTransformer, images: Tensor) -> tuple[list[dict[str, str]], float]:
+def time_table(direct: nn.Module, bundle: str | Path, images: Tensor) -> tuple[list[dict[str, str]], float]:
     """Table 4: milliseconds of a film for one film and for eight at once; and the ratio of the bundle's network to the U-Net, one film."""
     torch.manual_seed(0)
-    size = images.shape[-1]
-
-    def variant(**settings: object) -> nn.Module:
-        settings = {**BUNDLE, **settings}
-        return TemplateTransformer(bundle_backbone(settings["pieces"]), template.prior, **settings).eval()
-
+    size, template = images.shape[-1], bundle_template(bundle)
     unguarded = copy.copy(template)
     unguarded.guard = False
     networks: dict[str, Callable[[Tensor], object]] = {
         "U-Net": direct,
-        "template, non-diffeomorphic field": variant(diffeomorphic=False),
-        "template, two fields": variant(pieces=2, control_size=16, limit=0.2),
+        "template, non-diffeomorphic field": bundle_template(bundle, False, diffeomorphic=False),
+        "template, two fields": bundle_template(bundle, False, pieces=2, control_size=16, limit=0.2),
         "template, four fields, guard off": unguarded,
         "template, four fields (the bundle)": template,
     }
@@ -199,11 +174,9 @@ def time_table(direct: nn.Module, template: TemplateTransformer, images: Tensor)
 
 def lung_labels(dataset_dir: str | Path, source: str, split: str) -> dict[str, Tensor]:
     """Films and labels with one channel a lung, for training."""
-    keys = ["image", "label"]
-    items = list(
-        Dataset(read_manifest(dataset_dir, split, [source]), prepare_films(keys, before_resizing=[SeparateLungsd("label")]))
-    )
-    return {key: torch.stack([item[key] for item in items]) for key in keys}
+    prepare = prepare_films(["image", "label"], before_resizing=[SeparateLungsd("label")])
+    items = list(Dataset(read_manifest(dataset_dir, split, [source]), prepare))
+    return {key: torch.stack([item[key] for item in items]) for key in ("image", "label")}
 
 
 def figures(measured: Measured, ratio: float) -> list[dict[str, str]]:
@@ -213,9 +186,8 @@ def figures(measured: Measured, ratio: float) -> list[dict[str, str]]:
     folds, broken, exact = (torch.cat([row[k] for row in ours.values()]) for k in ("folding_fraction", "broken", "exact"))
 
     def distance(baseline: str) -> dict[str, str]:
-        distances = {
-            key: [rows[name]["hausdorff"].mean().item() for name in (baseline, OURS)] for key, rows in measured.items()
-        }
+        both = (baseline, OURS)
+        distances = {key: [rows[name]["hausdorff"].mean().item() for name in both] for key, rows in measured.items()}
         worse = [f"{s} {p} ({theirs:.1f} to {mine:.1f})" for (s, p), (theirs, mine) in distances.items() if mine >= theirs]
         found = f"below on {len(ours) - len(worse)} of {len(ours)} sets" + ("; above on " + ", ".join(worse) if worse else "")
         return judged(f"Hausdorff distance against: {baseline}", "below on every set", found, not worse)
@@ -259,19 +231,15 @@ def ablation_rows(data: Mapping[str, Tensor], films: Films, cache: str | Path, s
             betas.append(network.prior.beta.tolist())
             seconds.append(spent)
         free, kept = ({key: [run[key] for run in some] for key in some[0]} for some in runs.values())
-        mean = {which: {k: statistics.fmean(v) for k, v in found.items()} for which, found in (("free", free), ("kept", kept))}
+        with_guard, without = ({key: statistics.fmean(values) for key, values in some.items()} for some in (kept, free))
         row = {"trained": name, "Dice": with_interval(kept["dice"]), "Hausdorff": with_interval(kept["hausdorff"], ".2f")}
-        row |= {"components": f"{mean['kept']['components']:.2f}", "exactly 2": f"{mean['kept']['exact']:.1%}"}
-        row |= {"guard": f"{mean['kept']['acted']:.0%}" if "acted" in kept else ""}
-        row |= {
-            "folds": f"{100 * mean['kept']['folding_fraction']:.3f} %",
-            "without guard: Dice": f"{mean['free']['dice']:.4f}",
-        }
-        row |= {"exactly 2 ": f"{mean['free']['exact']:.1%}", "folds ": f"{100 * mean['free']['folding_fraction']:.3f} %"}
-        row |= {
-            "beta": ", ".join(f"{statistics.fmean(b):.1f}" for b in zip(*betas)),
-            "CPU s": f"{statistics.fmean(seconds):.0f}",
-        }
+        row |= {"components": f"{with_guard['components']:.2f}", "exactly 2": f"{with_guard['exact']:.1%}"}
+        row["guard"] = f"{with_guard['acted']:.0%}" if "acted" in kept else ""
+        row["folds"] = f"{100 * with_guard['folding_fraction']:.3f} %"
+        row |= {"without guard: Dice": f"{without['dice']:.4f}", "exactly 2 ": f"{without['exact']:.1%}"}
+        row["folds "] = f"{100 * without['folding_fraction']:.3f} %"
+        row["beta"] = ", ".join(f"{statistics.fmean(b):.1f}" for b in zip(*betas))
+        row["CPU s"] = f"{statistics.fmean(seconds):.0f}"
         rows.append(row)
         print(row, flush=True)
     return rows
@@ -285,7 +253,7 @@ def compared_methods(options: argparse.Namespace, data: Mapping[str, Tensor]) ->
     rows |= {name: template_masks(trained_template(name, recipe, data, cache, seed)[0]) for name, recipe in COMPARED.items()}
     augmented, baseline = (segmentation_network(lungs / name) for name in ("baselines/augmented.pt", "model.pt"))
     long = trained_direct(VARIED_FILMS, data, cache, seed, VARIED)
-    ours = bundle_template(Path(options.bundle) / "models" / "model.pt")
+    ours = bundle_template(options.bundle)
     return rows | {
         "U-Net, undeformed films": plain_masks(baseline),
         DIRECT: plain_masks(augmented),
@@ -300,13 +268,15 @@ def compared_methods(options: argparse.Namespace, data: Mapping[str, Tensor]) ->
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Train, measure and write the page; 0 if every figure is met. ``--films``: so many of each source for rows that are not judged."""
-    defaults = {
-        "lungs": "bundles/cxr_lung_segmentation",
-        "bundle": "bundles/cxr_lung_template",
-        "split": "test",
+    defaults = {"lungs": "bundles/cxr_lung_segmentation", "bundle": "bundles/cxr_lung_template", "split": "test"}
+    defaults |= {
         "sources": SOURCES,
+        "protocols": ("plain", "TPS/2", "TPS"),
+        "films": int,
+        "weights_dir": "runs/templates",
+        "seed": 0,
+        "seeds": 3,
     }
-    defaults |= {"protocols": ("plain", "TPS/2", "TPS"), "films": int, "weights_dir": "runs/templates", "seed": 0, "seeds": 3}
     experiment = Experiment("templates", __doc__, argv, dataset_dir=str, **defaults)
     options = experiment.options
     torch.manual_seed(options.seed)
@@ -324,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     films = load_films(options.dataset_dir, options.sources[0], options.split)
     ablation = ablation_rows(data, films, options.weights_dir, options.seeds)
     direct = segmentation_network(Path(options.lungs) / "models" / "model.pt")
-    times, ratio = time_table(direct, bundle_template(Path(options.bundle) / "models" / "model.pt"), films.images)
+    times, ratio = time_table(direct, options.bundle, films.images)
     epochs = " and ".join(str(epochs) for epochs, _ in VARIED)
     names = {"direct": DIRECT, "varied": VARIED_FILMS, "epochs": epochs, "short": SHORT, "bias": UNCERTAINTY_BIAS}
     texts = note("templates", options=options, **names, ablation=ABLATION["fixed prior"].epochs)

@@ -4,8 +4,6 @@ Semi-synthetic: there is one brain, the MNI152 T1 template with its maps of grey
 another random diffeomorphism, with other grey values.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from importlib import metadata
@@ -37,13 +35,8 @@ SPACE: Settings = {"pieces": 4, **_SIZES, "flow_size": 24, "steps": 5, "unshuffl
 
 
 def mni_volumes() -> tuple[Tensor, Tensor]:
-    """T1 and the sum of grey and white matter of the MNI152 template that ``nilearn`` ships, each ``(1, 1, 197, 233, 189)``, in [0, 1].
-
-    Only the files are used; the package is not imported.
-
-    Raises:
-        FileNotFoundError: if nilearn is not installed.
-    """
+    """T1 and the sum of grey and white matter of the MNI152 template, each ``(1, 1, 197, 233, 189)``, in [0, 1]: files of the package
+    ``nilearn``, which is not imported; FileNotFoundError without it."""
     try:
         files = {file.name: file for file in metadata.files("nilearn") or ()}
     except metadata.PackageNotFoundError:
@@ -57,11 +50,8 @@ def mni_volumes() -> tuple[Tensor, Tensor]:
 
 
 def brain() -> tuple[Tensor, Tensor]:
-    """T1 and a smooth brain map, above one half inside, each ``(1, 1, *SIZE)``; the brain is one part without tunnels or cavities.
-
-    The sum of the tissue maps is averaged onto the lattice, smoothed, and its ventricles and sulci are closed, so that a ball is the
-    right template; what is left of the real brain is its outline.
-    """
+    """T1 and a smooth brain map, above one half inside, each ``(1, 1, *SIZE)``: the tissue averaged onto the lattice and smoothed, with its
+    ventricles and sulci closed, so that a ball is the right template; what is left of the real brain is its outline."""
     t1, tissue = (F.interpolate(volume, SIZE, mode="area") for volume in mni_volumes())
     solid, cross = ndimage.gaussian_filter(tissue[0, 0].numpy(), 1.0) > 0.35, ndimage.generate_binary_structure(3, 1)
     solid = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(solid, 4), cross, iterations=3))[4:-4, 4:-4, 4:-4]
@@ -151,7 +141,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     weights = Path(options.weights_dir) / f"direct_{options.train}_{options.epochs}_{options.seed}.pt"
     iterations = options.epochs * (options.train // 2)
     step = SegmentationStep(seed=options.seed)
-    direct = trained(weights, direct_network, step, data, iterations, options.seed, 2)
+    direct = trained(weights, direct_network, step, data, iterations, options.seed, batch_size=2)
     methods, networks = {"U-Net": plain_masks(direct), "U-Net, largest part": plain_masks(direct, 1)}, {}
     for name, recipe in recipes(options.epochs).items():
         network, _ = trained_template(f"{name}, {options.train}", recipe, data, options.weights_dir, options.seed)

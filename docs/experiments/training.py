@@ -1,10 +1,8 @@
 """Training inside an experiment: on tensors, on a CPU, and only where the weights are not there yet."""
 
-from __future__ import annotations
-
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 
@@ -13,27 +11,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from docs.experiments.measures import Method, plain, wrapped
+from monai_diffeo import energies
 from monai_diffeo.canonicalize import Canonicalizer
-from monai_diffeo.energies import (
-    CriticEnergy,
-    DeformationRegularizer,
-    Energy,
-    ResidualDeformationEnergy,
-    StandardizedEnergy,
-    VAEEnergy,
-    WeightedEnergy,
-)
+from monai_diffeo.energies import CriticEnergy, DeformationRegularizer, VAEEnergy, WeightedEnergy
 from monai_diffeo.families import ControlGrid, Siren
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, load_weights
 from monai_diffeo.training import CriticStep, PredictorStep, SegmentationStep, VAEStep
 
-__all__ = ["fit_canonicalizers", "fit_methods", "fit_published", "kept", "train", "trained"]
+Data = Mapping[str, Tensor]
 
 
 def train(
     network: nn.Module,
     step: Callable,
-    data: Mapping[str, Tensor],
+    data: Data,
     iterations: int,
     seed: int = 0,
     batch_size: int = 16,
@@ -64,22 +55,21 @@ def trained(
     path: str | Path | None,
     build: Callable[[], nn.Module],
     step: Callable,
-    data: Mapping[str, Tensor],
+    data: Data,
     iterations: int,
     seed: int = 0,
-    batch_size: int = 16,
-    rate: float = 2e-3,
+    **settings,
 ) -> nn.Module:
-    """Build and :func:`train` a network, unless its weights lie at ``path`` already; what was trained is kept there. None keeps nothing.
+    """Build and :func:`train` a network, unless its weights lie at ``path``, where they are kept; None keeps nothing.
 
-    The same seed gives the same weights, whatever was trained or taken up before. The file's name has to say all that they depend on.
+    The same seed gives the same weights, whatever was trained before. The file's name has to say all that they depend on.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = build()
         if path is not None and Path(path).is_file():
             return load_weights(network, path)
-        network = train(network, step, data, iterations, seed, batch_size, rate)
+        network = train(network, step, data, iterations, seed, **settings)
     if path is not None:
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         torch.save(network.state_dict(), path)
@@ -103,106 +93,81 @@ def fit_canonicalizers(
     images: Tensor,
     answers: Tensor,
     iterations: int,
-    size: Sequence[int] = (64, 64),
-    controls: int = 8,
-    channels: Sequence[int] = (16, 32, 64),
     seed: int = 0,
-    keep: str | Path | None = None,
+    keep: str | None = None,
+    size: tuple[int, ...] = (64, 64),
+    controls: int = 8,
+    channels: tuple[int, ...] = (16, 32, 64),
 ) -> dict[str, Canonicalizer]:
-    """The canonicalisers "single pass" and "refine" of a set of training images, without labels.
+    """The canonicalisers "single pass" and "refine" of training images ``(N, C, H, W)``, without labels; ``answers`` are the
+    probabilities that the network under test gives.
 
-    Args:
-        images: training images ``(N, C, H, W)``.
-        answers: what the network under test answers on them, probabilities.
-        iterations: of the predictor; the VAE takes half.
-        size: at which predictor and VAE look.
-        controls: of the control grid, along each axis.
-        channels: of the predictor.
-        seed: of every random number.
-        keep: beginning of the path of the weights' files; None keeps nothing.
+    The predictor is trained for so many ``iterations``, the VAE for half; both look at ``size``. ``keep`` is the beginning of the path of
+    the weights' files; None keeps nothing. ``controls``: of the control grid, along each axis; ``channels``: of the predictor.
     """
-    shrink = partial(F.interpolate, size=tuple(size), mode="bilinear", antialias=True)
-    data, shared = (
-        {"image": shrink(images), "answer": shrink(answers)},
-        {"in_channels": images.shape[1], "image_size": tuple(size)},
+    shrink = partial(F.interpolate, size=size, mode="bilinear", antialias=True)
+    image, shared = {"image": shrink(images)}, {"in_channels": images.shape[1], "image_size": size}
+    family, step = ControlGrid(controls=controls, steps=5), VAEStep(seed=seed)
+    build, data = (
+        partial(DeformationPredictor, family.num_parameters, channels=channels, hidden=256, **shared),
+        {"answer": shrink(answers)},
     )
-    family = ControlGrid(controls=controls, steps=5)
-    build = partial(DeformationPredictor, family.num_parameters, channels=channels, hidden=256, **shared)
-    predictor = trained(keep and f"{keep}_predictor.pt", build, PredictorStep(family, seed=seed), data, iterations, seed)
+    path = keep and f"{keep}_predictor.pt"
+    predictor = trained(path, build, PredictorStep(family, seed=seed), {**image, **data}, iterations, seed)
     build = partial(EnergyVAE, channels=(16, 32, 64, 64), latent=32, **shared)
-    image = {"image": data["image"]}
-    vae = trained(keep and f"{keep}_vae.pt", build, VAEStep(seed=seed), image, iterations // 2, seed)
+    vae = trained(keep and f"{keep}_vae.pt", build, step, image, iterations // 2, seed)
     predictor.double()  # see DeformationPredictor.forward
-    energies = {"vae": VAEEnergy(vae), "motion": ResidualDeformationEnergy(predictor, family)}
-    energies = {name: _standardized(energy, images) for name, energy in energies.items()}
+    terms = {"vae": VAEEnergy(vae), "motion": energies.ResidualDeformationEnergy(predictor, family)}
+    for name, energy in terms.items():
+        with torch.no_grad():
+            values = torch.cat([energy(part) for part in images.split(64)])
+        terms[name] = energies.StandardizedEnergy(energy, values.mean().item(), values.std().item())
     settings = {"family": family, "predictor": predictor, "iterations": 3, "tta_samples": 8, "max_energy_increase": 2.0}
     refine = {"regularizer": DeformationRegularizer(100.0, 10.0), "steps": 30, **settings}
-    return {
-        "single pass": Canonicalizer(WeightedEnergy(energies), **settings),
-        "refine": Canonicalizer(WeightedEnergy(energies, level=0.0), **refine),
-    }
+    refined = Canonicalizer(WeightedEnergy(terms, level=0.0), **refine)
+    return {"single pass": Canonicalizer(WeightedEnergy(terms), **settings), "refine": refined}
 
 
-def _standardized(energy: Energy, images: Tensor) -> StandardizedEnergy:
-    with torch.no_grad():
-        values = torch.cat([energy(part) for part in images.split(64)])
-    return StandardizedEnergy(energy, values.mean().item(), values.std().item())
-
-
-def fit_published(images: Tensor, iterations: int, seed: int = 0, keep: str | Path | None = None) -> Canonicalizer:
-    """The published canonicaliser of square training images ``(N, C, H, W)``: SIREN velocities, VAE and critic on grey values as they are,
-    100 steps; 128 latents and as many halvings as reach two voxels. Arguments as :func:`fit_canonicalizers`."""
-    side, data = images.shape[-1], {"image": images}
-    channels = (16, 32, 64, 64, 128, 128)[: side.bit_length() - 2]
-    build = partial(EnergyVAE, in_channels=images.shape[1], image_size=(side, side), channels=channels)
-    step = VAEStep(intensity=0.0, seed=seed)
-    vae = trained(keep and f"{keep}_published_vae.pt", build, step, data, iterations, seed)
-    build, step = partial(EnergyCritic, in_channels=images.shape[1]), CriticStep(intensity=0.0, seed=seed)
-    path = keep and f"{keep}_published_critic.pt"
-    critic = trained(path, build, step, data, max(iterations // 10, 1), seed, rate=1e-4)
-    energies = {"vae": VAEEnergy(vae, standardize=False), "critic": CriticEnergy(critic, standardize=False)}
-    energy, regularizer = WeightedEnergy(energies, {"vae": 0.01, "critic": 0.001}), DeformationRegularizer(1.0, 1.0)
+def fit_published(images: Tensor, iterations: int, seed: int = 0, keep: str | None = None) -> Canonicalizer:
+    """The published canonicaliser of square training images ``(N, C, H, W)``: SIREN velocities, VAE and critic on grey values as they
+    are, 100 steps; 128 latents and as many halvings as reach two voxels. Arguments as :func:`fit_canonicalizers`."""
+    side, data, keep = images.shape[-1], {"image": images}, keep and f"{keep}_published"
+    channels, shared = (16, 32, 64, 64, 128, 128)[: side.bit_length() - 2], {"in_channels": images.shape[1]}
+    build, settings = partial(EnergyVAE, image_size=(side, side), channels=channels, **shared), {"intensity": 0.0, "seed": seed}
+    vae = trained(keep and f"{keep}_vae.pt", build, VAEStep(**settings), data, iterations, seed)
+    path, build, few = keep and f"{keep}_critic.pt", partial(EnergyCritic, **shared), max(iterations // 10, 1)
+    critic = trained(path, build, CriticStep(**settings), data, few, seed, rate=1e-4)
+    terms = {"vae": VAEEnergy(vae, standardize=False), "critic": CriticEnergy(critic, standardize=False)}
+    energy, regularizer = WeightedEnergy(terms, {"vae": 0.01, "critic": 0.001}), DeformationRegularizer(1.0, 1.0)
     settings = {"steps": 100, "learning_rate": 0.0039, "patience": None, "max_energy_increase": None}
     return Canonicalizer(energy, Siren(), regularizer, **settings)
 
 
 def fit_methods(
-    images: Tensor,
-    labels: Tensor,
+    data: Data,
     build: Callable[[], nn.Module],
-    iterations: int,
-    network_iterations: int,
+    iterations: tuple[int, int],
     seed: int = 0,
     keep: str | None = None,
     faithful: bool = False,
     batch_size: int = 16,
-    **settings: object,
+    **settings,
 ) -> tuple[dict[str, Method], dict[str, Canonicalizer]]:
-    """Train networks and canonicalisers on images; give the methods of a table, and the canonicalisers by mode.
+    """Train networks and canonicalisers on ``image`` (the networks alone see ``label``); give the methods of a table, and the
+    canonicalisers by mode: ``faithful`` is the published one, which is slow.
 
-    Args:
-        images: training images ``(N, 1, H, W)``.
-        labels: their masks, for the networks alone.
-        build: gives the network before training.
-        iterations: of the predictor; VAEs take half.
-        network_iterations: of the baseline; the augmented baseline takes twice as many.
-        seed: of all random numbers.
-        keep: beginning of the path of the weights' files; None keeps nothing.
-        faithful: with the published method, which is slow.
-        batch_size: of the baseline's answers.
-        settings: of :func:`fit_canonicalizers`.
+    ``build`` gives the network before training; ``iterations`` are those of the predictor, and of the baseline (the augmented one takes
+    twice as many); ``batch_size`` is that of the baseline's answers; ``settings`` are those of :func:`fit_canonicalizers`.
     """
-    data = {"image": images, "label": labels}
-    baseline = trained(keep and f"{keep}_naive.pt", build, SegmentationStep(seed=seed), data, network_iterations, seed)
-    step = SegmentationStep(1.0, seed)
-    augmented = trained(keep and f"{keep}_augmented.pt", build, step, data, 2 * network_iterations, seed)
+    images, (many, few) = data["image"], iterations
+    baseline = trained(keep and f"{keep}_naive.pt", build, SegmentationStep(seed=seed), data, few, seed)
+    augmented = trained(keep and f"{keep}_augmented.pt", build, SegmentationStep(1.0, seed), data, 2 * few, seed)
     with torch.no_grad():
         answers = torch.cat([torch.sigmoid(baseline(part)) for part in images.split(batch_size)])
-    modes = fit_canonicalizers(images, answers, iterations, seed=seed, keep=keep, **settings)
+    modes = fit_canonicalizers(images, answers, many, seed, keep, **settings)
+    modes |= {"faithful": fit_published(images, many // 2, seed, keep)} if faithful else {}
     rows = {"baseline": plain(baseline), "augmented baseline": plain(augmented)}
-    if faithful:
-        modes["faithful"] = fit_published(images, iterations // 2, seed, keep)
     rows |= {
         f"DiffeoNN {mode}": wrapped(baseline, modes[mode]) for mode in ("faithful", "refine", "single pass") if mode in modes
     }
-    return rows | {"augmented baseline + DiffeoNN": wrapped(augmented, modes["single pass"])}, modes
+    return {**rows, "augmented baseline + DiffeoNN": wrapped(augmented, modes["single pass"])}, modes
