@@ -23,12 +23,14 @@ from monai_diffeo.networks import DeformationPredictor, EnergyVAE, load_weights
 from monai_diffeo.training import PredictorStep
 
 TURNED, DEFAULT, TERMS = "turned 90°", "single pass", ("vae", "critic", "motion")
+QUARTERS = "four quarter-turn starts, lowest energy"
 NAMED = ("baseline", DEFAULT, "refine", "all three", "vae", "critic")  # in the figure
 Build = Callable[[], Method]
 
 
 def match_grey_values(image: Tensor, quantiles: Tensor, share: float) -> Tensor:
-    """Move the grey values of each image ``(B, 1, H, W)`` towards given quantiles ``(Q,)``, monotonically, by a share of the way."""
+    """Move the grey values of each image ``(B, 1, H, W)`` towards given quantiles ``(Q,)``, monotonically, by a share of the
+    way."""
     levels = torch.linspace(0, 1, len(quantiles))
     ramp = 1e-6 * torch.arange(len(quantiles))  # no two equal
     moved = []
@@ -59,8 +61,8 @@ def restarts(network: nn.Module, canonicalizer: Canonicalizer) -> Method:
 
 
 class Ablation:
-    """The rows of a ``bundle`` and its training films: each name gives a function that builds its method. Two small predictors are
-    trained for so many ``iterations``, and kept in ``weights_dir``; None keeps nothing."""
+    """The rows of a ``bundle`` and its training films: each name gives a function that builds its method. Two small predictors
+    are trained for so many ``iterations``, and kept in ``weights_dir``; None keeps nothing."""
 
     def __init__(self, bundle: str | Path, train: Films, weights_dir: str | None, iterations: int) -> None:
         self.folder, self.train = Path(bundle) / "models" / "energy", train
@@ -88,10 +90,6 @@ class Ablation:
             "gamma 1.25": self._grey(lambda x: x.clamp(0, 1) ** 1.25),
             "half way to the training films' histogram": self._grey(self._matched),
         }
-        upright = {
-            "no orientation network": single(orientation=None),
-            "four quarter-turn starts, lowest energy": self._restarts,
-        }
         iterations = {f"{n} iterations, 1 TTA sample": single(iterations=n, tta_samples=1) for n in (1, 2, 3, 5)}
         return {
             "modes": {DEFAULT: single(), "refine": refine(), "baseline": lambda: plain(self.network)},
@@ -104,7 +102,7 @@ class Ablation:
             "hinge after the predictor": {"refine, plain minimisation": refine(level=None)},
             "short predictor, intensity augmentation": {f"{k}, {self.iterations} iterations": b for k, b in short.items()},
             "grey values of the canonical film": grey,
-            "gross orientation": upright,
+            "gross orientation": {"no orientation network": single(orientation=None), QUARTERS: self._restarts},
         }
 
     def _load(self, mode: str, **changes: object) -> Canonicalizer:

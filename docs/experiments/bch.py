@@ -24,7 +24,8 @@ SIZE, MARGIN, ORDERS = (128, 128), 8, (1, 2, 3, 4)
 
 @dataclass(frozen=True)
 class Formula:
-    """A velocity known as a formula at points ``(D, *S)``, which can be added, subtracted, multiplied and divided by numbers."""
+    """A velocity known as a formula at points ``(D, *S)``, which can be added, subtracted, multiplied and divided by
+    numbers."""
 
     at: Callable[[Tensor], Tensor]
 
@@ -69,12 +70,14 @@ class SmoothVelocity(Formula):
 
 
 def exact_bracket(v: Formula, w: Formula) -> Formula:
-    """:func:`lie_bracket` of formulas, whose derivatives are exact, by forward differentiation; brackets of brackets nest it."""
+    """:func:`lie_bracket` of formulas, whose derivatives are exact, by forward differentiation; brackets of brackets nest
+    it."""
     return Formula(lambda x: torch.func.jvp(v, (x,), (w(x),))[1] - torch.func.jvp(w, (x,), (v(x),))[1])
 
 
 def exact_growth(sizes: Sequence[float], seeds: int, orders: Sequence[int] = ORDERS) -> dict[int, float]:
-    """Power with which the error of each order grows with the size of fields that are formulas, with brackets and flows exact."""
+    """Power with which the error of each order grows with the size of fields that are formulas, with brackets and flows
+    exact."""
     points = voxel_grid([n // 16 for n in SIZE], dtype=torch.float64) * 16 + 7.5
     errors: dict[int, list[float]] = {order: [] for order in orders}
     for size in sizes:
@@ -151,7 +154,8 @@ def _fields(count: int, size: float, seed: int) -> list[Formula]:
 
 
 def _interpolated(field: Tensor, finer: int = 4) -> Callable[[Tensor], Tensor]:
-    """A sampled velocity asked anywhere, by splines of order 5 on a finer lattice, so that what is left is the series' error."""
+    """A sampled velocity asked anywhere, by splines of order 5 on a finer lattice, so that what is left is the series'
+    error."""
     zoom = [(finer * (n - 1) + 1) / n for n in field.shape[2:]]
     fine = torch.from_numpy(np.stack([ndimage.zoom(f, zoom, order=5, mode="nearest") for f in field[0].numpy()]))[None]
     return lambda points: sample(fine, finer * points[None])[0]

@@ -18,10 +18,12 @@ STEPS = 50  # of libcpab's solver, its default
 
 
 def rotation_from_libcpab(theirs, ours: CPAB) -> Tensor:
-    """Matrix ``R`` with which ``theta @ R`` are our coefficients of the field whose coefficients in libcpab are ``theta``; orthogonal.
+    """Matrix ``R`` with which ``theta @ R`` are our coefficients of the field whose coefficients in libcpab are ``theta``;
+    orthogonal.
 
-    libcpab puts x first and counts cells in another order; cells are matched by their centres. ``theirs`` is a ``Cpab`` with ``cells[::-1]``,
-    ``ours`` a family on ``cells`` with ``boundary="slide"`` for their ``zero_boundary=True``, else ``"linear"``.
+    libcpab puts x first and counts cells in another order; cells are matched by their centres. ``theirs`` is a ``Cpab`` with
+    ``cells[::-1]``, ``ours`` a family on ``cells`` with ``boundary="slide"`` for their ``zero_boundary=True``, else
+    ``"linear"``.
     """
     dims, basis = ours.spatial_dims, torch.from_numpy(theirs.params.basis)
     matrices = basis.T.reshape(basis.shape[1], -1, dims, dims + 1)
@@ -31,7 +33,8 @@ def rotation_from_libcpab(theirs, ours: CPAB) -> Tensor:
 
 
 def seconds(forward: Callable[[], Tensor], repeats: int) -> tuple[float, float]:
-    """Least seconds of a forward pass and of the backward pass after it; of the processor's time, so that other work does not count."""
+    """Least seconds of a forward pass and of the backward pass after it; of the processor's time, so that other work does not
+    count."""
     forward()
     best = [math.inf] * 2
     for _ in range(repeats):
@@ -71,7 +74,8 @@ class Contest:
         return {name: f"{1e3 * value:.1f}" for name, value in times.items()} | {"times faster": f"{(a + b) / (c + d):.1f}"}
 
     def errors(self) -> dict[str, str]:
-        """Largest displacement, and errors of libcpab and of ours in single precision against ours in double precision, in frames."""
+        """Largest displacement, and errors of libcpab and of ours in single precision against ours in double precision, in
+        frames."""
         space, theta = self.ours.space, self.theta.double() @ self.rotation.double()
         exact = cpa_displacement(space.tessellation, space.velocities(theta), self.points.double())
         exact = self.points + exact.transpose(1, 2)
@@ -93,11 +97,8 @@ def main(argv: list[str] | None = None) -> None:
     theirs = Cpab(list(CELLS[::-1]), zero_boundary=True)
     theirs.set_solver_params(nstepsolver=STEPS)
     compiled = sys.modules["libcpab.transformer"]._cpu_succes
-    theta, few_repeats = (
-        theirs.sample_transformation_with_prior(64, length_scale=0.5, output_variance=0.3),
-        max(options.repeats // 2, 2),
-    )
-    rows, scaling, times = [], [], []
+    theta = theirs.sample_transformation_with_prior(64, length_scale=0.5, output_variance=0.3)
+    rows, scaling, times, fewer = [], [], [], max(options.repeats // 2, 2)
     for name, factor in (("weak", 0.5), ("usual", 1.0), ("strong", 4.0)):
         contest = Contest(theirs, factor * theta[:1], 256)
         errors = contest.errors()
@@ -105,26 +106,16 @@ def main(argv: list[str] | None = None) -> None:
         rows.append({"field": name, "largest displacement": largest, **contest.row(options.repeats), **errors})
     for side in (64, 128, 256, 512, 1024):
         contest = Contest(theirs, theta[:1], side)
-        row = {"points": side * side, **contest.row(few_repeats)}
+        row = {"points": side * side, **contest.row(fewer)}
         times.append((side * side, contest.both))
         row["ours, nanoseconds a point"] = f"{1e9 * contest.both / side**2:.0f}"
         scaling.append(row | {"cells found, once": f"{1e3 * contest.seconds_to_locate:.1f}"})
-    batch = {"fields": 64, "points each": 42 * 42, **Contest(theirs, theta, 42).row(few_repeats)}
+    batch = {"fields": 64, "points each": 42 * 42, **Contest(theirs, theta, 42).row(fewer)}
     (few, short), (many, long) = times[-3], times[-1]
     kind = "compiled" if compiled else "in plain PyTorch, for the package on PyPI has no C++ or CUDA sources to compile"
-    text, one, grows, power, small = note(
-        "cpab_speed",
-        **{
-            "kind": kind,
-            "steps": STEPS,
-            "cells": f"{CELLS[0]} x {CELLS[1]}",
-            "parameters": theirs.params.d,
-            "few": few,
-            "many": many,
-        },
-        repeats=options.repeats,
-        power=math.log(long / short) / math.log(many / few),
-    )
+    values = {"kind": kind, "steps": STEPS, "cells": f"{CELLS[0]} x {CELLS[1]}", "parameters": theirs.params.d}
+    values |= {"repeats": options.repeats, "few": few, "many": many, "power": math.log(long / short) / math.log(many / few)}
+    text, one, grows, power, small = note("cpab_speed", **values)
     parts = [text, section(one, rows), section(grows, scaling), power, section(small, [batch])]
     experiment.write("CPAB against libcpab", parts, options.seed)
 

@@ -14,13 +14,8 @@ SLOW = ("DiffeoNN refine", "DiffeoNN faithful")
 
 def main(argv: list[str] | None = None) -> None:
     """Train what is missing, measure, write the page. ``--slow_films``: so many of each source for the slow rows."""
-    defaults = {
-        "counts": (20, 50, 100, 354),
-        "iterations": 900,
-        "sources": ("shenzhen", "montgomery"),
-        "protocols": ("plain", "TPS"),
-    }
-    defaults |= {"films": int, "slow_films": 16, "faithful": False, "seed": 0}
+    defaults = {"counts": (20, 50, 100, 354), "iterations": 900, "sources": ("shenzhen", "montgomery")}
+    defaults |= {"protocols": ("plain", "TPS"), "films": int, "slow_films": 16, "faithful": False, "seed": 0}
     experiment = Experiment("data_efficiency", __doc__, argv, dataset_dir=str, weights_dir=str, **defaults)
     options = experiment.options
     third, panels = options.iterations // 3, {}
@@ -36,10 +31,8 @@ def main(argv: list[str] | None = None) -> None:
         methods, _ = fit_methods(data, lung_unet, iterations, options.seed, keep, **settings)
         quick = {name: method for name, method in methods.items() if name not in SLOW}
         for source, films in tests.items():
-            for rows, shown, remark in (
-                (quick, films, ""),
-                (methods, films.spread(options.slow_films), ", with the slow rows"),
-            ):
+            few = films.spread(options.slow_films)
+            for rows, shown, remark in ((quick, films, ""), (methods, few, ", with the slow rows")):
                 undeformed: dict = {}
                 for protocol in options.protocols if shown.ids else ():
                     measured = measure_set(shown, protocol, rows, undeformed, options.seed)

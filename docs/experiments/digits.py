@@ -1,5 +1,5 @@
-"""Small networks that read digits, with and without a spatial transformer in front: one table of recipes for three pages, how the
-networks are built, trained, measured and compared."""
+"""Small networks that read digits, with and without a spatial transformer in front: one table of recipes for three pages, how
+the networks are built, trained, measured and compared."""
 
 import copy
 import statistics
@@ -33,8 +33,8 @@ def fcn(outputs: int, width: int, side: int) -> nn.Module:
 
 
 def cnn(outputs: int, width: int, side: int, channels=(16, 32), kernels=(5, 3), pool_first: bool = True) -> nn.Module:
-    """Two convolutions, the first in steps of 2 voxels, then one hidden layer of ``width``. With ``pool_first`` a maximum over 2 x 2
-    follows the first convolution too, and not the second alone."""
+    """Two convolutions, the first in steps of 2 voxels, then one hidden layer of ``width``. With ``pool_first`` a maximum over
+    2 x 2 follows the first convolution too, and not the second alone."""
     (first, second), (a, b) = channels, kernels
     rest = ((side - a) // 2 + 1) // (2 if pool_first else 1)
     pool = nn.MaxPool2d(2) if pool_first else nn.Identity()
@@ -44,8 +44,8 @@ def cnn(outputs: int, width: int, side: int, channels=(16, 32), kernels=(5, 3), 
 
 
 class DenseField(Family):
-    """A vector at every voxel, in halves of the frame, a component after the other: the velocity of a flow of ``steps`` squarings; with
-    0 steps itself the displacement, which nothing then keeps from folding."""
+    """A vector at every voxel, in halves of the frame, a component after the other: the velocity of a flow of ``steps``
+    squarings; with 0 steps itself the displacement, which nothing then keeps from folding."""
 
     def __init__(self, spatial_size: Sequence[int], steps: int = 6) -> None:
         super().__init__()
@@ -79,19 +79,15 @@ _small_cnn = partial(cnn, width=32, side=28, channels=(8, 16), kernels=(5, 5), p
 _paper_cnn = partial(cnn, width=50, side=28, channels=(20, 20), kernels=(5, 5), pool_first=False)  # of the paper's size
 
 
-def _layer(
-    family: Family, build: Callable[[int], nn.Module], start: Callable = zero_init_last_layer_
-) -> SpatialTransformerLayer:
-    return SpatialTransformerLayer(start(build(family.num_parameters)), family, padding_mode="zeros")
+_layer = partial(SpatialTransformerLayer, padding_mode="zeros")
 
 
-def _fcn_layer(family: Family) -> SpatialTransformerLayer:
-    half = nn.AvgPool2d(2)
-    return _layer(family, lambda count: nn.Sequential(half, FCNLocalizer(count, (21, 21), hidden=(32, 32))), nn.Identity())
+def _cnn_layer(family: Family, build: Callable[[int], nn.Module] = _localizer) -> nn.Module:
+    return _layer(zero_init_last_layer_(build(family.num_parameters)), family)
 
 
-def _dense_layer(steps: int) -> SpatialTransformerLayer:
-    return _layer(DenseField((28, 28), steps), lambda _: DenseLocalizer(28), nn.Identity())
+def _fcn_layer(family: Family) -> nn.Module:
+    return _layer(nn.Sequential(nn.AvgPool2d(2), FCNLocalizer(family.num_parameters, (21, 21), hidden=(32, 32))), family)
 
 
 def _prior_cpab() -> Family:
@@ -103,9 +99,7 @@ class Page(NamedTuple):
 
     rows: Mapping[str, Callable[[], nn.Module | None]]  # what builds the transformer of each network
     side: int  # of the images
-    classifier: Callable[
-        ..., nn.Module
-    ]  # from outputs, width and side where networks have ``parameters`` in all, else from outputs
+    classifier: Callable[..., nn.Module]  # from outputs; from width and side too, where networks have ``parameters`` in all
     version: int  # of what a run is, so that those kept from another are not taken up
     parameters: int | None = None  # of a whole network: the classifier is as wide as the transformer leaves room for
     cycle: bool = True  # of train()
@@ -117,27 +111,25 @@ _DISTORTED = {
     "FCN": lambda: None,
     "CNN": lambda: None,
     "ST-Affine FCN": lambda: _fcn_layer(AffineMatrix()),
-    "ST-Affine CNN": lambda: _layer(AffineMatrix(), _localizer),
-    "ST-DiffeomorphicAffine CNN": lambda: _layer(DiffeomorphicAffine(), _localizer),
+    "ST-Affine CNN": lambda: _cnn_layer(AffineMatrix()),
+    "ST-DiffeomorphicAffine CNN": lambda: _cnn_layer(DiffeomorphicAffine()),
     "ST-CPAB FCN": lambda: _fcn_layer(_prior_cpab()),
-    "ST-CPAB CNN": lambda: _layer(_prior_cpab(), _localizer),
-    "ST-Affine+CPAB CNN": lambda: SpatialTransformerChain(
-        _layer(DiffeomorphicAffine(), _localizer), _layer(_prior_cpab(), _localizer)
-    ),
+    "ST-CPAB CNN": lambda: _cnn_layer(_prior_cpab()),
+    "ST-Affine+CPAB CNN": lambda: SpatialTransformerChain(_cnn_layer(DiffeomorphicAffine()), _cnn_layer(_prior_cpab())),
 }
 _ROTATED = {
     "CNN": lambda: None,
-    **{f"TPS-STN, {k} x {k}": lambda k=k: _layer(ThinPlateSpline(2, k), _paper_cnn) for k in (2, 3, 5, 12, 16)},
-    "dense field, not diffeomorphic": lambda: _dense_layer(0),
-    "dense field, diffeomorphic": lambda: _dense_layer(6),
-    "dense field, diffeomorphic, gradient penalty": lambda: _dense_layer(6),
+    **{f"TPS-STN, {k} x {k}": lambda k=k: _cnn_layer(ThinPlateSpline(2, k), _paper_cnn) for k in (2, 3, 5, 12, 16)},
+    "dense field, not diffeomorphic": lambda: _layer(DenseLocalizer(28), DenseField((28, 28), 0)),
+    "dense field, diffeomorphic": lambda: _layer(DenseLocalizer(28), DenseField((28, 28), 6)),
+    "dense field, diffeomorphic, gradient penalty": lambda: _layer(DenseLocalizer(28), DenseField((28, 28), 6)),
 }
 _RATES = {
     "no transformer": lambda: None,
-    "affine": lambda: _layer(AffineMatrix(), _small_cnn),
-    "TPS, 16 points": lambda: _layer(ThinPlateSpline(2, 4), _small_cnn),
-    "diffeomorphic affine": lambda: _layer(DiffeomorphicAffine(), _small_cnn),
-    "CPAB, 4 x 4": lambda: _layer(CoarseSampling(Whitened(CPAB((4, 4))), 2), _small_cnn),
+    "affine": lambda: _cnn_layer(AffineMatrix(), _small_cnn),
+    "TPS, 16 points": lambda: _cnn_layer(ThinPlateSpline(2, 4), _small_cnn),
+    "diffeomorphic affine": lambda: _cnn_layer(DiffeomorphicAffine(), _small_cnn),
+    "CPAB, 4 x 4": lambda: _cnn_layer(CoarseSampling(Whitened(CPAB((4, 4))), 2), _small_cnn),
 }
 PAGES = {
     "distorted_mnist": Page(_DISTORTED, 42, cnn, version=7, parameters=60_000, unfolded=1000),
@@ -174,8 +166,8 @@ def narrowed(build: Callable[[int], nn.Module], parameters: int, widest: int = 1
 
 
 def digit_step(network: nn.Module, batch: Mapping[str, Tensor], penalty: float = 0.0) -> dict[str, Tensor]:
-    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope, without unit, of the displacement of a
-    transformer in front: the differences between neighbours."""
+    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope, without unit, of the displacement
+    of a transformer in front: the differences between neighbours."""
     image = batch["image"].float() / 255
     if not penalty:
         return {"cross_entropy": F.cross_entropy(network(image), batch["label"])}
@@ -187,16 +179,15 @@ def digit_step(network: nn.Module, batch: Mapping[str, Tensor], penalty: float =
 
 
 def measure_digits(network: nn.Module, data: Mapping[str, Tensor], unfolded: int | None = None) -> dict[str, float]:
-    """``accuracy``; where a spatial transformer comes first, how its deformations of the first ``unfolded`` digits (None for all) fold:
-    ``folded`` (share of voxels with a Jacobian determinant of at most 0) and ``folded_samples`` (digits with such a voxel, of so many
-    ``samples``). For this a :class:`CoarseSampling` family is computed on every voxel."""
+    """``accuracy``; where a spatial transformer comes first, how its deformations of the first ``unfolded`` digits (None for
+    all) fold: ``folded`` (share of voxels with a Jacobian determinant of at most 0) and ``folded_samples`` (digits with such a
+    voxel, of so many ``samples``). For this a :class:`CoarseSampling` family is computed on every voxel."""
     images, labels = (data[key].split(500) for key in ("image", "label"))
     with torch.no_grad():
         right = [network(image.float() / 255).argmax(1) == label for image, label in zip(images, labels)]
         found = {"accuracy": torch.cat(right).double().mean().item()}
-        if not (
-            isinstance(network, nn.Sequential) and isinstance(network[0], (SpatialTransformerLayer, SpatialTransformerChain))
-        ):
+        layers = (SpatialTransformerLayer, SpatialTransformerChain)
+        if not isinstance(network, nn.Sequential) or not isinstance(network[0], layers):
             return found
         exact = copy.deepcopy(network[0])
         for module in exact.modules():
@@ -209,9 +200,10 @@ def measure_digits(network: nn.Module, data: Mapping[str, Tensor], unfolded: int
 
 
 def fit(
-    page: Page, network: nn.Module, step: Callable, data: Mapping, shown: Mapping, iterations: int, seed: int, rate: float
+    page: Page, network: nn.Module, step: Callable, data: dict, shown: dict, iterations: int, seed: int, rate: float
 ) -> dict:
-    """Train a network and measure it on what is ``shown``; its ``parameters``, and ``seconds`` of processor time an iteration."""
+    """Train a network and measure it on what is ``shown``; its ``parameters``, and ``seconds`` of processor time an
+    iteration."""
     began = time.process_time()
     try:
         train(network, step, data, iterations, seed, BATCH, rate, page.cycle)
@@ -226,7 +218,8 @@ def fit(
 
 
 class DigitExperiment(Experiment):
-    """An experiment on digits: its options, its images, and its runs, each kept in ``--weights_dir`` under what it depends on."""
+    """An experiment on digits: its options, its images, and its runs, each kept in ``--weights_dir`` under what it depends
+    on."""
 
     def __init__(self, name: str, description: str | None, argv: Sequence[str] | None, **defaults: object) -> None:
         self.page = PAGES[name]
@@ -242,8 +235,9 @@ class DigitExperiment(Experiment):
         return distort(digits, distortion, self.page.side, seed, self.options.weights_dir)
 
     def run(self, row: str, seed: int, rate: float, split: str | None = None, longer: int = 1, draws: int = 1, **more) -> dict:
-        """What the network of a row gives on a ``split`` (None for that of the options), trained ``longer`` times as long as the options
-        say; each digit is shown in so many ``draws``. ``more``: the ``distortion``, if not "rotated"; the ``penalty`` of the step."""
+        """What the network of a row gives on a ``split`` (None for that of the options), trained ``longer`` times as long as
+        the options say; each digit is shown in so many ``draws``. ``more``: the ``distortion``, if not "rotated"; the
+        ``penalty`` of the step."""
         options, split = self.options, split or self.options.split
         penalty, iterations = more.pop("penalty", 0.0), longer * options.iterations
         settings = {"row": row, "seed": seed, "iterations": iterations, "rate": rate, "digits": options.digits, "split": split}

@@ -1,4 +1,5 @@
-"""Distorted digits read by networks of equal size, with and without spatial transformers: table 2 of Detlefsen et al. (2018)."""
+"""Distorted digits read by networks of equal size, with and without spatial transformers: table 2 of Detlefsen et al.
+(2018)."""
 
 import statistics
 from collections.abc import Mapping, Sequence
@@ -63,10 +64,8 @@ def _plans(options) -> str:
     for name in options.distortions:
         plan, rates = PLANS[name], [f"{rate:g}" for rate in options.rates or PLANS[name].rates]
         chosen = CHOSEN.format(*CHOOSING, rates=", ".join(rates), iterations=options.iterations)
-        rate, times = (
-            chosen if len(rates) > 1 else f"{rates[0]} for all rows",
-            "once" if plan.draws == 1 else f"{plan.draws} times",
-        )
+        rate = chosen if len(rates) > 1 else f"{rates[0]} for all rows"
+        times = "once" if plan.draws == 1 else f"{plan.draws} times"
         trained = f"{plan.longer * options.iterations} iterations of {BATCH}; rate: {rate}"
         lines.append(f"- {name}: {trained}; each digit of `{options.split}` distorted {times}.")
     return "\n".join(lines)

@@ -54,8 +54,8 @@ DISTORTIONS: dict[str, Callable[..., Deformation]] = {"rotated": _rotated, "RTS"
 
 
 def distort(digits: Digits, distortion: str, side: int, seed: int = 0, keep: str | Path | None = None) -> dict[str, Tensor]:
-    """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once; ``keep`` is a folder in which the images
-    are kept, and looked for. ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit."""
+    """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once; ``keep`` is a folder in which the
+    images are kept, and looked for. ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit."""
     chosen = hashlib.sha256(" ".join(digits.ids).encode()).hexdigest()[:8]
     path = keep and Path(keep) / f"digits_{distortion}_{VERSION}_{side}_{chosen}_{len(digits.ids)}_{seed}.pt"
     if path and path.is_file():

@@ -38,13 +38,11 @@ class Films:
 
 def prepare_films(keys: Sequence[str], before_resizing: Sequence[Callable] = ()) -> Compose:
     """From paths under ``image`` and ``label`` to tensors, as the bundles prepare them."""
-    read = (
-        LoadImageFilmd(keys),
-        ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True),
-        ScaleIntensityd("label"),
-    )
+    grey = ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True)
     cut = Resized(keys, SIZE, mode="bilinear", anti_aliasing=True), AsDiscreted("label", threshold=0.5)
-    return Compose([*read, *before_resizing, *cut, EnsureTyped(keys, track_meta=False)])
+    return Compose(
+        [LoadImageFilmd(keys), grey, ScaleIntensityd("label"), *before_resizing, *cut, EnsureTyped(keys, track_meta=False)]
+    )
 
 
 def load_films(dataset_dir: str | Path, source: str, split: str, limit: int | None = None) -> Films:
@@ -91,7 +89,8 @@ DEFORMATIONS: dict[str, Deformer | None] = {
 
 
 def deform(films: Films, name: str, seed: int = 0) -> tuple[Films, Tensor]:
-    """Films deformed as the protocol asks (bilinear, zeros outside, mask > 0.5), and their displacements ``(N, 2, H, W)``, voxels.
+    """Films deformed as the protocol asks (bilinear, zeros outside, mask > 0.5), and their displacements ``(N, 2, H, W)``,
+    voxels.
 
     The random numbers of a film depend on its id, the protocol's name and ``seed`` alone, so that a film is deformed in the
     same way in every table, whatever films are beside it.

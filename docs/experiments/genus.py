@@ -65,8 +65,8 @@ def ask(
 
 
 def genus_table(labels: Tensor, chosen: Choices, undeformed: Choices | None = None) -> list[dict[str, object]]:
-    """A row a method: accuracy, paired differences to the baselines, invariance error, folding, share moved, seconds. ``chosen`` is for
-    the first digits; ``undeformed`` is the same for undeformed ones, and None leaves the error out."""
+    """A row a method: accuracy, paired differences to the baselines, invariance error, folding, share moved, seconds.
+    ``chosen`` is for the first digits; ``undeformed`` is the same for undeformed ones, and None leaves the error out."""
     rows = []
     for name, choice in chosen.items():
         right = _right(choice, labels, len(choice.masks))

@@ -67,7 +67,8 @@ class _NoMotion(nn.Module):
 
 
 def tta_only(network: nn.Module, tta_samples: int = 8) -> Method:
-    """Test-time augmentation as a ``DiffeoInferer`` does it, around the film as it came: what averaging gives without moving."""
+    """Test-time augmentation as a ``DiffeoInferer`` does it, around the film as it came: what averaging gives without
+    moving."""
     still = Canonicalizer(_NoEnergy(), ControlGrid(controls=2), predictor=_NoMotion(), max_energy_increase=None)
     return wrapped(network, still, tta_samples)
 
@@ -104,7 +105,8 @@ def with_bootstrap(values: Tensor, form: str = "+.4f", ends: str = "+.3f") -> st
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of a handful of runs, for which a bootstrap is too narrow; infinite for a single one."""
+    """Student's 95 % interval of the mean of a handful of runs, for which a bootstrap is too narrow; infinite for a single
+    one."""
     if len(values) < 2:
         return -math.inf, math.inf
     reach = float(t.ppf((1 + 0.95) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))

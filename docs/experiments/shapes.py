@@ -18,11 +18,10 @@ from monai_diffeo.flow import warp
 SIZE = 64
 
 
-def nested_shapes(
-    count: int, size: int = 64, generator: torch.Generator | None = None, spread: float = 0.04
-) -> tuple[Tensor, Tensor]:
-    """``count`` images ``(N, 1, size, size)`` in [0, 1] of a bright ellipse with a dark, rounded box and a bright disc inside it, in almost
-    one pose, and masks of the box. ``spread``: of every centre and radius, as share of the frame; small: the set is narrow."""
+def nested_shapes(count: int, size: int, generator: torch.Generator, spread: float = 0.04) -> tuple[Tensor, Tensor]:
+    """``count`` images ``(N, 1, size, size)`` in [0, 1] of a bright ellipse with a dark, rounded box and a bright disc inside
+    it, in almost one pose, and masks of the box. ``spread``: of every centre and radius, as share of the frame; small: the set
+    is narrow."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     d = (torch.randn(count, 9, 1, 1, generator=generator) * 2 * spread).unbind(1)
 
@@ -38,7 +37,8 @@ def nested_shapes(
 
 
 def invariance(canonicalizer: Canonicalizer, images: Tensor, count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """``|E(g x) - E(x)|``, and ``|E(can(g x)) - E(can(x))|`` in canonical pose, of ``count`` deformations ``g`` of each image."""
+    """``|E(g x) - E(x)|``, and ``|E(can(g x)) - E(can(x))|`` in canonical pose, of ``count`` deformations ``g`` of each
+    image."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         still, energy, before, after = canonicalizer(images), canonicalizer.energy(images), [], []

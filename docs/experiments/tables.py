@@ -15,10 +15,11 @@ PLACES = {"dataset_dir": "DIR", "weights_dir": "KEEP"}
 
 
 class Experiment:
-    """The options of the experiment ``name``, read from a command line ``argv`` (None: the program's own), and its page in docs/results.
+    """The options of the experiment ``name``, read from a command line ``argv`` (None: the program's own), and its page in
+    docs/results.
 
-    ``defaults`` are the options. A type in place of a value says that there is none, a list that there are many, False that the option
-    is a switch. ``dataset_dir`` must be given.
+    ``defaults`` are the options. A type in place of a value says that there is none, a list that there are many, False that the
+    option is a switch. ``dataset_dir`` must be given.
     """
 
     def __init__(self, name: str, description: str | None, argv: Sequence[str] | None = None, **defaults: object) -> None:
@@ -45,8 +46,8 @@ class Experiment:
         return " ".join(words)
 
     def write(self, title: str, parts: Sequence[str], seed: int | None = None, **changes: object) -> None:
-        """Write the page as a whole, so that a run that breaks off leaves the old one: title, command with ``changes`` of its options,
-        seed, versions, date, then the parts."""
+        """Write the page as a whole, so that a run that breaks off leaves the old one: title, command with ``changes`` of its
+        options, seed, versions, date, then the parts."""
         versions = [f"{package.__name__} {package.__version__}" for package in (monai, torch, numpy)]
         versions = ", ".join([*versions, f"Python {platform.python_version()}"])
         date = f"{torch.get_num_threads()} threads; {datetime.date.today().isoformat()}."

@@ -92,10 +92,9 @@ ABLATION: Mapping[str, Recipe] = {
     "ours, fields added and not integrated": _ablation("full", *EVERYTHING, diffeomorphic=False),
 }
 _plain = partial(Recipe, step={"folding": 0.0, "compress": None}, epochs=SHORT)
+_ADDED = {**PUBLISHED, "order": None, "diffeomorphic": False}
 COMPARED: Mapping[str, Recipe] = {
-    "template, no diffeomorphism (Lee et al.)": _plain(
-        lambda _: guessed_lungs(), {**PUBLISHED, "order": None, "diffeomorphic": False}
-    ),
+    "template, no diffeomorphism (Lee et al.)": _plain(lambda _: guessed_lungs(), _ADDED),
     "template as published, fixed prior": _plain(lambda _: guessed_lungs(), PUBLISHED),
     "template as published, trained prior": _plain(lambda _: guessed_lungs("diagonal", EVERYTHING), PUBLISHED),
     "template, smooth and guarded, trained prior": Recipe(lambda _: guessed_lungs("full", EVERYTHING, 4.0), epochs=SHORT),
@@ -112,15 +111,14 @@ def at_size(data: Mapping[str, Tensor], size: int | None) -> dict[str, Tensor]:
 
 def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: object) -> Path:
     """Beginning of the path of a row's files: what it is, and a digest of all else that the weights depend on."""
-    text = json.dumps({"version": VERSION, **settings}, sort_keys=True)
-    text = text.replace('"compress"', '"tame"')  # its name in older files
-    digest = hashlib.sha256(text.encode()).hexdigest()[:8]
+    digest = hashlib.sha256(json.dumps({"version": VERSION, **settings}, sort_keys=True).encode()).hexdigest()[:8]
     return Path(cache) / "".join(c if c.isalnum() else "_" for c in f"{name}_{epochs}_{seed}_{digest}")
 
 
 def trained_direct(name: str, data: Data, cache: str | Path, seed: int = 0, parts: Parts = ((SHORT, {}),)) -> UNet:
-    """The direct U-Net of the lung bundle, trained on all shapes in one mask, 8 films at a time; else as :func:`trained_template`. Each of
-    ``parts``, epochs and settings of the :class:`SegmentationStep`, begins with the weights of the one before."""
+    """The direct U-Net of the lung bundle, trained on all shapes in one mask, 8 films at a time; else as
+    :func:`trained_template`. Each of ``parts``, epochs and settings of the :class:`SegmentationStep`, begins with the weights
+    of the one before."""
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
     build: Callable[[], nn.Module] = lung_unet
     for number, (epochs, varied) in enumerate(parts):
@@ -132,12 +130,11 @@ def trained_direct(name: str, data: Data, cache: str | Path, seed: int = 0, part
     return network
 
 
-def trained_template(
-    name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int = 0
-) -> tuple[TemplateTransformer, float]:
-    """A network trained by a recipe on ``image`` (N, C, *S) and ``label`` (N, K, *S), one channel a shape, and the CPU seconds that it took;
+def trained_template(name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int) -> tuple[TemplateTransformer, float]:
+    """A network trained by a recipe on ``image`` (N, C, *S) and ``label`` (N, K, *S), one channel a shape, and its CPU seconds;
     files in ``cache`` carry the row's name, and those of an earlier run are taken up."""
     settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
+    settings["step"] = {"tame" if key == "compress" else key: value for key, value in recipe.step.items()}  # as older files have it
     stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=settings)
     data, began, log = at_size(data, recipe.size), time.process_time(), stem.with_suffix(".json")
     iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)

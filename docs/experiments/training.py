@@ -21,16 +21,7 @@ from monai_diffeo.training import CriticStep, PredictorStep, SegmentationStep, V
 Data = Mapping[str, Tensor]
 
 
-def train(
-    network: nn.Module,
-    step: Callable,
-    data: Data,
-    iterations: int,
-    seed: int = 0,
-    batch_size: int = 16,
-    rate: float = 2e-3,
-    cycle: bool = True,
-) -> nn.Module:
+def train(network, step, data: Data, iterations: int, seed=0, batch_size=16, rate=2e-3, cycle=True) -> nn.Module:
     """Minimise a step's losses on random batches of tensors; gives the network back in eval mode.
 
     One-cycle AdamW with clipped gradients; without ``cycle`` Adam at a constant rate, gradients as they are.
@@ -51,15 +42,7 @@ def train(
     return network.eval()
 
 
-def trained(
-    path: str | Path | None,
-    build: Callable[[], nn.Module],
-    step: Callable,
-    data: Data,
-    iterations: int,
-    seed: int = 0,
-    **settings,
-) -> nn.Module:
+def trained(path, build: Callable, step: Callable, data: Data, iterations: int, seed: int = 0, **settings) -> nn.Module:
     """Build and :func:`train` a network, unless its weights lie at ``path``, where they are kept; None keeps nothing.
 
     The same seed gives the same weights, whatever was trained before. The file's name has to say all that they depend on.
@@ -90,30 +73,21 @@ def kept(folder: str | Path | None, settings: Mapping[str, object], run: Callabl
 
 
 def fit_canonicalizers(
-    images: Tensor,
-    answers: Tensor,
-    iterations: int,
-    seed: int = 0,
-    keep: str | None = None,
-    size: tuple[int, ...] = (64, 64),
-    controls: int = 8,
-    channels: tuple[int, ...] = (16, 32, 64),
+    images: Tensor, answers: Tensor, iterations: int, seed=0, keep=None, size=(64, 64), controls=8, channels=(16, 32, 64)
 ) -> dict[str, Canonicalizer]:
     """The canonicalisers "single pass" and "refine" of training images ``(N, C, H, W)``, without labels; ``answers`` are the
     probabilities that the network under test gives.
 
-    The predictor is trained for so many ``iterations``, the VAE for half; both look at ``size``. ``keep`` is the beginning of the path of
-    the weights' files; None keeps nothing. ``controls``: of the control grid, along each axis; ``channels``: of the predictor.
+    The predictor is trained for so many ``iterations``, the VAE for half; both look at ``size``. ``keep`` is the beginning of
+    the path of the weights' files; None keeps nothing. ``controls``: of the control grid, along each axis; ``channels``: of the
+    predictor.
     """
     shrink = partial(F.interpolate, size=size, mode="bilinear", antialias=True)
     image, shared = {"image": shrink(images)}, {"in_channels": images.shape[1], "image_size": size}
     family, step = ControlGrid(controls=controls, steps=5), VAEStep(seed=seed)
-    build, data = (
-        partial(DeformationPredictor, family.num_parameters, channels=channels, hidden=256, **shared),
-        {"answer": shrink(answers)},
-    )
-    path = keep and f"{keep}_predictor.pt"
-    predictor = trained(path, build, PredictorStep(family, seed=seed), {**image, **data}, iterations, seed)
+    build = partial(DeformationPredictor, family.num_parameters, channels=channels, hidden=256, **shared)
+    path, data = keep and f"{keep}_predictor.pt", {**image, "answer": shrink(answers)}
+    predictor = trained(path, build, PredictorStep(family, seed=seed), data, iterations, seed)
     build = partial(EnergyVAE, channels=(16, 32, 64, 64), latent=32, **shared)
     vae = trained(keep and f"{keep}_vae.pt", build, step, image, iterations // 2, seed)
     predictor.double()  # see DeformationPredictor.forward
@@ -129,8 +103,8 @@ def fit_canonicalizers(
 
 
 def fit_published(images: Tensor, iterations: int, seed: int = 0, keep: str | None = None) -> Canonicalizer:
-    """The published canonicaliser of square training images ``(N, C, H, W)``: SIREN velocities, VAE and critic on grey values as they
-    are, 100 steps; 128 latents and as many halvings as reach two voxels. Arguments as :func:`fit_canonicalizers`."""
+    """The published canonicaliser of square training images ``(N, C, H, W)``: SIREN velocities, VAE and critic on grey values
+    as they are, 100 steps; 128 latents and as many halvings as reach two voxels. Arguments as :func:`fit_canonicalizers`."""
     side, data, keep = images.shape[-1], {"image": images}, keep and f"{keep}_published"
     channels, shared = (16, 32, 64, 64, 128, 128)[: side.bit_length() - 2], {"in_channels": images.shape[1]}
     build, settings = partial(EnergyVAE, image_size=(side, side), channels=channels, **shared), {"intensity": 0.0, "seed": seed}
@@ -144,20 +118,14 @@ def fit_published(images: Tensor, iterations: int, seed: int = 0, keep: str | No
 
 
 def fit_methods(
-    data: Data,
-    build: Callable[[], nn.Module],
-    iterations: tuple[int, int],
-    seed: int = 0,
-    keep: str | None = None,
-    faithful: bool = False,
-    batch_size: int = 16,
-    **settings,
+    data: Data, build: Callable, iterations: tuple[int, int], seed=0, keep=None, faithful=False, batch_size=16, **settings
 ) -> tuple[dict[str, Method], dict[str, Canonicalizer]]:
     """Train networks and canonicalisers on ``image`` (the networks alone see ``label``); give the methods of a table, and the
     canonicalisers by mode: ``faithful`` is the published one, which is slow.
 
-    ``build`` gives the network before training; ``iterations`` are those of the predictor, and of the baseline (the augmented one takes
-    twice as many); ``batch_size`` is that of the baseline's answers; ``settings`` are those of :func:`fit_canonicalizers`.
+    ``build`` gives the network before training; ``iterations`` are those of the predictor, and of the baseline (the augmented
+    one takes twice as many); ``batch_size`` is that of the baseline's answers; ``settings`` are those of
+    :func:`fit_canonicalizers`.
     """
     images, (many, few) = data["image"], iterations
     baseline = trained(keep and f"{keep}_naive.pt", build, SegmentationStep(seed=seed), data, few, seed)
@@ -167,7 +135,6 @@ def fit_methods(
     modes = fit_canonicalizers(images, answers, many, seed, keep, **settings)
     modes |= {"faithful": fit_published(images, many // 2, seed, keep)} if faithful else {}
     rows = {"baseline": plain(baseline), "augmented baseline": plain(augmented)}
-    rows |= {
-        f"DiffeoNN {mode}": wrapped(baseline, modes[mode]) for mode in ("faithful", "refine", "single pass") if mode in modes
-    }
+    order = [mode for mode in ("faithful", "refine", "single pass") if mode in modes]
+    rows |= {f"DiffeoNN {mode}": wrapped(baseline, modes[mode]) for mode in order}
     return {**rows, "augmented baseline + DiffeoNN": wrapped(augmented, modes["single pass"])}, modes
