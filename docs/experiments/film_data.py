@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,7 +20,6 @@ from monai_diffeo.radiograph.manifest import read_manifest, spread_rows
 from monai_diffeo.transforms import LoadImageFilmd
 
 SIZE = (128, 128)
-Deformer = Callable[[tuple[int, ...], torch.Generator], Tensor]
 
 
 @dataclass(frozen=True)
@@ -64,27 +64,27 @@ def segmentation_network(weights: str | Path) -> UNet:
     return load_weights(lung_unet(), weights)
 
 
-def _tps(**settings: float) -> Deformer:
-    return lambda size, generator: tps_protocol(1, size, generator, **settings)
+def _turned(quarters: int, size: tuple[int, ...], _: torch.Generator) -> Tensor:
+    return affine_deformation(-rot90_generator(torch.tensor([quarters])), size).ddf()
 
 
-def _turned(quarters: int) -> Deformer:
-    return lambda size, _: affine_deformation(-rot90_generator(torch.tensor([quarters])), size).ddf()
+def _svf(size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    return exp(random_svf(1, size, generator, amplitude=0.1, sigma=0.08))
 
 
-DEFORMATIONS: dict[str, Deformer | None] = {
+DEFORMATIONS: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor] | None] = {
     "plain": None,
-    "TPS/2": _tps(strength=0.5),
-    "TPS": _tps(),
-    "TPS 15°/0.06": _tps(angle=15.0, jitter=0.06),
-    "TPS 45°/0.18": _tps(angle=45.0, jitter=0.18),
-    "TPS 60°/0.25": _tps(angle=60.0, jitter=0.25),
-    "SVF": lambda size, generator: exp(random_svf(1, size, generator, amplitude=0.1, sigma=0.08)),
-    "elastic": lambda size, generator: random_elastic(1, size, generator, amplitude=0.06, sigma=0.05),
-    "turned 90°": _turned(1),
-    "turned 180°": _turned(2),
-    "turned 270°": _turned(3),
-    "perspective": lambda size, generator: random_homography(1, size, generator, shift=0.15),
+    "TPS/2": partial(tps_protocol, 1, strength=0.5),
+    "TPS": partial(tps_protocol, 1),
+    "TPS 15°/0.06": partial(tps_protocol, 1, angle=15.0, jitter=0.06),
+    "TPS 45°/0.18": partial(tps_protocol, 1, angle=45.0, jitter=0.18),
+    "TPS 60°/0.25": partial(tps_protocol, 1, angle=60.0, jitter=0.25),
+    "SVF": _svf,
+    "elastic": partial(random_elastic, 1, amplitude=0.06, sigma=0.05),
+    "turned 90°": partial(_turned, 1),
+    "turned 180°": partial(_turned, 2),
+    "turned 270°": partial(_turned, 3),
+    "perspective": partial(random_homography, 1, shift=0.15),
 }
 
 

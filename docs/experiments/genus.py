@@ -1,7 +1,7 @@
 """The genus tables: how many holes a deformed digit has, by classifiers as they are and wrapped."""
 
-import time
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from bundles.mnist_genus.scripts.digits import GENUS, Digits, read_digits
 from docs.experiments.film_data import Films, deform
-from docs.experiments.measures import Answer, with_bootstrap
+from docs.experiments.measures import Answer, answer, plain, with_bootstrap, wrapped
 from docs.experiments.tables import Experiment, judged, note, section
 from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
-from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import load_weights
 
 BASELINE, AUGMENTED, SINGLE = "baseline", "augmented baseline", "DiffeoNN single pass"
@@ -38,30 +37,11 @@ def classifier(weights: str | Path) -> nn.Module:
     return load_weights(Classifier((1, 28, 28), 3, (16, 32, 64), (2, 2, 2), norm="batch", dropout=0.1), weights)
 
 
-def ask(
-    networks: Mapping[Hashable, nn.Module], images: Tensor, canonicalizer: Canonicalizer | None = None, batch_size: int = 100
-) -> dict[Hashable, Answer]:
-    """What each network chooses for each image ``(N, C, *S)``, as it is or inside a ``DiffeoInferer``.
-
-    Images are canonicalised once for all networks; each one's ``seconds``, of the processor, count that in full.
-    """
-    found: dict[Hashable, list[tuple[Tensor, Tensor, Tensor]]] = {name: [] for name in networks}
-    seconds = dict.fromkeys(networks, 0.0)
-    for batch in images.split(batch_size):
-        began = time.process_time()
-        result = None if canonicalizer is None else canonicalizer(batch)
-        moving = time.process_time() - began
-        for name, network in networks.items():
-            began = time.process_time()
-            with torch.no_grad():
-                if result is None:
-                    scores, folding, moved = network(batch), torch.zeros(len(batch)), torch.zeros(len(batch))
-                else:
-                    scores = DiffeoInferer(lambda _: result, tta_samples=canonicalizer.tta_samples)(batch, network)  # noqa: B023
-                    folding, moved = result.folding_fraction, result.moved.float()
-            found[name].append((scores.argmax(1), folding, moved))
-            seconds[name] += time.process_time() - began + moving
-    return {name: Answer(*map(torch.cat, zip(*parts)), seconds[name] / len(images)) for name, parts in found.items()}
+def choose(network: nn.Module, images: Tensor, canonicalizer: Canonicalizer | None = None) -> Answer:
+    """What a network chooses for images ``(N, C, *S)``, as it is or inside a ``DiffeoInferer``."""
+    decide = partial(torch.argmax, dim=1)
+    method = plain(network, decide) if canonicalizer is None else wrapped(network, canonicalizer, decide=decide)
+    return answer(method, images, 100)
 
 
 def genus_table(labels: Tensor, chosen: Choices, undeformed: Choices | None = None) -> list[dict[str, object]]:
@@ -107,15 +87,15 @@ def measure(
     """What every row chose, by genus, protocol and row; ``counts`` says on how many of the first digits a mode runs."""
     models = Path(bundle) / "models"
     networks = {(genus, name): classifier(models / file) for genus, files in WEIGHTS.items() for name, file in files.items()}
-    baseline = {key: network for key, network in networks.items() if key[1] == BASELINE}
     chosen: dict[str, dict[str, dict[str, Answer]]] = {genus: {} for genus in WEIGHTS}
     for protocol in protocols:
         images = deform(Films(digits.images, digits.images, digits.ids), protocol, seed)[0].images
-        found = ask(networks, images)
+        found = {key: choose(network, images) for key, network in networks.items()}
         for row, mode in MODES.items():
-            canonicalizer, some = load_canonicalizer(models / "energy", mode), networks if row == SINGLE else baseline
-            for (genus, name), choice in ask(some, images[: counts.get(mode)], canonicalizer).items():
-                found[genus, row if name == BASELINE else ROWS[-1]] = choice
+            canonicalizer, some = load_canonicalizer(models / "energy", mode), images[: counts.get(mode)]
+            for (genus, name), network in networks.items():
+                if name == BASELINE or row == SINGLE:
+                    found[genus, row if name == BASELINE else ROWS[-1]] = choose(network, some, canonicalizer)
         for genus in WEIGHTS:
             chosen[genus][protocol] = {row: found[genus, row] for row in ROWS}
     return chosen

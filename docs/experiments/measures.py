@@ -21,7 +21,8 @@ from monai_diffeo.inferers import DiffeoInferer
 
 
 class Answer(NamedTuple):
-    """What a method gives for a batch: masks ``(B, 1, H, W)``, folded share and moved or not ``(B,)``; seconds a film."""
+    """What a method gives for a batch: masks ``(B, 1, H, W)`` or classes ``(B,)``, folded share and moved or not ``(B,)``;
+    seconds a film."""
 
     masks: Tensor
     folding_fraction: Tensor
@@ -33,24 +34,28 @@ Method = Callable[[Tensor], Answer]
 Measured = dict[str, dict]  # by row and measure
 
 
-def plain(network: nn.Module) -> Method:
-    """The network as it is."""
+def _mask(logits: Tensor) -> Tensor:
+    return (torch.sigmoid(logits) > 0.5).float()
+
+
+def plain(network: nn.Module, decide: Callable[[Tensor], Tensor] = _mask) -> Method:
+    """The network as it is; ``decide`` makes its output an answer."""
 
     def run(images: Tensor) -> Answer:
         with torch.no_grad():
-            return Answer((torch.sigmoid(network(images)) > 0.5).float(), torch.zeros(len(images)), torch.zeros(len(images)))
+            return Answer(decide(network(images)), torch.zeros(len(images)), torch.zeros(len(images)))
 
     return run
 
 
-def wrapped(network: nn.Module, canonicalizer: Canonicalizer, tta_samples: int | None = None) -> Method:
+def wrapped(network: nn.Module, canonicalizer: Canonicalizer, tta_samples: int | None = None, decide=_mask) -> Method:
     """The network inside a ``DiffeoInferer``, with the number of TTA samples of its mode, or another."""
 
     def run(images: Tensor) -> Answer:
         results = []
         inferer = DiffeoInferer(canonicalizer, tta_samples=tta_samples, on_result=results.append)
         with torch.no_grad():
-            masks = (torch.sigmoid(inferer(images, network)) > 0.5).float()
+            masks = decide(inferer(images, network))
         return Answer(masks, results[0].folding_fraction, results[0].moved.float())
 
     return run

@@ -134,7 +134,9 @@ def trained_template(name: str, recipe: Recipe, data: Data, cache: str | Path, s
     """A network trained by a recipe on ``image`` (N, C, *S) and ``label`` (N, K, *S), one channel a shape, and its CPU seconds;
     files in ``cache`` carry the row's name, and those of an earlier run are taken up."""
     settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
-    settings["step"] = {"tame" if key == "compress" else key: value for key, value in recipe.step.items()}  # as older files have it
+    settings["step"] = {
+        "tame" if key == "compress" else key: value for key, value in recipe.step.items()
+    }  # as older files have it
     stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=settings)
     data, began, log = at_size(data, recipe.size), time.process_time(), stem.with_suffix(".json")
     iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)

@@ -3,7 +3,7 @@ import torch
 
 from bundles.mnist_genus.scripts.digits import Digits
 from docs.experiments import genus
-from docs.experiments.genus import ask, asked, genus_table
+from docs.experiments.genus import asked, choose, genus_table
 from docs.experiments.measures import Answer
 from monai_diffeo.inferers import DiffeoInferer
 from tests.helpers import blob, tiny_canonicalizer
@@ -19,19 +19,13 @@ def choice(answers, folding_fraction=0.0):
     return Answer(answers, torch.full((len(answers),), folding_fraction), torch.ones(len(answers)), 0.5)
 
 
-def test_networks_are_asked_as_they_are_or_wrapped_and_images_are_canonicalised_once():
+def test_a_network_chooses_as_it_is_or_wrapped():
     images = blob(7, (28, 28), shift=torch.linspace(-0.6, 0.6, 7))
-    networks = {"one": scores, "other": lambda x: -scores(x)}
-    plain = ask(networks, images, batch_size=3)
-    assert plain["one"].masks.tolist() == scores(images).argmax(1).tolist() and plain["one"].moved.sum() == 0
-    canonicalizer, calls = tiny_canonicalizer(tta_samples=2), []
-    counted = type("Counted", (), {"tta_samples": 2, "__call__": lambda self, x: calls.append(len(x)) or canonicalizer(x)})()
-    wrapped = ask(networks, images, counted, batch_size=3)
-    assert calls == [3, 3, 1]
-    for name, network in networks.items():
-        expected = DiffeoInferer(canonicalizer)(images, network).argmax(1)
-        assert wrapped[name].masks.tolist() == expected.tolist()
-        assert wrapped[name].moved.tolist() == [1] * 7 and wrapped[name].seconds > 0
+    plain, canonicalizer = choose(scores, images), tiny_canonicalizer(tta_samples=2)
+    assert plain.masks.tolist() == scores(images).argmax(1).tolist() and plain.moved.sum() == 0
+    wrapped = choose(scores, images, canonicalizer)
+    assert wrapped.masks.tolist() == DiffeoInferer(canonicalizer)(images, scores).argmax(1).tolist()
+    assert wrapped.moved.tolist() == [1] * 7 and wrapped.seconds > 0
 
 
 def test_differences_are_paired_over_the_digits_of_their_row():
