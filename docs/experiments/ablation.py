@@ -105,20 +105,17 @@ class Ablation:
             "gross orientation": {"no orientation network": single(orientation=None), QUARTERS: self._restarts},
         }
 
-    def _load(self, mode: str, **changes: object) -> Canonicalizer:
-        return load_canonicalizer(self.folder, mode, **changes)
-
     def _loaded(self, mode: str, **changes: object) -> Build:
-        return lambda: wrapped(self.network, self._load(mode, **changes))
+        return lambda: wrapped(self.network, load_canonicalizer(self.folder, mode, **changes))
 
     def _grey(self, change: Callable[[Tensor], Tensor]) -> Build:
         """The network behind a map of grey values."""
         behind = nn.Module()
         behind.forward = lambda image: self.network(change(image))
-        return lambda: wrapped(behind, self._load("single_pass"))
+        return lambda: wrapped(behind, load_canonicalizer(self.folder, "single_pass"))
 
     def _restarts(self) -> Method:
-        return restarts(self.network, self._load("single_pass", orientation=None))
+        return restarts(self.network, load_canonicalizer(self.folder, "single_pass", orientation=None))
 
     def _matched(self, image: Tensor) -> Tensor:
         levels = torch.linspace(0, 1, 65)
@@ -130,7 +127,7 @@ class Ablation:
             values = torch.cat([energy(part) for part in self.train.images.split(32)])
         middle = values.median()
         spread = 1.4826 * (values - middle).abs().median()
-        searched = self._load("refine", **{**alone, "steps": 50})
+        searched = load_canonicalizer(self.folder, "refine", **{**alone, "steps": 50})
         searched.energy = WeightedEnergy({"vae": StandardizedEnergy(energy, middle.item(), spread.item())}, level=0.0)
         return searched
 

@@ -1,12 +1,8 @@
 """Where the Baker-Campbell-Hausdorff series helps, and where it stops. Velocities are formulas, so that the
 flow to compare with is integrated from them, point by point, and owes nothing to a lattice."""
 
-from __future__ import annotations
-
-import math
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -18,61 +14,9 @@ from monai_diffeo.flow import bch, bch_sequence, compose, exp, exp_sequence, jac
 from monai_diffeo.flow.bch import series
 from monai_diffeo.flow.grid import voxel_grid
 from monai_diffeo.flow.warp import sample
+from tests.flow.exact_flows import Formula, SmoothVelocity, exact_bracket, exact_flow, slope
 
 SIZE, MARGIN, ORDERS = (128, 128), 8, (1, 2, 3, 4)
-
-
-@dataclass(frozen=True)
-class Formula:
-    """A velocity known as a formula at points ``(D, *S)``, which can be added, subtracted, multiplied and divided by
-    numbers."""
-
-    at: Callable[[Tensor], Tensor]
-
-    def __call__(self, points: Tensor) -> Tensor:
-        return self.at(points)
-
-    def __add__(self, other: Formula) -> Formula:
-        return Formula(lambda x: self(x) + other(x))
-
-    def __sub__(self, other: Formula) -> Formula:
-        return Formula(lambda x: self(x) - other(x))
-
-    def __mul__(self, factor: float) -> Formula:
-        return Formula(lambda x: self(x) * factor)
-
-    def __truediv__(self, divisor: float) -> Formula:
-        return Formula(lambda x: self(x) / divisor)
-
-
-class SmoothVelocity(Formula):
-    """A few sine waves under a window that vanishes smoothly at the frame; voxels per unit time."""
-
-    @staticmethod
-    def random(spatial_size: Sequence[int], generator: torch.Generator, shortest: float = 32.0) -> Formula:
-        """Six waves of at least ``shortest`` voxels an axis; largest length 1 on the lattice."""
-        dims, settings = len(spatial_size), {"generator": generator, "dtype": torch.float64}
-        direction = torch.randn(dims, 6, dims, **settings)
-        length = shortest * (1 + 2 * torch.rand(dims, 6, 1, **settings))
-        waves = direction / direction.norm(dim=-1, keepdim=True) * 2 * math.pi / length
-        phases = torch.rand(dims, 6, **settings) * 2 * math.pi
-        weights = torch.randn(dims, 6, **settings)
-
-        def at(points: Tensor) -> Tensor:
-            inside, window = torch.tensordot(waves, points, dims=([2], [0])), torch.ones_like(points[0])
-            tail = (dims, 6, *[1] * (points.ndim - 1))
-            sines = (inside + phases.view(tail)).sin() * weights.view(tail)
-            for axis, n in enumerate(spatial_size):
-                window = window * (math.pi * (points[axis] / (n - 1)).clamp(0, 1)).sin().square()
-            return sines.sum(1) * window
-
-        return Formula(at) * (1 / at(voxel_grid(spatial_size, dtype=torch.float64)).norm(dim=0).max().item())
-
-
-def exact_bracket(v: Formula, w: Formula) -> Formula:
-    """:func:`lie_bracket` of formulas, whose derivatives are exact, by forward differentiation; brackets of brackets nest
-    it."""
-    return Formula(lambda x: torch.func.jvp(v, (x,), (w(x),))[1] - torch.func.jvp(w, (x,), (v(x),))[1])
 
 
 def exact_growth(sizes: Sequence[float], seeds: int, orders: Sequence[int] = ORDERS) -> dict[int, float]:
@@ -87,24 +31,6 @@ def exact_growth(sizes: Sequence[float], seeds: int, orders: Sequence[int] = ORD
             flows = (exact_flow([series(v, w, order, exact_bracket)], points, 8) for v, w in pairs)
             means.append(_mean([(flow - right).norm(dim=0).mean().item() for flow, right in zip(flows, exact)]))
     return {order: slope(sizes, means) for order, means in errors.items()}
-
-
-def exact_flow(velocities: Sequence[Callable[[Tensor], Tensor]], points: Tensor, steps: int = 32) -> Tensor:
-    """Displacement of ``exp(v_1) after exp(v_2) after ...`` at points ``(D, *S)``, by the classical Runge-Kutta method."""
-    x, h = points, 1 / steps
-    for v in reversed(velocities):
-        for _ in range(steps):
-            a = v(x)
-            b = v(x + h / 2 * a)
-            c = v(x + h / 2 * b)
-            x = x + h / 6 * (a + 2 * b + 2 * c + v(x + h * c))
-    return x - points
-
-
-def slope(sizes: Sequence[float], errors: Sequence[float]) -> float:
-    """Power with which errors grow with the size, by least squares in logarithms."""
-    x, y = torch.tensor(sizes).double().log(), torch.tensor(errors).double().log()
-    return (((x - x.mean()) * (y - y.mean())).sum() / (x - x.mean()).square().sum()).item()
 
 
 def two_fields(sizes: Sequence[float], seeds: int) -> list[dict[str, str]]:

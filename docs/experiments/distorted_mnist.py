@@ -2,8 +2,7 @@
 (2018)."""
 
 import statistics
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Mapping
 
 from docs.experiments.digits import BATCH, PAGES, DigitExperiment, compared
 from docs.experiments.measures import with_interval
@@ -12,24 +11,14 @@ from docs.experiments.tables import markdown_table, note, section
 CHOOSING = (1000, 1001)  # seeds that choose rates on val
 
 
-class Plan(NamedTuple):
-    """How the networks of a distortion are trained and measured."""
-
-    rates: Sequence[float]  # rising; each row gets the last that on val is better than the one before it
-    longer: int = 1  # so many times as many iterations in the table as in the trainings that choose rates
-    draws: int = 1  # distortions of every digit that the table's networks are shown
-
-
-PLANS = {"RTS": Plan([0.004]), "CPAB": Plan([0.002, 0.004, 0.008], longer=2, draws=4)}
+# by distortion: rates, rising, of which each row gets the last that on val is better than the one before it; so many times as many
+# iterations in the table as in the trainings that choose rates; distortions of every digit that the table's networks are shown
+PLANS = {"RTS": ([0.004], 1, 1), "CPAB": ([0.002, 0.004, 0.008], 2, 4)}
 PAPER_ROWS = ("FCN", "CNN", "ST-Affine FCN", "ST-Affine CNN", "ST-CPAB FCN", "ST-CPAB CNN", "ST-Affine+CPAB CNN")
 PAPER = {
     "RTS": dict(zip(PAPER_ROWS, (0.945, 0.974, 0.986, 0.992, 0.980, 0.982, 0.996))),
     "CPAB": dict(zip(PAPER_ROWS, (0.918, 0.952, 0.964, 0.974, 0.980, 0.989, 0.993))),
 }
-CHOSEN = (
-    "for each row of its own, out of {rates} the last that gave more right answers on `val` than the one before it, "
-    "after trainings of {iterations} iterations with the seeds {0} and {1}, which no row of the table has"
-)
 
 
 def _write(experiment: DigitExperiment, found: Mapping[str, Mapping[str, list[dict]]], rates: Mapping, seeds: int) -> None:
@@ -54,19 +43,20 @@ def _write(experiment: DigitExperiment, found: Mapping[str, Mapping[str, list[di
         if {first, other} <= set(accuracy)
     ]
     shown = len(experiment.digits(options.split).ids)
-    text, ranks = note("distorted_mnist", options=options, plans=_plans(options), seeds=seeds, shown=shown)
+    text, ranks, chosen = note("distorted_mnist", options=options, plans="PLANS", seeds=seeds, shown=shown, choosing=CHOOSING)
+    text = text.replace("PLANS", _plans(options, chosen))
     experiment.write("Distorted MNIST", [text, markdown_table(lines), section(ranks, asked)], seeds=seeds)
 
 
-def _plans(options) -> str:
+def _plans(options, chosen: str) -> str:
     """How long the networks of each distortion are trained, at which rates, and on what they are measured."""
     lines = []
     for name in options.distortions:
-        plan, rates = PLANS[name], [f"{rate:g}" for rate in options.rates or PLANS[name].rates]
-        chosen = CHOSEN.format(*CHOOSING, rates=", ".join(rates), iterations=options.iterations)
-        rate = chosen if len(rates) > 1 else f"{rates[0]} for all rows"
-        times = "once" if plan.draws == 1 else f"{plan.draws} times"
-        trained = f"{plan.longer * options.iterations} iterations of {BATCH}; rate: {rate}"
+        rates, longer, draws = PLANS[name]
+        rates = [f"{rate:g}" for rate in options.rates or rates]
+        rate = chosen.replace("RATES", ", ".join(rates)) if len(rates) > 1 else f"{rates[0]} for all rows"
+        trained = f"{longer * options.iterations} iterations of {BATCH}; rate: {rate}"
+        times = "once" if draws == 1 else f"{draws} times"
         lines.append(f"- {name}: {trained}; each digit of `{options.split}` distorted {times}.")
     return "\n".join(lines)
 
@@ -90,7 +80,7 @@ def main(argv: list[str] | None = None) -> None:
 
     def best_rate(row: str, name: str) -> float:
         """The last of the rates that still was better on val than the one before it."""
-        best, *larger = options.rates or PLANS[name].rates
+        best, *larger = options.rates or PLANS[name][0]
         before = right(row, name, best) if larger else 0.0
         for rate in larger:
             if (now := right(row, name, rate)) <= before:
@@ -103,8 +93,8 @@ def main(argv: list[str] | None = None) -> None:
     for seed in range(options.seeds):
         for name in options.distortions:
             for row in options.rows:
-                longer, draws = PLANS[name].longer, PLANS[name].draws
-                found[row][name].append(experiment.run(row, seed, rates[row, name], None, longer, draws, distortion=name))
+                run = experiment.run(row, seed, rates[row, name], None, *PLANS[name][1:], distortion=name)
+                found[row][name].append(run)
         _write(experiment, found, rates, seed + 1)
 
 

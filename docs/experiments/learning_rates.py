@@ -1,7 +1,6 @@
 """How far the learning rate may be off: affine maps and thin-plate splines against diffeomorphic affine maps and CPAB."""
 
 import statistics
-from collections.abc import Sequence
 from pathlib import Path
 
 from docs.experiments.digits import DigitExperiment, compared
@@ -9,11 +8,6 @@ from docs.experiments.plots import line_plot
 from docs.experiments.tables import markdown_table, note, section
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
-
-
-def _spread(values: Sequence[float]) -> str:
-    mean = f"{statistics.fmean(values):.3f}"
-    return mean if len(values) < 2 else f"{mean} ({min(values):.3f}, {max(values):.3f})"
 
 
 def _write(experiment: DigitExperiment, found: dict[str, dict[float, list[dict]]], seeds: int) -> None:
@@ -25,7 +19,8 @@ def _write(experiment: DigitExperiment, found: dict[str, dict[float, list[dict]]
         means[row] = [statistics.fmean(values) for values in zip(*accuracy.values())]
         runs = [r for some in by_rate.values() for r in some]
         folded, samples = (sum(r.get(key, 0) for r in runs) for key in ("folded_samples", "samples"))
-        line = {"network": row, **{f"{rate:g}": _spread(values) for rate, values in accuracy.items()}}
+        spread = " ({1:.3f}, {2:.3f})" if seeds > 1 else ""
+        line = {"network": row, **{f"{rate:g}": ("{0:.3f}" + spread).format(*point) for rate, point in curves[row].items()}}
         line["mean"] = f"{statistics.fmean(value for value, _, _ in curves[row].values()):.3f}"
         line["failed"] = f"{sum('failed' in r for r in runs)} of {len(runs)}"
         lines.append(line | {"folded samples": f"{folded} of {samples}" if row != "no transformer" else ""})

@@ -7,19 +7,20 @@ from torch import nn
 from torch.testing import assert_close
 
 from bundles.mnist_genus.scripts.digits import Digits
-from docs.experiments import digits, distorted_mnist, distortions, learning_rates, rotated_mnist
+from docs.experiments import digits, distorted_mnist, learning_rates, rotated_mnist
 from docs.experiments.digits import (
+    DISTORTIONS,
     PAGES,
     DenseField,
     compared,
     digit_network,
     digit_step,
+    distort,
     fit,
     measure_digits,
     narrowed,
     parameter_count,
 )
-from docs.experiments.distortions import DISTORTIONS, distort
 from docs.experiments.measures import student_interval
 from docs.experiments.training import kept
 from monai_diffeo.errors import NumericalError
@@ -37,15 +38,15 @@ def some_digits(count=6):
 
 def test_a_quarter_turn_is_rot90_and_a_shift_a_roll():
     image = some_digits().images
-    turned = distortions._rigid(torch.full((6,), math.pi / 2), torch.ones(6), torch.zeros(6, 2), (28, 28)).ddf()
+    turned = digits._rigid(torch.full((6,), math.pi / 2), torch.ones(6), torch.zeros(6, 2), (28, 28)).ddf()
     assert min((warp(image, turned) - torch.rot90(image, k, (2, 3))).abs().max() for k in (1, 3)) < 1e-4
-    moved = distortions._rigid(torch.zeros(6), torch.ones(6), torch.tensor([[3.0, -2.0]]).expand(6, 2), (28, 28)).ddf()
+    moved = digits._rigid(torch.zeros(6), torch.ones(6), torch.tensor([[3.0, -2.0]]).expand(6, 2), (28, 28)).ddf()
     assert_close(warp(image, moved)[..., 4:-4, 4:-4], image.roll((3, -2), (2, 3))[..., 4:-4, 4:-4], atol=1e-5, rtol=0)
 
 
 def test_an_enlarged_digit_has_more_ink_by_the_square_of_the_scale():
     image = blob(1, (42, 42), width=0.12)
-    larger = warp(image, distortions._rigid(torch.zeros(1), torch.tensor([1.2]), torch.zeros(1, 2), (42, 42)).ddf())
+    larger = warp(image, digits._rigid(torch.zeros(1), torch.tensor([1.2]), torch.zeros(1, 2), (42, 42)).ddf())
     assert_close(larger.sum() / image.sum(), torch.tensor(1.44), atol=0.01, rtol=0)
 
 

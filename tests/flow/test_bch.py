@@ -3,10 +3,11 @@ import scipy.linalg
 import torch
 from torch.testing import assert_close
 
-from docs.experiments.bch import SmoothVelocity, exact_bracket, exact_flow, exact_growth, slope
+from docs.experiments.bch import exact_growth
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import bch, bch_sequence, compose, exp, lie_bracket
 from monai_diffeo.flow.grid import voxel_grid
+from tests.flow.exact_flows import SmoothVelocity, exact_bracket, exact_flow, slope
 from tests.flow.flows import coordinates, interior, linear
 
 DRAW = torch.Generator().manual_seed(0)
