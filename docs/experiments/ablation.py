@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from docs.experiments.film_data import Films, deform, load_films, segmentation_network
 from docs.experiments.measures import Answer, Method, answer, dice_of, plain, with_bootstrap, wrapped
-from docs.experiments.plots import scatter_plot
-from docs.experiments.tables import Experiment, note, section
+from docs.experiments.pages import Experiment, note, scatter_plot, section
 from docs.experiments.training import kept, trained
 from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
 from monai_diffeo.energies import ResidualDeformationEnergy, StandardizedEnergy, VAEEnergy, WeightedEnergy
@@ -29,8 +28,7 @@ Build = Callable[[], Method]
 
 
 def match_grey_values(image: Tensor, quantiles: Tensor, share: float) -> Tensor:
-    """Move the grey values of each image ``(B, 1, H, W)`` towards given quantiles ``(Q,)``, monotonically, by a share of the
-    way."""
+    """Move the grey values of images ``(B, 1, H, W)`` by a ``share`` of the way to given quantiles ``(Q,)``, in their order."""
     levels = torch.linspace(0, 1, len(quantiles))
     ramp = 1e-6 * torch.arange(len(quantiles))  # no two equal
     moved = []
@@ -61,8 +59,7 @@ def restarts(network: nn.Module, canonicalizer: Canonicalizer) -> Method:
 
 
 class Ablation:
-    """The rows of a ``bundle`` and its training films: each name gives a function that builds its method. Two small predictors
-    are trained for so many ``iterations``, and kept in ``weights_dir``; None keeps nothing."""
+    """The rows by group: functions that build methods. Small predictors are kept in ``weights_dir``; None keeps nothing."""
 
     def __init__(self, bundle: str | Path, train: Films, weights_dir: str | None, iterations: int) -> None:
         self.folder, self.train = Path(bundle) / "models" / "energy", train

@@ -1,5 +1,4 @@
-"""Where the Baker-Campbell-Hausdorff series helps, and where it stops. Velocities are formulas, so that the
-flow to compare with is integrated from them, point by point, and owes nothing to a lattice."""
+"""Where the Baker-Campbell-Hausdorff series helps, and where it stops, against flows of formulas that need no lattice."""
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
@@ -9,7 +8,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from docs.experiments.tables import Experiment, note, section
+from docs.experiments.pages import Experiment, note, section
 from monai_diffeo.flow import bch, bch_sequence, compose, exp, exp_sequence, jacobian
 from monai_diffeo.flow.bch import series
 from monai_diffeo.flow.grid import voxel_grid
@@ -20,8 +19,7 @@ SIZE, MARGIN, ORDERS = (128, 128), 8, (1, 2, 3, 4)
 
 
 def exact_growth(sizes: Sequence[float], seeds: int, orders: Sequence[int] = ORDERS) -> dict[int, float]:
-    """Power with which the error of each order grows with the size of fields that are formulas, with brackets and flows
-    exact."""
+    """Power with which the error of each order grows with the size of the fields; brackets and flows are exact."""
     points = voxel_grid([n // 16 for n in SIZE], dtype=torch.float64) * 16 + 7.5
     errors: dict[int, list[float]] = {order: [] for order in orders}
     for size in sizes:
@@ -80,8 +78,7 @@ def _fields(count: int, size: float, seed: int) -> list[Formula]:
 
 
 def _interpolated(field: Tensor, finer: int = 4) -> Callable[[Tensor], Tensor]:
-    """A sampled velocity asked anywhere, by splines of order 5 on a finer lattice, so that what is left is the series'
-    error."""
+    """A sampled velocity anywhere, by splines of order 5 on a finer lattice: what is left is the series' error."""
     zoom = [(finer * (n - 1) + 1) / n for n in field.shape[2:]]
     fine = torch.from_numpy(np.stack([ndimage.zoom(f, zoom, order=5, mode="nearest") for f in field[0].numpy()]))[None]
     return lambda points: sample(fine, finer * points[None])[0]

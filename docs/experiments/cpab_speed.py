@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from docs.experiments.tables import Experiment, note, section
+from docs.experiments.pages import Experiment, note, section
 from monai_diffeo.families import CPAB
 from monai_diffeo.families.cpab import cpa_displacement
 from monai_diffeo.families.cpab.flow import Start
@@ -18,12 +18,10 @@ STEPS = 50  # of libcpab's solver, its default
 
 
 def rotation_from_libcpab(theirs, ours: CPAB) -> Tensor:
-    """Matrix ``R`` with which ``theta @ R`` are our coefficients of the field whose coefficients in libcpab are ``theta``;
-    orthogonal.
+    """Orthogonal ``R``: ``theta @ R`` are our coefficients of the field whose coefficients in libcpab are ``theta``.
 
-    libcpab puts x first and counts cells in another order; cells are matched by their centres. ``theirs`` is a ``Cpab`` with
-    ``cells[::-1]``, ``ours`` a family on ``cells`` with ``boundary="slide"`` for their ``zero_boundary=True``, else
-    ``"linear"``.
+    libcpab puts x first and counts cells in another order; cells are matched by their centres. For ``theirs`` with cells
+    ``cells[::-1]``, ``ours`` has ``cells``; ``boundary="slide"`` is their ``zero_boundary=True``, ``"linear"`` the other.
     """
     dims, basis = ours.spatial_dims, torch.from_numpy(theirs.params.basis)
     matrices = basis.T.reshape(basis.shape[1], -1, dims, dims + 1)
@@ -33,8 +31,7 @@ def rotation_from_libcpab(theirs, ours: CPAB) -> Tensor:
 
 
 def seconds(forward: Callable[[], Tensor], repeats: int) -> tuple[float, float]:
-    """Least seconds of a forward pass and of the backward pass after it; of the processor's time, so that other work does not
-    count."""
+    """Least seconds, of the processor's time, of a forward pass and of the backward pass after it."""
     forward()
     best = [math.inf] * 2
     for _ in range(repeats):
@@ -74,8 +71,7 @@ class Contest:
         return {name: f"{1e3 * value:.1f}" for name, value in times.items()} | {"times faster": f"{(a + b) / (c + d):.1f}"}
 
     def errors(self) -> dict[str, str]:
-        """Largest displacement, and errors of libcpab and of ours in single precision against ours in double precision, in
-        frames."""
+        """Largest displacement, and errors of both in single precision against ours in double precision, in frames."""
         space, theta = self.ours.space, self.theta.double() @ self.rotation.double()
         exact = cpa_displacement(space.tessellation, space.velocities(theta), self.points.double())
         exact = self.points + exact.transpose(1, 2)

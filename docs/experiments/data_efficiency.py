@@ -5,17 +5,14 @@ from pathlib import Path
 
 from docs.experiments.film_data import load_films, lung_unet
 from docs.experiments.measures import interval_points, measure_set, table_rows
-from docs.experiments.plots import line_plot
-from docs.experiments.tables import Experiment, note, section
+from docs.experiments.pages import Experiment, line_plot, note, section
 from docs.experiments.training import fit_methods
-
-SLOW = ("DiffeoNN refine", "DiffeoNN faithful")
 
 
 def main(argv: list[str] | None = None) -> None:
     """Train what is missing, measure, write the page. ``--slow_films``: so many of each source for the slow rows."""
     defaults = {"counts": (20, 50, 100, 354), "iterations": 900, "sources": ("shenzhen", "montgomery")}
-    defaults |= {"protocols": ("plain", "TPS"), "films": int, "slow_films": 16, "faithful": False, "seed": 0}
+    defaults |= {"protocols": ("plain", "TPS"), "films": int, "slow_films": 16, "seed": 0}
     experiment = Experiment("data_efficiency", __doc__, argv, dataset_dir=str, weights_dir=str, **defaults)
     options = experiment.options
     third, panels = options.iterations // 3, {}
@@ -26,10 +23,9 @@ def main(argv: list[str] | None = None) -> None:
         chosen = train.spread(count)
         stamp = hashlib.sha256(" ".join(chosen.ids).encode()).hexdigest()[:8]
         keep = options.weights_dir and f"{options.weights_dir}/films{count}_{stamp}_{options.iterations}_seed{options.seed}"
-        settings = {"faithful": options.faithful, "controls": 10, "channels": (32, 64, 128)}
         data, iterations = {"image": chosen.images, "label": chosen.labels}, (options.iterations, max(third, 1))
-        methods, _ = fit_methods(data, lung_unet, iterations, options.seed, keep, **settings)
-        quick = {name: method for name, method in methods.items() if name not in SLOW}
+        methods, _ = fit_methods(data, lung_unet, iterations, options.seed, keep, controls=10, channels=(32, 64, 128))
+        quick = {name: method for name, method in methods.items() if name != "DiffeoNN refine"}
         for source, films in tests.items():
             few = films.spread(options.slow_films)
             for rows, shown, remark in ((quick, films, ""), (methods, few, ", with the slow rows")):

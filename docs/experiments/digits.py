@@ -1,5 +1,4 @@
-"""Small networks that read digits, with and without a spatial transformer in front: one table of recipes for three pages, how
-the networks are built, trained, measured and compared."""
+"""Small networks that read distorted digits: one table of recipes for three pages, training, measures, comparison."""
 
 import copy
 import hashlib
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from bundles.mnist_genus.scripts.digits import Digits, read_digits
 from docs.experiments.measures import student_interval, with_interval
-from docs.experiments.tables import Experiment
+from docs.experiments.pages import Experiment
 from docs.experiments.training import kept, train
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.families import CPAB, AffineMatrix, CoarseSampling, DiffeomorphicAffine, Family, ThinPlateSpline, Whitened
@@ -67,8 +66,10 @@ DISTORTIONS: dict[str, Callable[..., Deformation]] = {"rotated": _rotated, "RTS"
 
 
 def distort(digits: Digits, distortion: str, side: int, seed: int = 0, keep: str | Path | None = None) -> dict[str, Tensor]:
-    """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once; ``keep`` is a folder in which the
-    images are kept, and looked for. ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit."""
+    """Digits in the middle of a square of ``side`` voxels, distorted, each interpolated once; kept in a folder ``keep``.
+
+    Gives ``image`` (N, 1, side, side), bytes, and ``label`` (N,), the digit.
+    """
     chosen = hashlib.sha256(" ".join(digits.ids).encode()).hexdigest()[:8]
     path = keep and Path(keep) / f"digits_{distortion}_{DISTORTION_VERSION}_{side}_{chosen}_{len(digits.ids)}_{seed}.pt"
     if path and path.is_file():
@@ -90,8 +91,7 @@ def fcn(outputs: int, width: int, side: int) -> nn.Module:
 
 
 def cnn(outputs: int, width: int, side: int, channels=(16, 32), kernels=(5, 3), pool_first: bool = True) -> nn.Module:
-    """Two convolutions, the first in steps of 2 voxels, then one hidden layer of ``width``. With ``pool_first`` a maximum over
-    2 x 2 follows the first convolution too, and not the second alone."""
+    """Two convolutions, the first with stride 2, and a hidden layer. ``pool_first``: a maximum after the first one, too."""
     (first, second), (a, b) = channels, kernels
     rest = ((side - a) // 2 + 1) // (2 if pool_first else 1)
     pool = nn.MaxPool2d(2) if pool_first else nn.Identity()
@@ -101,8 +101,7 @@ def cnn(outputs: int, width: int, side: int, channels=(16, 32), kernels=(5, 3), 
 
 
 class DenseField(Family):
-    """A vector at every voxel, in halves of the frame, a component after the other: the velocity of a flow of ``steps``
-    squarings; with 0 steps itself the displacement, which nothing then keeps from folding."""
+    """A vector a voxel, in halves of the frame: the velocity of a flow of ``steps`` squarings; with 0 the displacement."""
 
     def __init__(self, spatial_size: Sequence[int], steps: int = 6) -> None:
         super().__init__()
@@ -117,8 +116,7 @@ class DenseField(Family):
 
 
 class DenseLocalizer(nn.Module):
-    """Fields ``(B, 2 side^2)`` of images ``(B, 1, side, side)``: the localiser of the 5 x 5 spline, whose control values are
-    interpolated, corrected by two convolutions at half the resolution, and interpolated again."""
+    """Fields ``(B, 2 side^2)`` of images ``(B, 1, side, side)``: 5 x 5 vectors, interpolated and corrected."""
 
     def __init__(self, side: int, width: int = 11) -> None:
         super().__init__()
@@ -223,8 +221,7 @@ def narrowed(build: Callable[[int], nn.Module], parameters: int, widest: int = 1
 
 
 def digit_step(network: nn.Module, batch: Mapping[str, Tensor], penalty: float = 0.0) -> dict[str, Tensor]:
-    """Cross entropy of a classifier of bytes, plus ``penalty`` times the mean squared slope, without unit, of the displacement
-    of a transformer in front: the differences between neighbours."""
+    """Cross entropy, plus ``penalty`` times the mean squared difference of the displacement between neighbours."""
     image = batch["image"].float() / 255
     if not penalty:
         return {"cross_entropy": F.cross_entropy(network(image), batch["label"])}
@@ -236,9 +233,10 @@ def digit_step(network: nn.Module, batch: Mapping[str, Tensor], penalty: float =
 
 
 def measure_digits(network: nn.Module, data: Mapping[str, Tensor], unfolded: int | None = None) -> dict[str, float]:
-    """``accuracy``; where a spatial transformer comes first, how its deformations of the first ``unfolded`` digits (None for
-    all) fold: ``folded`` (share of voxels with a Jacobian determinant of at most 0) and ``folded_samples`` (digits with such a
-    voxel, of so many ``samples``). For this a :class:`CoarseSampling` family is computed on every voxel."""
+    """``accuracy``, and how the deformations of the first ``unfolded`` digits (None: all) fold, computed on every voxel.
+
+    ``folded`` is the share of voxels, ``folded_samples`` the number of digits with such a voxel, of so many ``samples``.
+    """
     images, labels = (data[key].split(500) for key in ("image", "label"))
     with torch.no_grad():
         right = [network(image.float() / 255).argmax(1) == label for image, label in zip(images, labels)]
@@ -259,8 +257,7 @@ def measure_digits(network: nn.Module, data: Mapping[str, Tensor], unfolded: int
 def fit(
     page: Page, network: nn.Module, step: Callable, data: dict, shown: dict, iterations: int, seed: int, rate: float
 ) -> dict:
-    """Train a network and measure it on what is ``shown``; its ``parameters``, and ``seconds`` of processor time an
-    iteration."""
+    """Train a network, measure it on what is ``shown``, and give its ``parameters`` and processor ``seconds`` an iteration."""
     began = time.process_time()
     try:
         train(network, step, data, iterations, seed, BATCH, rate, page.cycle)
@@ -275,8 +272,7 @@ def fit(
 
 
 class DigitExperiment(Experiment):
-    """An experiment on digits: its options, its images, and its runs, each kept in ``--weights_dir`` under what it depends
-    on."""
+    """An experiment on digits: options, images, and runs, each kept in ``--weights_dir`` under what it depends on."""
 
     def __init__(self, name: str, description: str | None, argv: Sequence[str] | None, **defaults: object) -> None:
         self.page = PAGES[name]
@@ -292,11 +288,12 @@ class DigitExperiment(Experiment):
         return distort(digits, distortion, self.page.side, seed, self.options.weights_dir)
 
     def run(self, row: str, seed: int, rate: float, split: str | None = None, longer: int = 1, draws: int = 1, **more) -> dict:
-        """What the network of a row gives on a ``split`` (None for that of the options), trained ``longer`` times as long as
-        the options say; each digit is shown in so many ``draws``. ``more``: the ``distortion``, if not "rotated"; the
-        ``penalty`` of the step."""
+        """What a row gives on a ``split`` (None: the options'), trained ``longer`` times as long, each digit in ``draws``.
+
+        ``more``: the ``distortion``, if not "rotated".
+        """
         options, split = self.options, split or self.options.split
-        penalty, iterations = more.pop("penalty", 0.0), longer * options.iterations
+        penalty, iterations = 10.0 if row.endswith("penalty") else 0.0, longer * options.iterations
         settings = {"row": row, "seed": seed, "iterations": iterations, "rate": rate, "digits": options.digits, "split": split}
         settings |= {"experiment": self.name, "version": self.page.version, **more, **({"draws": draws} if draws > 1 else {})}
 
@@ -311,8 +308,7 @@ class DigitExperiment(Experiment):
 
 
 def compared(what: str, first: Sequence[float], second: Sequence[float]) -> dict[str, str]:
-    """A row that says whether the runs of ``first`` are on average at least as accurate as those of ``second``, seed by seed;
-    undecided where the interval has both signs."""
+    """A row that says whether the runs of ``first`` are more accurate; undecided if the interval has both signs."""
     differences = [a - b for a, b in zip(first, second)]
     mean, (low, high) = statistics.fmean(differences), student_interval(differences)
     trend = "behind" if mean < 0 else "ahead" if mean > 0 else "equal"

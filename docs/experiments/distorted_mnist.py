@@ -1,18 +1,17 @@
-"""Distorted digits read by networks of equal size, with and without spatial transformers: table 2 of Detlefsen et al.
-(2018)."""
+"""Distorted digits by networks of equal size, with and without transformers: table 2 of Detlefsen et al. (2018)."""
 
 import statistics
 from collections.abc import Mapping
 
 from docs.experiments.digits import BATCH, PAGES, DigitExperiment, compared
 from docs.experiments.measures import with_interval
-from docs.experiments.tables import markdown_table, note, section
+from docs.experiments.pages import markdown_table, note, section
 
 CHOOSING = (1000, 1001)  # seeds that choose rates on val
 
 
-# by distortion: rates, rising, of which each row gets the last that on val is better than the one before it; so many times as many
-# iterations in the table as in the trainings that choose rates; distortions of every digit that the table's networks are shown
+# by distortion: rates, rising, of which each row gets the last that on val is better than the one before it; so many times
+# as many iterations in the table as in the trainings that choose rates; distortions of every digit that is shown for the table
 PLANS = {"RTS": ([0.004], 1, 1), "CPAB": ([0.002, 0.004, 0.008], 2, 4)}
 PAPER_ROWS = ("FCN", "CNN", "ST-Affine FCN", "ST-Affine CNN", "ST-CPAB FCN", "ST-CPAB CNN", "ST-Affine+CPAB CNN")
 PAPER = {
@@ -75,8 +74,7 @@ def main(argv: list[str] | None = None) -> None:
     options = experiment.options
 
     def right(row: str, name: str, rate: float) -> float:
-        runs = (experiment.run(row, seed, rate, "val", distortion=name) for seed in CHOOSING)
-        return sum(run["accuracy"] for run in runs)
+        return sum(experiment.run(row, seed, rate, "val", distortion=name)["accuracy"] for seed in CHOOSING)
 
     def best_rate(row: str, name: str) -> float:
         """The last of the rates that still was better on val than the one before it."""

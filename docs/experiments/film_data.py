@@ -89,11 +89,9 @@ DEFORMATIONS: dict[str, Callable[[tuple[int, ...], torch.Generator], Tensor] | N
 
 
 def deform(films: Films, name: str, seed: int = 0) -> tuple[Films, Tensor]:
-    """Films deformed as the protocol asks (bilinear, zeros outside, mask > 0.5), and their displacements ``(N, 2, H, W)``,
-    voxels.
+    """Deformed films (bilinear, zeros outside, mask > 0.5), and their displacements ``(N, 2, H, W)``, voxels.
 
-    The random numbers of a film depend on its id, the protocol's name and ``seed`` alone, so that a film is deformed in the
-    same way in every table, whatever films are beside it.
+    Random numbers depend on a film's id, the protocol and ``seed`` alone: a film is deformed the same way in every table.
     """
     size, deformer = tuple(films.images.shape[2:]), DEFORMATIONS[name]
     if deformer is None:

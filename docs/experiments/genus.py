@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from bundles.mnist_genus.scripts.digits import GENUS, Digits, read_digits
 from docs.experiments.film_data import Films, deform
 from docs.experiments.measures import Answer, answer, plain, with_bootstrap, wrapped
-from docs.experiments.tables import Experiment, judged, note, section
+from docs.experiments.pages import Experiment, judged, note, section
 from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
 from monai_diffeo.networks import load_weights
 
@@ -45,8 +45,7 @@ def choose(network: nn.Module, images: Tensor, canonicalizer: Canonicalizer | No
 
 
 def genus_table(labels: Tensor, chosen: Choices, undeformed: Choices | None = None) -> list[dict[str, object]]:
-    """A row a method: accuracy, paired differences to the baselines, invariance error, folding, share moved, seconds.
-    ``chosen`` is for the first digits; ``undeformed`` is the same for undeformed ones, and None leaves the error out."""
+    """A row a method: accuracy, differences, error, folding, moved, seconds; ``undeformed`` None leaves the error out."""
     rows = []
     for name, choice in chosen.items():
         right = _right(choice, labels, len(choice.masks))

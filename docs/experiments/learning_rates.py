@@ -4,8 +4,7 @@ import statistics
 from pathlib import Path
 
 from docs.experiments.digits import DigitExperiment, compared
-from docs.experiments.plots import line_plot
-from docs.experiments.tables import markdown_table, note, section
+from docs.experiments.pages import line_plot, markdown_table, note, section
 
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)
 

@@ -6,11 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from docs.experiments import measures
 from docs.experiments.film_data import load_films, segmentation_network
-from docs.experiments.measures import Method, bootstrap_interval, measure_set, plain, table_rows, tta_only, wrapped
-from docs.experiments.plots import line_plot
-from docs.experiments.tables import Experiment, judged, note, section
+from docs.experiments.measures import bootstrap_interval, interval_points, measure_set, plain, table_rows, tta_only, wrapped
+from docs.experiments.pages import Experiment, judged, line_plot, note, section
 from monai_diffeo.canonicalize import load_canonicalizer
 
 SOURCES = ("shenzhen", "montgomery", "paediatric_gz", "covid_gb")
@@ -19,12 +17,12 @@ BASELINE, AUGMENTED, SINGLE, BOTH = "baseline", "augmented baseline", "DiffeoNN 
 ROWS = (BASELINE, f"{BASELINE}, 8 TTA samples", AUGMENTED, f"{AUGMENTED}, 8 TTA samples", SINGLE, BOTH)
 
 
-def methods(bundle: str | Path, rows: Sequence[str]) -> dict[str, Method]:
+def methods(bundle: str | Path, rows: Sequence[str]) -> dict:
     """The methods that a table compares, by the name of its row."""
     models = Path(bundle) / "models"
     files = {BASELINE: models / "model.pt", AUGMENTED: models / "baselines" / "augmented.pt"}
     networks = {name: segmentation_network(file) for name, file in files.items()}
-    found: dict[str, Method] = {}
+    found = {}
     for row in rows:
         network = networks[AUGMENTED if row.startswith(AUGMENTED) else BASELINE]
         if "DiffeoNN" in row:
@@ -77,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             heading = f"## {source} `{options.split}`, {protocol}, {len(films.ids)} films"
             parts.append(section(heading, table_rows(measured)))
             dice[source, protocol] = {name: row["dice"] for name, row in measured.items()}
-            for name, point in measures.interval_points(measured).items() if protocol in GROWING else ():
+            for name, point in interval_points(measured).items() if protocol in GROWING else ():
                 curves.setdefault(source, {}).setdefault(name, {})[GROWING[protocol]] = point
     if goals := asked(dice):
         parts.append(section("## Asked and measured", goals))

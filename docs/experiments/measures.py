@@ -21,12 +21,11 @@ from monai_diffeo.inferers import DiffeoInferer
 
 
 class Answer(NamedTuple):
-    """What a method gives for a batch: masks ``(B, 1, H, W)`` or classes ``(B,)``, folded share and moved or not ``(B,)``;
-    seconds a film."""
+    """What a method gives for a batch; ``seconds`` are those of an image."""
 
-    masks: Tensor
-    folding_fraction: Tensor
-    moved: Tensor
+    masks: Tensor  # (B, 1, H, W), or classes (B,)
+    folding_fraction: Tensor  # (B,)
+    moved: Tensor  # (B,), 0 or 1
     seconds: float = 0.0
 
 
@@ -72,8 +71,7 @@ class _NoMotion(nn.Module):
 
 
 def tta_only(network: nn.Module, tta_samples: int = 8) -> Method:
-    """Test-time augmentation as a ``DiffeoInferer`` does it, around the film as it came: what averaging gives without
-    moving."""
+    """Test-time augmentation as a ``DiffeoInferer`` does it, around the film as it came: averaging without moving."""
     still = Canonicalizer(_NoEnergy(), ControlGrid(controls=2), predictor=_NoMotion(), max_energy_increase=None)
     return wrapped(network, still, tta_samples)
 
@@ -110,8 +108,7 @@ def with_bootstrap(values: Tensor, form: str = "+.4f", ends: str = "+.3f") -> st
 
 
 def student_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Student's 95 % interval of the mean of a handful of runs, for which a bootstrap is too narrow; infinite for a single
-    one."""
+    """Student's 95 % interval of the mean of a handful of runs, for which a bootstrap is too narrow."""
     if len(values) < 2:
         return -math.inf, math.inf
     reach = float(t.ppf((1 + 0.95) / 2, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from docs.experiments.film_data import Films
 from docs.experiments.measures import measure_set, table_rows
-from docs.experiments.plots import paired_histogram
-from docs.experiments.tables import Experiment, note, section
+from docs.experiments.pages import Experiment, note, paired_histogram, section
 from docs.experiments.training import fit_methods
 from monai_diffeo.augmentation import tps_protocol
 from monai_diffeo.canonicalize import Canonicalizer
@@ -19,9 +18,10 @@ SIZE = 64
 
 
 def nested_shapes(count: int, size: int, generator: torch.Generator, spread: float = 0.04) -> tuple[Tensor, Tensor]:
-    """``count`` images ``(N, 1, size, size)`` in [0, 1] of a bright ellipse with a dark, rounded box and a bright disc inside
-    it, in almost one pose, and masks of the box. ``spread``: of every centre and radius, as share of the frame; small: the set
-    is narrow."""
+    """Images ``(N, 1, size, size)`` in [0, 1] of a bright ellipse with a dark box and a bright disc in it, and the box.
+
+    ``spread``: of every centre and radius, as share of the frame; where it is small, the poses are nearly one.
+    """
     y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
     d = (torch.randn(count, 9, 1, 1, generator=generator) * 2 * spread).unbind(1)
 
@@ -37,8 +37,7 @@ def nested_shapes(count: int, size: int, generator: torch.Generator, spread: flo
 
 
 def invariance(canonicalizer: Canonicalizer, images: Tensor, count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """``|E(g x) - E(x)|``, and ``|E(can(g x)) - E(can(x))|`` in canonical pose, of ``count`` deformations ``g`` of each
-    image."""
+    """``|E(g x) - E(x)|``, and the same in canonical pose, of ``count`` deformations ``g`` of each image."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         still, energy, before, after = canonicalizer(images), canonicalizer.energy(images), [], []

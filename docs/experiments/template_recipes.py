@@ -116,9 +116,10 @@ def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: obje
 
 
 def trained_direct(name: str, data: Data, cache: str | Path, seed: int = 0, parts: Parts = ((SHORT, {}),)) -> UNet:
-    """The direct U-Net of the lung bundle, trained on all shapes in one mask, 8 films at a time; else as
-    :func:`trained_template`. Each of ``parts``, epochs and settings of the :class:`SegmentationStep`, begins with the weights
-    of the one before."""
+    """The direct U-Net of the lung bundle, trained on all shapes in one mask; else as :func:`trained_template`.
+
+    Each of ``parts``, epochs and settings of the :class:`SegmentationStep`, begins with the weights of the one before.
+    """
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
     build: Callable[[], nn.Module] = lung_unet
     for number, (epochs, varied) in enumerate(parts):
@@ -131,8 +132,7 @@ def trained_direct(name: str, data: Data, cache: str | Path, seed: int = 0, part
 
 
 def trained_template(name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int) -> tuple[TemplateTransformer, float]:
-    """A network trained by a recipe on ``image`` (N, C, *S) and ``label`` (N, K, *S), one channel a shape, and its CPU seconds;
-    files in ``cache`` carry the row's name, and those of an earlier run are taken up."""
+    """A trained network, and its CPU seconds; from the files of an earlier run of this row in ``cache``, if there are any."""
     settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
     settings["step"] = {
         "tame" if key == "compress" else key: value for key, value in recipe.step.items()

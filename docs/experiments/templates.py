@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from docs.experiments.film_data import Films, deform, load_films, prepare_films, segmentation_network
 from docs.experiments.lungs import SOURCES
 from docs.experiments.measures import dice_of, with_bootstrap, with_interval
-from docs.experiments.tables import Experiment, judged, markdown_table, note, section
+from docs.experiments.pages import Experiment, judged, markdown_table, note, section
 from docs.experiments.template_recipes import (
     ABLATION,
     COMPARED,
@@ -58,8 +58,7 @@ Masker = Callable[[Tensor], Found]
 
 
 def plain_masks(network: nn.Module, largest: int | None = None, uncertainty_bias: float = 0.0) -> Masker:
-    """Masks of a network with one logit; ``largest`` keeps that many components; the bias is that of
-    :func:`add_uncertainty_bias`."""
+    """Masks of a network with one logit; ``largest`` keeps that many components."""
 
     def run(images: Tensor) -> Found:
         with torch.no_grad():
@@ -78,8 +77,7 @@ def _keep_largest(mask: Tensor, count: int) -> Tensor:
 
 
 def template_masks(network: TemplateTransformer, guard: bool | None = None, size: int | None = None) -> Masker:
-    """Masks of a template transformer, all shapes in one; ``guard`` overrides the network's own; ``size`` is the frame it works
-    on if that is not the images'."""
+    """Masks of a template transformer, all shapes in one; ``guard`` overrides its own; ``size`` is another frame."""
     network = copy.copy(network)
     network.guard = network.guard if guard is None else guard
 
@@ -97,8 +95,7 @@ def template_masks(network: TemplateTransformer, guard: bool | None = None, size
 
 
 def measure_found(found: Found, labels: Tensor, shapes: int = 2) -> dict[str, Tensor]:
-    """All measures by image, each ``(N,)``: dice, hausdorff, components, exact (are they ``shapes``?), holes (tunnels), in
-    space cavities, and folding_fraction, broken, acted, agreement of templates."""
+    """All measures by image, each ``(N,)``; ``exact`` says whether there are so many ``shapes``."""
     masks = found.masks.float()
     farthest = float(np.linalg.norm([n - 1 for n in masks.shape[2:]]))
     distance = compute_hausdorff_distance(masks, labels, include_background=True).flatten()
@@ -136,8 +133,7 @@ def plus_minus(values: Tensor, places: int) -> str:
 
 
 def sureness(row: Mapping[str, Tensor]) -> dict[str, str]:
-    """How well the agreement with the direct answer tells good films from bad: its rank correlation with Dice, and the Dice of
-    the fifth that agrees least."""
+    """How well the agreement with the direct answer tells good films from bad."""
     dice, agreement = row["dice"], row["agreement"]
     least = agreement.argsort()[: max(len(dice) // 5, 1)]
     return {
@@ -149,8 +145,7 @@ def sureness(row: Mapping[str, Tensor]) -> dict[str, str]:
 
 
 def timing(networks: Mapping[str, Callable[[Tensor], object]], images: Tensor, repeats: int = 40) -> dict[str, float]:
-    """Median seconds of a batch, one network after another in every round, so that all meet the same machine; CPU time of this
-    thread."""
+    """Median CPU seconds of a batch, networks taking turns, so that all meet the same machine."""
     seconds: dict[str, list[float]] = {name: [] for name in networks}
     with torch.no_grad():
         for _ in range(repeats + 3):
@@ -162,8 +157,7 @@ def timing(networks: Mapping[str, Callable[[Tensor], object]], images: Tensor, r
 
 
 def time_table(direct: nn.Module, bundle: str | Path, images: Tensor) -> tuple[list[dict[str, str]], float]:
-    """Table 4: milliseconds of a film for one film and for eight at once; and the ratio of the bundle's network to the U-Net,
-    one film."""
+    """Table 4: milliseconds of a film, for one and for eight at once; the ratio of the bundle's network to the U-Net."""
     torch.manual_seed(0)
     size, template = images.shape[-1], bundle_template(bundle)
     unguarded = copy.copy(template)
@@ -191,8 +185,7 @@ def lung_labels(dataset_dir: str | Path, source: str, split: str) -> dict[str, T
 
 
 def figures(measured: Measured, ratio: float) -> list[dict[str, str]]:
-    """What was asked of the bundle's network, over all sets, against direct U-Nets: the lung bundle's, and the one on varied
-    films, as they answer and with all but their two largest parts removed."""
+    """What was asked of the bundle's network, over all sets, against the direct U-Nets of ``BASELINES``, one by one."""
     ours = {key: rows[OURS] for key, rows in measured.items()}
     folds, broken, exact = (torch.cat([row[k] for row in ours.values()]) for k in ("folding_fraction", "broken", "exact"))
 
@@ -221,8 +214,7 @@ def figures(measured: Measured, ratio: float) -> list[dict[str, str]]:
 
 
 def differences(measured: Measured, name: str, form: str) -> list[dict[str, str]]:
-    """By how much the bundle's network differs from each direct U-Net in a measure, film by film: means with 95 % bootstrap
-    intervals."""
+    """By how much the bundle's network differs from each direct U-Net in a measure, film by film."""
     lines = []
     for (source, protocol), rows in measured.items():
         gaps = {other: rows[OURS][name] - rows[other][name] for other in (*BASELINES, BIASED)}
@@ -279,8 +271,7 @@ def compared_methods(options: argparse.Namespace, data: Mapping[str, Tensor]) ->
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train, measure and write the page; 0 if every figure is met. ``--films``: so many of each source for rows that are not
-    judged."""
+    """Train, measure and write the page; 0 if every figure is met. ``--films``: so many of a source for rows not judged."""
     defaults = {"lungs": "bundles/cxr_lung_segmentation", "bundle": "bundles/cxr_lung_template", "split": "test"}
     defaults |= {"sources": SOURCES, "protocols": ("plain", "TPS/2", "TPS"), "films": int, "seed": 0, "seeds": 3}
     experiment = Experiment("templates", __doc__, argv, dataset_dir=str, weights_dir="runs/templates", **defaults)

@@ -1,8 +1,4 @@
-"""Template transformers on a real volume (needs ``nilearn`` installed).
-
-Semi-synthetic: there is one brain, the MNI152 T1 template with its maps of grey and white matter, and every image is that brain
-under another random diffeomorphism, with other grey values.
-"""
+"""Template transformers on a real volume: one brain, the MNI152 template, under random maps and grey values."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -19,7 +15,7 @@ from torch import Tensor
 
 from docs.experiments.film_data import Films
 from docs.experiments.measures import dice_of
-from docs.experiments.tables import Experiment, note, section
+from docs.experiments.pages import Experiment, note, section
 from docs.experiments.template_recipes import EVERYTHING, Recipe, Settings, trained_template
 from docs.experiments.templates import plain_masks, plus_minus, run_method, template_masks, timing
 from docs.experiments.training import trained
@@ -35,8 +31,7 @@ SPACE: Settings = {"pieces": 4, **_SIZES, "flow_size": 24, "steps": 5, "unshuffl
 
 
 def mni_volumes() -> tuple[Tensor, Tensor]:
-    """T1 and the sum of grey and white matter of the MNI152 template, each ``(1, 1, 197, 233, 189)``, in [0, 1]: files of the
-    package ``nilearn``, which is not imported; FileNotFoundError without it."""
+    """T1, and grey plus white matter, of the MNI152 template, ``(1, 1, 197, 233, 189)``, in [0, 1]; files of ``nilearn``."""
     try:
         files = {file.name: file for file in metadata.files("nilearn") or ()}
     except metadata.PackageNotFoundError:
@@ -50,9 +45,7 @@ def mni_volumes() -> tuple[Tensor, Tensor]:
 
 
 def brain() -> tuple[Tensor, Tensor]:
-    """T1 and a smooth brain map, above one half inside, each ``(1, 1, *SIZE)``: the tissue averaged onto the lattice and
-    smoothed, with its ventricles and sulci closed, so that a ball is the right template; what is left of the real brain is its
-    outline."""
+    """T1 and a smooth map, above one half inside a solid brain without ventricles and sulci, each ``(1, 1, *SIZE)``."""
     t1, tissue = (F.interpolate(volume, SIZE, mode="area") for volume in mni_volumes())
     solid, cross = ndimage.gaussian_filter(tissue[0, 0].numpy(), 1.0) > 0.35, ndimage.generate_binary_structure(3, 1)
     solid = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(solid, 4), cross, iterations=3))[4:-4, 4:-4, 4:-4]
@@ -60,8 +53,7 @@ def brain() -> tuple[Tensor, Tensor]:
 
 
 def deformed_brains(count: int, generator: torch.Generator, strength: float = 1.0) -> dict[str, Tensor]:
-    """The brain under random affine maps and smooth flows, none of which folds, with random contrast, shading and noise:
-    ``image`` and ``label``, each (N, 1, *SIZE)."""
+    """The brain under random maps that do not fold, with random grey values: ``image`` and ``label``, (N, 1, *SIZE)."""
     (t1, soft), images, labels = brain(), [], []
     for _ in range(count):
         matrix = torch.randn(1, 3, 4, generator=generator) * 0.08 * strength

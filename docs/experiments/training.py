@@ -22,10 +22,7 @@ Data = Mapping[str, Tensor]
 
 
 def train(network, step, data: Data, iterations: int, seed=0, batch_size=16, rate=2e-3, cycle=True) -> nn.Module:
-    """Minimise a step's losses on random batches of tensors; gives the network back in eval mode.
-
-    One-cycle AdamW with clipped gradients; without ``cycle`` Adam at a constant rate, gradients as they are.
-    """
+    """One-cycle AdamW with clipped gradients on random batches; without ``cycle`` Adam at a constant rate. In eval mode."""
     draw = torch.Generator().manual_seed(seed)
     optimizer = (torch.optim.AdamW if cycle else torch.optim.Adam)(network.parameters(), rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, iterations) if cycle else None
@@ -43,9 +40,9 @@ def train(network, step, data: Data, iterations: int, seed=0, batch_size=16, rat
 
 
 def trained(path, build: Callable, step: Callable, data: Data, iterations: int, seed: int = 0, **settings) -> nn.Module:
-    """Build and :func:`train` a network, unless its weights lie at ``path``, where they are kept; None keeps nothing.
+    """Build and :func:`train` a network, unless its weights lie at ``path``; None keeps nothing.
 
-    The same seed gives the same weights, whatever was trained before. The file's name has to say all that they depend on.
+    The same seed gives the same weights. The file's name has to say all that they depend on.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -75,12 +72,9 @@ def kept(folder: str | Path | None, settings: Mapping[str, object], run: Callabl
 def fit_canonicalizers(
     images: Tensor, answers: Tensor, iterations: int, seed=0, keep=None, size=(64, 64), controls=8, channels=(16, 32, 64)
 ) -> dict[str, Canonicalizer]:
-    """The canonicalisers "single pass" and "refine" of training images ``(N, C, H, W)``, without labels; ``answers`` are the
-    probabilities that the network under test gives.
+    """The canonicalisers "single pass" and "refine" of images ``(N, C, H, W)`` and a network's probabilities on them.
 
-    The predictor is trained for so many ``iterations``, the VAE for half; both look at ``size``. ``keep`` is the beginning of
-    the path of the weights' files; None keeps nothing. ``controls``: of the control grid, along each axis; ``channels``: of the
-    predictor.
+    The VAE is trained for half of the predictor's ``iterations``. ``keep`` begins the path of the weights; None keeps nothing.
     """
     shrink = partial(F.interpolate, size=size, mode="bilinear", antialias=True)
     image, shared = {"image": shrink(images)}, {"in_channels": images.shape[1], "image_size": size}
@@ -103,8 +97,7 @@ def fit_canonicalizers(
 
 
 def fit_published(images: Tensor, iterations: int, seed: int = 0, keep: str | None = None) -> Canonicalizer:
-    """The published canonicaliser of square training images ``(N, C, H, W)``: SIREN velocities, VAE and critic on grey values
-    as they are, 100 steps; 128 latents and as many halvings as reach two voxels. Arguments as :func:`fit_canonicalizers`."""
+    """The published canonicaliser of square images: SIREN, VAE and critic on grey values as they are, 100 steps."""
     side, data, keep = images.shape[-1], {"image": images}, keep and f"{keep}_published"
     channels, shared = (16, 32, 64, 64, 128, 128)[: side.bit_length() - 2], {"in_channels": images.shape[1]}
     build, settings = partial(EnergyVAE, image_size=(side, side), channels=channels, **shared), {"intensity": 0.0, "seed": seed}
@@ -120,12 +113,9 @@ def fit_published(images: Tensor, iterations: int, seed: int = 0, keep: str | No
 def fit_methods(
     data: Data, build: Callable, iterations: tuple[int, int], seed=0, keep=None, faithful=False, batch_size=16, **settings
 ) -> tuple[dict[str, Method], dict[str, Canonicalizer]]:
-    """Train networks and canonicalisers on ``image`` (the networks alone see ``label``); give the methods of a table, and the
-    canonicalisers by mode: ``faithful`` is the published one, which is slow.
+    """Train networks and canonicalisers; give the methods of a table, and the canonicalisers by mode.
 
-    ``build`` gives the network before training; ``iterations`` are those of the predictor, and of the baseline (the augmented
-    one takes twice as many); ``batch_size`` is that of the baseline's answers; ``settings`` are those of
-    :func:`fit_canonicalizers`.
+    ``iterations``: of the predictor, and of the baseline; the augmented baseline takes twice as many as the baseline.
     """
     images, (many, few) = data["image"], iterations
     baseline = trained(keep and f"{keep}_naive.pt", build, SegmentationStep(seed=seed), data, few, seed)

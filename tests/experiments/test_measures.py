@@ -17,7 +17,7 @@ from docs.experiments.measures import (
     tta_only,
     wrapped,
 )
-from docs.experiments.tables import Experiment, markdown_table
+from docs.experiments.pages import Experiment, markdown_table
 from monai_diffeo.flow import folding_fraction, warp
 from tests.helpers import blob, tiny_canonicalizer
 

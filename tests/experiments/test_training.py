@@ -12,7 +12,7 @@ from docs.experiments import data_efficiency, shapes, training
 from docs.experiments.ablation import Ablation, digest_of, match_grey_values, measured, restarts
 from docs.experiments.film_data import Films
 from docs.experiments.measures import Answer, dice_of
-from docs.experiments.plots import line_plot, paired_histogram, scatter_plot
+from docs.experiments.pages import line_plot, paired_histogram, scatter_plot
 from docs.experiments.shapes import nested_shapes
 from docs.experiments.training import fit_canonicalizers, fit_published, trained
 from monai_diffeo.augmentation.deformations import tps_protocol
