@@ -1,57 +1,48 @@
-"""Nested shapes: segmentation of deformed shapes, and how invariant the energy of the canonical shape is.
+"""Nested shapes: segmentation of deformed shapes, and how invariant the energy of the canonical shape is."""
 
-``python -m docs.experiments.shapes`` trains everything on a CPU in minutes and writes the page.
-"""
-
-from __future__ import annotations
-
-import argparse
 from pathlib import Path
 
 import torch
 from monai.networks.nets import UNet
-from torch import Tensor, nn
+from torch import Tensor
 
-from docs.experiments.films import Films
-from docs.experiments.lungs import table
-from docs.experiments.measures import plain, wrapped
-from docs.experiments.nested_shapes import nested_shapes
-from docs.experiments.plots import paired_histogram
-from docs.experiments.tables import command_text, markdown_table, write_page
-from docs.experiments.training import fit_canonicalizers, fit_published, trained
-from monai_diffeo.augmentation.deformations import tps_protocol
+from docs.experiments.film_data import Films
+from docs.experiments.measures import measure_set, table_rows
+from docs.experiments.pages import Experiment, note, paired_histogram, section
+from docs.experiments.training import fit_methods
+from monai_diffeo.augmentation import tps_protocol
 from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.flow import warp
-from monai_diffeo.training import SegmentationStep
-
-__all__ = ["invariance"]
 
 SIZE = 64
-NOTE = """400 training images of a bright ellipse with a dark rounded box and a disc in it, in almost one pose (X_E); the box is segmented. X_TE are
-others of the same kind under the TPS protocol. Everything is trained here: `augmented` twice as long as `baseline`, on shapes under the protocol;
-the energies of single pass and refine see the images and the baseline network's own answers. `error` is 1 - Dice(f(g x), g f(x)); differences are
-paired over shapes, brackets are 95 % bootstrap intervals of the mean. `faithful` takes the published settings."""
-INVARIANCE = """The energies of refine are hinged: they count above the training shapes' mean only. Its search stops there, so that for many pairs both
-energies are 0 and differ by nothing; the figure puts differences below 0.001 at 0.001."""
 
 
-def _unet() -> nn.Module:
-    return UNet(2, 1, 1, (16, 32, 64, 128), (2, 2, 2), num_res_units=1)
+def nested_shapes(count: int, size: int, generator: torch.Generator, spread: float = 0.04) -> tuple[Tensor, Tensor]:
+    """Images ``(N, 1, size, size)`` in [0, 1] of a bright ellipse with a dark box and a bright disc in it, and the box.
+
+    ``spread``: of every centre and radius, as share of the frame; where it is small, the poses are nearly one.
+    """
+    y, x = torch.meshgrid(torch.linspace(-1, 1, size), torch.linspace(-1, 1, size), indexing="ij")
+    d = (torch.randn(count, 9, 1, 1, generator=generator) * 2 * spread).unbind(1)
+
+    def soft(radius: Tensor) -> Tensor:
+        return torch.sigmoid((1 - radius) * size / 2)
+
+    outer = soft((((x - d[0]) / (0.62 + d[1])) ** 2 + ((y - d[2]) / (0.8 + d[3])) ** 2).sqrt())
+    box = soft((((x - d[4] - 0.12) / (0.28 + d[5] / 2)) ** 4 + ((y - d[6] - 0.2) / (0.3 + d[7] / 2)) ** 4) ** 0.25)
+    disc = soft((((x - d[0] + 0.15) / 0.2) ** 2 + ((y - d[2] + 0.4) / (0.2 + d[8] / 4)) ** 2).sqrt())
+    images = 0.15 + 0.45 * outer - 0.3 * box * outer + 0.35 * disc * outer
+    noise = 0.02 * torch.randn(count, size, size, generator=generator)
+    return (images + noise).clamp(0, 1)[:, None], (box * outer > 0.5).float()[:, None]
 
 
 def invariance(canonicalizer: Canonicalizer, images: Tensor, count: int, seed: int = 1) -> tuple[Tensor, Tensor]:
-    """Energies of ``x``, of ``g x`` and of both in canonical pose, for ``count`` deformations ``g`` of each image.
-
-    Returns:
-        ``|E(g x) - E(x)|`` and ``|E(can(g x)) - E(can(x))|`` of every pair.
-    """
+    """``|E(g x) - E(x)|``, and the same in canonical pose, of ``count`` deformations ``g`` of each image."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
-        still = canonicalizer(images)
-        energy = canonicalizer.energy(images)
-        before, after = [], []
+        still, energy, before, after = canonicalizer(images), canonicalizer.energy(images), [], []
         for _ in range(count):
-            moved = warp(images, tps_protocol(len(images), (SIZE, SIZE), draw), padding_mode="border")
+            moved = warp(images, tps_protocol(len(images), images.shape[2:], draw), padding_mode="border")
             before.append((canonicalizer.energy(moved) - energy).abs())
             after.append((canonicalizer(moved).energy_after - still.energy_after).abs())
     return torch.cat(before), torch.cat(after)
@@ -59,81 +50,40 @@ def invariance(canonicalizer: Canonicalizer, images: Tensor, count: int, seed: i
 
 def main(argv: list[str] | None = None) -> None:
     """Train, measure and write the page."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--iterations", type=int, default=4000, help="of the predictor; VAE a half, networks a fifth and two fifths"
-    )
-    parser.add_argument(
-        "--shapes", type=int, default=100, help="test shapes; 16 of them for the slow rows, 20 for the invariance"
-    )
-    parser.add_argument("--deformations", type=int, default=10, help="of each shape, for the invariance")
-    parser.add_argument("--weights_dir", default=None, help="keep the weights here, and take up those that are here")
-    parser.add_argument("--output", default="docs/results/shapes.md")
-    options = parser.parse_args(argv)
+    defaults = {"seed": 0, "iterations": 4000, "shapes": 100, "deformations": 10}
+    experiment = Experiment("shapes", __doc__, argv, weights_dir=str, **defaults)
+    options = experiment.options
     torch.manual_seed(options.seed)
     draw = torch.Generator().manual_seed(options.seed)
-    images, labels = nested_shapes(400, SIZE, draw)
+    train = dict(zip(("image", "label"), nested_shapes(400, SIZE, draw)))
     test = Films(*nested_shapes(options.shapes, SIZE, draw), tuple(f"shape{i}" for i in range(options.shapes)))
-    data, fifth = {"image": images, "label": labels}, max(options.iterations // 5, 1)
     keep = options.weights_dir and f"{options.weights_dir}/shapes_{options.iterations}_seed{options.seed}"
-    baseline = trained(keep and f"{keep}_naive.pt", _unet, SegmentationStep(), data, fifth, options.seed)
-    augmented = trained(
-        keep and f"{keep}_augmented.pt", _unet, SegmentationStep(1.0, options.seed), data, 2 * fifth, options.seed
-    )
-    with torch.no_grad():
-        answers = torch.sigmoid(baseline(images))
-    fitted = fit_canonicalizers(images, answers, options.iterations, (SIZE, SIZE), seed=options.seed, keep=keep)
-    fitted["faithful"] = fit_published(images, options.iterations // 2, options.seed, keep)
-    rows = {
-        "baseline": plain(baseline),
-        "augmented": plain(augmented),
-        "DiffeoNN faithful": wrapped(baseline, fitted["faithful"]),
-        "DiffeoNN refine": wrapped(baseline, fitted["refine"]),
-        "DiffeoNN single pass": wrapped(baseline, fitted["single pass"]),
-        "augmented + DiffeoNN": wrapped(augmented, fitted["single pass"]),
-    }
+    iterations = options.iterations, max(options.iterations // 5, 1)
+
+    def build() -> UNet:
+        return UNet(2, 1, 1, (16, 32, 64, 128), (2, 2, 2), num_res_units=1)
+
+    rows, modes = fit_methods(train, build, iterations, options.seed, keep, faithful=True, batch_size=400)
     quick = {name: row for name, row in rows.items() if name != "DiffeoNN faithful"}
-    parts = [NOTE]
+    text, invariant = note("shapes", options=options, count=len(test.ids[:20]))
+    parts = [text]
     for shapes, methods, remark in ((test, quick, ""), (test.spread(16), rows, ", with the slow published method")):
         undeformed: dict[str, Tensor] = {}
         for name in ("plain", "TPS/2", "TPS"):
-            title = f"## X_{'E' if name == 'plain' else 'TE'}: {name}, {len(shapes.ids)} shapes{remark}"
-            parts.append(f"{title}\n\n" + markdown_table(table(shapes, name, methods, undeformed)))
-            print(parts[-1], flush=True)
-    parts.append(
-        _invariance_part(
-            {mode: fitted[mode] for mode in ("single pass", "refine")},
-            test.images[:20],
-            options.deformations,
-            Path(options.output),
-        )
-    )
-    print(parts[-1])
-    write_page(options.output, "Nested shapes", command_text("shapes", parser, options), parts, options.seed)
-
-
-def _invariance_part(modes: dict[str, Canonicalizer], images: Tensor, count: int, page: Path) -> str:
-    """Table and figure of the energy's invariance."""
+            heading = f"## X_{'E' if name == 'plain' else 'TE'}: {name}, {len(shapes.ids)} shapes{remark}"
+            parts.append(section(heading, table_rows(measure_set(shapes, name, methods, undeformed))))
     lines, panels = [], {}
-    for mode, canonicalizer in modes.items():
-        before, after = invariance(canonicalizer, images, count)
-        lines.append(
-            {
-                "mode": mode,
-                "median of abs(E(g x) - E(x))": f"{before.quantile(0.5):.2f}",
-                "median of abs(E(can(g x)) - E(can(x)))": f"{after.quantile(0.5):.2f}",
-                "ratio of the medians": f"{after.quantile(0.5) / before.quantile(0.5):.3f}",
-                "median ratio": f"{(after / before).quantile(0.5):.3f}",
-            }
-        )
+    for mode in ("single pass", "refine"):
+        before, after = invariance(modes[mode], test.images[:20], options.deformations)
+        middle = {"median of abs(E(g x) - E(x))": before, "median of abs(E(can(g x)) - E(can(x)))": after}
+        line = {"mode": mode, **{name: f"{values.quantile(0.5):.2f}" for name, values in middle.items()}}
+        line["ratio of the medians"] = f"{after.quantile(0.5) / before.quantile(0.5):.3f}"
+        lines.append(line | {"median ratio": f"{(after / before).quantile(0.5):.3f}"})
         panels[mode] = {"E(g x) - E(x)": before, "E(can(g x)) - E(can(x))": after}
-    figure = page.with_name(f"{page.stem}_invariance.png")
+    figure = Path(options.output).with_name(f"{Path(options.output).stem}_invariance.png")
     paired_histogram(figure, panels, "absolute difference of energies, in spreads of the training shapes")
-    return (
-        f"## Invariance of the energy, {len(images)} shapes, {count} deformations each\n\n{INVARIANCE}\n\n{markdown_table(lines)}\n\n"
-        f"![Differences of energies before and after canonicalisation]({figure.name})"
-    )
+    picture = f"![Differences of energies before and after canonicalisation]({figure.name})"
+    experiment.write("Nested shapes", [*parts, section(invariant, lines), picture], options.seed)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,5 @@
 """The template transformers that the tables compare: how each is built and trained, and its weights kept in a folder."""
 
-from __future__ import annotations
-
 import copy
 import hashlib
 import json
@@ -13,84 +11,41 @@ from pathlib import Path
 from typing import Any
 
 import torch.nn.functional as F
+from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
 from torch import Tensor, nn
 
-from docs.experiments.figures import lung_unet
+from docs.experiments.film_data import lung_unet
 from docs.experiments.training import trained
-from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplatePrior, TemplateTransformer
+from monai_diffeo.networks import ShapePrior, TemplatePrior, TemplateTransformer, load_weights
 from monai_diffeo.training import SegmentationStep, TemplateStep
 
-__all__ = [
-    "ABLATION",
-    "BUNDLE",
-    "COMPARED",
-    "PUBLISHED",
-    "SMOOTH",
-    "SHORT",
-    "VARIED",
-    "Recipe",
-    "at_size",
-    "bundle_backbone",
-    "guessed_lungs",
-    "template_backbone",
-    "trained_direct",
-    "trained_template",
-]
-
-SMOOTH: Mapping[str, Any] = {
-    "pieces": 4,
-    "control_size": (4, 8, 16, 24),
-    "limit": (0.4, 0.2, 0.1, 0.07),
-    "flow_size": 64,
-    "steps": 5,
-    "unshuffle": 2,
-}
-"""Velocities from coarse to fine, composed: the method that the rows of a comparison share."""
-
-BUNDLE: Mapping[str, Any] = {
-    **SMOOTH,
-    "control_size": (6, 6, 24, 24),
-    "limit": (0.3, 0.3, 0.08, 0.08),
-    "gain": 0.3,
-    "flow_size": 48,
-    "steps": 4,
-}
-"""The bundle's settings, see its ``inference.json``."""
-
-PUBLISHED: Mapping[str, Any] = {
-    "pieces": 4,
-    "control_size": None,
-    "flow_size": None,
-    "limit": 4.0,
-    "steps": 7,
-    "order": 2,
-    "guard": False,
-}
-"""Four velocities at every voxel, limited at 256 voxels as in the paper, summed by the series to order 2, no guard."""
+Settings = Mapping[str, Any]
+Data = Mapping[str, Tensor]
+Parts = Sequence[tuple[int, Settings]]
+EVERYTHING = ("mean", "covariance", "beta")  # of a prior
+VERSION = 1  # of what a training is, so that weights kept from another are not taken up
+SHORT = 8  # epochs of every row that only the comparison trains; the bundles' networks train longer
+# velocities from coarse to fine, composed: the method that the rows of a comparison share
+_SIZES: Settings = {"control_size": (4, 8, 16, 24), "limit": (0.4, 0.2, 0.1, 0.07)}
+SMOOTH: Settings = {"pieces": 4, **_SIZES, "flow_size": 64, "steps": 5, "unshuffle": 2}
+# four velocities at every voxel, limited at 256 voxels as in the paper, summed by the series to order 2, no guard
+_SIZES = {"control_size": None, "limit": 4.0}
+PUBLISHED: Settings = {"pieces": 4, **_SIZES, "flow_size": None, "steps": 7, "order": 2, "guard": False}
+# parts of the training of the U-Net that is trained long: epochs, and how films are varied
+VARIED: Parts = (
+    (205, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}),
+    (75, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.5, "opacities": 0.75}),
+)
 
 
-def template_backbone(
-    spatial_dims: int, shapes: int, pieces: int, unshuffle: int = 1, channels: tuple[int, ...] = (16, 32, 64, 128, 256)
-) -> UNet:
-    """A U-Net for a template transformer that sees one image channel."""
-    strides = (1 if unshuffle > 1 else 2, *(2,) * (len(channels) - 2))
-    return UNet(spatial_dims, unshuffle**spatial_dims + shapes, pieces * spatial_dims, channels, strides, num_res_units=2)
-
-
-def bundle_backbone(pieces: int = 4) -> SegmentThenRegister:
-    """The bundle's backbone: a U-Net that segments at half the resolution, two smaller ones that register at a quarter, in two passes.
-
-    Args:
-        pieces: an even number; each pass finds half of them.
-    """
-    segmentation = UNet(
-        2, 4, 8, (12, 24, 48, 96, 192), (1, 2, 2, 2), num_res_units=1, act="RELU", norm=("GROUP", {"num_groups": 4})
-    )
-    registration = [UNet(2, 16, 2 * (pieces // 2), (32, 64, 128), (2, 2), norm=None, act="RELU") for _ in range(2)]
-    return SegmentThenRegister(
-        nn.Sequential(segmentation, nn.PixelShuffle(2)), registration, in_channels=4, unshuffle=2, uncertainty_bias=12.0
-    )
+def bundle_template(bundle: str | Path, weights: bool = True, **changes: Any) -> TemplateTransformer:
+    """The bundle's template transformer, in eval mode, as its ``inference.json`` says, with ``changes`` of its settings."""
+    parser = ConfigParser(ConfigParser.load_config_file(str(Path(bundle) / "configs" / "inference.json")))
+    parser["network_def"].update(changes)
+    parser["first_pass"]["out_channels"] = 2 * (parser["network_def"]["pieces"] // 2)  # each pass finds half of the velocities
+    network = parser.get_parsed_content("network_def").eval()
+    return load_weights(network, Path(bundle) / "models" / "model.pt") if weights else network
 
 
 def guessed_lungs(kind: str = "diagonal", trained: tuple[str, ...] = (), beta: float = 1.0) -> ShapePrior:
@@ -100,82 +55,49 @@ def guessed_lungs(kind: str = "diagonal", trained: tuple[str, ...] = (), beta: f
 
 @dataclass(frozen=True)
 class Recipe:
-    """One template transformer.
+    """One template transformer, and its training."""
 
-    Attributes:
-        prior: from training masks ``(N, K, *S)`` to the prior.
-        settings: of the :class:`TemplateTransformer`.
-        step: settings of the :class:`TemplateStep`.
-        epochs: of training.
-        size: of the frame that it works on, along each axis; None is the data's.
-        channels: of the backbone.
-        batch_size, rate: of the training.
-    """
-
-    prior: Callable[[Tensor], TemplatePrior]
-    settings: Mapping[str, Any] = field(default_factory=lambda: SMOOTH)
-    step: Mapping[str, Any] = field(default_factory=dict)
+    prior: Callable[[Tensor], TemplatePrior]  # from training masks (N, K, *S)
+    settings: Settings = field(default_factory=lambda: SMOOTH)  # of the TemplateTransformer
+    step: Settings = field(default_factory=dict)  # of the TemplateStep
     epochs: int = 20
-    size: int | None = None
-    channels: tuple[int, ...] = (16, 32, 64, 128, 256)
+    size: int | None = None  # of the frame that it works on, along each axis; None is the data's
+    channels: tuple[int, ...] = (16, 32, 64, 128, 256)  # of the backbone
     batch_size: int = 8
     rate: float = 2e-3
 
     def build(self, labels: Tensor) -> TemplateTransformer:
-        """The network before training."""
-        prior = self.prior(labels)
-        unshuffle = self.settings.get("unshuffle", 1)
-        backbone = template_backbone(prior.spatial_dims, prior.num_shapes, self.settings["pieces"], unshuffle, self.channels)
-        return TemplateTransformer(backbone, prior, **self.settings)
+        """The network before training, on a U-Net that sees one image channel."""
+        prior, unshuffle = self.prior(labels), self.settings.get("unshuffle", 1)
+        dims, strides = prior.spatial_dims, (1 if unshuffle > 1 else 2, *(2,) * (len(self.channels) - 2))
+        seen, found = unshuffle**dims + prior.num_shapes, self.settings["pieces"] * dims
+        return TemplateTransformer(UNet(dims, seen, found, self.channels, strides, num_res_units=2), prior, **self.settings)
 
 
-VARIED: Sequence[tuple[int, Mapping[str, Any]]] = (
-    (205, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.35}),
-    (75, {"strength": 1.0, "intensity": 1.0, "framing_share": 0.5, "opacities": 0.75}),
-)
-"""Parts of the training of the direct U-Net that is trained long: epochs, and how films are varied; as in the second and nearly as in the third
-part of the template's training."""
-
-SHORT = 8
-"""Epochs of every row that only the comparison trains; the bundles' networks train longer."""
-
-_PLAIN = {"folding": 0.0, "compress": None}
-
-
-def _ablation(kind: str = "diagonal", *trained: str, **settings: Any) -> Recipe:
+def _ablation(kind: str, *trained: str, **settings: Any) -> Recipe:
     smaller = {"flow_size": 32, "control_size": (4, 8, 12, 16), "limit": (0.4, 0.2, 0.13, 0.1), "unshuffle": 1}
-    return Recipe(
-        lambda _: guessed_lungs(kind, trained),
-        epochs=6,
-        size=64,
-        channels=(16, 32, 64, 128),
-        settings={**SMOOTH, **smaller, **settings},
-    )
+    settings = {**SMOOTH, **smaller, **settings}
+    return Recipe(lambda _: guessed_lungs(kind, trained), settings, epochs=6, size=64, channels=(16, 32, 64, 128))
 
 
 ABLATION: Mapping[str, Recipe] = {
-    "fixed prior": _ablation(),
+    "fixed prior": _ablation("diagonal"),
     "train mu": _ablation("diagonal", "mean"),
     "train scale (Sigma = s² I)": _ablation("isotropic", "covariance"),
     "train diag(Sigma)": _ablation("diagonal", "covariance"),
     "train mu + s²": _ablation("isotropic", "mean", "covariance"),
     "train mu + diag(Sigma)": _ablation("diagonal", "mean", "covariance"),
-    "train mu + diag(Sigma) + beta": _ablation("diagonal", "mean", "covariance", "beta"),
-    "train mu + full Sigma + beta (ours)": _ablation("full", "mean", "covariance", "beta"),
-    "ours, fields added and not integrated": _ablation("full", "mean", "covariance", "beta", diffeomorphic=False),
+    "train mu + diag(Sigma) + beta": _ablation("diagonal", *EVERYTHING),
+    "train mu + full Sigma + beta (ours)": _ablation("full", *EVERYTHING),
+    "ours, fields added and not integrated": _ablation("full", *EVERYTHING, diffeomorphic=False),
 }
-
+_plain = partial(Recipe, step={"folding": 0.0, "compress": None}, epochs=SHORT)
+_ADDED = {**PUBLISHED, "order": None, "diffeomorphic": False}
 COMPARED: Mapping[str, Recipe] = {
-    "template, no diffeomorphism (Lee et al.)": Recipe(
-        lambda _: guessed_lungs(), {**PUBLISHED, "order": None, "diffeomorphic": False}, _PLAIN, epochs=SHORT
-    ),
-    "template as published, fixed prior": Recipe(lambda _: guessed_lungs(), PUBLISHED, _PLAIN, epochs=SHORT),
-    "template as published, trained prior": Recipe(
-        lambda _: guessed_lungs("diagonal", ("mean", "covariance", "beta")), PUBLISHED, _PLAIN, epochs=SHORT
-    ),
-    "template, smooth and guarded, trained prior": Recipe(
-        lambda _: guessed_lungs("full", ("mean", "covariance", "beta"), 4.0), epochs=SHORT
-    ),
+    "template, no diffeomorphism (Lee et al.)": _plain(lambda _: guessed_lungs(), _ADDED),
+    "template as published, fixed prior": _plain(lambda _: guessed_lungs(), PUBLISHED),
+    "template as published, trained prior": _plain(lambda _: guessed_lungs("diagonal", EVERYTHING), PUBLISHED),
+    "template, smooth and guarded, trained prior": Recipe(lambda _: guessed_lungs("full", EVERYTHING, 4.0), epochs=SHORT),
 }
 
 
@@ -183,14 +105,8 @@ def at_size(data: Mapping[str, Tensor], size: int | None) -> dict[str, Tensor]:
     """Images and labels on a smaller frame, by area; labels are cut at one half. None leaves them as they are."""
     if size is None:
         return dict(data)
-    target = [size] * (data["image"].ndim - 2)
-    return {
-        "image": F.interpolate(data["image"], target, mode="area"),
-        "label": (F.interpolate(data["label"], target, mode="area") > 0.5).float(),
-    }
-
-
-VERSION = 1  # of what a training is, so that weights kept from another are not taken up
+    small = {name: F.interpolate(values, [size] * (values.ndim - 2), mode="area") for name, values in data.items()}
+    return {**small, "label": (small["label"] > 0.5).float()} if "label" in small else small
 
 
 def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: object) -> Path:
@@ -199,63 +115,36 @@ def _stem(cache: str | Path, name: str, epochs: int, seed: int, **settings: obje
     return Path(cache) / "".join(c if c.isalnum() else "_" for c in f"{name}_{epochs}_{seed}_{digest}")
 
 
-def trained_direct(
-    name: str,
-    data: Mapping[str, Tensor],
-    cache: str | Path,
-    seed: int = 0,
-    parts: Sequence[tuple[int, Mapping[str, Any]]] = ((SHORT, {}),),
-    batch_size: int = 8,
-) -> UNet:
-    """The direct U-Net of the lung bundle, trained on all shapes in one mask; kept in ``cache``.
+def trained_direct(name: str, data: Data, cache: str | Path, seed: int = 0, parts: Parts = ((SHORT, {}),)) -> UNet:
+    """The direct U-Net of the lung bundle, trained on all shapes in one mask; else as :func:`trained_template`.
 
-    Args:
-        name: of the row; names the files.
-        data, cache, seed, batch_size: as :func:`trained_template`.
-        parts: of the training, each from the weights of the one before: epochs, and how films are varied, settings of the
-            :class:`SegmentationStep`.
+    Each of ``parts``, epochs and settings of the :class:`SegmentationStep`, begins with the weights of the one before.
     """
     both = {"image": data["image"], "label": data["label"].amax(1, keepdim=True)}
     build: Callable[[], nn.Module] = lung_unet
     for number, (epochs, varied) in enumerate(parts):
         before = {"before": [[n, dict(some)] for n, some in parts[:number]]} if number else {}
-        stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=batch_size, varied=dict(varied), **before)
-        iterations = epochs * (len(data["image"]) // batch_size)
-        network = trained(
-            stem.with_suffix(".pt"), build, SegmentationStep(seed=seed, **varied), both, iterations, seed, batch_size
-        )
+        stem = _stem(cache, name, epochs, seed, films=len(data["image"]), batch_size=8, varied=dict(varied), **before)
+        step, iterations = SegmentationStep(seed=seed, **varied), epochs * (len(data["image"]) // 8)
+        network = trained(stem.with_suffix(".pt"), build, step, both, iterations, seed, batch_size=8)
         build = partial(copy.deepcopy, network)
     return network
 
 
-def trained_template(
-    name: str, recipe: Recipe, data: Mapping[str, Tensor], cache: str | Path, seed: int = 0
-) -> tuple[TemplateTransformer, float]:
-    """A trained network in eval mode and the CPU seconds that its training took; weights of an earlier run are taken from ``cache``.
-
-    Args:
-        name: of the row; names the files.
-        recipe: how to build and train it.
-        data: ``image`` (N, C, *S) and ``label`` (N, K, *S), one channel a shape.
-        cache: folder of weights.
-        seed: of all random numbers.
-    """
+def trained_template(name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int) -> tuple[TemplateTransformer, float]:
+    """A trained network, and its CPU seconds; from the files of an earlier run of this row in ``cache``, if there are any."""
     settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
+    settings["step"] = {
+        "tame" if key == "compress" else key: value for key, value in recipe.step.items()
+    }  # as older files have it
     stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=settings)
-    data = at_size(data, recipe.size)
-    began, log = time.process_time(), stem.with_suffix(".json")
+    data, began, log = at_size(data, recipe.size), time.process_time(), stem.with_suffix(".json")
     iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)
-    step = TemplateStep(seed=seed, **recipe.step)
-    network = trained(
-        stem.with_suffix(".pt"),
-        partial(recipe.build, data["label"]),
-        step,
-        data,
-        iterations,
-        seed,
-        recipe.batch_size,
-        recipe.rate,
-    )
+    build, step = partial(recipe.build, data["label"]), TemplateStep(seed=seed, **recipe.step)
+    shared = {"batch_size": recipe.batch_size, "rate": recipe.rate}
+    network = trained(stem.with_suffix(".pt"), build, step, data, iterations, seed, **shared)
     if not log.is_file():
         log.write_text(json.dumps({"name": name, "cpu_seconds": time.process_time() - began, "iterations": iterations}))
-    return network, json.loads(log.read_text())["cpu_seconds"]
+    seconds = json.loads(log.read_text())["cpu_seconds"]
+    print(f"{name}: {seconds:.0f} CPU s", flush=True)
+    return network, seconds

@@ -7,11 +7,21 @@ from torch import nn
 from torch.testing import assert_close
 
 from bundles.mnist_genus.scripts.digits import Digits
-from docs.experiments import distorted_mnist, distortions, learning_rates, rotated_mnist
-from docs.experiments.digits import DigitStep, compared, measure_digits, narrowed, parameter_count
-from docs.experiments.distortions import DISTORTIONS, distort
+from docs.experiments import digits, distorted_mnist, learning_rates, rotated_mnist
+from docs.experiments.digits import (
+    DISTORTIONS,
+    PAGES,
+    DenseField,
+    compared,
+    digit_network,
+    digit_step,
+    distort,
+    fit,
+    measure_digits,
+    narrowed,
+    parameter_count,
+)
 from docs.experiments.measures import student_interval
-from docs.experiments.rotated_mnist import DenseField
 from docs.experiments.training import kept
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.families import AffineMatrix, ThinPlateSpline
@@ -28,15 +38,15 @@ def some_digits(count=6):
 
 def test_a_quarter_turn_is_rot90_and_a_shift_a_roll():
     image = some_digits().images
-    turned = distortions._rigid(torch.full((6,), math.pi / 2), torch.ones(6), torch.zeros(6, 2), (28, 28)).ddf()
+    turned = digits._rigid(torch.full((6,), math.pi / 2), torch.ones(6), torch.zeros(6, 2), (28, 28)).ddf()
     assert min((warp(image, turned) - torch.rot90(image, k, (2, 3))).abs().max() for k in (1, 3)) < 1e-4
-    moved = distortions._rigid(torch.zeros(6), torch.ones(6), torch.tensor([[3.0, -2.0]]).expand(6, 2), (28, 28)).ddf()
+    moved = digits._rigid(torch.zeros(6), torch.ones(6), torch.tensor([[3.0, -2.0]]).expand(6, 2), (28, 28)).ddf()
     assert_close(warp(image, moved)[..., 4:-4, 4:-4], image.roll((3, -2), (2, 3))[..., 4:-4, 4:-4], atol=1e-5, rtol=0)
 
 
 def test_an_enlarged_digit_has_more_ink_by_the_square_of_the_scale():
     image = blob(1, (42, 42), width=0.12)
-    larger = warp(image, distortions._rigid(torch.zeros(1), torch.tensor([1.2]), torch.zeros(1, 2), (42, 42)).ddf())
+    larger = warp(image, digits._rigid(torch.zeros(1), torch.tensor([1.2]), torch.zeros(1, 2), (42, 42)).ddf())
     assert_close(larger.sum() / image.sum(), torch.tensor(1.44), atol=0.01, rtol=0)
 
 
@@ -58,30 +68,31 @@ def test_rotations_keep_areas_and_the_flows_do_not():
 
 
 def test_networks_of_equal_size():
-    built = {row: parameter_count(distorted_mnist.distorted_network(row)) for row in distorted_mnist.ROWS}
-    assert all(abs(count / distorted_mnist.PARAMETERS - 1) < 0.01 for count in built.values())
+    page = PAGES["distorted_mnist"]
+    built = {row: parameter_count(digit_network("distorted_mnist", row)) for row in page.rows}
+    assert page.parameters == 60_000 and all(abs(count / page.parameters - 1) < 0.01 for count in built.values())
     assert parameter_count(narrowed(lambda width: nn.Linear(width, 3), 303)) == 303
 
 
 def test_networks_of_the_papers_sizes():
-    """Table 1: 27 100 for the classifier, and for the transformers 26 998, 27 508, 29 140, 41 278, 52 702; 29 552 for the field."""
-    built = {row: parameter_count(rotated_mnist.rotated_network(row)) - 27100 for row in rotated_mnist.ROWS}
+    """Table 1: 27 100 for the classifier; for the transformers 26 998, 27 508, 29 140, 41 278, 52 702; 29 552 for the field."""
+    built = {row: parameter_count(digit_network("rotated_mnist", row)) - 27100 for row in PAGES["rotated_mnist"].rows}
     assert list(built.values())[:6] == [0, 26998, 27508, 29140, 41278, 52702]
     assert all(abs(count - 29552) <= 3 for count in list(built.values())[6:])
 
 
 @pytest.mark.parametrize(
-    "build, side, row",
+    "name, side, row",
     [
-        (distorted_mnist.distorted_network, 42, "ST-Affine FCN"),
-        (distorted_mnist.distorted_network, 42, "ST-Affine+CPAB CNN"),
-        (rotated_mnist.rotated_network, 28, "TPS-STN, 5 x 5"),
-        (rotated_mnist.rotated_network, 28, "dense field, diffeomorphic"),
-        (learning_rates.rate_network, 28, "CPAB, 4 x 4"),
+        ("distorted_mnist", 42, "ST-Affine FCN"),
+        ("distorted_mnist", 42, "ST-Affine+CPAB CNN"),
+        ("rotated_mnist", 28, "TPS-STN, 5 x 5"),
+        ("rotated_mnist", 28, "dense field, diffeomorphic"),
+        ("learning_rates", 28, "CPAB, 4 x 4"),
     ],
 )
-def test_a_transformer_begins_with_the_identity_and_every_part_learns(build, side, row):
-    network = build(row, seed=3)
+def test_a_transformer_begins_with_the_identity_and_every_part_learns(name, side, row):
+    network = digit_network(name, row, seed=3)
     image = torch.rand(4, 1, side, side)
     assert_close(network(image), network[1](image), atol=1e-4, rtol=0)
     optimizer = torch.optim.SGD(network.parameters(), 0.1)
@@ -90,7 +101,7 @@ def test_a_transformer_begins_with_the_identity_and_every_part_learns(build, sid
         nn.functional.cross_entropy(network(image), torch.arange(4)).backward()
         optimizer.step()
     assert all(p.grad.abs().sum() > 0 for p in network[0].parameters())
-    assert torch.equal(next(build(row, 3).parameters()), next(build(row, 3).parameters()))
+    assert torch.equal(next(digit_network(name, row, 3).parameters()), next(digit_network(name, row, 3).parameters()))
 
 
 def test_a_dense_field_displaces_or_flows():
@@ -110,7 +121,7 @@ def test_the_penalty_is_the_mean_square_of_the_slopes():
         SpatialTransformerLayer(FixedTheta(stretch), AffineMatrix()), nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     )
     batch = {"image": torch.zeros(1, 1, 8, 8, dtype=torch.uint8), "label": torch.zeros(1, dtype=torch.long)}
-    plain, penal = DigitStep()(network, batch), DigitStep(10.0)(network, batch)
+    plain, penal = digit_step(network, batch), digit_step(network, batch, 10.0)
     assert_close(plain["cross_entropy"], penal["cross_entropy"])
     assert_close(penal["smoothness"], torch.tensor(10 * 0.5**2 / 2))  # along one of the axes, one of two components
 
@@ -170,63 +181,68 @@ def test_a_comparison_says_whether_it_holds(first, holds):
     assert compared("a before b", first, [0.8, 0.8, 0.8])["holds"] == holds
 
 
-def test_a_training_that_breaks_counts_as_chance(monkeypatch):
-    def breaks(*arguments, **settings):
+def test_a_training_that_breaks_counts_as_chance_where_the_page_says_so(monkeypatch):
+    def breaks(*arguments):
         raise NumericalError("points are still under way")
 
-    monkeypatch.setattr(learning_rates, "fit", breaks)
-    assert learning_rates.run("affine", 0, 0.1, {}, {}, 1) == {"accuracy": 0.1, "failed": "points are still under way"}
+    monkeypatch.setattr(digits, "train", breaks)
+    given = (torch.nn.Linear(1, 1), digit_step, {}, {}, 1, 0, 0.1)
+    assert fit(PAGES["learning_rates"], *given) == {"accuracy": 0.1, "failed": "points are still under way"}
+    with pytest.raises(NumericalError, match="still under way"):
+        fit(PAGES["rotated_mnist"], *given)
 
 
-@pytest.fixture(scope="module")
-def mnist(tmp_path_factory):
-    """A folder with a file like MNIST's, of stripes."""
-    folder, draw = tmp_path_factory.mktemp("mnist"), np.random.default_rng(0)
-    labels = draw.integers(0, 10, 10300).astype(np.uint8)
-    images = np.zeros((10300, 28, 28), np.uint8)
-    images[np.arange(10300), 4 + 2 * labels, 6:22] = 255
-    np.savez(folder / "mnist.npz", x_train=images, y_train=labels, x_test=images[:40], y_test=labels[:40])
-    return folder
+@pytest.fixture
+def few_digits(monkeypatch):
+    """Stripes in place of MNIST: 30 digits to train on, 20 to choose on, 40 to test on."""
+    counts = {"train": 30, "val": 20, "test": 40}
+
+    def read(folder, split):
+        images = torch.zeros(counts[split], 1, 28, 28)
+        labels = torch.arange(counts[split]) % 10
+        images[torch.arange(counts[split]), 0, 4 + 2 * labels, 6:22] = 1
+        return Digits(images, labels, tuple(f"{split}{i}" for i in range(counts[split])))
+
+    monkeypatch.setattr(digits, "read_digits", read)
+
+
+def run_page(module, page, *options):
+    module.main(["--dataset_dir", "/mnist", "--digits", "30", "--output", str(page), *options])
+    return page.read_text()
 
 
 @pytest.mark.parametrize(
-    "module, rows",
+    "module, rates, rows",
     [
-        (distorted_mnist, ["FCN", "CNN", "ST-CPAB FCN", "ST-Affine+CPAB CNN"]),
-        (rotated_mnist, ["CNN", "TPS-STN, 2 x 2", "dense field, diffeomorphic"]),
-        (learning_rates, ["no transformer", "CPAB, 4 x 4"]),
+        (distorted_mnist, ["1e-3"], ["FCN", "ST-CPAB FCN"]),
+        (rotated_mnist, ["1e-3", "1e-2"], ["CNN", "TPS-STN, 2 x 2", "dense field, diffeomorphic"]),
+        (learning_rates, ["1e-3", "1e-2"], ["no transformer", "CPAB, 4 x 4"]),
     ],
 )
-def test_an_experiment_writes_its_page_and_takes_up_what_is_there(module, rows, mnist, tmp_path, monkeypatch):
-    page = tmp_path / "page.md"
-    command = [
-        "--dataset_dir",
-        str(mnist),
-        "--weights_dir",
-        str(tmp_path / "keep"),
-        "--rows",
-        *rows,
-        "--seeds",
-        "2",
-        "--iterations",
-        "2",
-        "--digits",
-        "30",
-        "--output",
-        str(page),
-        "--rates",
-        "1e-3",
-        "1e-2",
-    ]
-    module.main(command)
-    text = page.read_text()
+def test_an_experiment_writes_its_page_and_takes_up_what_is_there(module, rates, rows, few_digits, tmp_path, monkeypatch):
+    page, keep = tmp_path / "page.md", tmp_path / "keep"
+    options = ["--weights_dir", str(keep), "--seeds", "2", "--iterations", "2", "--rates", *rates, "--rows", *rows]
+    text = run_page(module, page, *options)
     assert f"experiments.{module.__name__.split('.')[-1]} --dataset_dir DIR --weights_dir KEEP" in text
-    assert all(f"| {row} |" in text for row in rows) and str(tmp_path / "keep") not in text and str(mnist) not in text
+    assert all(f"| {row} |" in text for row in rows) and str(keep) not in text and "/mnist" not in text
     page.unlink()
-    monkeypatch.setattr(module, "fit", lambda *a, **b: pytest.fail("trained again"))
-    module.main(command)
-    assert page.read_text() == text
+    monkeypatch.setattr(digits, "fit", lambda *a, **b: pytest.fail("trained again"))
+    assert run_page(module, page, *options) == text
     assert learning_rates is not module or page.with_suffix(".png").stat().st_size > 5000
+
+
+@pytest.fixture
+def likes_another_rate_on_test(few_digits, monkeypatch):
+    """A network that likes a rate of 0.004 on `val` and of 0.002 on `test`; what it was asked."""
+    asked = []
+
+    def fit(page, network, step, data, shown, iterations, seed, rate):
+        split, likes = ("val", 0.004) if len(shown["label"]) == 20 else ("test", 0.002)
+        asked.append((split, len(shown["label"]), seed, rate, iterations))
+        return {"accuracy": 1 - abs(rate - likes), "parameters": 1, "seconds": 1.0}
+
+    monkeypatch.setattr(digits, "fit", fit)
+    return asked
 
 
 @pytest.mark.parametrize(
@@ -237,39 +253,18 @@ def test_an_experiment_writes_its_page_and_takes_up_what_is_there(module, rows, 
         (["--rates", "0.001", "0.004", "0.01", "0.0041"], [0.001, 0.004, 0.01]),  # not asked beyond the first that is no better
     ],
 )
-def test_rates_are_chosen_on_val_whatever_test_says(given, asked_for, mnist, tmp_path, monkeypatch):
-    """A network that likes one rate on `val` and another on `test` gets the first."""
-    asked = []
+def test_rates_are_chosen_on_val_whatever_test_says(given, asked_for, likes_another_rate_on_test, tmp_path):
+    options = ["--rows", "CNN", "--distortions", "CPAB", "--seeds", "1", "--iterations", "10", *given]
+    text = run_page(distorted_mnist, tmp_path / "page.md", *options)
+    choosing = [("val", 20, seed, rate, 10) for rate in asked_for for seed in (1000, 1001)]
+    assert likes_another_rate_on_test == [*choosing, ("test", 160, 0, 0.004, 20)]  # each digit of test four times
+    assert "| CNN | 1 | 0.004 |" in text
+    assert "after trainings of 10 iterations with the seeds 1000 and 1001" in text
 
-    def fit(network, step, data, shown, iterations, seed, batch_size, rate, **more):
-        split, likes = ("test", 0.002) if len(shown["label"]) == 160 else ("val", 0.004)  # each digit of test four times
-        asked.append((split, seed, rate, iterations))
-        return {"accuracy": 1 - abs(rate - likes), "parameters": 1, "seconds": 1.0}
 
-    monkeypatch.setattr(distorted_mnist, "fit", fit)
-    distorted_mnist.main(
-        [
-            "--dataset_dir",
-            str(mnist),
-            "--rows",
-            "CNN",
-            "--distortions",
-            "CPAB",
-            "--seeds",
-            "1",
-            "--digits",
-            "30",
-            "--iterations",
-            "10",
-            "--output",
-            str(tmp_path / "page.md"),
-            *given,
-        ]
-    )
-    assert asked == [*(("val", seed, rate, 10) for rate in asked_for for seed in (1000, 1001)), ("test", 0, 0.004, 20)]
-    text = (tmp_path / "page.md").read_text()
-    assert (
-        "| CNN | 1 | 0.004 |" in text
-        and "more right answers on `val` than the one before it, after trainings of 10 iterations with the seeds 1000 and 1001"
-        in text
-    )
+def test_the_rates_of_rotated_digits_are_chosen_on_val_too(likes_another_rate_on_test, tmp_path):
+    options = ["--rows", "CNN", "--seeds", "2", "--iterations", "10", "--rates", "0.002", "0.004", "0.008"]
+    text = run_page(rotated_mnist, tmp_path / "page.md", *options)
+    choosing = [("val", 20, 1000, rate, 10) for rate in (0.002, 0.004, 0.008)]
+    assert likes_another_rate_on_test == [*choosing, ("test", 40, 0, 0.004, 10), ("test", 40, 1, 0.004, 10)]
+    assert "| CNN | 1 | 0.004 |" in text

@@ -3,7 +3,8 @@ import torch
 
 from bundles.mnist_genus.scripts.digits import Digits
 from docs.experiments import genus
-from docs.experiments.genus import Choice, _asked, ask, genus_table
+from docs.experiments.genus import asked, choose, genus_table
+from docs.experiments.measures import Answer
 from monai_diffeo.inferers import DiffeoInferer
 from tests.helpers import blob, tiny_canonicalizer
 
@@ -15,22 +16,16 @@ def scores(image):
 
 def choice(answers, folding_fraction=0.0):
     answers = torch.tensor(answers)
-    return Choice(answers, torch.full((len(answers),), folding_fraction), torch.ones(len(answers)), 0.5)
+    return Answer(answers, torch.full((len(answers),), folding_fraction), torch.ones(len(answers)), 0.5)
 
 
-def test_networks_are_asked_as_they_are_or_wrapped_and_images_are_canonicalised_once():
+def test_a_network_chooses_as_it_is_or_wrapped():
     images = blob(7, (28, 28), shift=torch.linspace(-0.6, 0.6, 7))
-    networks = {"one": scores, "other": lambda x: -scores(x)}
-    plain = ask(networks, images, batch_size=3)
-    assert plain["one"].answers.tolist() == scores(images).argmax(1).tolist() and plain["one"].moved.sum() == 0
-    canonicalizer, calls = tiny_canonicalizer(tta_samples=2), []
-    counted = type("Counted", (), {"tta_samples": 2, "__call__": lambda self, x: calls.append(len(x)) or canonicalizer(x)})()
-    wrapped = ask(networks, images, counted, batch_size=3)
-    assert calls == [3, 3, 1]
-    for name, network in networks.items():
-        expected = DiffeoInferer(canonicalizer)(images, network).argmax(1)
-        assert wrapped[name].answers.tolist() == expected.tolist()
-        assert wrapped[name].moved.tolist() == [1] * 7 and wrapped[name].seconds > 0
+    plain, canonicalizer = choose(scores, images), tiny_canonicalizer(tta_samples=2)
+    assert plain.masks.tolist() == scores(images).argmax(1).tolist() and plain.moved.sum() == 0
+    wrapped = choose(scores, images, canonicalizer)
+    assert wrapped.masks.tolist() == DiffeoInferer(canonicalizer)(images, scores).argmax(1).tolist()
+    assert wrapped.moved.tolist() == [1] * 7 and wrapped.seconds > 0
 
 
 def test_differences_are_paired_over_the_digits_of_their_row():
@@ -39,7 +34,7 @@ def test_differences_are_paired_over_the_digits_of_their_row():
         labels,
         {
             "baseline": choice([0, 0, 0, 0]),
-            "augmented": choice([0, 1, 0, 0]),
+            "augmented baseline": choice([0, 1, 0, 0]),
             "DiffeoNN refine": choice([0, 1], 0.25),
             "DiffeoNN single pass": choice([1, 1, 2, 0]),
         },
@@ -47,10 +42,10 @@ def test_differences_are_paired_over_the_digits_of_their_row():
     baseline, augmented, refine, single = rows
     assert [r["digits"] for r in rows] == [4, 4, 2, 4]
     assert [r["accuracy"][:6] for r in rows] == ["0.5000", "0.7500", "1.0000", "0.7500"]
-    assert baseline["- baseline"] == "" and baseline["- augmented"].startswith("-0.2500 [")
+    assert baseline["- baseline"] == "" and baseline["- augmented baseline"].startswith("-0.2500 [")
     assert (
         refine["- baseline"].startswith("+0.5000")
-        and refine["- augmented"].startswith("+0.0000")
+        and refine["- augmented baseline"].startswith("+0.0000")
         and refine["- single pass"].startswith("+0.5000")
     )
     assert refine["folded"] == "0.2500" and refine["error"] == "" and single["s/digit"] == "0.5000"
@@ -66,8 +61,8 @@ def test_the_error_is_the_share_of_answers_that_change_right_or_wrong():
 def test_what_was_asked_is_set_beside_what_was_measured(wrong, met):
     labels = torch.zeros(400, dtype=torch.long)
     right, ours = choice([0] * 400), choice([1] * wrong + [0] * (400 - wrong))
-    tps, refine = _asked(
-        labels, {"TPS": {"augmented": right, "DiffeoNN single pass": ours, "DiffeoNN refine": choice([0] * 200)}}
+    tps, refine = asked(
+        labels, {"TPS": {"augmented baseline": right, "DiffeoNN single pass": ours, "DiffeoNN refine": choice([0] * 200)}}
     )
     assert tps["met"] == met and "1.0000" in tps["measured"]
     assert refine["met"] == ("yes" if wrong == 1 else "**no**") and "first 200" in refine["what"]
@@ -94,5 +89,5 @@ def test_every_row_has_the_answers_of_its_own_network(monkeypatch):
         for rows in chosen[name].values():
             assert list(rows) == list(genus.ROWS)
             for row, choice in rows.items():
-                assert set(choice.answers.tolist()) == {augmented if "augmented" in row else baseline}
-            assert [len(rows[r].answers) for r in ("DiffeoNN faithful", "DiffeoNN refine", "DiffeoNN single pass")] == [1, 2, 3]
+                assert set(choice.masks.tolist()) == {augmented if "augmented" in row else baseline}
+            assert [len(rows[r].masks) for r in ("DiffeoNN faithful", "DiffeoNN refine", "DiffeoNN single pass")] == [1, 2, 3]

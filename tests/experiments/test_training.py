@@ -1,8 +1,6 @@
 """Trainings inside experiments, and the experiments that rest on them, on a toy world."""
 
 import csv
-import json
-import shutil
 from functools import partial
 from pathlib import Path
 
@@ -10,12 +8,12 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from docs.experiments import data_efficiency, shapes, weights
-from docs.experiments.ablation import Ablation, _digest, _measured, match_grey_values, restarts
-from docs.experiments.films import Films
+from docs.experiments import data_efficiency, shapes, training
+from docs.experiments.ablation import Ablation, digest_of, match_grey_values, measured, restarts
+from docs.experiments.film_data import Films
 from docs.experiments.measures import Answer, dice_of
-from docs.experiments.nested_shapes import nested_shapes
-from docs.experiments.plots import line_plot, paired_histogram, scatter_plot
+from docs.experiments.pages import line_plot, paired_histogram, scatter_plot
+from docs.experiments.shapes import nested_shapes
 from docs.experiments.training import fit_canonicalizers, fit_published, trained
 from monai_diffeo.augmentation.deformations import tps_protocol
 from monai_diffeo.energies import Energy
@@ -33,6 +31,7 @@ class Distance:
 
 
 Linear = partial(torch.nn.Linear, 4, 4)
+MODES = dict.fromkeys(("single pass", "refine"), tiny_canonicalizer())
 
 
 @pytest.fixture(scope="module")
@@ -76,6 +75,7 @@ def test_what_was_trained_is_taken_up_again(tmp_path):
     trained(None, Linear, Distance(), data, 1)
 
 
+@pytest.mark.slow
 def test_a_fitted_canonicaliser_brings_moved_shapes_back():
     draw = torch.Generator().manual_seed(0)
     images, labels = nested_shapes(64, 32, draw)
@@ -91,71 +91,69 @@ def test_a_fitted_canonicaliser_brings_moved_shapes_back():
     assert fitted["refine"](moved[:1]).steps.item() > 0
 
 
+def test_a_fitted_canonicaliser_has_its_settings_and_its_level_is_that_of_the_training_images(tmp_path):
+    images, labels = nested_shapes(8, 16, torch.Generator().manual_seed(0))
+    given = {"size": (16, 16), "controls": 3, "channels": (4, 8), "keep": str(tmp_path / "a")}
+    single, refine = fit_canonicalizers(images, labels, 2, **given).values()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a_predictor.pt", "a_vae.pt"]
+    assert (single.steps, refine.steps, single.iterations, single.tta_samples) == (0, 30, 3, 8)
+    values = refine.energy.energies["vae"](images)
+    assert_close(values.mean(), torch.tensor(0.0), atol=5e-3, rtol=0)
+    assert_close(values.std(), torch.tensor(1.0), atol=5e-3, rtol=0)
+
+
 def test_the_published_canonicaliser_has_the_published_settings():
     images = nested_shapes(16, 16, torch.Generator().manual_seed(0))[0]
     canonicalizer = fit_published(images, 10)
     assert canonicalizer.steps == 100 and canonicalizer.learning_rate == 0.0039 and canonicalizer.predictor is None
-    assert canonicalizer.energy.weights == {"vae": 0.01, "critic": 0.001} and canonicalizer.views == 1
+    assert canonicalizer.energy.weights == {"vae": 0.01, "critic": 0.001} and canonicalizer.tta_samples == 1
 
 
-def test_data_efficiency_writes_rows_for_every_number_of_films_and_takes_weights_up(dataset, tmp_path):
-    options = [
-        "--dataset_dir",
-        str(dataset),
-        "--weights_dir",
-        str(tmp_path / "w"),
-        "--counts",
-        "2",
-        "4",
-        "--iterations",
-        "3",
-        "--protocols",
-        "plain",
-        "--slow_films",
-        "0",
-        "--output",
-        str(tmp_path / "page.md"),
-    ]
-    data_efficiency.main(options)
+def test_data_efficiency_writes_rows_for_every_number_of_films_and_takes_weights_up(dataset, tmp_path, monkeypatch):
+    monkeypatch.setattr(training, "fit_canonicalizers", lambda *a, **settings: MODES)
+    weights = tmp_path / "w"
+    options = ["--dataset_dir", str(dataset), "--weights_dir", str(weights), "--output", str(tmp_path / "page.md")]
+    options += ["--iterations", "2", "--protocols", "plain", "--sources", "montgomery", "--slow_films", "0", "--counts"]
+    data_efficiency.main([*options, "2", "4"])
     page = (tmp_path / "page.md").read_text()
-    assert page.count("| baseline |") == page.count("| DiffeoNN single pass |") == 4 and "4 training films: montgomery" in page
+    assert page.count("| baseline |") == page.count("| DiffeoNN single pass |") == 2 and "4 training films: montgomery" in page
     assert (tmp_path / "page.png").stat().st_size > 5000
-    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "w").iterdir()}
-    assert len(stamps) == 8
-    data_efficiency.main(options[:4] + ["--counts", "2", *options[7:]])
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "w").iterdir()} == stamps
+    stamps = {path: path.stat().st_mtime_ns for path in weights.iterdir()}
+    assert {path.name.split("_seed0_")[1] for path in stamps} == {"naive.pt", "augmented.pt"}
+    assert len(stamps) == 4
+    data_efficiency.main([*options, "2"])
+    assert {path: path.stat().st_mtime_ns for path in weights.iterdir()} == stamps
 
 
 def test_shapes_writes_tables_and_the_invariance_figure(tmp_path, monkeypatch):
-    def quickly(images, iterations, seed, keep):
-        return tiny_canonicalizer()
-
-    monkeypatch.setattr(shapes, "fit_published", quickly)
+    monkeypatch.setattr(training, "fit_canonicalizers", lambda *a, **settings: dict(MODES))
+    monkeypatch.setattr(training, "fit_published", lambda *a: tiny_canonicalizer())
     shapes.main(["--iterations", "4", "--shapes", "2", "--deformations", "1", "--output", str(tmp_path / "shapes.md")])
     page = (tmp_path / "shapes.md").read_text()
     assert page.count("| DiffeoNN faithful |") == 3 and "ratio of the medians" in page and "shapes_invariance.png" in page
     assert (tmp_path / "shapes_invariance.png").is_file()
 
 
-def test_only_what_a_bundle_lacks_is_trained(dataset, tmp_path):
-    pytest.importorskip("ignite")
-    bundle = tmp_path / "bundle"
-    shutil.copytree(BUNDLE, bundle, ignore=shutil.ignore_patterns("output", "docs"))
-    assert weights.train_missing(bundle, dataset) == []
-    (bundle / "models" / "energy" / "statistics.json").unlink()
-    (bundle / "models" / "energy" / "orientation.pt").unlink()
-    assert weights.train_missing(bundle, dataset, epochs=1) == ["models/energy/orientation.pt", "models/energy/statistics.json"]
-    (bundle / "models" / "energy" / "orientation.pt").unlink()
-    assert "models/energy/statistics.json" in weights.train_missing(
-        bundle, dataset, epochs=1
-    )  # of the old networks: measured anew
-    assert json.loads((bundle / "models" / "energy" / "statistics.json").read_text())["vae"]["films"] == 4
+def test_every_method_wraps_the_network_of_its_name(monkeypatch):
+    images, labels = nested_shapes(4, 32, torch.Generator().manual_seed(0))
+    calls = []
 
+    def trained(path, build, step, *rest):
+        network = torch.nn.Conv2d(1, 1, 1)
+        torch.nn.init.constant_(network.weight, 0.0)
+        torch.nn.init.constant_(network.bias, -1.0 if step.varied["strength"] is None else 1.0)
+        calls.append((path, step.varied["strength"], rest[1]))
+        return network
 
-def test_every_file_of_weights_of_the_bundle_has_its_config():
-    files = {str(path.relative_to(BUNDLE)) for path in (BUNDLE / "models").rglob("*.pt")}
-    assert files <= set(weights.TRAINED_BY)
-    assert all((BUNDLE / "configs" / config).is_file() for config in weights.TRAINED_BY.values() if config)
+    monkeypatch.setattr(training, "trained", trained)
+    monkeypatch.setattr(
+        training, "fit_canonicalizers", lambda *a, **settings: dict.fromkeys(("single pass", "refine"), tiny_canonicalizer())
+    )
+    rows, modes = training.fit_methods({"image": images, "label": labels}, None, (9, 3), keep="a")
+    assert calls == [("a_naive.pt", None, 3), ("a_augmented.pt", 1.0, 6)] and list(modes) == ["single pass", "refine"]
+    found = {name: row(images).masks.mean().item() for name, row in rows.items()}
+    single = {"baseline": 0, "augmented baseline": 1, "DiffeoNN refine": 0, "DiffeoNN single pass": 0}
+    assert found == {**single, "augmented baseline + DiffeoNN": 1}
 
 
 def test_grey_values_move_to_the_wanted_quantiles_without_changing_their_order():
@@ -196,7 +194,7 @@ def test_figures_are_written(tmp_path):
         {"modes": {"baseline": (0.01, 0.8), "refine": (2.0, 0.9)}},
         "seconds",
         "Dice",
-        {"baseline": (5, 5)},
+        ["baseline"],
     )
     paired_histogram(
         tmp_path / "histogram.png", {"mode": {"before": torch.rand(20) * 10, "after": torch.rand(20)}}, "difference"
@@ -213,7 +211,7 @@ def test_every_row_of_the_ablation_can_be_built(tmp_path):
     ]
     assert len({name for name, _ in rows}) == len(rows) > 30
     methods = {name: build() for name, build in rows}
-    assert methods["2 passes, one view"](images).masks.shape == labels.shape
+    assert methods["2 iterations, 1 TTA sample"](images).masks.shape == labels.shape
 
 
 def test_a_row_is_measured_anew_with_other_weights(tmp_path):
@@ -222,12 +220,28 @@ def test_a_row_is_measured_anew_with_other_weights(tmp_path):
     def constant(value):
         return lambda: lambda images: Answer(torch.full_like(images, value), torch.zeros(len(images)), torch.zeros(len(images)))
 
-    first = _measured("row", constant(1.0), {"shenzhen plain": shape}, "stamp", str(tmp_path))
-    assert _measured("row", constant(0.0), {"shenzhen plain": shape}, "stamp", str(tmp_path)) == first
-    assert _measured("row", constant(0.0), {"shenzhen plain": shape}, "other", str(tmp_path))["dice"] != first["dice"]
+    first = measured("row", constant(1.0), {"shenzhen plain": shape}, "stamp", str(tmp_path))
+    assert measured("row", constant(0.0), {"shenzhen plain": shape}, "stamp", str(tmp_path)) == first
+    assert measured("row", constant(0.0), {"shenzhen plain": shape}, "other", str(tmp_path))["dice"] != first["dice"]
     digests = []
     for text in ("a", "b"):
         (tmp_path / "models").mkdir(exist_ok=True)
         (tmp_path / "models" / "canonicalizer.json").write_text(text)
-        digests.append(_digest(tmp_path))
+        digests.append(digest_of(tmp_path))
     assert digests[0] != digests[1]
+
+
+def test_shapes_are_nested_reproducible_and_narrow():
+    draw = lambda: torch.Generator().manual_seed(3)  # noqa: E731
+    images, masks = nested_shapes(30, 48, draw())
+    again, _ = nested_shapes(30, 48, draw())
+    assert torch.equal(images, again) and images.shape == masks.shape == (30, 1, 48, 48)
+    assert images.min() >= 0 and images.max() <= 1 and set(masks.unique().tolist()) == {0.0, 1.0}
+    inside, outside = (images * masks).sum() / masks.sum(), images[..., :4, :4].mean()
+    assert (
+        abs(inside - 0.3) < 0.05 and abs(outside - 0.15) < 0.02
+    )  # the box is darker than the ellipse, lighter than the ground
+    areas = masks.mean((1, 2, 3))
+    assert (areas > 0.02).all() and areas.std() < areas.mean() / 2
+    wide, _ = nested_shapes(30, 48, draw(), spread=0.1)
+    assert wide.std(0).mean() > images.std(0).mean()

@@ -1,15 +1,13 @@
-from fractions import Fraction
-
 import pytest
 import scipy.linalg
 import torch
 from torch.testing import assert_close
 
-from docs.experiments.bch import Formula, SmoothVelocity, appendix, exact_bracket, exact_flow, exact_growth, slope
-from docs.experiments.free_algebra import add_words, bch_words, bracket_words, nested_bracket
+from docs.experiments.bch import exact_growth
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import bch, bch_sequence, compose, exp, lie_bracket
 from monai_diffeo.flow.grid import voxel_grid
+from tests.flow.exact_flows import SmoothVelocity, exact_bracket, exact_flow, slope
 from tests.flow.flows import coordinates, interior, linear
 
 DRAW = torch.Generator().manual_seed(0)
@@ -57,29 +55,6 @@ def test_the_bracket_is_the_first_term_by_which_flows_fail_to_commute():
         found.append(interior(error, 4).norm(dim=1).mean().item())
     bracket = interior(lie_bracket(v(grid)[None], w(grid)[None]), 4).norm(dim=1).mean().item()
     assert found[1] < 0.05 * bracket and found[1] < found[0]
-
-
-def test_the_formula_is_the_logarithm_of_the_product_in_exact_fractions():
-    x, y = {"X": Fraction(1)}, {"Y": Fraction(1)}
-    xy = bracket_words(x, y)
-    terms = [
-        add_words(x, y),
-        {w: c / 2 for w, c in xy.items()},
-        {w: c / 12 for w, c in add_words(bracket_words(x, xy), bracket_words(y, xy), -1).items()},
-        {w: -c / 24 for w, c in bracket_words(y, bracket_words(x, xy)).items()},
-    ]
-    assert terms == bch_words(4)
-    assert nested_bracket("YXXY") == bracket_words(y, bracket_words(x, xy))
-
-
-def test_the_slips_of_the_appendix_are_where_the_page_says():
-    assert [(row["as printed"], row["mended"]) for row in appendix()] == [
-        ("equal", ""),
-        ("different", "equal"),
-        ("equal", ""),
-        ("different", "equal"),
-        ("different", "equal"),
-    ]
 
 
 @pytest.mark.parametrize("order", [1, 2, 3, 4])
@@ -146,11 +121,11 @@ def test_the_bracket_of_formulas_is_that_of_their_samples_on_a_fine_lattice():
     draw = torch.Generator().manual_seed(3)
     v, w = (SmoothVelocity.random((64, 64), draw, shortest=48.0) for _ in range(2))
     grid = voxel_grid((64, 64), dtype=torch.float64)
-    exact = exact_bracket(Formula(v), Formula(w))(grid)
+    exact = exact_bracket(v, w)(grid)
     sampled = lie_bracket(v(grid)[None], w(grid)[None])[0]
     inner = (slice(None), slice(4, -4), slice(4, -4))
     assert (exact - sampled)[inner].abs().max() < 0.03 * exact.abs().max()
-    assert_close(exact_bracket(Formula(w), Formula(v))(grid), -exact)
+    assert_close(exact_bracket(w, v)(grid), -exact)
 
 
 def test_errors_of_formulas_grow_with_the_order_and_one():

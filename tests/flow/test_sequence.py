@@ -2,11 +2,11 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from docs.experiments.bch import SmoothVelocity, exact_flow
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import compose, compose_sequence, exp, exp_affine_sequence, exp_sequence
 from monai_diffeo.flow.grid import voxel_grid
 from monai_diffeo.flow.sequence import reduce_sequence
+from tests.flow.exact_flows import SmoothVelocity, exact_flow
 from tests.flow.flows import interior
 
 

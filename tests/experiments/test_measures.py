@@ -1,23 +1,23 @@
-import argparse
-
 import pytest
 import torch
 from torch.testing import assert_close
 
 from docs.experiments import lungs
-from docs.experiments.films import DEFORMATIONS, Films, deform
-from docs.experiments.lungs import _row, asked, table
+from docs.experiments.film_data import DEFORMATIONS, Films, deform
+from docs.experiments.lungs import asked
 from docs.experiments.measures import (
     answer,
     bootstrap_interval,
     dice_of,
     equivariance_error,
     evaluate,
+    measure_set,
     plain,
-    views_only,
+    table_rows,
+    tta_only,
     wrapped,
 )
-from docs.experiments.tables import command_text, markdown_table, write_page
+from docs.experiments.pages import Experiment, markdown_table
 from monai_diffeo.flow import folding_fraction, warp
 from tests.helpers import blob, tiny_canonicalizer
 
@@ -91,16 +91,18 @@ def test_differences_are_paired_over_films():
     better = torch.tensor([0.1, 0.5, 0.9])
     measured = {
         name: {"dice": better + gain, "iou": better, "folding_fraction": 0.0, "moved": 0.0, "seconds": 0.0}
-        for name, gain in (("baseline", 0.0), ("augmented", 0.05))
+        for name, gain in (("baseline", 0.0), ("augmented baseline", 0.05))
     }
-    assert _row("augmented", measured["augmented"], measured)["- baseline"] == "+0.0500 [+0.050, +0.050]"
+    baseline, augmented = table_rows(measured)
+    assert augmented["- baseline"] == "+0.0500 [+0.050, +0.050]" and augmented["- augmented baseline"] == ""
+    assert baseline["- augmented baseline"] == "-0.0500 [-0.050, -0.050]" and baseline["- baseline"] == ""
 
 
-def test_views_without_moving_are_what_they_say():
+def test_tta_samples_without_moving_average_around_the_film_as_it_came():
     shown, _ = deform(films(), "TPS/2")
-    one, eight = plain(Threshold())(shown.images), views_only(Threshold())(shown.images)
+    one, eight = plain(Threshold())(shown.images), tta_only(Threshold())(shown.images)
     assert (one.masks != eight.masks).any() and dice_of(eight.masks, one.masks).min() > 0.9
-    assert torch.equal(views_only(Threshold(), 1)(shown.images).masks, one.masks)
+    assert torch.equal(tta_only(Threshold(), 1)(shown.images).masks, one.masks)
 
 
 @pytest.mark.parametrize("shift, met", [(0.0, "yes"), (-0.2, "**no**")])
@@ -108,9 +110,9 @@ def test_what_was_asked_is_set_beside_what_was_measured(shift, met):
     baseline = torch.full((20,), 0.8)
     rows = {
         "baseline": baseline,
-        "augmented": baseline + 0.1,
+        "augmented baseline": baseline + 0.1,
         "DiffeoNN single pass": baseline + 0.12 + shift,
-        "augmented + DiffeoNN": baseline + 0.12 + shift,
+        "augmented baseline + DiffeoNN": baseline + 0.12 + shift,
     }
     lines = asked(
         {
@@ -128,14 +130,15 @@ def test_what_was_asked_is_set_beside_what_was_measured(shift, met):
 
 
 def test_a_command_names_what_is_not_the_default():
-    parser = argparse.ArgumentParser()
-    for name, default in (("dataset_dir", None), ("weights_dir", None), ("films", 6), ("rows", ["a"]), ("seed", 0)):
-        parser.add_argument(f"--{name}", default=default, nargs="+" if name == "rows" else None)
-    parser.add_argument("--faithful", action="store_true")
-    options = parser.parse_args(["--dataset_dir", "/secret", "--rows", "a b", "c", "--faithful"])
-    assert (
-        command_text("lungs", parser, options) == "python -m docs.experiments.lungs --dataset_dir DIR --rows 'a b' c --faithful"
-    )
+    defaults = {"dataset_dir": str, "weights_dir": str, "films": 6, "rows": ("a",), "rates": [float], "limit": int}
+    given = ["--dataset_dir", "/secret", "--rows", "a b", "c", "--faithful", "--rates", "0.1"]
+    experiment = Experiment("lungs", None, given, **defaults, seed=0, faithful=False)
+    text = "python -m docs.experiments.lungs --dataset_dir DIR --rows 'a b' c --rates 0.1 --faithful"
+    assert experiment.command() == text and experiment.command(seed=3) == text.replace(" --faithful", " --seed 3 --faithful")
+    assert vars(experiment.options) | {"limit": None, "films": 6, "rates": [0.1]} == vars(experiment.options)
+    assert Experiment("lungs", None, given[:2], **defaults).options.rates is None
+    with pytest.raises(SystemExit):
+        Experiment("lungs", None, [], **defaults)
 
 
 def test_the_lung_page_is_written_from_a_folder(tmp_path, monkeypatch):
@@ -147,28 +150,31 @@ def test_the_lung_page_is_written_from_a_folder(tmp_path, monkeypatch):
     (tmp_path / "manifest.csv").write_text("\n".join(lines))
     made = {
         "baseline": plain(Threshold()),
-        "augmented": plain(Threshold()),
-        "DiffeoNN single pass": views_only(Threshold(), 2),
-        "augmented + DiffeoNN": views_only(Threshold(), 2),
+        "augmented baseline": plain(Threshold()),
+        "DiffeoNN single pass": tta_only(Threshold(), 2),
+        "augmented baseline + DiffeoNN": tta_only(Threshold(), 2),
     }
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(lungs, "methods", lambda bundle, rows: made)
-    monkeypatch.setattr(lungs, "train_missing", lambda *_: [])
     lungs.main(["--dataset_dir", str(tmp_path), "--sources", "shenzhen", "--protocols", *lungs.GROWING, "--output", "page.md"])
     page = (tmp_path / "page.md").read_text()
-    assert page.count("| augmented + DiffeoNN |") == 5 and "## Asked and measured" in page and str(tmp_path) not in page
+    assert (
+        page.count("| augmented baseline + DiffeoNN |") == 5 and "## Asked and measured" in page and str(tmp_path) not in page
+    )
     assert (tmp_path / "page.png").stat().st_size > 5000
 
 
 def test_a_table_has_a_row_a_method_with_paired_differences(tmp_path):
     undeformed = {}
     methods = {"baseline": plain(Threshold()), "DiffeoNN": wrapped(Threshold(), tiny_canonicalizer(), tta_samples=2)}
-    table(films(), "plain", methods, undeformed)
-    rows = table(films(), "TPS", methods, undeformed)
+    measure_set(films(), "plain", methods, undeformed)
+    rows = table_rows(measure_set(films(), "TPS", methods, undeformed))
     assert [r["method"] for r in rows] == ["baseline", "DiffeoNN"]
     difference = float(rows[1]["Dice"].split()[0]) - float(rows[0]["Dice"].split()[0])
     assert rows[0]["- baseline"] == "" and abs(float(rows[1]["- baseline"].split()[0]) - difference) < 2e-4
     assert float(rows[1]["error"]) > 0 and rows[1]["moved"] == "100%"
-    write_page(tmp_path / "a" / "page.md", "Title", "python -m x", [markdown_table(rows)], seed=3)
+    experiment = Experiment("x", None, ["--output", str(tmp_path / "a" / "page.md")])
+    experiment.write("Title", [markdown_table(rows)], seed=3)
     text = (tmp_path / "a" / "page.md").read_text()
-    assert text.startswith("# Title") and "python -m x" in text and "Seed 3; monai" in text and text.count("\n| ") == 3
+    assert text.startswith("# Title") and "python -m docs.experiments.x" in text
+    assert "Seed 3; monai" in text and text.count("\n| ") == 3
