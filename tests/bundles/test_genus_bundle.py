@@ -60,6 +60,15 @@ def test_undeformed_and_switched_off_it_is_the_plain_classifier(bundle):
     assert all(r["answer"] == r["plain_answer"] and r["status"] == SWITCHED_OFF for r in rows)
 
 
+def test_the_seed_decides_how_digits_are_deformed(bundle):
+    energies = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(len(energies))  # whatever the process has drawn before
+        workflow(bundle, mode="single_pass", digits=2, tta_samples=1, figures="false", seed=seed).run()
+        energies.append([row["energy_before"] for row in rows_of(bundle)])
+    assert energies[0] == energies[1] != energies[2]
+
+
 @pytest.mark.parametrize("mode", ["refine", "faithful"])
 def test_other_modes_and_the_other_genus_run(bundle, mode):
     flow = workflow(bundle, mode=mode, genus="euler", digits=2, network_weights=str(bundle / "models" / "euler" / "euler.pt"))
