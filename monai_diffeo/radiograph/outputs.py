@@ -20,8 +20,7 @@ def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
     input's name without suffix and ``_``, a PNG or ``.nii.gz`` file. So no record hides a file that a run did not name.
 
     Args:
-        report: a ``report.jsonl``. A file that is none of ours, or is missing, has no records; a line that a crash cut short is
-            passed.
+        report: a ``report.jsonl``. A file that is none of ours, or is missing, has no records; a line cut short is passed.
 
     Returns:
         Input name to the paths of its masks and figure, those that exist.
@@ -46,6 +45,5 @@ def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
 
 
 def _is_output_of(film: PurePosixPath, output: PurePosixPath) -> bool:
-    beside = output.parent == film.parent and not output.is_absolute() and ".." not in output.parts
     named = output.name.startswith(f"{split_name(film.name)[0]}_") and output.name.endswith((".nii.gz", ".png"))
-    return beside and named
+    return named and output.parent == film.parent and not output.is_absolute() and ".." not in output.parts
