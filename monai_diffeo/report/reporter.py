@@ -93,8 +93,9 @@ class FilmReporter:
         """A film that could not be read or segmented; it keeps no outputs of an earlier run."""
         if self.debug:
             traceback.print_exception(error, file=sys.stderr)
-        self.folder.remove(self._name(path))
-        self.writer.write(failure_record(self._name(path), error, _hash(path)))
+        name = _below(path, self.root)
+        self.folder.remove(name)
+        self.writer.write(failure_record(name, error, _hash(path)))
 
     def done(
         self, path: str, batch: Mapping[str, Any], output: Mapping[str, Any], result: DiffeoResult, seconds: float
@@ -122,11 +123,11 @@ class FilmReporter:
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
         figure = figure_path(masks[0]) if self.wants_plain else None
         sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
-        run: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
-        names = [self._output(mask) for mask in masks]
-        outputs: dict[str, Any] = {"mask": names[0] if len(names) == 1 else names, "figure": figure and self._output(figure)}
-        areas = self.anatomy.areas(mask, sides)
-        record = film_record(self._name(path), _hash(path), result.canonicalization, 0, seconds, areas=areas, **run, **outputs)
+        names = [_below(name, self.output_dir) for name in masks]
+        fields: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
+        fields |= {"mask": names[0] if len(names) == 1 else names, "figure": figure and _below(figure, self.output_dir)}
+        fields |= {"areas": self.anatomy.areas(mask, sides)}
+        record = film_record(_below(path, self.root), _hash(path), result.canonicalization, 0, seconds, **fields)
         record |= self.more(output, result)
         if figure is not None:
             try:
@@ -175,11 +176,10 @@ class FilmReporter:
         film = F.interpolate(film, size, mode="bilinear", antialias=True, align_corners=False)
         return film, F.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="area")
 
-    def _name(self, path: str) -> str:
-        return Path(path).relative_to(self.root).as_posix() if Path(path).is_relative_to(self.root) else Path(path).name
 
-    def _output(self, path: Path) -> str:
-        return path.relative_to(self.output_dir).as_posix() if path.is_relative_to(self.output_dir) else path.name
+def _below(path: str | Path, folder: Path) -> str:
+    """Name of a file below a folder; its last part if it lies elsewhere."""
+    return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else Path(path).name
 
 
 def _stated(film: Any) -> tuple[str, int]:

@@ -103,6 +103,5 @@ def _rise(values: np.ndarray) -> tuple[float, float]:
 
 def _step(direction: tuple[float, float]) -> Step:
     """The step along one axis that is nearest to a direction."""
-    axis = int(abs(direction[1]) >= abs(direction[0]))
-    sign = 1 if direction[axis] > 0 else -1
-    return (0, sign) if axis else (sign, 0)
+    down, right = direction
+    return (0, 1 if right > 0 else -1) if abs(right) >= abs(down) else (1 if down > 0 else -1, 0)

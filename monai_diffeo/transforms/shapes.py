@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import MapTransform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, optional_import
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, convert_to_tensor, optional_import
 
 from monai_diffeo.metrics import largest_components
 from monai_diffeo.networks.template.guard import intact_level
@@ -64,9 +64,8 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 class ShapesToMaskd(MapTransform):
-    """Turn log-odds of K shapes ``(K, *S)``, in any frame, into one mask ``(1, *S)`` with K components.
+    """Turn log-odds of K shapes ``(K, *S)`` into one mask ``(1, *S)`` with K components, as :func:`shapes_to_mask`.
 
-    See :func:`shapes_to_mask`.
     The level goes to ``<key>_level``. The largest components need not be looked for afterwards, nor holes filled.
     """
 
@@ -75,11 +74,8 @@ class ShapesToMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            odds = out[key]
-            mask, out[f"{key}_level"] = shapes_to_mask(
-                odds.as_tensor() if hasattr(odds, "as_tensor") else torch.as_tensor(odds)
-            )
-            out[key] = convert_to_dst_type(mask.float(), odds)[0]
+            mask, out[f"{key}_level"] = shapes_to_mask(convert_to_tensor(out[key], track_meta=False))
+            out[key] = convert_to_dst_type(mask.float(), out[key])[0]
         return out
 
 
