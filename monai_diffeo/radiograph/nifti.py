@@ -76,11 +76,8 @@ def _check_header(header_class, stream) -> None:
 def _film(pixels: np.ndarray, file_affine: np.ndarray, file_shape: tuple[int, ...], unit: str) -> Film:
     file_affine = file_affine.copy()
     file_affine[:3] *= _MILLIMETRES.get(unit, 1.0)
-    details = DETAILS | {
-        "file_axes": "x,y",
-        "file_shape": " ".join(str(n) for n in file_shape),
-        "file_affine": " ".join(repr(float(value)) for value in file_affine.ravel()),
-    }
+    shape, numbers = " ".join(map(str, file_shape)), " ".join(repr(float(value)) for value in file_affine.ravel())
+    details = DETAILS | {"file_axes": "x,y", "file_shape": shape, "file_affine": numbers}
     if _is_singular(file_affine[:3, :3]):
         return Film(pixels, in_plane_affine((1.0, 1.0)), (1.0, 1.0), "unknown", "nifti", details)
     affine = file_affine[:, [1, 0, 2, 3]]

@@ -48,11 +48,8 @@ def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] =
     and devices are left out, and a warning says how many. `folder` itself may be hidden or a link.
 
     Args:
-        folder: a folder, or one file.
+        folder: a folder, or one file; all paths start with it, also those of links that lead nowhere.
         exclude: folders to leave out.
-
-    Returns:
-        Paths that start with `folder`, also links that lead nowhere.
 
     Raises:
         FilmError: ``FileNotReadable`` if `folder` or a folder below it cannot be read.

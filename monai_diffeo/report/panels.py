@@ -43,7 +43,7 @@ def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.nda
         from matplotlib.colors import to_rgba
 
         for part, colour in ((final & ~plain, ADDED), (plain & ~final, REMOVED)):
-            tint = np.where(part[..., None], np.float32(to_rgba(colour, 0.55)), 0)
+            tint = np.where(part[..., None], np.array(to_rgba(colour, 0.55), np.float32), 0)
             axes.imshow(tint, interpolation="nearest", origin="upper", zorder=2)
     outline(axes, final, ADDED, 2.0)
     if plain is not None:

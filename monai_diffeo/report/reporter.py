@@ -79,14 +79,13 @@ class FilmReporter:
     def end(self) -> int:
         """Remove outputs of earlier runs that this run did not write again, close the report and print how it went.
 
-        Returns:
-            The exit status: 0, or what :class:`ReportWriter` documents.
+        Gives the exit status, see :meth:`ReportWriter.exit_status`.
         """
         self.folder.remove()
-        self.writer.close(self.folder.removed)
+        removed = self.folder.removed
+        self.writer.close(removed)
         self.folder.release()
-        removed = len(self.folder.removed)
-        print(self.writer.summary() + (f" {removed} outputs of earlier runs removed." if removed else ""))
+        print(self.writer.summary() + (f" {len(removed)} outputs of earlier runs removed." if removed else ""))
         return self.writer.exit_status()
 
     def failed(self, path: str, error: BaseException) -> None:
@@ -100,15 +99,12 @@ class FilmReporter:
     def done(
         self, path: str, batch: Mapping[str, Any], output: Mapping[str, Any], result: DiffeoResult, seconds: float
     ) -> None:
-        """A film that was segmented.
+        """A film that was segmented in so many seconds.
 
         Args:
-            path: of the film.
-            batch: the evaluator's batch of one, with the native film under ``"film"``.
-            output: its postprocessed output, with the native mask under ``"pred"`` and its path or paths under
-                ``"pred_path"``.
+            path, batch: of the film, and the evaluator's batch of one, with the native film under ``"film"``.
+            output: its postprocessed output, with the native mask under ``"pred"``, its path or paths under ``"pred_path"``.
             result: of the inferer.
-            seconds: the film took.
         """
         masks = [Path(name) for name in ensure_tuple(output["pred_path"])]
         try:
@@ -149,14 +145,9 @@ class FilmReporter:
     def draw(
         self, path: Path, film: Tensor, mask: Tensor, result: DiffeoResult, record: dict[str, Any], sides: PatientSides | None
     ) -> None:
-        """Write the picture of a film.
+        """Write the picture of a film to ``path``, a PNG.
 
-        Args:
-            path: of the PNG.
-            film, mask: at the size of the picture, ``(1, 1, H, W)``, on the CPU.
-            result: of the inferer.
-            record: of the film.
-            sides: where the patient's left is, None if that is unknown.
+        ``film`` and ``mask`` have the size of the picture, ``(1, 1, H, W)``, and are on the CPU; ``sides`` is None if unknown.
         """
         size, found, plain = tuple(film.shape[2:]), result.canonicalization, None
         ddf = torch.zeros(1, 2, *size) if found is None else resize_ddf(found.ddf.cpu(), size)

@@ -81,9 +81,9 @@ def patient_sides(result: Canonicalization | None, index: int = 0, orientation: 
 def _directions(orientation: str) -> tuple[Step, Step] | None:
     """Steps to the patient's left and to the feet; None unless the film is a frontal one."""
     found: dict[str, Step] = {}
-    for step, letter in zip(((0, 1), (1, 0)), (word[:1] for word in orientation.split("\\"))):
-        found[letter] = step
-        found[{"L": "R", "R": "L", "F": "H", "H": "F"}.get(letter, "")] = (-step[0], -step[1])
+    for step, word in zip(((0, 1), (1, 0)), orientation.split("\\")):
+        found[word[:1]] = step
+        found[{"L": "R", "R": "L", "F": "H", "H": "F"}.get(word[:1], "")] = (-step[0], -step[1])
     return (found["L"], found["F"]) if {"L", "F"} <= set(found) else None
 
 

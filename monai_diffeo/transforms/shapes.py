@@ -37,17 +37,11 @@ class SeparateLungsd(MapTransform):
 
 
 def shapes_to_mask(log_odds: torch.Tensor) -> tuple[torch.Tensor, float | None]:
-    """Log-odds of K shapes on any frame as one mask with K components, and the level at which they were read.
+    """Log-odds ``(K, *S)`` of K shapes as one mask ``(1, *S)``, bool, with K components, and the level at which they were read.
 
-    The level is 0 unless this frame's lattice tears a shape or lets two touch. Then it is the nearest one at which it does
-    not, as in the guard of a template transformer. Where there is none, each shape keeps its largest part without holes,
-    apart from the shapes before it, and the level is None.
-
-    Args:
-        log_odds: shape ``(K, *S)``, positive inside.
-
-    Returns:
-        Mask ``(1, *S)``, bool, and the level.
+    The log-odds are positive inside, on any frame. The level is 0 unless this frame's lattice tears a shape or lets two touch.
+    Then it is the nearest one at which it does not, as in the guard of a template transformer. Where there is none, each shape
+    keeps its largest part without holes, apart from the shapes before it, and the level is None.
     """
     level = intact_level(log_odds)
     if level is not None:

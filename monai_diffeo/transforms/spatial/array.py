@@ -49,7 +49,7 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         jitter: largest shift of its control points, as share of the frame.
         scale: its factor on the control points.
         spread: how far a family's parameters are drawn from the identity, see its ``sample``; a number or a range.
-        mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps; also used on the way back.
+        mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps; also used by the inverse.
         padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
         num_steps: squarings of the exponential, for ``"svf"``.
         downsample: draw and record the field on a grid this many times coarser. A full record takes 4 D bytes a voxel.
@@ -201,8 +201,7 @@ class Canonicalize(InvertibleTransform):
 
     Args:
         canonicalizer: images ``(B, C, *S)`` to a :class:`Canonicalization`, for example a ``Canonicalizer``.
-        mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps; also used on the way back.
-        padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
+        mode, padding_mode: as for :class:`RandDiffeomorphism`.
 
     Raises:
         ValueError: for an unknown ``mode`` or ``padding_mode``.

@@ -29,8 +29,7 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
     Args:
         keys: keys of images and label maps, each ``(C, *S)``.
         kind, prob, amplitude, sigma, strength, angle, jitter, scale, num_steps, downsample, spread: as the array version.
-        mode: ``"bilinear"`` or ``"nearest"``, one for all keys or one a key; ``"nearest"`` for label maps.
-        padding_mode: ``"border"``, ``"zeros"`` or ``"reflection"``, one for all keys or one a key.
+        mode, padding_mode: as the array version, one for all keys or one a key.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
@@ -121,8 +120,7 @@ class Canonicalized(MapTransform, InvertibleTransform):
         canonicalizer: images ``(B, C, *S)`` to a :class:`Canonicalization`, for example a ``Canonicalizer``.
         source_key: key of the image on which the deformation is found, by default the first of ``keys``; it must be
             there, and is itself warped only if it is one of ``keys``.
-        mode: ``"bilinear"`` or ``"nearest"``, one for all keys or one a key; ``"nearest"`` for label maps.
-        padding_mode: ``"border"``, ``"zeros"`` or ``"reflection"``, one for all keys or one a key.
+        mode, padding_mode: as for :class:`RandDiffeomorphism`, one for all keys or one a key.
         allow_missing_keys: do not raise if a key other than ``source_key`` is missing.
 
     Raises:
