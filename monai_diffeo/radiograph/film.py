@@ -24,25 +24,10 @@ MIN_SIDE = 2
 
 Detail = str | int | float | bool
 
-DETAILS: dict[str, Detail] = {
-    "photometric": "",
-    "inverted": False,
-    "voi": "none",
-    "voi_refused": False,
-    "padding_pixels": 0,
-    "bits_stored": 0,
-    "transfer_syntax": "",
-    "modality": "",
-    "view": "",
-    "laterality": "",
-    "patient_orientation": "",
-    "burned_in_annotation": "",
-    "magnification": 0.0,
-    "exif_orientation": 0,
-    "file_axes": "rows,columns",
-    "file_shape": "",
-    "file_affine": "",
-}
+_TEXTS = ("photometric", "transfer_syntax", "modality", "view", "laterality", "patient_orientation", "burned_in_annotation")
+DETAILS: dict[str, Detail] = {**dict.fromkeys(_TEXTS, ""), "file_axes": "rows,columns", "file_shape": "", "file_affine": ""}
+DETAILS |= {"inverted": False, "voi": "none", "voi_refused": False, "padding_pixels": 0, "bits_stored": 0}
+DETAILS |= {"magnification": 0.0, "exif_orientation": 0}
 """Every film has all of these, so that films of several formats collate in one batch. Empty or 0 means "not stated"."""
 
 _READERS = {"PIL", "libjpeg", "nibabel", "openjpeg", "pydicom", "pylibjpeg", "rle"}

@@ -94,7 +94,7 @@ def _format_of_content(path: Path) -> str | None:
 def film_meta(film: Film, path: PathLike = "") -> dict:
     """Metadata of a film that was read at ``path``, in MONAI's words.
 
-    Beside MONAI's own keys, everything else has one flat key (string, number or boolean), so that batches collate:
+    Beside MONAI's own keys, everything has one flat key (string, number or boolean), so that batches collate. They are
     ``film_format``, ``film_rows``, ``film_columns``, ``film_spacing_source``, ``film_spacing_row``, ``film_spacing_column``
     and ``film_<detail>`` for each of ``film.details``.
     """

@@ -134,11 +134,9 @@ def failure_record(name: str | PathLike[str], error: BaseException, sha256: str 
     raises.
     """
     error = root_cause(error)
+    code, sentence = type(error).__name__, next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)
     if isinstance(error, FilmError):
         code, sentence = error.code, error.sentence
-    else:
-        code = type(error).__name__
-        sentence = next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)
     record = {"schema": SCHEMA, "input": _relative(name), "sha256": sha256, "status": FAILED}
     return record | {"error": code, "message": sentence, "versions": versions()}
 
