@@ -130,8 +130,7 @@ def film_record(
 def failure_record(name: str | PathLike[str], error: BaseException, sha256: str | None = None) -> dict[str, Any]:
     """The line of a film that failed: a class and a sentence, never an exception's raw text, it may name the patient.
 
-    ``name`` and ``sha256`` are as in :func:`film_record`. The causes of ``error`` count, because MONAI wraps what a transform
-    raises.
+    ``name`` and ``sha256`` are as in :func:`film_record`. MONAI wraps what a transform raises, so causes of ``error`` count.
     """
     error = root_cause(error)
     code, sentence = type(error).__name__, next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)

@@ -91,10 +91,9 @@ class ReportWriter:
 
     def exit_status(self) -> int:
         """:data:`ALL_WRITTEN`, :data:`FINISHED_WITH_FAILURES` or :data:`NOTHING_WRITTEN`."""
-        failed, total = self._counts[FAILED], sum(self._counts.values())
-        if failed == total:  # also when there was none
+        if not any(self._counts[status] for status in (CANONICALIZED, LEFT_ALONE, REJECTED)):
             return NOTHING_WRITTEN
-        return FINISHED_WITH_FAILURES if failed else ALL_WRITTEN
+        return FINISHED_WITH_FAILURES if self._counts[FAILED] else ALL_WRITTEN
 
     def _append(self, data: bytes) -> None:
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -112,8 +112,8 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
 class Canonicalized(MapTransform, InvertibleTransform):
     """Dictionary version of :class:`Canonicalize`: find the canonical pose on one key and bring all keys there.
 
-    A key with another number of voxels than the source is taken to cover the same frame, corners on corners. Every
-    key's metadata say under ``"canonicalization"`` how it went; see :class:`Canonicalize`.
+    As there, never use it together with ``DiffeoInferer``. A key with another number of voxels than the source is taken to
+    cover the same frame, corners on corners. Every key's metadata say under ``"canonicalization"`` how it went.
 
     Args:
         keys: keys to warp, each ``(C, *S)``.
