@@ -61,9 +61,8 @@ def check_options(argv: Sequence[str] | None = None) -> None:
             raise ValueError(f"check_options(): --{name} is given {times} times, and only one would count.")
     for name, value in given.items():
         if value == "" or (value is None and name not in _monai_arguments() and not isinstance(parser.get(name), bool)):
-            raise ValueError(
-                f"check_options(): --{name} has no value; a shell variable may be unset. Leave it out or give one."
-            )
+            remedy = "a shell variable may be unset. Leave it out or give one."
+            raise ValueError(f"check_options(): --{name} has no value; {remedy}")
 
 
 def option_text(name: str, value: Any, argv: Sequence[str] | None = None) -> Any:
@@ -100,10 +99,8 @@ def _typed(argv: Sequence[str] | None) -> tuple[list[str], list[tuple[str, str |
             continue
         name, equals, value = word.lstrip("-").partition("=")
         name = name.replace("-", "_").replace("#", "::")
-        if equals:
-            options.append((name, value))
-        elif rest and not _is_option(rest[0]):
-            options.append((name, rest.pop(0)))
+        if equals or (rest and not _is_option(rest[0])):
+            options.append((name, value if equals else rest.pop(0)))
         else:  # a switch, or its opposite
             opposite = name.startswith("no") and name not in _monai_arguments()
             options.append((name[2:] if opposite else name, None))
@@ -124,11 +121,11 @@ def _check_known(name: str, parser: ConfigParser) -> None:
     parent = path.rpartition("::")[0]
     if path in _monai_arguments() or path in parser or path.startswith(f"{parser.meta_key}::"):
         return
-    beside = parser[parent] if parent in parser else None
-    if parent and isinstance(beside, dict) and "_target_" in beside:  # a further argument; its component checks it
-        return
     known = [*parser[""], *sorted(_monai_arguments())]
-    if parent and isinstance(beside, dict):
+    beside = parser[parent] if parent and parent in parser else None
+    if isinstance(beside, dict):
+        if "_target_" in beside:  # a further argument; its component checks it
+            return
         known = [f"{parent}::{key}" for key in beside]
     (nearest,) = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     raise ValueError(f"check_options(): there is no option --{name}; did you mean --{nearest}?")

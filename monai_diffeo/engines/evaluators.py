@@ -67,8 +67,7 @@ class FilmEvaluator(DiffeoEvaluator):
         began = time.perf_counter()
         try:
             output = super()._iteration(engine, batchdata)
-            took = time.perf_counter() - began
-            self.reporter.done(path, batchdata, engine.state.output[0], self.state.result, took)
+            self.reporter.done(path, batchdata, engine.state.output[0], self.state.result, time.perf_counter() - began)
             return output
         except Exception as error:  # one film must not stop the night's run
             self.reporter.failed(path, root_cause(error))

@@ -116,7 +116,12 @@ class DiffeoInferer(Inferer):
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
         found = self.canonicalizer(inputs)
-        self._check(found)
+        rejected = [f"image {i} of {len(found.status)}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
+        if rejected and self.fallback == "raise":
+            remedy = "Use fallback='identity' to get the plain prediction for it."
+            raise NumericalError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
+        for sentence in rejected:
+            _log.warning("DiffeoInferer: %s; the plain prediction is given for it.", sentence)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
         with torch.autocast(inputs.device.type, enabled=False):
@@ -126,11 +131,11 @@ class DiffeoInferer(Inferer):
         found = replace(found, agreement=agreement(predictions, found.moved))
         if self.on_result is not None:
             self.on_result(found)
-        prediction, still = mean_prediction(predictions, found.moved), not bool(found.moved.any())
-        without = None
-        if plain:
-            without = prediction if still else self.inferer(inputs, network, *args, **kwargs)
-        return DiffeoResult(prediction, found, without, tuple(t for result in results for t in result.templates))
+        prediction = without = mean_prediction(predictions, found.moved)
+        if plain and bool(found.moved.any()):
+            without = self.inferer(inputs, network, *args, **kwargs)
+        templates = tuple(template for result in results for template in result.templates)
+        return DiffeoResult(prediction, found, without if plain else None, templates)
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
@@ -146,16 +151,6 @@ class DiffeoInferer(Inferer):
         result = _infer(self.inferer, image, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, enabled=False):
             return replace(result, prediction=pose.warp_back(result.prediction, self.mode))
-
-    def _check(self, found: Canonicalization) -> None:
-        count = len(found.status)
-        rejected = [f"image {i} of {count}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
-        if rejected and self.fallback == "raise":
-            raise NumericalError(
-                "DiffeoInferer: " + "; ".join(rejected) + ". Use fallback='identity' to get the plain prediction for it."
-            )
-        for sentence in rejected:
-            _log.warning("DiffeoInferer: %s; the plain prediction is given for it.", sentence)
 
 
 def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:

@@ -9,11 +9,19 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph.codestream import declared_pixels
-from monai_diffeo.radiograph.film import DETAILS, MAX_FILE_BYTES, Detail, Film, check_size, check_values, in_plane_affine
+from monai_diffeo.radiograph.film import (
+    DETAILS,
+    MAX_FILE_BYTES,
+    Detail,
+    Film,
+    check_size,
+    check_values,
+    in_plane_affine,
+    library,
+)
 from monai_diffeo.radiograph.grayscale import displayed
 
 __all__ = ["read_dicom"]
@@ -34,23 +42,16 @@ _TAGS = [*_REQUIRED, *_SPACINGS, *_GREY, *_STATED, *_PIXELS]
 _VIEWS = {"AP", "PA", "LL", "RL", "RLD", "LLD", "RLO", "LLO"}
 _MODALITIES = {"CR", "DX", "DR", "RF", "XA", "IO", "MG", "PX", "OT", "SC"}
 _EXPORT = "Export the film again."
+_CUT = "The DICOM file ends before its last pixel. Copy it again."
 
 
 def read_dicom(path: Path) -> Film:
     """Read a DICOM radiograph as displayed: rescale, window or table, then one flip where the file asks for it.
 
-    Args:
-        path: the file, DICOM part 10 with preamble.
-
-    Returns:
-        Film with the spacing of the first usable of PixelSpacing, ImagerPixelSpacing, NominalScannedPixelSpacing.
-
-    Raises:
-        FilmError: see `monai_diffeo.radiograph.reader.read_film`.
+    The file is DICOM part 10 with preamble. Its spacing is the first usable one of PixelSpacing, ImagerPixelSpacing and
+    NominalScannedPixelSpacing. Errors are those of `monai_diffeo.radiograph.reader.read_film`.
     """
-    pydicom, found = optional_import("pydicom")
-    if not found:
-        raise FilmError("UnsupportedFile", "Reading DICOM needs pydicom: pip install 'pydicom>=3.0.2'.")
+    pydicom = library("pydicom", "Reading DICOM needs pydicom: pip install 'pydicom>=3.0.2'.")
     try:
         dataset = _dataset(pydicom, path)
         _check_pixels_exist(dataset, path)
@@ -59,11 +60,16 @@ def read_dicom(path: Path) -> Film:
     except FilmError:
         raise
     except EOFError:
-        raise FilmError("TruncatedPixels", "The DICOM file ends before its last pixel. Copy it again.") from None
+        raise FilmError("TruncatedPixels", _CUT) from None
     except Exception:
         raise FilmError("DamagedFile", f"The DICOM header is damaged or was cut. {_EXPORT}") from None
     try:
-        return _film(dataset, _decode(pydicom, dataset))
+        raw = _decode(pydicom, dataset)
+        check_values(raw)
+        pixels, grey = displayed(dataset, raw)
+        check_values(pixels)
+        spacing, source = _spacing(dataset)
+        return Film(pixels, in_plane_affine(spacing), spacing, source, "dicom", DETAILS | grey | _details(dataset))
     except FilmError:
         raise
     except Exception:
@@ -98,7 +104,7 @@ def _check_pixels_exist(dataset, path: Path) -> None:
         return
     with open(path, "rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
         if dataset.file_meta.TransferSyntaxUID.is_encapsulated and content.find(_PIXEL_DATA_TAG) >= 0:
-            raise FilmError("TruncatedPixels", "The DICOM file ends before its last pixel. Copy it again.")
+            raise FilmError("TruncatedPixels", _CUT)
     raise FilmError("NoPixelData", "The DICOM file holds no pixels: it is no image, or it was cut before them.")
 
 
@@ -109,11 +115,9 @@ def _check_header(dataset) -> None:
     if int(dataset.get("NumberOfFrames") or 1) != 1:
         raise FilmError("MultiFrame", f"A film has one frame, got {int(dataset.NumberOfFrames)}. Export one frame.")
     if dataset.SamplesPerPixel != 1 or dataset.PhotometricInterpretation not in ("MONOCHROME1", "MONOCHROME2"):
-        raise FilmError(
-            "ColourImage",
-            f"A film is MONOCHROME1 or MONOCHROME2 with one sample a pixel, this file has {dataset.SamplesPerPixel} "
-            "samples or another photometric interpretation. Convert it on purpose; colour may carry burnt-in text.",
-        )
+        came = f"this file has {dataset.SamplesPerPixel} samples or another photometric interpretation"
+        remedy = "Convert it on purpose; colour may carry burnt-in text."
+        raise FilmError("ColourImage", f"A film is MONOCHROME1 or MONOCHROME2 with one sample a pixel, {came}. {remedy}")
     check_size(dataset.Rows, dataset.Columns)
     if "PixelData" not in dataset or dataset.BitsAllocated not in (8, 16, 32):
         raise FilmError("UnsupportedFile", "A film has integer pixels of 8, 16 or 32 bits allocated.")
@@ -128,18 +132,13 @@ def _check_pixel_data(pydicom, dataset) -> None:
     data = dataset.PixelData
     if not data:
         raise FilmError("NoPixelData", f"The DICOM file has an empty PixelData element. {_EXPORT}")
+    pixels = dataset.Rows * dataset.Columns
+    expected = pixels * dataset.BitsAllocated // 8
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        return _check_codestream(pydicom, dataset)
-    expected = dataset.Rows * dataset.Columns * dataset.BitsAllocated // 8
-    if len(data) < expected:
+        if (declared_pixels(pydicom.encaps.get_frame(data, 0, number_of_frames=1)) or 0) > 2 * pixels:
+            raise FilmError("DamagedFile", f"The compressed frame is larger than Rows x Columns. {_EXPORT}")
+    elif len(data) < expected:
         raise FilmError("TruncatedPixels", f"Expected {expected} bytes of pixels, got {len(data)}. Copy it again.")
-
-
-def _check_codestream(pydicom, dataset) -> None:
-    frame = pydicom.encaps.get_frame(dataset.PixelData, 0, number_of_frames=1)
-    declared = declared_pixels(frame)
-    if declared is not None and declared > 2 * dataset.Rows * dataset.Columns:
-        raise FilmError("DamagedFile", f"The compressed frame is larger than Rows x Columns. {_EXPORT}")
 
 
 def _decode(pydicom, dataset) -> np.ndarray:
@@ -149,11 +148,8 @@ def _decode(pydicom, dataset) -> np.ndarray:
     except NotImplementedError:
         raise FilmError("UnreadablePixels", "No decoder is known for the transfer syntax of this file.") from None
     if not decoder.is_available:
-        raise FilmError(
-            "UnreadablePixels",
-            "The pixels are compressed and their decoder is not installed: "
-            "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pylibjpeg-rle.",
-        )
+        remedy = "pip install pylibjpeg pylibjpeg-libjpeg pylibjpeg-openjpeg pylibjpeg-rle."
+        raise FilmError("UnreadablePixels", f"The pixels are compressed and their decoder is not installed: {remedy}")
     try:
         raw = dataset.pixel_array
     except Exception:
@@ -161,14 +157,6 @@ def _decode(pydicom, dataset) -> np.ndarray:
     if raw.shape != (dataset.Rows, dataset.Columns):
         raise FilmError("UnreadablePixels", f"The decoded pixels do not have the size of the header. {_EXPORT}")
     return raw
-
-
-def _film(dataset, raw: np.ndarray) -> Film:
-    check_values(raw)
-    pixels, grey = displayed(dataset, raw)
-    check_values(pixels)
-    spacing, source = _spacing(dataset)
-    return Film(pixels, in_plane_affine(spacing), spacing, source, "dicom", DETAILS | grey | _details(dataset))
 
 
 def _spacing(dataset) -> tuple[tuple[float, float], str]:
@@ -205,7 +193,7 @@ def _stated(dataset, keywords: tuple[str, ...], allowed: set[str]) -> str:
 
 def _orientation(dataset) -> str:
     value = dataset.get("PatientOrientation") or ()
-    text = "\\".join(str(part) for part in value) if not isinstance(value, str) else value
+    text = value if isinstance(value, str) else "\\".join(map(str, value))
     return text if re.fullmatch(r"[APRLHF]{1,3}\\[APRLHF]{1,3}", text) else ""
 
 

@@ -25,12 +25,8 @@ def root_cause(error: BaseException) -> BaseException:
 class FailSafeDataset(Dataset):
     """As ``monai.data.Dataset``, but an item whose transform fails is given as ``{path_key: path, "failure": error}``.
 
-    Load it with ``batch_size=1``. The consumer looks for the key ``"failure"`` before anything else.
-
-    Args:
-        data: items, dictionaries with a path under ``path_key``.
-        transform: applied to each item.
-        path_key: where the path is.
+    Items are dictionaries with a path under ``path_key``. Load with ``batch_size=1``, and look for the key ``"failure"`` before
+    anything else.
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Callable, path_key: str = "image") -> None:

@@ -8,8 +8,10 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
+from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError
 
@@ -22,25 +24,10 @@ MIN_SIDE = 2
 
 Detail = str | int | float | bool
 
-DETAILS: dict[str, Detail] = {
-    "photometric": "",
-    "inverted": False,
-    "voi": "none",
-    "voi_refused": False,
-    "padding_pixels": 0,
-    "bits_stored": 0,
-    "transfer_syntax": "",
-    "modality": "",
-    "view": "",
-    "laterality": "",
-    "patient_orientation": "",
-    "burned_in_annotation": "",
-    "magnification": 0.0,
-    "exif_orientation": 0,
-    "file_axes": "rows,columns",
-    "file_shape": "",
-    "file_affine": "",
-}
+_TEXTS = ("photometric", "transfer_syntax", "modality", "view", "laterality", "patient_orientation", "burned_in_annotation")
+DETAILS: dict[str, Detail] = {**dict.fromkeys(_TEXTS, ""), "file_axes": "rows,columns", "file_shape": "", "file_affine": ""}
+DETAILS |= {"inverted": False, "voi": "none", "voi_refused": False, "padding_pixels": 0, "bits_stored": 0}
+DETAILS |= {"magnification": 0.0, "exif_orientation": 0}
 """Every film has all of these, so that films of several formats collate in one batch. Empty or 0 means "not stated"."""
 
 _READERS = {"PIL", "libjpeg", "nibabel", "openjpeg", "pydicom", "pylibjpeg", "rle"}
@@ -75,11 +62,7 @@ class Film:
 def in_plane_affine(spacing: tuple[float, float]) -> np.ndarray:
     """Affine of a film that lies in the plane: what ITK gives for the identity direction, turned from LPS to RAS.
 
-    Args:
-        spacing: row and column spacing, millimetres.
-
-    Returns:
-        4x4 float64; the row index runs along -y and the column index along -x.
+    ``spacing`` is that of rows and of columns, millimetres. The affine is 4x4 float64; rows run along -y and columns along -x.
 
     Example:
         >>> (in_plane_affine((2.0, 3.0)) @ [1, 0, 0, 1]).tolist()
@@ -90,28 +73,25 @@ def in_plane_affine(spacing: tuple[float, float]) -> np.ndarray:
     return affine
 
 
-def check_size(rows: int, columns: int) -> None:
-    """Refuse sizes that cannot be a film, before anything is decoded.
+def library(module: str, remedy: str) -> Any:
+    """An optional module; FilmError ``UnsupportedFile`` with the remedy where it is not installed."""
+    found, installed = optional_import(module)
+    if not installed:
+        raise FilmError("UnsupportedFile", remedy)
+    return found
 
-    Raises:
-        FilmError: ``TooSmall`` or ``TooLarge``.
-    """
+
+def check_size(rows: int, columns: int) -> None:
+    """Refuse sizes that cannot be a film, before anything is decoded: FilmError ``TooSmall`` or ``TooLarge``."""
     if min(rows, columns) < MIN_SIDE:
         raise FilmError("TooSmall", f"A film has at least {MIN_SIDE} rows and columns, the file declares {rows} x {columns}.")
     if max(rows, columns) > MAX_SIDE or rows * columns > MAX_PIXELS:
-        raise FilmError(
-            "TooLarge",
-            f"A film may have up to {MAX_SIDE} rows and columns and {MAX_PIXELS} pixels, "
-            f"the file declares {rows} x {columns}. Export it at a lower resolution.",
-        )
+        limit = f"A film may have up to {MAX_SIDE} rows and columns and {MAX_PIXELS} pixels"
+        raise FilmError("TooLarge", f"{limit}, the file declares {rows} x {columns}. Export it at a lower resolution.")
 
 
 def check_values(pixels: np.ndarray) -> None:
-    """Refuse pixels that carry no picture.
-
-    Raises:
-        FilmError: ``NotFinite`` or ``ConstantImage``.
-    """
+    """Refuse pixels that carry no picture: FilmError ``NotFinite`` or ``ConstantImage``."""
     bad = pixels.size - int(np.count_nonzero(np.isfinite(pixels)))
     if bad:
         raise FilmError("NotFinite", f"{bad} pixels are NaN or infinite. Repair or export the film again.")
@@ -135,16 +115,12 @@ class ReaderWarning(Warning, metaclass=_WhileReading):
     """Every warning of a thread that reads a film, and no other: a category for filters, never raised."""
 
 
-def _is_not_of_a_reader(record: logging.LogRecord) -> bool:
-    return not (_reading.depth and record.name.partition(".")[0] in _READERS)
+def _is_of_reader(name: str) -> bool:
+    return name.partition(".")[0] in _READERS
 
 
-def _loggers() -> Iterator[logging.Logger]:
-    """All loggers whose handlers a record of a reader may reach."""
-    yield logging.getLogger()
-    for name, logger in list(logging.Logger.manager.loggerDict.items()):
-        if name.partition(".")[0] in _READERS and isinstance(logger, logging.Logger):
-            yield logger
+def _is_heard(record: logging.LogRecord) -> bool:
+    return not (_reading.depth and _is_of_reader(record.name))
 
 
 @contextmanager
@@ -156,8 +132,12 @@ def quiet() -> Iterator[None]:
     """
     if not (warnings.filters and warnings.filters[0][2] is ReaderWarning):
         warnings.simplefilter("ignore", ReaderWarning)
-    for handler in filter(None, [logging.lastResort, *(handler for logger in _loggers() for handler in logger.handlers)]):
-        handler.addFilter(_is_not_of_a_reader)
+    named = [logger for name, logger in list(logging.Logger.manager.loggerDict.items()) if _is_of_reader(name)]
+    for logger in (logging.getLogger(), *named):  # all whose handlers a record of a reader may reach
+        for handler in getattr(logger, "handlers", ()):
+            handler.addFilter(_is_heard)
+    if logging.lastResort:
+        logging.lastResort.addFilter(_is_heard)
     _reading.depth += 1
     try:
         yield

@@ -19,20 +19,16 @@ Scale = tuple[float, float]
 
 
 def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, Detail]]:
-    """Values as they are to be shown, larger is whiter.
+    """Stored values ``(H, W)`` as they are to be shown: float32, larger is whiter, padding as dark as the darkest other pixel.
 
-    Args:
-        dataset: pydicom dataset; only elements about the grey scale are used.
-        raw: stored values, shape ``(H, W)``, integers.
-
-    Returns:
-        float32 of the same shape, with padding pixels at the darkest value of the others, and the details
-        ``inverted``, ``voi``, ``voi_refused``, ``padding_pixels``.
+    Of the pydicom dataset only the grey scale is used. The details ``inverted``, ``voi``, ``voi_refused`` and
+    ``padding_pixels`` come with the pixels.
     """
     padding = _padding(dataset, raw)
     values, scale = _modality(dataset, raw)
     values, scale, voi, refused = _voi(dataset, values, scale, ~padding)
-    inverted = is_inverted(dataset)
+    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"  # one fact stated twice is one flip
     if inverted:
         values = scale[0] + scale[1] - values
     pixels = values.astype(np.float32)
@@ -40,12 +36,6 @@ def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, Detail]]:
         pixels[padding] = pixels[~padding].min()
     grey: dict[str, Detail] = {"inverted": inverted, "voi": voi, "voi_refused": refused, "padding_pixels": int(padding.sum())}
     return pixels, grey
-
-
-def is_inverted(dataset) -> bool:
-    """Whether the scale is flipped, once: MONOCHROME1 and the shape INVERSE state the same fact and do not add up."""
-    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
-    return dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"
 
 
 def _padding(dataset, raw: np.ndarray) -> np.ndarray:
@@ -74,16 +64,11 @@ def _as_stored(value: int, dataset) -> int:
 def _modality(dataset, raw: np.ndarray) -> tuple[np.ndarray, Scale]:
     if dataset.get("ModalityLUTSequence"):
         return _look_up(dataset.ModalityLUTSequence[0], raw, dataset)
-    slope, intercept = _number(dataset, "RescaleSlope"), _number(dataset, "RescaleIntercept")
-    slope, intercept = slope or 1.0, intercept or 0.0
-    low, high = _stored_scale(dataset)
-    ends = slope * low + intercept, slope * high + intercept
+    slope, intercept = _number(dataset, "RescaleSlope") or 1.0, _number(dataset, "RescaleIntercept") or 0.0
+    span = 2.0 ** int(dataset.BitsStored)
+    low = -span / 2 if dataset.PixelRepresentation == 1 else 0.0
+    ends = slope * low + intercept, slope * (low + span - 1) + intercept
     return raw * slope + intercept, (min(ends), max(ends))
-
-
-def _stored_scale(dataset) -> Scale:
-    bits = int(dataset.BitsStored)
-    return (-(2.0 ** (bits - 1)), 2.0 ** (bits - 1) - 1) if dataset.PixelRepresentation == 1 else (0.0, 2.0**bits - 1)
 
 
 def _number(dataset, keyword: str) -> float | None:
@@ -114,8 +99,7 @@ def _voi(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> tuple[n
 
 
 def _voi_table(dataset, values: np.ndarray) -> tuple[np.ndarray, Scale]:
-    items = dataset["VOILUTSequence"].value
-    return _look_up(items[0], values, dataset)
+    return _look_up(dataset["VOILUTSequence"].value[0], values, dataset)
 
 
 def _look_up(item, values: np.ndarray, dataset) -> tuple[np.ndarray, Scale]:

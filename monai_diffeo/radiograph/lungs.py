@@ -40,13 +40,9 @@ def split_lungs(mask: np.ndarray, min_share: float = 0.1) -> tuple[np.ndarray, n
 
 
 def separate_lungs(mask: np.ndarray) -> np.ndarray:
-    """The two lungs of a label as :func:`split_lungs` finds them, whatever their sizes.
+    """The two lungs of a label ``(H, W)`` as :func:`split_lungs` finds them, whatever their sizes.
 
-    Args:
-        mask: shape ``(H, W)``, everything but 0 is lung.
-
-    Returns:
-        Shape ``(2, H, W)``, bool: the lung further left in the image first. Smaller parts are left out.
+    Everything but 0 is lung. Gives ``(2, H, W)``, bool: the lung further left in the image first, without smaller parts.
 
     Raises:
         ValueError: if there are fewer than two parts.

@@ -45,6 +45,7 @@ def read_manifest(
     root = Path(dataset_dir)
     if isinstance(sources, str):
         sources = None if sources.lower() == "any" else [sources]
+    wanted = None if sources is None else set(sources)
     if not (root / manifest).is_file():
         raise FileNotFoundError(
             f"read_manifest(): expected {manifest} in {root}. Write one with a column 'image' "
@@ -52,18 +53,14 @@ def read_manifest(
         )
     with open(root / manifest, newline="") as file:
         rows = list(csv.DictReader(file))
-    needed = {"image"} | ({"split"} if split else set()) | ({"source"} if sources else set())
-    missing = needed - set(rows[0] if rows else {})
+    columns = set(rows[0] if rows else ())
+    missing = {"image", *(["split"] if split else []), *(["source"] if sources else [])} - columns
     if missing:
-        raise ValueError(
-            f"read_manifest(): {manifest} lacks the columns {sorted(missing)}; it has {sorted(rows[0] if rows else [])}."
-        )
-    wanted = None if sources is None else set(sources)
+        raise ValueError(f"read_manifest(): {manifest} lacks the columns {sorted(missing)}; it has {sorted(columns)}.")
     kept = [r for r in rows if (split is None or r["split"] == split) and (wanted is None or r["source"] in wanted)]
     if not kept:
-        raise ValueError(
-            f"read_manifest(): no film of split {split!r} and sources {sorted(wanted) if wanted else 'any'} in {manifest}."
-        )
+        named = f"split {split!r} and sources {sorted(wanted) if wanted else 'any'}"
+        raise ValueError(f"read_manifest(): no film of {named} in {manifest}.")
     items = []
     for row in (kept[i] for i in spread_rows(len(kept), limit)):
         item = dict(row, image=str(root / row["image"]))

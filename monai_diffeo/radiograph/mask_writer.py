@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 from monai.config import PathLike
-from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError, ShapeError
 from monai_diffeo.files import write_atomically
+from monai_diffeo.radiograph.film import library
 from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 
 __all__ = ["MaskNames", "figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
@@ -27,14 +27,13 @@ _LABELS: tuple[type[np.integer], ...] = (np.uint8, np.int8, np.uint16, np.int16,
 def mask_path(film_path: PathLike, root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> Path:
     """Where the mask of a film goes: the folders below `root` are kept, the suffix gives way to the postfix.
 
+    PNG and JPEG films give ``.png``, others ``.nii.gz``.
+
     Args:
         film_path: the film, at or below `root`.
         root: the folder that was read, or the film itself.
         output_dir: folder of the masks.
         postfix: what is added to the name.
-
-    Returns:
-        ``output_dir/a/b_lungs.nii.gz``, with ``.png`` for PNG and JPEG films.
 
     Raises:
         FilmError: ``UnsupportedFile`` if the film is not below `root` or the name would leave `output_dir`.
@@ -49,8 +48,7 @@ def mask_path(film_path: PathLike, root: PathLike, output_dir: PathLike, postfix
 
 def figure_path(mask_path: PathLike) -> Path:
     """Where the figure of a film goes: beside its mask and named after it, ``b_lungs.nii.gz`` gives ``b_lungs_report.png``."""
-    path = Path(mask_path)
-    return path.with_name(_figure_name(path.name))
+    return Path(mask_path).with_name(_figure_name(Path(mask_path).name))
 
 
 class MaskNames:
@@ -144,14 +142,12 @@ def _figure_name(mask_name: str) -> str:
 def _folder_of(film: Path, root: Path, output_dir: Path, postfix: str) -> Path:
     if Path(postfix).name != postfix:
         raise FilmError("UnsupportedFile", "The postfix is one word without folders.")
-    return output_dir if film == root else output_dir / _folder_below(film, root)
-
-
-def _folder_below(film: Path, root: Path) -> Path:
+    if film == root:
+        return output_dir
     film, root = Path(os.path.abspath(film)), Path(os.path.abspath(root))
     if not film.is_relative_to(root):
         raise FilmError("UnsupportedFile", "The film is not below the root folder. Give the folder that holds it.")
-    return film.relative_to(root).parent
+    return output_dir / film.relative_to(root).parent
 
 
 def write_mask(
@@ -205,30 +201,22 @@ def _whole(mask: np.ndarray) -> np.ndarray:
         for kind in _LABELS:
             if np.iinfo(kind).min <= low and high <= np.iinfo(kind).max:
                 return mask.astype(kind)
-    raise FilmError(
-        "UnsupportedLabels",
-        f"write_mask() expects whole labels of at most 32 bits, got values from {low} to {high}. Round or argmax first.",
-    )
+    expected = f"write_mask() expects whole labels of at most 32 bits, got values from {low} to {high}."
+    raise FilmError("UnsupportedLabels", f"{expected} Round or argmax first.")
 
 
 def _png_bytes(labels: np.ndarray) -> bytes:
-    image_module, found = optional_import("PIL.Image")
-    if not found:
-        raise FilmError("UnsupportedFile", "Writing PNG needs Pillow: pip install pillow.")
+    image_module = library("PIL.Image", "Writing PNG needs Pillow: pip install pillow.")
     if labels.dtype != np.uint8:
-        came = f"{labels.min()} to {labels.max()}"
-        raise FilmError(
-            "UnsupportedLabels", f"A PNG mask holds labels 0 to 255, got {came}. Use fewer classes, or NIfTI films."
-        )
+        came = f"{labels.min()} to {labels.max()}. Use fewer classes, or NIfTI films."
+        raise FilmError("UnsupportedLabels", f"A PNG mask holds labels 0 to 255, got {came}")
     stream = io.BytesIO()
     image_module.fromarray(labels * (255 if labels.max(initial=0) == 1 else 1)).save(stream, format="PNG")
     return stream.getvalue()
 
 
 def _nifti_bytes(labels: np.ndarray, affine: np.ndarray) -> bytes:
-    nibabel, found = optional_import("nibabel")
-    if not found:
-        raise FilmError("UnsupportedFile", "Writing NIfTI needs nibabel: pip install nibabel.")
+    nibabel = library("nibabel", "Writing NIfTI needs nibabel: pip install nibabel.")
     image = nibabel.Nifti1Image(labels, None, dtype=labels.dtype)
     image.header.set_sform(affine, code="scanner")  # the sform also takes a singular affine, which the qform cannot
     image.header.set_xyzt_units("mm")

@@ -7,10 +7,9 @@ import zlib
 from pathlib import Path
 
 import numpy as np
-from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.film import DETAILS, Film, check_size, check_values, in_plane_affine
+from monai_diffeo.radiograph.film import DETAILS, Film, check_size, check_values, in_plane_affine, library
 
 __all__ = ["affine_of_text", "read_nifti", "shape_of_text"]
 
@@ -22,18 +21,10 @@ _SINGULAR = 1e-6  # volume of the unit cell over the product of its edges
 def read_nifti(path: Path) -> Film:
     """Read a 2D NIfTI file, plain or gzipped; further axes must have length 1.
 
-    Args:
-        path: the file.
-
-    Returns:
-        Film whose affine is the file's with its first two columns swapped. A singular affine gives unknown spacing.
-
-    Raises:
-        FilmError: see `monai_diffeo.radiograph.reader.read_film`.
+    The film's affine is the file's with its first two columns swapped; a singular one gives unknown spacing. Errors are those
+    of `monai_diffeo.radiograph.reader.read_film`.
     """
-    nibabel, found = optional_import("nibabel")
-    if not found:
-        raise FilmError("UnsupportedFile", "Reading NIfTI needs nibabel: pip install nibabel.")
+    nibabel = library("nibabel", "Reading NIfTI needs nibabel: pip install nibabel.")
     try:
         return _read(nibabel, path)
     except FilmError:
@@ -51,21 +42,15 @@ def _read(nibabel, path: Path) -> Film:
     with open(path, "rb") as raw:
         opener = gzip.open if raw.read(2) == b"\x1f\x8b" else open
     with opener(path, "rb") as stream:
-        image_class = _image_class(nibabel, stream)
+        image_class = nibabel.Nifti2Image if stream.read(8)[4:7] == b"n+2" else nibabel.Nifti1Image
+        stream.seek(0)
         _check_header(image_class.header_class, stream)
         image = image_class.from_stream(stream)
         values = image.get_fdata(dtype=np.float32, caching="unchanged")
         stream.read(1)  # past the last pixel, so that gzip compares its checksum
-    columns, rows = values.shape[:2]
-    pixels = np.ascontiguousarray(values.reshape(columns, rows).T)
+    pixels = np.ascontiguousarray(values.reshape(values.shape[:2]).T)
     check_values(pixels)
     return _film(pixels, np.asarray(image.affine, np.float64), values.shape, image.header.get_xyzt_units()[0])
-
-
-def _image_class(nibabel, stream):
-    start = stream.read(8)
-    stream.seek(0)
-    return nibabel.Nifti2Image if start[4:7] == b"n+2" else nibabel.Nifti1Image
 
 
 def _check_header(header_class, stream) -> None:
@@ -76,10 +61,8 @@ def _check_header(header_class, stream) -> None:
     if min(shape, default=-1) < 0:
         raise FilmError("DamagedFile", "The NIfTI header declares a negative size. Export the film again.")
     if len(shape) < 2 or any(n != 1 for n in shape[2:]):
-        raise FilmError(
-            "VolumeNotFilm",
-            f"A film has two axes and then only axes of length 1, the file has shape {shape}. Cut out one slice.",
-        )
+        came = f"the file has shape {shape}. Cut out one slice."
+        raise FilmError("VolumeNotFilm", f"A film has two axes and then only axes of length 1, {came}")
     check_size(shape[1], shape[0])
     if not 0 <= float(header["vox_offset"]) <= _MAX_OFFSET:
         raise FilmError("DamagedFile", "The NIfTI header puts the pixels at an impossible place. Export it again.")
@@ -93,11 +76,8 @@ def _check_header(header_class, stream) -> None:
 def _film(pixels: np.ndarray, file_affine: np.ndarray, file_shape: tuple[int, ...], unit: str) -> Film:
     file_affine = file_affine.copy()
     file_affine[:3] *= _MILLIMETRES.get(unit, 1.0)
-    details = DETAILS | {
-        "file_axes": "x,y",
-        "file_shape": " ".join(str(n) for n in file_shape),
-        "file_affine": " ".join(repr(float(value)) for value in file_affine.ravel()),
-    }
+    shape, numbers = " ".join(map(str, file_shape)), " ".join(repr(float(value)) for value in file_affine.ravel())
+    details = DETAILS | {"file_axes": "x,y", "file_shape": shape, "file_affine": numbers}
     if _is_singular(file_affine[:3, :3]):
         return Film(pixels, in_plane_affine((1.0, 1.0)), (1.0, 1.0), "unknown", "nifti", details)
     affine = file_affine[:, [1, 0, 2, 3]]
@@ -106,10 +86,8 @@ def _film(pixels: np.ndarray, file_affine: np.ndarray, file_shape: tuple[int, ..
 
 
 def _is_singular(matrix: np.ndarray) -> bool:
-    if not np.isfinite(matrix).all():
-        return True
-    edges = np.linalg.norm(matrix, axis=0).prod()
-    return bool(abs(np.linalg.det(matrix)) <= _SINGULAR * edges)
+    finite = np.isfinite(matrix).all()
+    return not finite or abs(np.linalg.det(matrix)) <= _SINGULAR * np.linalg.norm(matrix, axis=0).prod()
 
 
 def shape_of_text(text: str) -> tuple[int, ...]:

@@ -14,17 +14,13 @@ REPORT_NAME = "report.jsonl"
 
 
 def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
-    """Files that the run behind a report wrote, by the input that each belongs to.
+    """Files that the run behind a report wrote and that still exist, by the name of the input that each belongs to.
 
     A name counts only if it is what a run would have given: in the folder of its input, below the report, beginning with the
     input's name without suffix and ``_``, a PNG or ``.nii.gz`` file. So no record hides a file that a run did not name.
 
     Args:
-        report: a ``report.jsonl``. A file that is none of ours, or is missing, has no records; a line that a crash cut short is
-            passed.
-
-    Returns:
-        Input name to the paths of its masks and figure, those that exist.
+        report: a ``report.jsonl``. A file that is none of ours, or is missing, has no records; a line cut short is passed.
     """
     report, found = Path(report), dict[str, list[Path]]()
     try:
@@ -46,6 +42,5 @@ def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
 
 
 def _is_output_of(film: PurePosixPath, output: PurePosixPath) -> bool:
-    beside = output.parent == film.parent and not output.is_absolute() and ".." not in output.parts
     named = output.name.startswith(f"{split_name(film.name)[0]}_") and output.name.endswith((".nii.gz", ".png"))
-    return beside and named
+    return named and output.parent == film.parent and not output.is_absolute() and ".." not in output.parts

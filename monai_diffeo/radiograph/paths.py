@@ -20,10 +20,7 @@ _NUMERIC_SUFFIX = re.compile(r"\.\d+$")
 
 
 def split_name(name: str) -> tuple[str, str]:
-    """Split a file name into stem and suffix; ``.nii.gz`` is one suffix and the end of a UID is none.
-
-    Returns:
-        Stem and suffix (as written, ``""`` when there is none).
+    """Stem and suffix of a file name, as written; ``.nii.gz`` is one suffix, and the end of a UID is none (``""``).
 
     Example:
         >>> split_name("a.b.nii.gz"), split_name("1.2.840.123"), split_name("film.DCM")
@@ -32,18 +29,13 @@ def split_name(name: str) -> tuple[str, str]:
     for suffix in SUFFIXES:
         if name.lower().endswith(suffix) and len(name) > len(suffix):
             return name[: -len(suffix)], name[-len(suffix) :]
-    if _NUMERIC_SUFFIX.search(name):
-        return name, ""
-    stem, suffix = os.path.splitext(name)
-    return stem, suffix
+    return (name, "") if _NUMERIC_SUFFIX.search(name) else os.path.splitext(name)
 
 
 def format_of_name(name: str) -> str | None:
-    """Format that a file name (without folders) promises.
+    """Format that a file name (without folders) promises: ``"dicom"``, ``"nifti"``, ``"png"`` or ``"jpeg"``.
 
-    Returns:
-        ``"dicom"`` (also without a suffix or with a UID as name), ``"nifti"``, ``"png"``, ``"jpeg"``, or None for a
-        suffix that is not ours.
+    A name without suffix, such as a UID, promises DICOM; a suffix that is not ours gives None.
     """
     suffix = split_name(name)[1].lower()
     return SUFFIXES.get(suffix) if suffix else "dicom"
@@ -56,11 +48,8 @@ def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] =
     and devices are left out, and a warning says how many. `folder` itself may be hidden or a link.
 
     Args:
-        folder: a folder, or one file.
+        folder: a folder, or one file; all paths start with it, also those of links that lead nowhere.
         exclude: folders to leave out.
-
-    Returns:
-        Paths that start with `folder`, also links that lead nowhere.
 
     Raises:
         FilmError: ``FileNotReadable`` if `folder` or a folder below it cannot be read.

@@ -5,10 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.film import DETAILS, Film, check_size, check_values, in_plane_affine
+from monai_diffeo.radiograph.film import DETAILS, Film, check_size, check_values, in_plane_affine, library
 
 __all__ = ["read_picture"]
 
@@ -18,21 +17,12 @@ _CONVERT = "Convert it on purpose, e.g. PIL.Image.open(path).convert('L').save(.
 
 
 def read_picture(path: Path, file_format: str) -> Film:
-    """Read a grey PNG or JPEG; EXIF rotation is recorded in ``details["exif_orientation"]`` and not applied.
+    """Read a grey PNG or JPEG, as ``file_format`` says; the spacing is unknown.
 
-    Args:
-        path: the file.
-        file_format: ``"png"`` or ``"jpeg"``.
-
-    Returns:
-        Film with unknown spacing.
-
-    Raises:
-        FilmError: see `monai_diffeo.radiograph.reader.read_film`.
+    EXIF rotation is recorded in ``details["exif_orientation"]`` and not applied. Errors are those of
+    `monai_diffeo.radiograph.reader.read_film`.
     """
-    image_module, found = optional_import("PIL.Image")
-    if not found:
-        raise FilmError("UnsupportedFile", "Reading PNG and JPEG needs Pillow: pip install pillow.")
+    image_module = library("PIL.Image", "Reading PNG and JPEG needs Pillow: pip install pillow.")
     try:
         return _read(image_module, path, file_format)
     except FilmError:
@@ -40,7 +30,11 @@ def read_picture(path: Path, file_format: str) -> Film:
     except image_module.DecompressionBombError:
         raise FilmError("TooLarge", "The picture declares more pixels than a film has.") from None
     except Exception as error:
-        raise _in_our_words(error) from None
+        if isinstance(error, EOFError) or "truncated" in str(error).lower():
+            raise FilmError("TruncatedPixels", "The picture file ends before its last pixel. Copy it again.") from None
+        if isinstance(error, SyntaxError) or type(error).__name__ == "UnidentifiedImageError":
+            raise FilmError("DamagedFile", "The picture file is damaged. Copy or export it again.") from None
+        raise FilmError("UnreadablePixels", "The pixels of the picture cannot be decoded. Export it again.") from None
 
 
 def _read(image_module, path: Path, file_format: str) -> Film:
@@ -50,27 +44,14 @@ def _read(image_module, path: Path, file_format: str) -> Film:
             raise FilmError("MultiFrame", "A film has one frame, the picture file holds several. Export one of them.")
         if picture.mode not in _GREY_MODES:
             raise FilmError("ColourImage", f"A film is grey, the picture has colour mode {picture.mode}. {_CONVERT}")
-        exif_orientation = int(picture.getexif().get(_EXIF_ORIENTATION, 0))
         bits = {"1": 1, "L": 8, "LA": 8}.get(picture.mode, 16)
-        photometric = picture.mode
-        pixels = _grey(picture)
-    check_values(pixels)
-    details = DETAILS | {"photometric": photometric, "bits_stored": bits, "exif_orientation": exif_orientation}
-    return Film(pixels, in_plane_affine((1.0, 1.0)), (1.0, 1.0), "unknown", file_format, details)
-
-
-def _grey(picture) -> np.ndarray:
-    values = np.asarray(picture)
-    if picture.mode == "LA":
+        details = DETAILS | {"photometric": picture.mode, "bits_stored": bits}
+        details["exif_orientation"] = int(picture.getexif().get(_EXIF_ORIENTATION, 0))
+        values = np.asarray(picture)
+    if values.ndim == 3:  # mode LA
         if values[..., 1].min() != values[..., 1].max():
             raise FilmError("ColourImage", f"A film is grey, the picture has a transparency that varies. {_CONVERT}")
         values = values[..., 0]
-    return values.astype(np.float32)
-
-
-def _in_our_words(error: Exception) -> FilmError:
-    if isinstance(error, EOFError) or "truncated" in str(error).lower():
-        return FilmError("TruncatedPixels", "The picture file ends before its last pixel. Copy it again.")
-    if isinstance(error, SyntaxError) or type(error).__name__ == "UnidentifiedImageError":
-        return FilmError("DamagedFile", "The picture file is damaged. Copy or export it again.")
-    return FilmError("UnreadablePixels", "The pixels of the picture cannot be decoded. Export it again.")
+    pixels = values.astype(np.float32)
+    check_values(pixels)
+    return Film(pixels, in_plane_affine((1.0, 1.0)), (1.0, 1.0), "unknown", file_format, details)

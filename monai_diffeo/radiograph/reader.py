@@ -48,27 +48,17 @@ def read_film(path: str | os.PathLike) -> Film:
             ``UnreadablePixels``.
     """
     path = Path(path)
-    found = _format_of_content(path)
-    promised = format_of_name(path.name)
+    found, promised = _format_of_content(path), format_of_name(path.name)
     if promised is None:
         raise FilmError("UnsupportedFile", "The suffix is not .dcm, .dicom, .nii, .nii.gz, .png, .jpg or .jpeg.")
     if found is None:
-        raise FilmError(
-            "NotAFilm",
-            "The content is no DICOM, NIfTI, PNG or JPEG. DICOM without its 128-byte preamble must be exported again.",
-        )
+        remedy = "DICOM without its 128-byte preamble must be exported again."
+        raise FilmError("NotAFilm", f"The content is no DICOM, NIfTI, PNG or JPEG. {remedy}")
     if found != promised:
         raise FilmError("UnsupportedFile", f"The name promises {promised}, the content is {found}. Rename the file.")
     with quiet():
-        return _READERS[found](path)
-
-
-_READERS = {
-    "dicom": read_dicom,
-    "nifti": read_nifti,
-    "png": lambda path: read_picture(path, "png"),
-    "jpeg": lambda path: read_picture(path, "jpeg"),
-}
+        readers = {"dicom": read_dicom, "nifti": read_nifti}
+        return readers[found](path) if found in readers else read_picture(path, found)
 
 
 def _format_of_content(path: Path) -> str | None:
@@ -85,42 +75,28 @@ def _format_of_content(path: Path) -> str | None:
         raise FilmError("EmptyFile", "The file is empty. Copy it again.")
     if state.st_size > MAX_FILE_BYTES:
         raise FilmError("TooLarge", f"A film file may have up to {MAX_FILE_BYTES} bytes, this one has {state.st_size}.")
-    return _sniff(path, head)
-
-
-def _sniff(path: Path, head: bytes) -> str | None:
-    if head.startswith(b"\x1f\x8b"):
-        head = _inflated_head(path)
-    if head[128:132] == b"DICM":
-        return "dicom"
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        return "png"
-    if head.startswith(b"\xff\xd8\xff"):
-        return "jpeg"
-    return "nifti" if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" else None
-
-
-def _inflated_head(path: Path) -> bytes:
-    """First bytes of a gzip file; only NIfTI is read from gzip."""
-    try:
-        with gzip.open(path, "rb") as stream:
-            head = stream.read(_HEAD)
-    except (EOFError, OSError, zlib.error):
-        raise FilmError("DamagedFile", "The gzip file is damaged or was cut. Copy it again.") from None
-    return head if head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0" else b""
+    zipped = head.startswith(b"\x1f\x8b")
+    if zipped:
+        try:
+            with gzip.open(path, "rb") as stream:
+                head = stream.read(_HEAD)
+        except (EOFError, OSError, zlib.error):
+            raise FilmError("DamagedFile", "The gzip file is damaged or was cut. Copy it again.") from None
+    kinds = {
+        "dicom": head[128:132] == b"DICM",
+        "png": head.startswith(b"\x89PNG\r\n\x1a\n"),
+        "jpeg": head.startswith(b"\xff\xd8\xff"),
+        "nifti": head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0",
+    }
+    return next((kind for kind, found in kinds.items() if found and (kind == "nifti" or not zipped)), None)
 
 
 def film_meta(film: Film, path: PathLike = "") -> dict:
-    """Metadata of a film in MONAI's words.
+    """Metadata of a film that was read at ``path``, in MONAI's words.
 
-    Args:
-        film: the film.
-        path: where it was read.
-
-    Returns:
-        MONAI's own keys, and one flat ``film_*`` key (string, number or boolean) for everything else, so that batches
-        collate: ``film_format``, ``film_rows``, ``film_columns``, ``film_spacing_source``, ``film_spacing_row``,
-        ``film_spacing_column`` and ``film_<detail>`` for each of ``film.details``.
+    Beside MONAI's own keys, everything has one flat key (string, number or boolean), so that batches collate. They are
+    ``film_format``, ``film_rows``, ``film_columns``, ``film_spacing_source``, ``film_spacing_row``, ``film_spacing_column``
+    and ``film_<detail>`` for each of ``film.details``.
     """
     return {
         MetaKeys.AFFINE.value: film.affine.copy(),

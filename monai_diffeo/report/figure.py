@@ -72,30 +72,26 @@ def film_figure(
     _check(film, canonical=canonical, ddf=ddf, plain_mask=plain_mask, mask=mask, canonical_mask=canonical_mask)
     anatomy = Anatomy() if anatomy is None else anatomy
     figure = paper(title, panels.status_colour(numbers), sides)
-    still = not ddf.any()
-    overlap = None if plain_mask is None else _dice(plain_mask, mask)
-    caption = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
-    local = panels.determinant(ddf)
+    still, local = not ddf.any(), panels.determinant(ddf)
+    looks = "the film as given" if still else "the canonical film"
+    lines = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
 
     final = panel(figure, 0, 0, "Film and final mask", anatomy.caption(mask, sides))
-    seen = panel(figure, 0, 1, "What the network saw", _seen_caption(still, canonical_mask))
+    seen = panel(figure, 0, 1, "What the network saw", looks + ("" if canonical_mask is None else ", with the mask there"))
     change = panel(figure, 0, 2, "What changed", _change_caption(still, plain_mask, mask))
-    grid = panel(figure, 1, 0, "Deformation", caption)
+    grid = panel(figure, 1, 0, "Deformation", lines)
     area = panel(figure, 1, 1, "Local area, film : canonical", area_caption(still, local))
     panels.film(final, film, anatomy.parts(mask, sides))
-    there = (
-        [] if canonical_mask is None else anatomy.parts(canonical_mask, None if sides is None else sides.along(sides.canonical))
-    )
-    panels.film(seen, canonical, there)
+    along = None if sides is None else sides.along(sides.canonical)
+    panels.film(seen, canonical, [] if canonical_mask is None else anatomy.parts(canonical_mask, along))
     panels.masks(change, film, plain_mask, mask)
     panels.grid(grid, film, ddf)
     panels.colour_bar(beside(figure, area), panels.area(area, local, canonical_mask))
+    overlap = None if plain_mask is None else _dice(plain_mask, mask)
     panels.table(table_place(figure), numbers, overlap, anatomy.rows(numbers.get("areas") or {}))
     if sides is not None:
-        for axes in (final, change, grid):
-            panels.sides(axes, sides.film)
-        for axes in (seen, area):
-            panels.sides(axes, sides.canonical)
+        for axes in (final, change, grid, seen, area):
+            panels.sides(axes, sides.canonical if axes in (seen, area) else sides.film)
     write(figure, Path(path))
 
 
@@ -109,13 +105,12 @@ def paper(title: str, colour: str, sides: PatientSides | None) -> Figure:
     title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE :]
     page = _at(figure, 0, 0, _WIDTH, _HEIGHT)
     page.set_axis_off()
-    page.set_zorder(-1)
     page.axhspan(1 - 5 / _HEIGHT, 1, color=colour, linewidth=0)
-    page.set(xlim=(0, 1), ylim=(0, 1))
-    panels.words(page, _COLUMNS[0] / _WIDTH, 1 - 36 / _HEIGHT, title, panels.INK, 16, weight="bold", va="center")
-    panels.words(page, _COLUMNS[0] / _WIDTH, 24 / _HEIGHT, _DISCLAIMER, panels.QUIET, 9, va="center")
-    told = _SIDES[sides is not None]
-    panels.words(page, 1 - _COLUMNS[0] / _WIDTH, 24 / _HEIGHT, told, panels.QUIET, 9, va="center", ha="right")
+    page.set(xlim=(0, 1), ylim=(0, 1), zorder=-1)
+    x, y = _COLUMNS[0] / _WIDTH, 24 / _HEIGHT
+    panels.words(page, x, 1 - 36 / _HEIGHT, title, panels.INK, 16, weight="bold", va="center")
+    panels.words(page, x, y, _DISCLAIMER, panels.QUIET, 9, va="center")
+    panels.words(page, 1 - x, y, _SIDES[sides is not None], panels.QUIET, 9, va="center", ha="right")
     return figure
 
 
@@ -144,8 +139,7 @@ def beside(figure: Figure, axes: Axes) -> Axes:
     box = axes.get_position(original=True)
     axes.set_position((box.x0, box.y0, box.width - 66 / _WIDTH, box.height))
     axes.apply_aspect()
-    right = axes.get_position(original=False).x1 * _WIDTH
-    return _at(figure, right + 12, _ROWS[1] + 24, 13, _PANEL_H - 48)
+    return _at(figure, axes.get_position(original=False).x1 * _WIDTH + 12, _ROWS[1] + 24, 13, _PANEL_H - 48)
 
 
 def write(figure: Figure, path: Path) -> None:
@@ -168,18 +162,12 @@ def _check(film: np.ndarray, **others: np.ndarray | None) -> None:
     for name, value in others.items():
         expected = (2, *film.shape) if name == "ddf" else film.shape
         if value is not None and value.shape != expected:
-            remedy = "Bring everything to the frame of 'film'."
-            raise ShapeError("film_figure()", name, f"{expected}", value.shape, remedy)
+            raise ShapeError("film_figure()", name, f"{expected}", value.shape, "Bring everything to the frame of 'film'.")
 
 
 def _dice(a: np.ndarray, b: np.ndarray) -> float:
     total = int(a.sum()) + int(b.sum())
     return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
-
-
-def _seen_caption(still: bool, canonical_mask: np.ndarray | None) -> str:
-    seen = "the film as given" if still else "the canonical film"
-    return seen if canonical_mask is None else f"{seen}, with the mask there"
 
 
 def _change_caption(still: bool, plain: np.ndarray | None, mask: np.ndarray) -> str:

@@ -40,8 +40,11 @@ def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.nda
     """What canonicalisation changed: the final mask bold, the plain network's thin, gained and lost area tinted."""
     background(axes, image, 0.8)
     if plain is not None:
+        from matplotlib.colors import to_rgba
+
         for part, colour in ((final & ~plain, ADDED), (plain & ~final, REMOVED)):
-            axes.imshow(_tint(part, colour, 0.55), interpolation="nearest", origin="upper", zorder=2)
+            tint = np.where(part[..., None], np.array(to_rgba(colour, 0.55), np.float32), 0)
+            axes.imshow(tint, interpolation="nearest", origin="upper", zorder=2)
     outline(axes, final, ADDED, 2.0)
     if plain is not None:
         outline(axes, plain, PLAIN, 0.9, dashed=True)
@@ -49,17 +52,12 @@ def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.nda
 
 def stages(axes: Axes, image: np.ndarray, shapes: Sequence[np.ndarray]) -> None:
     """Outlines of a shape on its way, from the first, dashed, to the last, bold."""
-    background(axes, image, 0.6)
-    for i, (shape, colour) in enumerate(zip(shapes, _between(QUIET, ADDED, len(shapes)))):
-        outline(axes, shape, colour, 2.0 if i == len(shapes) - 1 else 1.1, dashed=i == 0)
-
-
-def _between(first: str, last: str, count: int) -> list[tuple[float, ...]]:
-    """Colours from one to another."""
     from matplotlib.colors import to_rgb
 
-    a, b = np.array(to_rgb(first)), np.array(to_rgb(last))
-    return [tuple(a + (b - a) * share) for share in np.linspace(0, 1, count)]
+    background(axes, image, 0.6)
+    colours = np.linspace(to_rgb(QUIET), to_rgb(ADDED), len(shapes))
+    for i, (shape, colour) in enumerate(zip(shapes, colours)):
+        outline(axes, shape, tuple(colour), 2.0 if i == len(shapes) - 1 else 1.1, dashed=i == 0)
 
 
 def grid(axes: Axes, image: np.ndarray, ddf: np.ndarray, colour: str = GRID) -> None:
@@ -139,38 +137,27 @@ def status_colour(numbers: Mapping[str, Any]) -> str:
     return STATUS_COLOURS.get(str(numbers.get("status")).partition(":")[0], INK)
 
 
-_MEANING = {
-    CANONICALIZED: "The network saw the canonical film; its mask was mapped back to this film.",
-    LEFT_ALONE: "The network saw the film as it is.",
-    REJECTED: "The network saw the film as it is.",
-}
-
-
-_AGREEMENT = "Agreement, test-time augmentation"
+_MEANING = {CANONICALIZED: "The network saw the canonical film; its mask was mapped back to this film."}
+_MEANING |= dict.fromkeys((LEFT_ALONE, REJECTED), "The network saw the film as it is.")
 
 
 def _rows(numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    def value(name: str, pattern: str, unit: str = "") -> str:
+    def value(name: str, pattern: str) -> str:
         number = numbers.get(name)
-        return "–" if number is None or not np.isfinite(number) else pattern.format(number) + unit
+        return "–" if number is None or not np.isfinite(number) else pattern.format(number)
 
-    share = numbers.get("displacement_share")
-    before, after = value("energy_before", "{:.3g}"), value("energy_after", "{:.3g}")
-    of_frame = f"  ({share:.0%} of frame)" if share else ""
-    rows = [
-        ("Energy (distance from training)", f"{before}  →  {after}"),
-        ("Largest displacement", value("largest_displacement", "{:.1f}", " px") + of_frame),
-        (
-            "Folded area",
-            "< 0.01%" if 0 < (numbers.get("folding_fraction") or 0) < 1e-4 else value("folding_fraction", "{:.2%}"),
-        ),
-        ("Inverse error", value("inverse_error", "{:.2f}", " px")),
+    share, agreement = numbers.get("displacement_share"), value("agreement", "{:.1%}")
+    little = 0 < (numbers.get("folding_fraction") or 0) < 1e-4
+    return [
+        ("Energy (distance from training)", f"{value('energy_before', '{:.3g}')}  →  {value('energy_after', '{:.3g}')}"),
+        ("Largest displacement", value("largest_displacement", "{:.1f} px") + (f"  ({share:.0%} of frame)" if share else "")),
+        ("Folded area", "< 0.01%" if little else value("folding_fraction", "{:.2%}")),
+        ("Inverse error", value("inverse_error", "{:.2f} px")),
         ("Overlap with plain mask (Dice)", "–" if dice is None else f"{dice:.3f}"),
         *areas,
-        (_AGREEMENT, value("agreement", "{:.1%}")),
-        ("Time", value("seconds", "{:.2f}", " s")),
+        *([] if agreement == "–" else [("Agreement, test-time augmentation", agreement)]),
+        ("Time", value("seconds", "{:.2f} s")),
     ]
-    return [row for row in rows if row[0] != _AGREEMENT or row[1] != "–"]
 
 
 def _sentence(text: str) -> str:
@@ -195,11 +182,11 @@ def outline(axes: Axes, mask: np.ndarray, colour: Any, width: float, dashed: boo
         return
     padded = np.pad(mask.astype(np.float32), 1)
     ys, xs = (np.arange(-1, n + 1) for n in mask.shape)
-    limits = axes.get_xlim(), axes.get_ylim()
+    limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
     line: dict[str, Any] = {"linewidths": [width], "linestyles": [(0, (4, 2.5))] if dashed else ["solid"]}
     contour = axes.contour(xs, ys, padded, levels=[0.5], colors=[colour], zorder=5, **line)
     contour.set_path_effects([Stroke(linewidth=width + 1.4, foreground="black", alpha=_HALO), Normal()])
-    axes.set(xlim=limits[0], ylim=limits[1])
+    axes.set(**limits)
 
 
 def sides(axes: Axes, left: Step) -> None:
@@ -229,14 +216,6 @@ def _inner_lines(n: int, step: float) -> list[int]:
     """Grid lines strictly inside an axis of ``n`` voxels, about ``step`` apart, evenly."""
     pieces = max(round((n - 1) / step), 2)
     return sorted({round(i * (n - 1) / pieces) for i in range(1, pieces)})
-
-
-def _tint(mask: np.ndarray, colour: str, opacity: float) -> np.ndarray:
-    from matplotlib.colors import to_rgba
-
-    rgba = np.zeros((*mask.shape, 4), dtype=np.float32)
-    rgba[mask] = to_rgba(colour, opacity)
-    return rgba
 
 
 def _bare(axes: Axes) -> None:

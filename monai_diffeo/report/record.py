@@ -34,7 +34,6 @@ import importlib.metadata
 import math
 import platform
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from os import PathLike
 from pathlib import PurePath
 from typing import Any
@@ -60,7 +59,6 @@ SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"
 """Status of a film in a run with ``--enabled false``."""
 
 _ROWS = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement", "steps", "notes")
-_FOUND = (*_ROWS, "displacement_share", "energy_terms", "frame")
 _SIGNIFICANT_DIGITS = 7  # what float32 carries
 
 _SENTENCES = (  # first match wins; never the exception's own text, which may quote a path or a DICOM value
@@ -109,18 +107,18 @@ def film_record(
         IndexError: if ``result`` has no row ``index``.
     """
     record = {"schema": SCHEMA, "input": _relative(name), "sha256": sha256, **_found(result, index)}
-    if seconds is None and result is not None:
-        seconds = result.seconds / len(result.status)
-    if device is None and result is not None:
-        device = result.image.device
-    if agreement is None and result is not None and result.agreement is not None:
-        agreement = result.agreement[index]
+    if result is not None:
+        seconds = result.seconds / len(result.status) if seconds is None else seconds
+        device = result.image.device if device is None else device
+        agreement = result.agreement[index] if agreement is None and result.agreement is not None else agreement
+    if mask is not None:
+        mask = _relative(mask) if isinstance(mask, (str, PathLike)) else [_relative(name) for name in mask]
     record |= {
         "mode": mode,
         "seconds": seconds,
         "agreement": agreement,
         "areas": areas,
-        "mask": _relative(mask) if isinstance(mask, (str, PurePath)) else mask and [_relative(name) for name in mask],
+        "mask": mask,
         "figure": None if figure is None else _relative(figure),
         "device": None if device is None else str(device),
         "weights_sha256": weights_sha256,
@@ -132,26 +130,22 @@ def film_record(
 def failure_record(name: str | PathLike[str], error: BaseException, sha256: str | None = None) -> dict[str, Any]:
     """The line of a film that failed: a class and a sentence, never an exception's raw text, it may name the patient.
 
-    Looks through the causes of ``error``, because MONAI wraps what a transform raises.
-
-    Args:
-        name: as in :func:`film_record`.
-        error: what was raised.
-        sha256: of the input file, if it could be read.
+    ``name`` and ``sha256`` are as in :func:`film_record`. MONAI wraps what a transform raises, so causes of ``error`` count.
     """
     error = root_cause(error)
+    code, sentence = type(error).__name__, next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)
     if isinstance(error, FilmError):
         code, sentence = error.code, error.sentence
-    else:
-        code = type(error).__name__
-        sentence = next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)
     record = {"schema": SCHEMA, "input": _relative(name), "sha256": sha256, "status": FAILED}
     return record | {"error": code, "message": sentence, "versions": versions()}
 
 
 def versions() -> dict[str, str]:
     """Versions of what computed the numbers: monai_diffeo, monai, torch, numpy, python."""
-    return dict(_versions())
+    from monai_diffeo import __version__  # here, because the package may still be importing us
+
+    ours = {"monai_diffeo": __version__, "monai": importlib.metadata.version("monai")}
+    return ours | {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}
 
 
 def json_safe(value: Any) -> Any:
@@ -176,25 +170,17 @@ def json_safe(value: Any) -> Any:
 def _found(result: Canonicalization | None, index: int) -> dict[str, Any]:
     """What the canonicaliser found for one film; the same fields when it was switched off."""
     if result is None:
-        return {"status": SWITCHED_OFF, **dict.fromkeys(_FOUND)}
+        return {"status": SWITCHED_OFF, **dict.fromkeys((*_ROWS, "displacement_share", "energy_terms", "frame"))}
     rows = len(result.status)
     if not -rows <= index < rows:
         raise IndexError(f"film_record(): 'index' must be a row of a result with {rows} rows, got {index}.")
     frame, found = tuple(result.ddf.shape[2:]), {name: getattr(result, name)[index] for name in _ROWS}
     share = found["largest_displacement"].item() / max(min(frame) - 1, 1)
     terms = {term: value[index] for term, value in result.terms.items()}
-    return {"status": result.status[index], **found, **dict(zip(_FOUND[len(_ROWS) :], (share, terms, frame)))}
+    return {"status": result.status[index], **found, "displacement_share": share, "energy_terms": terms, "frame": frame}
 
 
 def _relative(name: str | PathLike[str]) -> str:
     """POSIX text of a relative path; the last part of one that leads out of its folder, which tells of the machine."""
     path = name if isinstance(name, PurePath) else PurePath(name)
     return path.name if path.is_absolute() or ".." in path.parts else path.as_posix()
-
-
-@lru_cache(maxsize=1)
-def _versions() -> dict[str, str]:
-    from monai_diffeo import __version__  # here, because the package may still be importing us
-
-    ours = {"monai_diffeo": __version__, "monai": importlib.metadata.version("monai")}
-    return ours | {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}

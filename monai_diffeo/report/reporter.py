@@ -79,35 +79,32 @@ class FilmReporter:
     def end(self) -> int:
         """Remove outputs of earlier runs that this run did not write again, close the report and print how it went.
 
-        Returns:
-            The exit status: 0, or what :class:`ReportWriter` documents.
+        Gives the exit status, see :meth:`ReportWriter.exit_status`.
         """
         self.folder.remove()
-        self.writer.close(self.folder.removed)
+        removed = self.folder.removed
+        self.writer.close(removed)
         self.folder.release()
-        removed = len(self.folder.removed)
-        print(self.writer.summary() + (f" {removed} outputs of earlier runs removed." if removed else ""))
+        print(self.writer.summary() + (f" {len(removed)} outputs of earlier runs removed." if removed else ""))
         return self.writer.exit_status()
 
     def failed(self, path: str, error: BaseException) -> None:
         """A film that could not be read or segmented; it keeps no outputs of an earlier run."""
         if self.debug:
             traceback.print_exception(error, file=sys.stderr)
-        self.folder.remove(self._name(path))
-        self.writer.write(failure_record(self._name(path), error, _hash(path)))
+        name = _below(path, self.root)
+        self.folder.remove(name)
+        self.writer.write(failure_record(name, error, _hash(path)))
 
     def done(
         self, path: str, batch: Mapping[str, Any], output: Mapping[str, Any], result: DiffeoResult, seconds: float
     ) -> None:
-        """A film that was segmented.
+        """A film that was segmented in so many seconds.
 
         Args:
-            path: of the film.
-            batch: the evaluator's batch of one, with the native film under ``"film"``.
-            output: its postprocessed output, with the native mask under ``"pred"`` and its path or paths under
-                ``"pred_path"``.
+            path, batch: of the film, and the evaluator's batch of one, with the native film under ``"film"``.
+            output: its postprocessed output, with the native mask under ``"pred"``, its path or paths under ``"pred_path"``.
             result: of the inferer.
-            seconds: the film took.
         """
         masks = [Path(name) for name in ensure_tuple(output["pred_path"])]
         try:
@@ -122,11 +119,11 @@ class FilmReporter:
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
         figure = figure_path(masks[0]) if self.wants_plain else None
         sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
-        run: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
-        names = [self._output(mask) for mask in masks]
-        outputs: dict[str, Any] = {"mask": names[0] if len(names) == 1 else names, "figure": figure and self._output(figure)}
-        areas = self.anatomy.areas(mask, sides)
-        record = film_record(self._name(path), _hash(path), result.canonicalization, 0, seconds, areas=areas, **run, **outputs)
+        names = [_below(name, self.output_dir) for name in masks]
+        fields: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
+        fields |= {"mask": names[0] if len(names) == 1 else names, "figure": figure and _below(figure, self.output_dir)}
+        fields |= {"areas": self.anatomy.areas(mask, sides)}
+        record = film_record(_below(path, self.root), _hash(path), result.canonicalization, 0, seconds, **fields)
         record |= self.more(output, result)
         if figure is not None:
             try:
@@ -148,14 +145,9 @@ class FilmReporter:
     def draw(
         self, path: Path, film: Tensor, mask: Tensor, result: DiffeoResult, record: dict[str, Any], sides: PatientSides | None
     ) -> None:
-        """Write the picture of a film.
+        """Write the picture of a film to ``path``, a PNG.
 
-        Args:
-            path: of the PNG.
-            film, mask: at the size of the picture, ``(1, 1, H, W)``, on the CPU.
-            result: of the inferer.
-            record: of the film.
-            sides: where the patient's left is, None if that is unknown.
+        ``film`` and ``mask`` have the size of the picture, ``(1, 1, H, W)``, and are on the CPU; ``sides`` is None if unknown.
         """
         size, found, plain = tuple(film.shape[2:]), result.canonicalization, None
         ddf = torch.zeros(1, 2, *size) if found is None else resize_ddf(found.ddf.cpu(), size)
@@ -175,11 +167,10 @@ class FilmReporter:
         film = F.interpolate(film, size, mode="bilinear", antialias=True, align_corners=False)
         return film, F.interpolate(torch.from_numpy(mask)[None, None].float(), size, mode="area")
 
-    def _name(self, path: str) -> str:
-        return Path(path).relative_to(self.root).as_posix() if Path(path).is_relative_to(self.root) else Path(path).name
 
-    def _output(self, path: Path) -> str:
-        return path.relative_to(self.output_dir).as_posix() if path.is_relative_to(self.output_dir) else path.name
+def _below(path: str | Path, folder: Path) -> str:
+    """Name of a file below a folder; its last part if it lies elsewhere."""
+    return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else Path(path).name
 
 
 def _stated(film: Any) -> tuple[str, int]:

@@ -81,9 +81,9 @@ def patient_sides(result: Canonicalization | None, index: int = 0, orientation: 
 def _directions(orientation: str) -> tuple[Step, Step] | None:
     """Steps to the patient's left and to the feet; None unless the film is a frontal one."""
     found: dict[str, Step] = {}
-    for step, letter in zip(((0, 1), (1, 0)), (word[:1] for word in orientation.split("\\"))):
-        found[letter] = step
-        found[{"L": "R", "R": "L", "F": "H", "H": "F"}.get(letter, "")] = (-step[0], -step[1])
+    for step, word in zip(((0, 1), (1, 0)), orientation.split("\\")):
+        found[word[:1]] = step
+        found[{"L": "R", "R": "L", "F": "H", "H": "F"}.get(word[:1], "")] = (-step[0], -step[1])
     return (found["L"], found["F"]) if {"L", "F"} <= set(found) else None
 
 
@@ -103,6 +103,5 @@ def _rise(values: np.ndarray) -> tuple[float, float]:
 
 def _step(direction: tuple[float, float]) -> Step:
     """The step along one axis that is nearest to a direction."""
-    axis = int(abs(direction[1]) >= abs(direction[0]))
-    sign = 1 if direction[axis] > 0 else -1
-    return (0, sign) if axis else (sign, 0)
+    down, right = direction
+    return (0, 1 if right > 0 else -1) if abs(right) >= abs(down) else (1 if down > 0 else -1, 0)

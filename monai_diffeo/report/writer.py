@@ -62,10 +62,7 @@ class ReportWriter:
         return {status: self._counts[status] for status in _STATUSES}
 
     def write(self, record: Mapping[str, Any]) -> None:
-        """Append a record; it is on disk when this returns.
-
-        Args:
-            record: from :func:`film_record` or :func:`failure_record`, with any further fields; NaN becomes null.
+        """Append a :func:`film_record` or :func:`failure_record`, with any further fields; it is on disk when this returns.
 
         Raises:
             ValueError: if its status is none of the four.
@@ -73,21 +70,15 @@ class ReportWriter:
         """
         kind = str(record.get("status")).split(":")[0]
         if kind not in _STATUSES:
-            raise ValueError(
-                f"ReportWriter.write(): 'status' must begin with one of {', '.join(_STATUSES)}; got {kind!r}. "
-                "Make the record with film_record() or failure_record()."
-            )
+            expected = f"'status' must begin with one of {', '.join(_STATUSES)}; got {kind!r}"
+            raise ValueError(f"ReportWriter.write(): {expected}. Make the record with film_record() or failure_record().")
         line = json.dumps(json_safe(record), allow_nan=False) + "\n"  # ASCII: a name in any encoding stays one line
         with self._lock:
             self._append(line.encode())
             self._counts[kind] += 1
 
     def close(self, removed: Sequence[str] = ()) -> None:
-        """Append the closing line, see :mod:`monai_diffeo.report.record`.
-
-        Args:
-            removed: outputs of earlier runs that were removed, relative to the output folder.
-        """
+        """Append the closing line with its field ``removed``, see :mod:`monai_diffeo.report.record`."""
         record = {"schema": SCHEMA, "end": True, "films": sum(self._counts.values()), "counts": self.counts}
         record |= {"exit_status": self.exit_status(), "removed": list(removed), "versions": versions()}
         with self._lock:
@@ -95,19 +86,14 @@ class ReportWriter:
 
     def summary(self) -> str:
         """The run in one line, for the terminal."""
-        counts = self.counts
-        total = sum(counts.values())
-        if total == 0:
-            return "No film was found."
-        parts = ", ".join(f"{n} {status}" for status, n in counts.items() if n)
-        return f"{total} film{'' if total == 1 else 's'}: {parts}. Report: {self.path}"
+        total, parts = sum(self._counts.values()), ", ".join(f"{n} {status}" for status, n in self.counts.items() if n)
+        return f"{total} film{'' if total == 1 else 's'}: {parts}. Report: {self.path}" if total else "No film was found."
 
     def exit_status(self) -> int:
         """:data:`ALL_WRITTEN`, :data:`FINISHED_WITH_FAILURES` or :data:`NOTHING_WRITTEN`."""
-        failed, total = self._counts[FAILED], sum(self._counts.values())
-        if failed == total:  # also when there was none
+        if not any(self._counts[status] for status in (CANONICALIZED, LEFT_ALONE, REJECTED)):
             return NOTHING_WRITTEN
-        return FINISHED_WITH_FAILURES if failed else ALL_WRITTEN
+        return FINISHED_WITH_FAILURES if self._counts[FAILED] else ALL_WRITTEN
 
     def _append(self, data: bytes) -> None:
         handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

@@ -38,29 +38,14 @@ class LoadImageFilm(Transform):
         self.reader = FilmReader()
 
     def __call__(self, img: str | os.PathLike) -> torch.Tensor:
-        """Read a film.
-
-        Args:
-            img: path of a DICOM, NIfTI, PNG or JPEG file.
-
-        Returns:
-            float32, shape ``(1, H, W)``, with the metadata of `monai_diffeo.radiograph.reader.film_meta`.
-
-        Raises:
-            FilmError: if the file is no film.
-        """
+        """The film at the path ``img``, float32 ``(1, H, W)`` with the metadata of `film_meta`; errors as `read_film`."""
         pixels, meta = self.reader.get_data(self.reader.read(img))
         film = MetaTensor(torch.from_numpy(pixels)[None], meta=meta)
         return convert_to_tensor(film, track_meta=get_track_meta())
 
 
 class LoadImageFilmd(MapTransform):
-    """Dictionary version of `LoadImageFilm`.
-
-    Args:
-        keys: keys whose values are paths.
-        allow_missing_keys: leave absent keys alone.
-    """
+    """Dictionary version of `LoadImageFilm`; ``keys`` are those of paths, absent ones raise unless ``allow_missing_keys``."""
 
     backend = LoadImageFilm.backend
 
@@ -130,7 +115,10 @@ class SaveFilmMaskd(MapTransform):
         """
         out = dict(data)
         for key in self.key_iterator(out):
-            meta = _meta(out[key if self.film_key is None else self.film_key])
+            meta = getattr(out[key if self.film_key is None else self.film_key], "meta", {})
+            if "film_format" not in meta:
+                remedy = "name the film by film_key, keep tracking on."
+                raise FilmError("MissingElement", f"SaveFilmMaskd needs the metadata that LoadImageFilmd gave: {remedy}")
             planes = self._planes(out[key], (int(meta["film_rows"]), int(meta["film_columns"])))
             paths = [self._write(plane, meta, postfix) for postfix, plane in planes.items()]
             out[f"{key}_path"] = paths[0] if len(paths) == 1 else paths
@@ -151,39 +139,20 @@ class SaveFilmMaskd(MapTransform):
         if self.channels == "files":
             return {f"{self.postfix}_{k}": plane for k, plane in enumerate(planes)}
         if ((planes == 0) | (planes == 1)).all() and (planes.sum(0) != 1).any():
-            raise FilmError(
-                "UnsupportedLabels",
-                "SaveFilmMaskd: channels='labels' needs one channel a pixel, channel 0 for background. Say channels='files'.",
-            )
+            expected = "SaveFilmMaskd: channels='labels' needs one channel a pixel, channel 0 for background."
+            raise FilmError("UnsupportedLabels", f"{expected} Say channels='files'.")
         return {self.postfix: planes.argmax(0)}
 
     def _write(self, plane: np.ndarray, meta: Mapping, postfix: str) -> str:
-        film, file_shape, file_affine = (str(meta[key]) for key in ("filename_or_obj", "film_file_shape", "film_file_affine"))
+        film, shape, affine = (str(meta[key]) for key in ("filename_or_obj", "film_file_shape", "film_file_affine"))
         if self.films is None:
             path = mask_path_beside(film, self.root, self.output_dir, postfix)
         else:
             if postfix not in self._names:
                 self._names[postfix] = MaskNames(self.films, self.root, self.output_dir, postfix)
             path = self._names[postfix](film)
-        write_mask(
-            plane,
-            str(meta["film_format"]),
-            convert_to_numpy(meta["original_affine"]),
-            path,
-            shape_of_text(file_shape) if file_shape else None,
-            affine_of_text(file_affine) if file_affine else None,
-        )
-        return str(path)
-
-
-def _meta(film) -> Mapping:
-    meta = getattr(film, "meta", {})
-    if "film_format" not in meta:
-        raise FilmError(
-            "MissingElement",
-            "SaveFilmMaskd needs the metadata that LoadImageFilmd gave: name the film by film_key, keep tracking on.",
-        )
-    return meta
+        own = shape_of_text(shape) if shape else None, affine_of_text(affine) if affine else None
+        return str(write_mask(plane, str(meta["film_format"]), convert_to_numpy(meta["original_affine"]), path, *own))
 
 
 LoadImageFilmD = LoadImageFilmDict = LoadImageFilmd

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from monai.transforms import MapTransform
-from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, optional_import
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, convert_to_tensor, optional_import
 
 from monai_diffeo.metrics import largest_components
 from monai_diffeo.networks.template.guard import intact_level
@@ -37,17 +37,11 @@ class SeparateLungsd(MapTransform):
 
 
 def shapes_to_mask(log_odds: torch.Tensor) -> tuple[torch.Tensor, float | None]:
-    """Log-odds of K shapes on any frame as one mask with K components, and the level at which they were read.
+    """Log-odds ``(K, *S)`` of K shapes as one mask ``(1, *S)``, bool, with K components, and the level at which they were read.
 
-    The level is 0 unless this frame's lattice tears a shape or lets two touch. Then it is the nearest one at which it does
-    not, as in the guard of a template transformer. Where there is none, each shape keeps its largest part without holes,
-    apart from the shapes before it, and the level is None.
-
-    Args:
-        log_odds: shape ``(K, *S)``, positive inside.
-
-    Returns:
-        Mask ``(1, *S)``, bool, and the level.
+    The log-odds are positive inside, on any frame. The level is 0 unless this frame's lattice tears a shape or lets two touch.
+    Then it is the nearest one at which it does not, as in the guard of a template transformer. Where there is none, each shape
+    keeps its largest part without holes, apart from the shapes before it, and the level is None.
     """
     level = intact_level(log_odds)
     if level is not None:
@@ -64,9 +58,8 @@ def _largest_part(mask: np.ndarray) -> np.ndarray:
 
 
 class ShapesToMaskd(MapTransform):
-    """Turn log-odds of K shapes ``(K, *S)``, in any frame, into one mask ``(1, *S)`` with K components.
+    """Turn log-odds of K shapes ``(K, *S)`` into one mask ``(1, *S)`` with K components, as :func:`shapes_to_mask`.
 
-    See :func:`shapes_to_mask`.
     The level goes to ``<key>_level``. The largest components need not be looked for afterwards, nor holes filled.
     """
 
@@ -75,11 +68,8 @@ class ShapesToMaskd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            odds = out[key]
-            mask, out[f"{key}_level"] = shapes_to_mask(
-                odds.as_tensor() if hasattr(odds, "as_tensor") else torch.as_tensor(odds)
-            )
-            out[key] = convert_to_dst_type(mask.float(), odds)[0]
+            mask, out[f"{key}_level"] = shapes_to_mask(convert_to_tensor(out[key], track_meta=False))
+            out[key] = convert_to_dst_type(mask.float(), out[key])[0]
         return out
 
 

@@ -51,10 +51,8 @@ class LungAnatomy(Anatomy):
         step = -(-max(mask.shape) // _LONGEST)
         right, left, _ = self.parts(mask[::step, ::step], sides)
         known = right.colour == RIGHT
-        return super().areas(mask, sides) | {
-            "right": float(right.mask.mean()) if known else None,
-            "left": float(left.mask.mean()) if known else None,
-        }
+        shares = {name: float(part.mask.mean()) if known else None for name, part in (("right", right), ("left", left))}
+        return super().areas(mask, sides) | shares
 
     def rows(self, areas: Mapping[str, Any]) -> list[tuple[str, str]]:
         right, left = areas.get("right"), areas.get("left")

@@ -35,21 +35,13 @@ def template_figure(
     anatomy: Anatomy | None = None,
     sides: PatientSides | None = None,
 ) -> None:
-    """Write a PNG of 1500 x 1000 pixels.
+    """Write a PNG of 1500 x 1000 pixels; errors, and all arguments that are not listed, are as for :func:`film_figure`.
 
     Args:
-        path: of the PNG.
         network: that gave ``result``.
         result: of one film.
-        film: as given, shape ``(H, W)``, best of about 512 voxels a side; tensor or array.
-        mask: that is handed on, shape ``(H, W)``, above 0.5 inside; tensor or array.
-        title: top line, without patient data.
         numbers: a :func:`film_record` with the field ``template``.
-        anatomy: outlines, captions and areas; :class:`LungAnatomy` by default.
-        sides: where the patient's left is; None draws no R and L.
-
-    Raises:
-        ImportError: if matplotlib is not installed.
+        anatomy: :class:`LungAnatomy` by default.
     """
     film, mask = as_array(film), as_array(mask) > 0.5
     size, anatomy = tuple(film.shape), LungAnatomy() if anatomy is None else anatomy
@@ -58,7 +50,10 @@ def template_figure(
         to_film = as_array(resize_ddf(exp_sequence(-result.velocity[:1].flip(1), network.steps), size)[0])
         local = panels.determinant(as_array(resize_ddf(result.ddf[:1], size)[0]))
     told = numbers.get("template") or {}
-    figure = sheet.paper(title, _colour(told), sides)
+    colour = panels.ADDED if told.get("factor") == 1 and told.get("level") == 0 else panels.WARNING
+    count = told.get("components")
+    head = "Segmented" if count is None else f"{count} part{'' if count == 1 else 's'}, {told.get('holes', 0)} holes"
+    figure = sheet.paper(title, colour, sides)
     final = sheet.panel(figure, 0, 0, "Film and mask", anatomy.caption(mask, sides))
     template = sheet.panel(figure, 0, 1, "Template", "the same on every film")
     way = sheet.panel(figure, 0, 2, "From template to lungs", "template dashed, then flow after flow")
@@ -70,7 +65,7 @@ def template_figure(
     panels.grid(grid, film, to_film)
     panels.colour_bar(sheet.beside(figure, area), panels.area(area, local, mask))
     rows = _rows(numbers, told, anatomy.rows(numbers.get("areas") or {}))
-    panels.verdict(sheet.table_place(figure), _headline(told), _colour(told), _meaning(told), rows)
+    panels.verdict(sheet.table_place(figure), head, colour, _meaning(told), rows)
     if sides is not None:
         for axes in (final, template, way, grid, area):
             panels.sides(axes, sides.film)
@@ -82,19 +77,6 @@ def template_stage(network: TemplateTransformer, velocity: Tensor, size: tuple[i
     if velocity.shape[1] == 0:
         return (network.prior(size)[0] > 0.5).any(0).cpu().numpy()
     return (network.warp_prior(exp_sequence(velocity, network.steps), size)[0] > 0).any(0).cpu().numpy()
-
-
-def _calm(told: Mapping[str, Any]) -> bool:
-    return told.get("factor") == 1 and told.get("level") == 0
-
-
-def _colour(told: Mapping[str, Any]) -> str:
-    return panels.ADDED if _calm(told) else panels.WARNING
-
-
-def _headline(told: Mapping[str, Any]) -> str:
-    count = told.get("components")
-    return "Segmented" if count is None else f"{count} part{'' if count == 1 else 's'}, {told.get('holes', 0)} holes"
 
 
 def _meaning(told: Mapping[str, Any]) -> str:

@@ -64,5 +64,5 @@ class TemplateReporter(LungReporter):
     ) -> None:
         if self.network is None or not result.templates or result.canonicalization is not None:
             return super().draw(path, film, mask, result, record, sides)
-        template, args = result.templates[-1], (film[0, 0], mask[0, 0], record["input"], record)
-        template_figure(path, self.network, template, *args, anatomy=self.anatomy, sides=sides)
+        args = (result.templates[-1], film[0, 0], mask[0, 0], record["input"], record)
+        template_figure(path, self.network, *args, anatomy=self.anatomy, sides=sides)

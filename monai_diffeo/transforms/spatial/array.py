@@ -44,18 +44,15 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         prob: probability of a deformation.
         amplitude: largest speed of the velocity, as share of the shortest side; a number, or a range to draw from.
         sigma: width of its smoothing, as share of the shortest side; a number, or a range to draw from.
-        strength: factor on the spline's displacement; a number, or a range to draw from. 0.5 is what the published
-            implementation applies.
+        strength: factor on the spline's displacement; a number or a range. The published implementation applies 0.5.
         angle: largest rotation of the spline, degrees.
         jitter: largest shift of its control points, as share of the frame.
         scale: its factor on the control points.
-        spread: how far a family's parameters are drawn from the identity, see its ``sample``; a number, or a range to draw
-            from.
-        mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps; also used on the way back.
+        spread: how far a family's parameters are drawn from the identity, see its ``sample``; a number or a range.
+        mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps; also used by the inverse.
         padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
         num_steps: squarings of the exponential, for ``"svf"``.
-        downsample: draw and record the field on a grid this many times coarser. At full size a record takes 4 D bytes
-            a voxel; 2 to 4 saves most of it for volumes.
+        downsample: draw and record the field on a grid this many times coarser. A full record takes 4 D bytes a voxel.
 
     Raises:
         ValueError: for an unknown ``kind``, ``mode`` or ``padding_mode``, or a range, ``num_steps`` or ``downsample``
@@ -88,16 +85,13 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
     ) -> None:
         RandomizableTransform.__init__(self, prob)
         self.kind = kind if isinstance(kind, Family) else _one_of("RandDiffeomorphism", "kind", kind, ("svf", "tps"))
-        self.spread = _range("spread", spread)
         self.amplitude, self.sigma = _range("amplitude", amplitude), _range("sigma", sigma)
-        self.strength = _range("strength", strength)
+        self.strength, self.spread = _range("strength", strength), _range("spread", spread)
         if self.sigma[0] <= 0:
             raise ValueError(f"RandDiffeomorphism: 'sigma' must be larger than 0, got {sigma}.")
         if num_steps < 0 or downsample < 1:
-            raise ValueError(
-                "RandDiffeomorphism: 'num_steps' must be at least 0 and 'downsample' at least 1, "
-                f"got {num_steps} and {downsample}."
-            )
+            came = f"got {num_steps} and {downsample}"
+            raise ValueError(f"RandDiffeomorphism: 'num_steps' must be at least 0 and 'downsample' at least 1, {came}.")
         self.angle, self.jitter, self.scale = angle, jitter, scale
         self.mode = _one_of("RandDiffeomorphism", "mode", mode, MODES)
         self.padding_mode = _one_of("RandDiffeomorphism", "padding_mode", padding_mode, PADDING_MODES)
@@ -109,14 +103,9 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         super().randomize(None)
         self._drawn = {}
         if self._do_transform:
-            self._drawn = {
-                "seed": int(self.R.randint(2**31 - 1)),
-                "amplitude": float(self.R.uniform(*self.amplitude)),
-                "sigma": float(self.R.uniform(*self.sigma)),
-                "strength": float(self.R.uniform(*self.strength)),
-            }
-            if isinstance(self.kind, Family):
-                self._drawn["spread"] = float(self.R.uniform(*self.spread))
+            self._drawn["seed"] = int(self.R.randint(2**31 - 1))
+            ranged = ["amplitude", "sigma", "strength", *(["spread"] if isinstance(self.kind, Family) else [])]
+            self._drawn |= {name: float(self.R.uniform(*getattr(self, name))) for name in ranged}
 
     def field(self, spatial_size: Sequence[int]) -> tuple[dict[str, Any], Tensor | None]:
         """The deformation that :meth:`randomize` drew, on a frame.
@@ -136,30 +125,21 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         dims = {"svf": (2, 3), "tps": (2,)}[str(self.kind)] if family is None else (family.spatial_dims,)
         if len(size) not in dims or min(size) < 2:
             named = " or ".join(f"(C, {', '.join('HWD'[:d])})" for d in dims) + " with at least 2 voxels along every axis"
-            raise ShapeError(
-                "RandDiffeomorphism",
-                "img",
-                named,
-                ("C", *size),  # type: ignore[arg-type]
-                "Add the channel axis, squeeze axes of one voxel, or use kind='svf' for volumes.",
-            )
+            remedy = "Add the channel axis, squeeze axes of one voxel, or use kind='svf' for volumes."
+            raise ShapeError("RandDiffeomorphism", "img", named, ("C", *size), remedy)  # type: ignore[arg-type]
         name = "theta" if family is not None else "velocity" if self.kind == "svf" else "displacement"
         record: dict[str, Any] = {name: torch.empty(0), "num_steps": self.num_steps}
         if not self._drawn:
             return record, None
         record[name] = self._sample_field(size)
-        ddf = _flow(record, size, family=family)
         for _ in range(10):
+            ddf = _flow(record, size, family=family)
             if not bool(folding_fraction(ddf[None])):
                 return record, ddf
             half = torch.full((1,), 0.5)
             record[name] = record[name] / 2 if family is None else family.scaled(record[name][None], half)[0]
-            ddf = _flow(record, size, family=family)
-        if family is not None:
-            record[name] = family.identity(1)[0]
-            return record, _flow(record, size, family=family)
-        record[name] = torch.zeros_like(record[name])
-        return record, torch.zeros_like(ddf)
+        record[name] = torch.zeros_like(record[name]) if family is None else family.identity(1)[0]
+        return record, _flow(record, size, family=family)
 
     @property
     def family(self) -> Family | None:
@@ -174,16 +154,8 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         if self.family is not None:
             return self.family.sample(1, drawn["spread"], generator)[0]
         if self.kind == "tps":
-            return tps_protocol(
-                1,
-                coarse,
-                generator,
-                strength=drawn["strength"],
-                angle=self.angle,
-                jitter=self.jitter,
-                scale=self.scale,
-                fold_free=True,
-            )[0]
+            settings = {"strength": drawn["strength"], "angle": self.angle, "jitter": self.jitter, "scale": self.scale}
+            return tps_protocol(1, coarse, generator, **settings, fold_free=True)[0]
         field = random_svf(1, coarse, generator, amplitude=1.0, sigma=drawn["sigma"])[0]
         stretch = torch.tensor([(n - 1) / (m - 1) for n, m in zip(size, coarse)]).view(-1, *[1] * len(size))
         largest = torch.linalg.vector_norm(field * stretch, dim=0).amax().clamp(min=1e-12)
@@ -193,11 +165,8 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         """Warp one image.
 
         Args:
-            img: shape ``(C, *S)``, any real dtype.
+            img: shape ``(C, *S)``, any real dtype; the result has the same, a ``MetaTensor`` unless metadata are not tracked.
             randomize: whether to draw anew.
-
-        Returns:
-            Same shape and dtype; a ``MetaTensor`` unless metadata are not tracked.
 
         Raises:
             ShapeError: if ``img`` has another number of axes, or an axis of one voxel.
@@ -232,8 +201,7 @@ class Canonicalize(InvertibleTransform):
 
     Args:
         canonicalizer: images ``(B, C, *S)`` to a :class:`Canonicalization`, for example a ``Canonicalizer``.
-        mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps; also used on the way back.
-        padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
+        mode, padding_mode: as for :class:`RandDiffeomorphism`.
 
     Raises:
         ValueError: for an unknown ``mode`` or ``padding_mode``.
@@ -251,7 +219,7 @@ class Canonicalize(InvertibleTransform):
 
     def find(self, img: NdarrayOrTensor) -> Canonicalization:
         """The canonicalisation of one image ``(C, *S)``, as a batch of one."""
-        return self.canonicalizer(_plain(img)[None])
+        return self.canonicalizer(convert_to_tensor(img, track_meta=False)[None])
 
     def record(self, result: Canonicalization) -> dict[str, Any]:
         """What :meth:`inverse` needs to know of a batch of one."""
@@ -287,23 +255,14 @@ def _one_of(who: str, argument: str, value: str, choices: tuple[str, ...]) -> st
 def _range(argument: str, value: float | Sequence[float]) -> tuple[float, float]:
     low, high = value if isinstance(value, Sequence) else (value, value)
     if not 0 <= low <= high < float("inf"):
-        raise ValueError(
-            f"RandDiffeomorphism: '{argument}' must be a number or a range (low, high), none below 0, got {value}."
-        )
+        expected = "a number or a range (low, high), none below 0"
+        raise ValueError(f"RandDiffeomorphism: '{argument}' must be {expected}, got {value}.")
     return float(low), float(high)
 
 
-def _plain(img: NdarrayOrTensor) -> Tensor:
-    """The values as a plain tensor; a ``MetaTensor`` and its plain tensor share them."""
-    return convert_to_tensor(img, track_meta=False)
-
-
 def _deform(img: NdarrayOrTensor, ddf: Tensor | None, mode: str, padding_mode: str) -> Tensor:
-    """A new object with the values of ``img`` pulled back along ``ddf`` ``(D, *S)``, its dtype and its metadata.
-
-    None moves nothing.
-    """
-    values = _plain(img)
+    """The values of ``img`` pulled back along ``ddf`` ``(D, *S)``, with its dtype and metadata; None moves nothing."""
+    values = convert_to_tensor(img, track_meta=False)
     if ddf is not None:
         # float32 does not hold every int32
         exact = values.double() if not values.is_floating_point() and values.element_size() > 2 else values
@@ -359,12 +318,9 @@ def _follow(img: NdarrayOrTensor, result: Canonicalization, mode: str, padding_m
         ddf = resize_ddf(result.ddf, tuple(img.shape[1:]))[0]
     out = _deform(img, ddf, mode, padding_mode)
     if isinstance(out, MetaTensor):
-        numbers = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement")
-        out.meta[META_KEY] = {
-            "status": result.status[0],
-            **{name: float(getattr(result, name)[0]) for name in numbers},
-            "seconds": float(result.seconds),
-        }
+        names = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement")
+        numbers = {name: float(getattr(result, name)[0]) for name in names}
+        out.meta[META_KEY] = {"status": result.status[0], **numbers, "seconds": float(result.seconds)}
     return out
 
 

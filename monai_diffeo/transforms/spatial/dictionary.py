@@ -13,40 +13,23 @@ from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.families import Family
-from monai_diffeo.transforms.spatial.array import (
-    MODES,
-    PADDING_MODES,
-    Canonicalize,
-    RandDiffeomorphism,
-    _check_fits,
-    _deform,
-    _flow,
-    _follow,
-    _one_of,
-    _undo_canonicalization,
-    _undo_random,
-    _with_sampling,
-)
+from monai_diffeo.transforms.spatial import array
+from monai_diffeo.transforms.spatial.array import MODES, PADDING_MODES, Canonicalize, RandDiffeomorphism
 
-__all__ = [
-    "CanonicalizeD", "CanonicalizeDict", "Canonicalized", "RandDiffeomorphismD", "RandDiffeomorphismDict",
-    "RandDiffeomorphismd",
-]  # fmt: skip
+__all__ = ["CanonicalizeD", "CanonicalizeDict", "Canonicalized"]
+__all__ += ["RandDiffeomorphismD", "RandDiffeomorphismDict", "RandDiffeomorphismd"]
 
 
 class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransform):
     """Dictionary version of :class:`RandDiffeomorphism`: the same random diffeomorphism for all keys.
 
     The field is drawn on the frame of the first key that is there. A key with another number of voxels is taken to
-    cover the same frame, corners on corners. Invert with MONAI's ``Invertd``, ``nearest_interp=False`` for
-    probabilities.
+    cover the same frame, corners on corners. Invert with MONAI's ``Invertd``, ``nearest_interp=False`` for probabilities.
 
     Args:
         keys: keys of images and label maps, each ``(C, *S)``.
-        kind, prob, amplitude, sigma, strength, angle, jitter, scale, num_steps, downsample, spread: as
-            :class:`RandDiffeomorphism`.
-        mode: ``"bilinear"`` or ``"nearest"``, one for all keys or one a key; ``"nearest"`` for label maps.
-        padding_mode: ``"border"``, ``"zeros"`` or ``"reflection"``, one for all keys or one a key.
+        kind, prob, amplitude, sigma, strength, angle, jitter, scale, num_steps, downsample, spread: as the array version.
+        mode, padding_mode: as the array version, one for all keys or one a key.
         allow_missing_keys: do not raise if a key is missing.
 
     Raises:
@@ -82,17 +65,7 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
         self.mode = _one_a_key("RandDiffeomorphismd", "mode", mode, MODES, self.keys)
         self.padding_mode = _one_a_key("RandDiffeomorphismd", "padding_mode", padding_mode, PADDING_MODES, self.keys)
         self.deformation = RandDiffeomorphism(
-            kind,
-            prob,
-            amplitude,
-            sigma,
-            strength,
-            angle,
-            jitter,
-            scale,
-            num_steps=num_steps,
-            downsample=downsample,
-            spread=spread,
+            kind, prob, amplitude, sigma, strength, angle, jitter, scale, "bilinear", "border", num_steps, downsample, spread
         )
 
     def set_random_state(self, seed: int | None = None, state: np.random.RandomState | None = None) -> RandDiffeomorphismd:
@@ -122,36 +95,32 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
                 dims = len(size)
                 record, fields[size] = self.deformation.field(size)
             if self._do_transform and size not in fields:
-                _check_fits("RandDiffeomorphismd", d[key], dims)
-                fields[size] = _flow(record, size, family=self.deformation.family)
-            out = _deform(d[key], fields.get(size), mode, padding_mode)
-            d[key] = self.push_transform(out, extra_info=_with_sampling(record, mode, padding_mode))
+                array._check_fits("RandDiffeomorphismd", d[key], dims)
+                fields[size] = array._flow(record, size, family=self.deformation.family)
+            out = array._deform(d[key], fields.get(size), mode, padding_mode)
+            d[key] = self.push_transform(out, extra_info=array._with_sampling(record, mode, padding_mode))
         return d
 
     def inverse(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """Undo the last deformation of every key."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = _undo_random(d[key], self.pop_transform(d[key]), self.deformation.family)
+            d[key] = array._undo_random(d[key], self.pop_transform(d[key]), self.deformation.family)
         return d
 
 
 class Canonicalized(MapTransform, InvertibleTransform):
     """Dictionary version of :class:`Canonicalize`: find the canonical pose on one key and bring all keys there.
 
-    Use *either* this transform with ``Invertd`` after the network, *or* ``DiffeoInferer`` around the network, never
-    both: the inferer's predictions already lie on the input, and a second way back would warp them away from it.
-
-    A key with another number of voxels than the source is taken to cover the same frame, corners on corners. Every
-    key's metadata say under ``"canonicalization"`` how it went; see :class:`Canonicalize`.
+    As there, never use it together with ``DiffeoInferer``. A key with another number of voxels than the source is taken to
+    cover the same frame, corners on corners. Every key's metadata say under ``"canonicalization"`` how it went.
 
     Args:
         keys: keys to warp, each ``(C, *S)``.
         canonicalizer: images ``(B, C, *S)`` to a :class:`Canonicalization`, for example a ``Canonicalizer``.
         source_key: key of the image on which the deformation is found, by default the first of ``keys``; it must be
             there, and is itself warped only if it is one of ``keys``.
-        mode: ``"bilinear"`` or ``"nearest"``, one for all keys or one a key; ``"nearest"`` for label maps.
-        padding_mode: ``"border"``, ``"zeros"`` or ``"reflection"``, one for all keys or one a key.
+        mode, padding_mode: as for :class:`RandDiffeomorphism`, one for all keys or one a key.
         allow_missing_keys: do not raise if a key other than ``source_key`` is missing.
 
     Raises:
@@ -189,27 +158,25 @@ class Canonicalized(MapTransform, InvertibleTransform):
         """
         d = dict(data)
         if self.source_key not in d:
-            raise KeyError(
-                f"Canonicalized: the deformation is found on '{self.source_key}', which is not among the "
-                f"keys {sorted(map(str, d))}. Set 'source_key'."
-            )
+            named = f"'{self.source_key}', which is not among the keys {sorted(map(str, d))}"
+            raise KeyError(f"Canonicalized: the deformation is found on {named}. Set 'source_key'.")
         result = self.canonicalize.find(d[self.source_key])
         record = self.canonicalize.record(result)
         for key, mode, padding_mode in self.key_iterator(d, self.mode, self.padding_mode):
-            out = _follow(d[key], result, mode, padding_mode)
-            d[key] = self.push_transform(out, extra_info=_with_sampling(record, mode, padding_mode))
+            out = array._follow(d[key], result, mode, padding_mode)
+            d[key] = self.push_transform(out, extra_info=array._with_sampling(record, mode, padding_mode))
         return d
 
     def inverse(self, data: Mapping[Hashable, Tensor]) -> dict[Hashable, Tensor]:
         """Bring every key back to the input."""
         d = dict(data)
         for key in self.key_iterator(d):
-            d[key] = _undo_canonicalization(d[key], self.pop_transform(d[key]))
+            d[key] = array._undo_canonicalization(d[key], self.pop_transform(d[key]))
         return d
 
 
 def _one_a_key(who: str, argument: str, value, choices: tuple[str, ...], keys: tuple) -> tuple[str, ...]:
-    return tuple(_one_of(who, argument, item, choices) for item in ensure_tuple_rep(value, len(keys)))
+    return tuple(array._one_of(who, argument, item, choices) for item in ensure_tuple_rep(value, len(keys)))
 
 
 RandDiffeomorphismD = RandDiffeomorphismDict = RandDiffeomorphismd
