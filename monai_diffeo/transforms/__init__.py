@@ -1,8 +1,35 @@
 """MONAI transforms: read films, write masks, deform at random and invert it, canonicalise and invert it."""
 
-from monai_diffeo.transforms import io, shapes, spatial
-from monai_diffeo.transforms.io import *  # noqa: F403
-from monai_diffeo.transforms.shapes import *  # noqa: F403
-from monai_diffeo.transforms.spatial import *  # noqa: F403
+from monai_diffeo.transforms.io import (
+    LoadImageFilm,
+    LoadImageFilmD,
+    LoadImageFilmd,
+    LoadImageFilmDict,
+    SaveFilmMaskD,
+    SaveFilmMaskd,
+    SaveFilmMaskDict,
+)
+from monai_diffeo.transforms.shapes import (
+    SeparateLungsD,
+    SeparateLungsd,
+    SeparateLungsDict,
+    ShapesToMaskD,
+    ShapesToMaskd,
+    ShapesToMaskDict,
+)
+from monai_diffeo.transforms.spatial import (
+    Canonicalize,
+    CanonicalizeD,
+    Canonicalized,
+    CanonicalizeDict,
+    RandDiffeomorphism,
+    RandDiffeomorphismD,
+    RandDiffeomorphismd,
+    RandDiffeomorphismDict,
+)
 
-__all__ = io.__all__ + shapes.__all__ + spatial.__all__
+__all__ = ["Canonicalize", "CanonicalizeD", "CanonicalizeDict", "Canonicalized", "LoadImageFilm", "LoadImageFilmD"]
+__all__ += ["LoadImageFilmDict", "LoadImageFilmd", "RandDiffeomorphism", "RandDiffeomorphismD"]
+__all__ += ["RandDiffeomorphismDict", "RandDiffeomorphismd", "SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
+__all__ += ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict"]
+__all__ += ["ShapesToMaskd"]

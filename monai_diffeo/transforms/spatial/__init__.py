@@ -1,7 +1,16 @@
 """Spatial transforms: random diffeomorphisms and canonicalisation, as arrays and as dictionaries."""
 
-from monai_diffeo.transforms.spatial import array, dictionary
-from monai_diffeo.transforms.spatial.array import *  # noqa: F403
-from monai_diffeo.transforms.spatial.dictionary import *  # noqa: F403
+from monai_diffeo.transforms.spatial.array import Canonicalize, RandDiffeomorphism
+from monai_diffeo.transforms.spatial.dictionary import (
+    CanonicalizeD,
+    Canonicalized,
+    CanonicalizeDict,
+    RandDiffeomorphismD,
+    RandDiffeomorphismd,
+    RandDiffeomorphismDict,
+)
 
-__all__ = array.__all__ + dictionary.__all__
+__all__ = [
+    "Canonicalize", "CanonicalizeD", "CanonicalizeDict", "Canonicalized", "RandDiffeomorphism", "RandDiffeomorphismD",
+    "RandDiffeomorphismDict", "RandDiffeomorphismd",
+]  # fmt: skip
