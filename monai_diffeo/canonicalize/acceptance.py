@@ -80,8 +80,5 @@ def refuse_energy_increase(before: float, after: float, max_energy_increase: flo
 
 def high_energy_note(energy: float, ood_threshold: float | None) -> str:
     """An image whose energy remains above ``ood_threshold`` is noted, not rejected; None notes none."""
-    return (
-        f"remains unlike the training images (energy {energy:.3g})"
-        if ood_threshold is not None and energy > ood_threshold
-        else ""
-    )
+    above = ood_threshold is not None and energy > ood_threshold
+    return f"remains unlike the training images (energy {energy:.3g})" if above else ""

@@ -39,10 +39,8 @@ class TrainingIteration:
         total = reduce(operator.add, losses.values())
         if not torch.isfinite(total):
             values = {name: float(value.detach()) for name, value in losses.items()}
-            raise NumericalError(
-                f"TrainingIteration: iteration {engine.state.iteration}: loss became {values}; lower the "
-                "learning rate or check that the films lie in [0, 1]."
-            )
+            remedy = "lower the learning rate or check that the films lie in [0, 1]."
+            raise NumericalError(f"TrainingIteration: iteration {engine.state.iteration}: loss became {values}; {remedy}")
         total.backward()
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
         engine.optimizer.step()
@@ -88,9 +86,6 @@ class LossCurve:
                 writer.writeheader()
             writer.writerow(row)
         if self.progress:
-            print(
-                f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, "
-                + ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"),
-                flush=True,
-            )
+            values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
+            print(f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, {values}", flush=True)
         self.sums, self.count = {}, 0

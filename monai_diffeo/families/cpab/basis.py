@@ -164,13 +164,9 @@ def _null_space(matrix: Tensor) -> Tensor:
 
 
 def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """What lies nearest to each vertex of the margin's first layer.
-
-    Returns:
-        The nearest points of the frame, ``(V_margin, D)``; the cells with a face on the border of the frame, ``(F,)``; whether
-        that face holds the nearest point and the vertex is across from it, ``(V_margin, F)``; across how many sides the vertex
-        lies, ``(V_margin,)``.
-    """
+    """The points of the frame nearest to each vertex of the margin's first layer, ``(V_margin, D)``; the cells with a face on
+    the border of the frame, ``(F,)``; whether that face holds the nearest point and the vertex is across from it,
+    ``(V_margin, F)``; across how many sides the vertex lies, ``(V_margin,)``."""
     first, second = tessellation.shells[:2]
     frame, margin = tessellation.vertices[:first], tessellation.vertices[first:second]
     nearest = torch.minimum(torch.maximum(margin, frame.amin(0)), frame.amax(0))
@@ -179,10 +175,8 @@ def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor
     outward = -tessellation.barycentric[cells, opposite, :-1]  # a coordinate falls across the face where it vanishes
     axis = outward.abs().argmax(1)
     across = (beyond @ outward.T > 0) & (beyond[:, axis] != 0)
-    holds = (
-        tessellation.coordinates(nearest[:, None].expand(-1, len(cells), -1), cells.expand(len(margin), -1)).amin(-1) > -1e-9
-    )
-    return nearest, cells, across & holds, (beyond != 0).sum(1)
+    values = tessellation.coordinates(nearest[:, None].expand(-1, len(cells), -1), cells.expand(len(margin), -1))
+    return nearest, cells, across & (values.amin(-1) > -1e-9), (beyond != 0).sum(1)
 
 
 def _continuation(tessellation: Tessellation, boundary: str) -> Tensor:
