@@ -41,9 +41,7 @@ def refuse_nonfinite_energy(energy: float) -> str | None:
 
 def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
     """An image whose energy is at most ``skip_below`` is left alone; None moves every image."""
-    if skip_below is None or not energy <= skip_below:
-        return None
-    return f"{LEFT_ALONE}: looks like the training images"
+    return f"{LEFT_ALONE}: looks like the training images" if skip_below is not None and energy <= skip_below else None
 
 
 def confident_turns(probabilities: Tensor, min_confidence: float) -> Tensor:

@@ -124,11 +124,8 @@ class Canonicalizer(nn.Module):
             ShapeError: if ``image`` has another number of axes.
         """
         if image.ndim != 2 + self.family.spatial_dims:
-            expected, remedy = (
-                ", ".join("BCHWD"[: 2 + self.family.spatial_dims]),
-                "Add batch and channel axes: image[None, None].",
-            )
-            raise ShapeError("canonicalize()", "image", f"({expected})", image.shape, remedy)
+            expected = f"({', '.join('BCHWD'[: 2 + self.family.spatial_dims])})"
+            raise ShapeError("canonicalize()", "image", expected, image.shape, "Add batch and channel axes: image[None, None].")
         began = time.perf_counter()
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):

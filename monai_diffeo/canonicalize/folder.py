@@ -111,10 +111,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return ConfigParser.load_config_file(str(path))
     except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. A canonicaliser's folder "
-            "holds canonicalizer.json, statistics.json and weights."
-        ) from error
+        remedy = "A canonicaliser's folder holds canonicalizer.json, statistics.json and weights."
+        message = f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. {remedy}"
+        raise WeightsError(message) from error
 
 
 def _settings(folder: Path) -> dict[str, Any]:

@@ -10,14 +10,14 @@ __all__ = ["DeformationRegularizer", "folding_penalty", "smoothness"]
 
 
 def smoothness(v: Tensor) -> Tensor:
-    """Mean squared gradient, shape ``(B,)``, of a velocity ``(B, D, *S)``, voxels per unit time; without unit, and so the same
-    in voxels as in [-1, 1] coordinates."""
+    """Mean squared gradient, shape ``(B,)``, of a velocity ``(B, D, *S)``, voxels per unit time. It has no unit and is the
+    same in [-1, 1] coordinates."""
     return jacobian(v).square().sum((1, 2)).flatten(1).mean(1)
 
 
 def folding_penalty(ddf: Tensor) -> Tensor:
-    """Mean negative part of the Jacobian determinant, shape ``(B,)``, of a displacement ``(B, D, *S)``, voxels; 0 for a map
-    that folds nowhere."""
+    """Mean negative part of the Jacobian determinant, shape ``(B,)``, of a displacement ``(B, D, *S)``, voxels. It is 0 for a
+    map that folds nowhere."""
     return (-jacobian_determinant(ddf)).clamp(min=0).flatten(1).mean(1)
 
 

@@ -89,8 +89,7 @@ def dense_velocity(generators: Tensor, fields: Tensor, spatial_size: Sequence[in
     grid = centered_grid(fields.shape[3:], fields.device, fields.dtype)
     shift = generators[..., -1]
     affine = torch.einsum("btij,j...->bti...", generators[..., :-1], grid) + shift.view(*shift.shape, *[1] * (grid.ndim - 1))
-    margins = [(have - want) // 2 for have, want in zip(fields.shape[3:], spatial_size)]
-    inside = [slice(m, m + n) for m, n in zip(margins, spatial_size)]
+    inside = [slice((have - n) // 2, (have - n) // 2 + n) for have, n in zip(fields.shape[3:], spatial_size)]
     return (affine + fields)[(slice(None), slice(None), slice(None), *inside)]
 
 

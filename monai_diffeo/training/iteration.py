@@ -79,10 +79,9 @@ class LossCurve:
     def _write(self, engine) -> None:
         row = {"epoch": engine.state.epoch, **{name: round(s / self.count, 6) for name, s in self.sums.items()}}
         row["seconds"] = round(time.perf_counter() - self.began, 1)
-        new = not self.path.exists()
         with open(self.path, "a", newline="") as file:
             writer = csv.DictWriter(file, row)
-            if new:
+            if not file.tell():
                 writer.writeheader()
             writer.writerow(row)
         if self.progress:

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from monai_diffeo.families.cpab.tessellation import Tessellation
+from monai_diffeo.families.cpab.tessellation import Tessellation, _to
 
 __all__ = ["BOUNDARIES", "CPASpace", "cpa_space"]
 
@@ -37,7 +37,7 @@ class CPASpace:
 
     def velocities(self, theta: Tensor) -> Tensor:
         """Velocities at the vertices ``(B, V, D)`` of the fields with coefficients ``theta`` ``(B, P)``; linear."""
-        nodal = _nodal(self, theta.device, theta.dtype)
+        nodal = _to(self, "nodal", theta.device, theta.dtype)
         return (theta @ nodal.flatten(0, 1).T).unflatten(1, nodal.shape[:2])
 
     def matrices(self, theta: Tensor) -> Tensor:
@@ -53,12 +53,6 @@ class CPASpace:
         unit = torch.eye(self.num_parameters, dtype=torch.float64)
         basis = self.matrices(unit).flatten(1).to(matrices)
         return matrices.flatten(1) @ basis.T
-
-
-@lru_cache(maxsize=64)
-def _nodal(space: CPASpace, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return space.nodal.to(device=device, dtype=dtype)
 
 
 def cell_matrices(tessellation: Tessellation, velocities: Tensor) -> Tensor:
@@ -164,9 +158,13 @@ def _null_space(matrix: Tensor) -> Tensor:
 
 
 def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The points of the frame nearest to each vertex of the margin's first layer, ``(V_margin, D)``; the cells with a face on
-    the border of the frame, ``(F,)``; whether that face holds the nearest point and the vertex is across from it,
-    ``(V_margin, F)``; across how many sides the vertex lies, ``(V_margin,)``."""
+    """What lies nearest to each vertex of the margin's first layer.
+
+    Returns:
+        The nearest points of the frame, ``(V_margin, D)``; the cells with a face on the border of the frame, ``(F,)``; whether
+        that face holds the nearest point and the vertex is across from it, ``(V_margin, F)``; across how many sides the vertex
+        lies, ``(V_margin,)``.
+    """
     first, second = tessellation.shells[:2]
     frame, margin = tessellation.vertices[:first], tessellation.vertices[first:second]
     nearest = torch.minimum(torch.maximum(margin, frame.amin(0)), frame.amax(0))

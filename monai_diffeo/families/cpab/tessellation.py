@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property, lru_cache
 
 import torch
@@ -159,9 +159,10 @@ class Tessellation:
 
 
 @lru_cache(maxsize=64)
-def _to(tessellation: Tessellation, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _to(owner: Hashable, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor that ``owner`` holds under a name, on a device; moved once."""
     with torch.inference_mode(False):
-        return getattr(tessellation, name).to(device=device, dtype=dtype)
+        return getattr(owner, name).to(device=device, dtype=dtype)
 
 
 def _splits(corners: dict[tuple[int, ...], int], center: int | None, index: Sequence[int]) -> list[list[int]]:

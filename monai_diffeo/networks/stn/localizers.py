@@ -32,7 +32,8 @@ def zero_init_last_layer_(network: nn.Module) -> nn.Module:
 
 
 def _dense(widths: Sequence[int]) -> list[nn.Module]:
-    return [layer for a, b in zip(widths, widths[1:]) for layer in (nn.Linear(a, b), nn.ReLU())][:-1]
+    layers: list[nn.Module] = [x for a, b in zip(widths, widths[1:]) for x in (nn.Linear(a, b), nn.ReLU())]
+    return layers[:-1]
 
 
 class FCNLocalizer(nn.Sequential):

@@ -235,7 +235,7 @@ class TemplateTransformer(nn.Module):
             self._remembered.clear()
             with torch.no_grad():
                 return ask()
-        key = [tuple(size), *((x.data_ptr(), x._version, x.device, x.dtype) for x in state)]
+        key: list[Any] = [tuple(size), *((x.data_ptr(), x._version, x.device, x.dtype) for x in state)]
         key += [p.flatten().tolist() for p in self.prior.parameters()]
         if self._remembered.get(name, (None,))[0] != key:
             with torch.inference_mode(False), torch.no_grad():
@@ -290,8 +290,7 @@ class TemplateTransformer(nn.Module):
             return moved.unflatten(1, edge.shape[::2]).movedim(-1, 2)
 
     def _guarded(self, velocity: Tensor, size: tuple[int, ...], begun: _Begun) -> WarpedTemplate:
-        batch = velocity.shape[0]
-        factor = velocity.new_ones(batch)
+        batch, factor = velocity.shape[0], velocity.new_ones(len(velocity))
         if self.guard and (lost := ~velocity.flatten(1).sum(1).isfinite()).any():
             _warn(lost.nonzero().flatten().tolist(), batch, "the velocities are not finite; the answer is the prior itself.")
             velocity = torch.where(lost.view(-1, *[1] * (velocity.ndim - 1)), torch.zeros_like(velocity), velocity)
