@@ -37,7 +37,7 @@ def random_opacities(
         ValueError: if ``most`` is less than 1, or the films hold integers.
     """
     if films.ndim != 4:
-        raise ShapeError("random_opacities()", "films", "(B, C, H, W)", films.shape, "They are made for films, not volumes.")
+        raise ShapeError("random_opacities()", "films", "(B, C, H, W)", films.shape, "Made for films, not for volumes.")
     if masks.ndim != 4 or len(masks) != len(films) or masks.shape[2:] != films.shape[2:]:
         raise ShapeError("random_opacities()", "masks", f"({len(films)}, K, {films.shape[2]}, {films.shape[3]})", masks.shape)
     if most < 1 or not films.is_floating_point():
