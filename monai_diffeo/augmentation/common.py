@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.grid import centered_grid, half_frame
 
 __all__ = ["uniform", "unit_grid"]
 
@@ -19,5 +19,5 @@ def uniform(low: float, high: float, shape: Sequence[int], generator: torch.Gene
 
 def unit_grid(spatial_size: Sequence[int]) -> Tensor:
     """Coordinates in [-0.5, 0.5] of every voxel, in scan order, shape ``(N, D)``."""
-    size = torch.tensor([max(n - 1, 1) for n in spatial_size], dtype=torch.float32)
-    return (centered_grid(spatial_size).flatten(1) / size[:, None]).T
+    grid = centered_grid(spatial_size).flatten(1)
+    return (grid / (2 * half_frame(spatial_size, grid))[:, None]).T

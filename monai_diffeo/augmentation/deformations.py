@@ -11,14 +11,14 @@ from torch import Tensor
 
 from monai_diffeo.augmentation.common import uniform, unit_grid
 from monai_diffeo.flow import folding_fraction, thin_plate_spline
+from monai_diffeo.flow.grid import half_frame
 
 __all__ = ["random_elastic", "random_homography", "random_svf", "tps_protocol"]
 
 
 def _to_ddf(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
     """Displacement in voxels from the images ``(B, N, D)`` of every voxel in [-0.5, 0.5] coordinates."""
-    size = torch.tensor([max(n - 1, 1) for n in spatial_size], dtype=points.dtype)
-    moved = (points - unit_grid(spatial_size)) * size
+    moved = (points - unit_grid(spatial_size)) * (2 * half_frame(spatial_size, points))
     return moved.transpose(1, 2).unflatten(2, tuple(spatial_size))
 
 
@@ -83,12 +83,11 @@ def _smooth_noise(batch_size: int, spatial_size: Sequence[int], sigma: float, ge
     kernel = torch.exp(-(torch.arange(-radius, radius + 1.0) ** 2) / (2 * sigma**2))
     convolve = {2: F.conv2d, 3: F.conv3d}[dims]
     for axis in range(dims):
-        shape = [1, 1] + [1] * dims
-        shape[2 + axis] = -1
-        noise = convolve(noise.flatten(0, 1)[:, None], kernel.view(shape), padding="same").view_as(noise)
+        weights = kernel.view(1, 1, -1, *[1] * (dims - 1)).transpose(2, 2 + axis)
+        noise = convolve(noise.flatten(0, 1)[:, None], weights, padding="same").view_as(noise)
     for axis, n in enumerate(spatial_size):
         window = torch.sin(torch.linspace(0, math.pi, n)).clamp(min=0)
-        noise = noise * window.view([-1 if a == axis else 1 for a in range(dims)])
+        noise = noise * window.view(-1, *[1] * (dims - 1 - axis))
     return noise / torch.linalg.vector_norm(noise, dim=1).flatten(1).amax(1).view(-1, *[1] * (dims + 1)).clamp(min=1e-12)
 
 
@@ -102,31 +101,28 @@ def random_svf(
     """Random smooth stationary velocities that vanish at the frame; their flows invert by sign.
 
     Args:
-        batch_size: B.
-        spatial_size: S, 2 or 3 axes.
-        generator: source of all random numbers.
+        batch_size, spatial_size, generator: as for :func:`tps_protocol`, of 2 or 3 axes.
         amplitude: largest speed, as share of the shortest side, a number or shape ``(B,)``.
         sigma: width of the smoothing, as share of the shortest side.
 
     Returns:
         Velocity, shape ``(B, D, *S)``, voxels per unit time.
     """
-    side = min(spatial_size)
-    amplitude = torch.as_tensor(amplitude, dtype=torch.float32).view(-1, *[1] * (len(spatial_size) + 1))
-    return _smooth_noise(batch_size, spatial_size, sigma * side, generator) * amplitude * side
+    return random_elastic(batch_size, spatial_size, generator, amplitude, sigma)
 
 
 def random_elastic(
     batch_size: int,
     spatial_size: Sequence[int],
     generator: torch.Generator | None = None,
-    amplitude: float = 0.06,
+    amplitude: float | Tensor = 0.06,
     sigma: float = 0.05,
 ) -> Tensor:
     """Elastic displacements in the classical sense: smoothed noise added to the coordinates, no flow behind it.
 
     Arguments as :func:`random_svf`. Returns a displacement ``(B, D, *S)``, voxels.
     """
+    amplitude = torch.as_tensor(amplitude, dtype=torch.float32).view(-1, *[1] * (len(spatial_size) + 1))
     return _smooth_noise(batch_size, spatial_size, sigma * min(spatial_size), generator) * amplitude * min(spatial_size)
 
 

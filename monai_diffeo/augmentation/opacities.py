@@ -37,9 +37,7 @@ def random_opacities(
         ValueError: if ``most`` is less than 1, or the films hold integers.
     """
     if films.ndim != 4:
-        raise ShapeError(
-            "random_opacities()", "films", "(B, C, H, W)", films.shape, "They are made for films, not for volumes."
-        )
+        raise ShapeError("random_opacities()", "films", "(B, C, H, W)", films.shape, "Made for films, not for volumes.")
     if masks.ndim != 4 or len(masks) != len(films) or masks.shape[2:] != films.shape[2:]:
         raise ShapeError("random_opacities()", "masks", f"({len(films)}, K, {films.shape[2]}, {films.shape[3]})", masks.shape)
     if most < 1 or not films.is_floating_point():
@@ -47,26 +45,22 @@ def random_opacities(
         raise ValueError(f"random_opacities(): expected {expected}, got {most} and {films.dtype}.")
     if not share:
         return films
-    batch, size = len(films), tuple(films.shape[2:])
+    batch, size, one = len(films), tuple(films.shape[2:]), (len(films), 1, 1, 1)
     shown = torch.rand(batch, generator=generator) < share
     count = torch.randint(1, most + 1, (batch,), generator=generator) * shown
     points = unit_grid(size)
     inside = (masks > 0.5).any(1).flatten(1).float().cpu()
-    count = count * (inside.sum(1) > 0)
-    out = films
+    count, out = count * (inside.sum(1) > 0), films
     for k in range(most):
         at = torch.multinomial(inside + (inside.sum(1, keepdim=True) == 0), 1, generator=generator).squeeze(1)
         away = (points.T - points[at][..., None]).unflatten(2, size)
         lengths = torch.exp(uniform(math.log(0.125), math.log(1.4), (batch, 2, 1, 1), generator)) / 2
         angle = uniform(0, math.pi, (batch, 1, 1), generator)
-        along = torch.stack(
-            [away[:, 0] * angle.cos() + away[:, 1] * angle.sin(), away[:, 1] * angle.cos() - away[:, 0] * angle.sin()], 1
-        )
+        (y, x), cos, sin = away.unbind(1), angle.cos(), angle.sin()
+        along = torch.stack([y * cos + x * sin, x * cos - y * sin], 1)
         radius = (along / (lengths / 2)).norm(dim=1, keepdim=True)
-        one = (batch, 1, 1, 1)
         softness = torch.exp(uniform(math.log(0.03), math.log(0.4), one, generator))
         weight = uniform(0.4, 1.0, one, generator) * torch.sigmoid((1 - radius) / softness)
-        brightness = uniform(0.5, 1.0, one, generator)
-        weight = (weight * (k < count).view(one)).to(films)
-        out = out + weight * (brightness.to(films) - out).clamp(min=0)
+        brightness = uniform(0.5, 1.0, one, generator).to(films)
+        out = out + (weight * (k < count).view(one)).to(films) * (brightness - out).clamp(min=0)
     return out

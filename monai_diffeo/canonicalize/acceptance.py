@@ -41,9 +41,7 @@ def refuse_nonfinite_energy(energy: float) -> str | None:
 
 def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
     """An image whose energy is at most ``skip_below`` is left alone; None moves every image."""
-    if skip_below is None or not energy <= skip_below:
-        return None
-    return f"{LEFT_ALONE}: looks like the training images"
+    return f"{LEFT_ALONE}: looks like the training images" if skip_below is not None and energy <= skip_below else None
 
 
 def confident_turns(probabilities: Tensor, min_confidence: float) -> Tensor:
@@ -80,8 +78,5 @@ def refuse_energy_increase(before: float, after: float, max_energy_increase: flo
 
 def high_energy_note(energy: float, ood_threshold: float | None) -> str:
     """An image whose energy remains above ``ood_threshold`` is noted, not rejected; None notes none."""
-    return (
-        f"remains unlike the training images (energy {energy:.3g})"
-        if ood_threshold is not None and energy > ood_threshold
-        else ""
-    )
+    above = ood_threshold is not None and energy > ood_threshold
+    return f"remains unlike the training images (energy {energy:.3g})" if above else ""

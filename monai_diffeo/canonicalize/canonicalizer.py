@@ -124,10 +124,8 @@ class Canonicalizer(nn.Module):
             ShapeError: if ``image`` has another number of axes.
         """
         if image.ndim != 2 + self.family.spatial_dims:
-            axes = ", ".join("HWD"[: self.family.spatial_dims])
-            raise ShapeError(
-                "canonicalize()", "image", f"(B, C, {axes})", image.shape, "Add batch and channel axes: image[None, None]."
-            )
+            expected = f"({', '.join('BCHWD'[: 2 + self.family.spatial_dims])})"
+            raise ShapeError("canonicalize()", "image", expected, image.shape, "Add batch and channel axes: image[None, None].")
         began = time.perf_counter()
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
@@ -162,14 +160,10 @@ class Canonicalizer(nn.Module):
             )
         done = torch.tensor([s == CANONICALIZED for s in status], device=image.device)
         energy, ddf, inverse_ddf = torch.where(done, after, before), _rows(done, ddf, 0.0), _rows(done, inverse_ddf, 0.0)
-        notes = [
-            "; ".join(filter(None, (mirror, turn and f"turned back by {90 * turn} degrees", unlike)))
-            for mirror, turn, unlike in zip(
-                [acceptance.mirrored_note(p, self.min_confidence) for p in mirrored.tolist()],
-                torch.where(done, turns, 0).tolist(),
-                [acceptance.high_energy_note(e, self.ood_threshold) for e in energy.tolist()],
-            )
-        ]
+        notes = []
+        for p, turn, e in zip(mirrored.tolist(), torch.where(done, turns, 0).tolist(), energy.tolist()):
+            remarks = [acceptance.mirrored_note(p, self.min_confidence), turn and f"turned back by {90 * turn} degrees"]
+            notes.append("; ".join(filter(None, (*remarks, acceptance.high_energy_note(e, self.ood_threshold)))))
         still = Deformation.identity(len(ddf), forward.residual.shape[2:], ddf.device, ddf.dtype)
         return Canonicalization(
             image=_rows(done, moved.to(given.dtype), given),
@@ -206,20 +200,12 @@ class Canonicalizer(nn.Module):
         rows = [slice(i, i + 1) for i, s in enumerate(status) if s is None]
         theta = torch.zeros(len(image), self.search_family.num_parameters, device=image.device)
         bar = _bar(self.steps * len(rows)) if self.progress else None
+        tick = None if bar is None else lambda step, _: bar.update(step > 0)
+        parts, limits = (self.energy, self.search_family, self.regularizer), (self.steps, self.learning_rate, self.patience)
         with torch.enable_grad():
             for row in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
-                theta[row], steps[row] = minimize(
-                    image[row],
-                    self.energy,
-                    self.search_family,
-                    self.regularizer,
-                    None if start is None else Deformation(start.matrix[row], start.residual[row]),
-                    self.steps,
-                    self.learning_rate,
-                    self.patience,
-                    seed=self.seed,
-                    progress=None if bar is None else lambda step, _: bar.update(step > 0),
-                )
+                begin = None if start is None else Deformation(start.matrix[row], start.residual[row])
+                theta[row], steps[row] = minimize(image[row], *parts, begin, *limits, seed=self.seed, progress=tick)
         if bar is not None:
             bar.close()
         return found.then(self.search_family, theta), steps
@@ -258,9 +244,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
     for name, least in _LEAST.items():
         value, optional = settings[name], name in _OPTIONAL
         if not (optional and value is None) and not value >= least:  # NaN is at least nothing
-            raise ValueError(
-                f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}. Change it."
-            )
+            raise ValueError(f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}.")
     if not 0 <= settings["min_confidence"] <= 1:
         raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
     if not 0 < settings["learning_rate"] < float("inf"):

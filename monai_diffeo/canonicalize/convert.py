@@ -69,9 +69,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     path = parser.parse_args(argv).folder / "canonicalizer.json"
     try:
         text = json.dumps(convert_settings(json.loads(path.read_text())), indent=4)
-        text = re.sub(
-            r"[\[{][^\[\]{}]{1,160}[\]}]", lambda part: part[0][0] + " ".join(part[0][1:-1].split()) + part[0][-1], text
-        )
+        short = r"[\[{][^\[\]{}]{1,160}[\]}]"
+        text = re.sub(short, lambda part: part[0][0] + " ".join(part[0][1:-1].split()) + part[0][-1], text)
         write_atomically(path, f"{text}\n".encode())
     except (OSError, ValueError) as error:
         parser.error(f"{path}: {error}")

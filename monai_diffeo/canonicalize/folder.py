@@ -58,10 +58,8 @@ def load_canonicalizer(
     settings = _settings(folder)
     mode = settings["default_mode"] if mode is None else str(mode)
     chosen = {**_named(settings, "modes", mode), **changes}
-    unknown = [
-        f"{name} (now {RENAMED_SETTINGS[name]})" if name in RENAMED_SETTINGS else name
-        for name in sorted(set(chosen) - _SETTINGS)
-    ]
+    unknown = sorted(set(chosen) - _SETTINGS)
+    unknown = [f"{name} (now {RENAMED_SETTINGS[name]})" if name in RENAMED_SETTINGS else name for name in unknown]
     if unknown or not {"family", "energies"} <= set(chosen):
         raise ConfigError(
             f"load_canonicalizer(): mode {mode!r} must have 'family', 'energies' and any of {sorted(_SETTINGS)}; "
@@ -95,19 +93,13 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
     settings = _settings(folder)
     parser = _parser(folder, settings, trusted)
     modes = [mode for mode in settings["modes"].values() if mode.get("standardize", True)]
-    energies = {
-        name: _energy(parser, name, None)
-        for name in settings["energies"]
-        if any(name in mode.get("energies", ()) for mode in modes)
-    }
-    values: dict[str, list[Tensor]] = {name: [] for name in energies}
+    names = [name for name in settings["energies"] if any(name in mode.get("energies", ()) for mode in modes)]
+    energies = {name: _energy(parser, name, None) for name in names}
     with torch.no_grad():
-        for batch in images:
-            for name, energy in energies.items():
-                values[name].append(energy(batch))
+        values = [{name: energy(batch) for name, energy in energies.items()} for batch in images]
     statistics = {}
-    for name, parts in values.items():
-        sample = torch.cat(parts)
+    for name in names:
+        sample = torch.cat([row[name] for row in values])
         median = sample.median()
         spread = 1.4826 * (sample - median).abs().median()
         statistics[name] = {"mean": median.item(), "std": spread.item(), "films": len(sample)}
@@ -119,10 +111,9 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         return ConfigParser.load_config_file(str(path))
     except (OSError, ValueError) as error:
-        raise WeightsError(
-            f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. A canonicaliser's folder "
-            "holds canonicalizer.json, statistics.json and weights."
-        ) from error
+        remedy = "A canonicaliser's folder holds canonicalizer.json, statistics.json and weights."
+        message = f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. {remedy}"
+        raise WeightsError(message) from error
 
 
 def _settings(folder: Path) -> dict[str, Any]:
@@ -134,9 +125,7 @@ def _settings(folder: Path) -> dict[str, Any]:
             f"'kind' of an earlier version. Run: python -m monai_diffeo.canonicalize.convert {folder}"
         )
     if not set(_SECTIONS) <= set(settings):
-        raise ConfigError(
-            f"load_canonicalizer(): canonicalizer.json must have {_SECTIONS}, got {sorted(settings)}. Add the rest."
-        )
+        raise ConfigError(f"load_canonicalizer(): canonicalizer.json must have {_SECTIONS}, got {sorted(settings)}.")
     return settings
 
 
@@ -149,11 +138,8 @@ def _named(settings: Mapping[str, Any], section: str, name: str) -> Any:
 def _allowed(config: Any) -> Any:
     """A copy of the configuration with each ``_target_`` as its class; what could run other code is refused."""
     if isinstance(config, dict):
-        hidden = [key for key in config if key.startswith("_") and key not in ("_target_", "_desc_")]
-        if hidden:
-            raise ConfigError(
-                f"load_canonicalizer(): keys {hidden} are not allowed. Load with trusted=True if you trust the file."
-            )
+        if hidden := [key for key in config if key.startswith("_") and key not in ("_target_", "_desc_")]:
+            raise ConfigError(f"load_canonicalizer(): keys {hidden} are not allowed. Load with trusted=True to allow them.")
         return {key: _public_class(item) if key == "_target_" else _allowed(item) for key, item in config.items()}
     if isinstance(config, str) and ("$" in config or config.startswith("%")):
         raise ConfigError(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.flow import Deformation, affine_deformation, compose, warp
-from monai_diffeo.flow.grid import voxel_grid
+from monai_diffeo.flow.grid import half_frame, voxel_grid
 from monai_diffeo.renamed import renamed_attributes
 
 __all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "move_image", "resize_ddf"]
@@ -100,7 +100,7 @@ class Canonicalization:
         poses = [self] if count % 2 else []
         size, margin = tuple(self.ddf.shape[2:]), self.forward.residual.shape[2:]
         draw = torch.Generator().manual_seed(seed)
-        half = torch.tensor([max(n - 1, 1) / 2 for n in size])
+        half = half_frame(size, torch.empty(0))
         row = self.moved.view(-1, *[1] * len(margin), 1)
         for _ in range(count // 2):
             linear = torch.randn(len(size), len(size), generator=draw) * spread * half[:, None] / half
@@ -132,12 +132,10 @@ class Canonicalization:
         return _map(companion, lambda p: self._warp_tensor(p, self.ddf, mode))
 
     def _warp_tensor(self, tensor: Tensor, ddf: Tensor, mode: str) -> Tensor:
-        dims = ddf.ndim - 2
-        without_channel = tensor.ndim == dims + 1 and tensor.shape[1:] == ddf.shape[2:]
-        is_map = tensor.ndim >= ddf.ndim or without_channel
-        if not is_map or tensor.shape[0] != ddf.shape[0] or not bool(self.moved.any()):
+        without_channel = tensor.shape[1:] == ddf.shape[2:]
+        if (tensor.ndim < ddf.ndim and not without_channel) or tensor.shape[0] != ddf.shape[0] or not bool(self.moved.any()):
             return tensor
-        maps = tensor.reshape(tensor.shape[0], -1, *tensor.shape[tensor.ndim - dims :])
+        maps = tensor.reshape(tensor.shape[0], -1, *tensor.shape[2 - ddf.ndim :])
         field = resize_ddf(ddf, tuple(maps.shape[2:])).to(tensor.device)
         moved = self.moved.to(tensor.device).view(-1, *[1] * (maps.ndim - 1))
         warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest")

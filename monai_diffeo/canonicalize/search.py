@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import reduce
 
 import torch
 from torch import Tensor, nn
@@ -44,10 +45,7 @@ class Chain:
 
 
 def _compose(parts: Sequence[Deformation]) -> Deformation:
-    whole = parts[0]
-    for part in parts[1:]:
-        whole = whole.after(part)
-    return whole
+    return reduce(Deformation.after, parts)
 
 
 def velocity_of(family: Family, theta: Tensor, size: Sequence[int], ddf: Tensor | None = None) -> Tensor:
@@ -61,22 +59,14 @@ def velocity_of(family: Family, theta: Tensor, size: Sequence[int], ddf: Tensor 
 def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int) -> Chain:
     """Let a predictor move the image, look again, and so on; what each iteration adds composes.
 
-    Args:
-        image: shape ``(B, C, *S)``.
-        predictor: image to ``theta`` (B, P).
-        family: of the deformations.
-        iterations: how often to look.
-
-    Raises:
-        ShapeError: if the predictor gives something else than the parameters of ``family``.
+    ``predictor`` takes images ``(B, C, *S)`` to the parameters ``(B, P)`` of ``family``; anything else is a ShapeError.
     """
     found, flow, size, expected = Chain(), None, tuple(image.shape[2:]), (len(image), family.num_parameters)
     for _ in range(iterations):
         theta = predictor(image if flow is None else warp(image, flow.ddf(size)))
         if theta.shape != expected:
-            raise ShapeError(
-                "predict()", "theta", f"{expected} as {type(family).__name__} has it", theta.shape, "Check the family."
-            )
+            shape = f"{expected} as {type(family).__name__} has it"
+            raise ShapeError("predict()", "theta", shape, theta.shape, "Check the family.")
         step = family(theta, size)
         flow = step if flow is None else flow.after(step)
         found = found.then(family, theta)
@@ -107,9 +97,7 @@ def minimize(
         family: of the deformation that is searched.
         regularizer: ``(velocity, ddf) -> (B,)`` of that deformation.
         start: deformation that moves the image first; None for none.
-        steps: at most.
-        learning_rate: of Adam.
-        patience: steps without improvement by ``tolerance`` after which an image stops; None never stops early.
+        steps, learning_rate, patience: as for :class:`Canonicalizer`.
         tolerance: smallest improvement that counts.
         seed: of the family's starting point.
         progress: called after each step with its number and the objectives ``(B,)``.
@@ -140,9 +128,7 @@ def minimize(
         if step == steps or not bool(active.any()):
             break
         used = used + active.long()
-        (gradient,) = torch.autograd.grad(
-            torch.where(active, objective, 0.0).sum(), theta
-        )  # theta's alone: no weight collects one
-        theta.grad = torch.nan_to_num(gradient)
+        total = torch.where(active, objective, 0.0).sum()
+        theta.grad = torch.nan_to_num(torch.autograd.grad(total, theta)[0])  # theta's alone: no weight collects one
         optimizer.step()
     return best_theta, used

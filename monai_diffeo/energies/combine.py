@@ -51,8 +51,7 @@ class WeightedEnergy(Energy):
         self, energies: Mapping[str, Energy], weights: Mapping[str, float] | None = None, level: float | None = None
     ) -> None:
         super().__init__()
-        unknown = set(weights or {}) - set(energies)
-        if unknown:
+        if unknown := set(weights or {}) - set(energies):
             raise ValueError(f"WeightedEnergy: weights name {sorted(unknown)}, but the energies are {sorted(energies)}.")
         self.energies = nn.ModuleDict(energies)
         self.weights = {name: float((weights or {}).get(name, 1.0)) for name in energies}

@@ -15,13 +15,6 @@ from monai_diffeo.networks import EnergyCritic, EnergyVAE, standardize_image
 __all__ = ["CriticEnergy", "ResidualDeformationEnergy", "VAEEnergy"]
 
 
-def _at_size(image: Tensor, size: tuple[int, ...]) -> Tensor:
-    if tuple(image.shape[2:]) == tuple(size):
-        return image
-    mode = {4: "bilinear", 5: "trilinear"}[image.ndim]
-    return F.interpolate(image, size, mode=mode, align_corners=False)
-
-
 class VAEEnergy(Energy):
     """Squared error of the reconstruction plus ``beta`` times the divergence, the latent vector at its mean.
 
@@ -38,7 +31,9 @@ class VAEEnergy(Energy):
         self.freeze()
 
     def forward(self, image: Tensor) -> Tensor:
-        image = _at_size(image, self.vae.image_size)
+        if tuple(image.shape[2:]) != self.vae.image_size:
+            mode = {4: "bilinear", 5: "trilinear"}[image.ndim]
+            image = F.interpolate(image, self.vae.image_size, mode=mode, align_corners=False)
         image = standardize_image(image) if self.standardize else image
         rebuilt, mean, log_variance = self.vae(image)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)

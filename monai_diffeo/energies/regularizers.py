@@ -10,20 +10,14 @@ __all__ = ["DeformationRegularizer", "folding_penalty", "smoothness"]
 
 
 def smoothness(v: Tensor) -> Tensor:
-    """Mean squared gradient of a velocity, shape ``(B,)``; without unit, the same in voxels as in [-1, 1] coordinates.
-
-    Args:
-        v: shape ``(B, D, *S)``, voxels per unit time.
-    """
+    """Mean squared gradient, shape ``(B,)``, of a velocity ``(B, D, *S)``, voxels per unit time. It has no unit and is the
+    same in [-1, 1] coordinates."""
     return jacobian(v).square().sum((1, 2)).flatten(1).mean(1)
 
 
 def folding_penalty(ddf: Tensor) -> Tensor:
-    """Mean negative part of the Jacobian determinant, shape ``(B,)``; 0 for a map that folds nowhere.
-
-    Args:
-        ddf: shape ``(B, D, *S)``, voxels.
-    """
+    """Mean negative part of the Jacobian determinant, shape ``(B,)``, of a displacement ``(B, D, *S)``, voxels. It is 0 for a
+    map that folds nowhere."""
     return (-jacobian_determinant(ddf)).clamp(min=0).flatten(1).mean(1)
 
 

@@ -8,15 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.flow import Deformation, exp_affine, jacobian
+from monai_diffeo.flow.grid import half_frame
 from monai_diffeo.flow.warp import _float
 from monai_diffeo.renamed import renamed_attributes
 
 __all__ = ["Family", "VelocityFamily", "half_frame"]
-
-
-def half_frame(spatial_size: Sequence[int], like: Tensor) -> Tensor:
-    """Half the frame along each axis, the unit of ``theta``, in voxels, shape ``(D,)``; device and dtype of ``like``."""
-    return torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=like.device, dtype=like.dtype)
 
 
 @renamed_attributes(draw="sample", milder="scaled")
@@ -68,11 +64,7 @@ class Family(nn.Module):
 
 
 class VelocityFamily(Family):
-    """A family whose members are flows of stationary velocities, so that the inverse is the flow of ``-v``.
-
-    Args:
-        steps: squarings of the exponential.
-    """
+    """A family of flows of stationary velocities, by ``steps`` squarings; the inverse is the flow of ``-v``."""
 
     def __init__(self, steps: int = 7) -> None:
         super().__init__()

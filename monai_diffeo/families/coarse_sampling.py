@@ -13,8 +13,6 @@ from monai_diffeo.flow import Deformation
 
 __all__ = ["CoarseSampling"]
 
-_MODES = {1: "linear", 2: "bilinear", 3: "trilinear"}
-
 
 class CoarseSampling(Family):
     """A family computed on every ``factor``-th voxel only, and interpolated between: cheaper where fields are smooth.
@@ -57,6 +55,7 @@ class CoarseSampling(Family):
 
     def _between(self, found: Deformation, spatial_size: Sequence[int]) -> Deformation:
         scale = half_frame(spatial_size, found.residual) / half_frame(found.residual.shape[2:], found.residual)
-        residual = F.interpolate(found.residual, tuple(spatial_size), mode=_MODES[self.spatial_dims], align_corners=True)
+        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[self.spatial_dims]
+        residual = F.interpolate(found.residual, tuple(spatial_size), mode=mode, align_corners=True)
         columns = torch.cat([1 / scale, scale.new_ones(1)])  # a matrix acts on voxels, whose size may differ between the axes
         return Deformation(found.matrix * scale[:, None] * columns, residual * scale.view(-1, *[1] * len(scale)))

@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from monai_diffeo.families.affine import _in_voxels
 from monai_diffeo.families.base import VelocityFamily, half_frame
 
 __all__ = ["ControlGrid"]
@@ -21,9 +22,7 @@ def _spline_basis(size: int, controls: int, device: torch.device, dtype: torch.d
         spacing = (size - 1) / (controls + 3)
         centers = (torch.arange(controls, device=device, dtype=dtype) + 2) * spacing
         t = (torch.arange(size, device=device, dtype=dtype)[:, None] - centers).abs() / spacing
-        inner = 2 / 3 - t**2 + t**3 / 2
-        outer = (2 - t).clamp(min=0) ** 3 / 6
-        return torch.where(t < 1, inner, outer)
+        return torch.where(t < 1, 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
 
 
 class ControlGrid(VelocityFamily):
@@ -51,12 +50,10 @@ class ControlGrid(VelocityFamily):
         self.num_parameters = self.num_affine + spatial_dims * controls**spatial_dims
 
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        dims = self.spatial_dims
-        half = half_frame(spatial_size, theta)
+        dims, half = self.spatial_dims, half_frame(spatial_size, theta)
         generator = theta.new_zeros(theta.shape[0], dims, dims + 1)
         if self.affine:
-            relative = theta[:, : self.num_affine].view(-1, dims, dims + 1)
-            generator = relative * half[:, None] / torch.cat([half, half.new_ones(1)])
+            generator = _in_voxels(theta[:, : self.num_affine], spatial_size)
         field = theta[:, self.num_affine :].reshape(-1, dims, *[self.controls] * dims)
         for n in spatial_size:  # each product moves the next control axis to the end as a voxel axis
             basis = _spline_basis(n + 2 * round(self.margin * n), self.controls, theta.device, theta.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -53,19 +53,18 @@ class PiecewiseStationary(Family):
         return generators.unflatten(0, (-1, self.pieces)), fields.unflatten(0, (-1, self.pieces))
 
     def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
-        return self._integrate(theta, spatial_size, steps, exp_affine_sequence)
+        return exp_affine_sequence(*self._summed(theta, spatial_size), self.steps if steps is None else steps)
 
     def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
-        return self._integrate(theta, spatial_size, steps, inverse_affine_sequence)
+        return inverse_affine_sequence(*self._summed(theta, spatial_size), self.steps if steps is None else steps)
 
-    def _integrate(
-        self, theta: Tensor, spatial_size: Sequence[int], steps: int | None, flow: Callable[..., Deformation]
-    ) -> Deformation:
+    def _summed(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """:meth:`velocities`, or with an ``order`` the one of the series."""
         generators, fields = self.velocities(theta, spatial_size)
-        if self.order is not None:
-            with torch.autocast(fields.device.type, enabled=False):
-                generators, fields = _bch_velocity(generators, fields, self.order)
-        return flow(generators, fields, self.steps if steps is None else steps)
+        if self.order is None:
+            return generators, fields
+        with torch.autocast(fields.device.type, enabled=False):
+            return _bch_velocity(generators, fields, self.order)
 
 
 def _bch_velocity(generators: Tensor, fields: Tensor, order: int) -> tuple[Tensor, Tensor]:
@@ -78,10 +77,8 @@ def _bch_velocity(generators: Tensor, fields: Tensor, order: int) -> tuple[Tenso
 
 def _affine_generator(field: Tensor) -> Tensor:
     """Generator ``(B, D, D + 1)`` of a field that is affine on the grid, from its differences between opposite corners."""
-    dims = field.shape[1]
-    middle = field.flatten(2).mean(2)
-    columns = []
-    for axis in range(dims):
-        first, last = field.select(2 + axis, 0), field.select(2 + axis, field.shape[2 + axis] - 1)
-        columns.append((last - first).flatten(2).mean(2) / (field.shape[2 + axis] - 1))
+    middle, columns = field.flatten(2).mean(2), []
+    for axis in range(2, field.ndim):
+        first, last = field.select(axis, 0), field.select(axis, -1)
+        columns.append((last - first).flatten(2).mean(2) / (field.shape[axis] - 1))
     return torch.stack([*columns, middle], dim=-1)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.families.base import VelocityFamily
-from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.grid import centered_grid, half_frame
 
 __all__ = ["Siren"]
 
@@ -59,7 +59,7 @@ class Siren(VelocityFamily):
         for i, (rows, columns) in enumerate(self.shapes):
             bound = 1 / columns if i == 0 else (self.c / columns) ** 0.5 / self.omega
             bound = self.last if i == len(self.shapes) - 1 else bound
-            parts += [(torch.rand(rows * (columns + 1), generator=draw) * 2 - 1) * bound]
+            parts.append((torch.rand(rows * (columns + 1), generator=draw) * 2 - 1) * bound)
         return torch.cat(parts).to(device).repeat(batch_size, 1)
 
     def scaled(self, theta: Tensor, factor: Tensor) -> Tensor:
@@ -76,18 +76,15 @@ class Siren(VelocityFamily):
 
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         dims, batch = self.spatial_dims, theta.shape[0]
-        half = [max(n - 1, 1) / 2 for n in spatial_size]
         grid = centered_grid(spatial_size, theta.device, theta.dtype)
-        signal = grid / torch.tensor(half, device=theta.device, dtype=theta.dtype).view(-1, *[1] * dims)
+        signal = grid / half_frame(spatial_size, theta).view(-1, *[1] * dims)
         signal = signal.flatten(1).expand(batch, -1, -1)
         start = 0
         for i, (rows, columns) in enumerate(self.shapes):
-            weight = theta[:, start : start + rows * columns].view(batch, rows, columns)
-            start += rows * columns
-            bias = theta[:, start : start + rows].unsqueeze(-1)
-            start += rows
-            signal = torch.baddbmm(bias, weight, signal)
+            weight, bias = theta[:, start : start + rows * (columns + 1)].split([rows * columns, rows], 1)
+            start += rows * (columns + 1)
+            signal = torch.baddbmm(bias.unsqueeze(-1), weight.view(batch, rows, columns), signal)
             if i < len(self.shapes) - 1:
                 signal = torch.sin((self.first_omega if i == 0 else self.omega) * signal)
-        field = signal.view(batch, dims, *spatial_size) * (self.scale * max(half))
+        field = signal.view(batch, dims, *spatial_size) * (self.scale * ((max(*spatial_size, 2) - 1) / 2))
         return theta.new_zeros(batch, dims, dims + 1), field

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Sequence
 from functools import lru_cache
 
@@ -86,19 +85,15 @@ class ThinPlateSpline(Family):
 
 
 def _control_points(controls: int, dims: int) -> Tensor:
-    axis = torch.linspace(-1, 1, controls, dtype=torch.float64).tolist()
-    return torch.tensor(list(itertools.product(axis, repeat=dims)), dtype=torch.float64)
+    axis = torch.linspace(-1, 1, controls, dtype=torch.float64)
+    return torch.cartesian_prod(*[axis] * dims)
 
 
 @lru_cache(maxsize=8)
-def _response(
-    controls: int, spatial_size: tuple[int, ...], margins: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> Tensor:
+def _response(count: int, size: tuple[int, ...], margins: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """How far each voxel follows each control point, shape ``(N, K)``."""
     with torch.inference_mode(False), torch.no_grad():
-        half = half_frame(spatial_size, torch.empty(0, dtype=torch.float64))
-        wide = [n + 2 * m for n, m in zip(spatial_size, margins)]
-        points = (centered_grid(wide, dtype=torch.float64).flatten(1) / half[:, None]).T
-        control = _control_points(controls, len(spatial_size))
-        unit = torch.eye(len(control), dtype=torch.float64)[None]
-        return thin_plate_spline(control, unit, points)[0].to(device=device, dtype=dtype)
+        grid = centered_grid([n + 2 * m for n, m in zip(size, margins)], dtype=torch.float64).flatten(1)
+        points = (grid / half_frame(size, grid)[:, None]).T
+        control = _control_points(count, len(size))
+        return thin_plate_spline(control, torch.eye(len(control)).to(control)[None], points)[0].to(device, dtype)

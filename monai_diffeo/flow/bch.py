@@ -28,10 +28,7 @@ def lie_bracket(v: Tensor, w: Tensor) -> Tensor:
 
     Args:
         v: velocity, shape ``(B, D, *S)``, voxels per unit time.
-        w: velocity, same shape.
-
-    Returns:
-        Velocity, shape ``(B, D, *S)``.
+        w: velocity, same shape, which is that of the result.
 
     Raises:
         ShapeError: if the shapes differ or are no velocities.
@@ -62,11 +59,8 @@ def bch(v: Tensor, w: Tensor, order: int = 2) -> Tensor:
 
     Args:
         v: velocity whose flow comes last, shape ``(B, D, *S)``, voxels per unit time.
-        w: velocity whose flow comes first, same shape.
+        w: velocity whose flow comes first; this one and the result have the shape and unit of ``v``.
         order: 1 (the sum) to 4.
-
-    Returns:
-        Velocity, shape ``(B, D, *S)``, voxels per unit time.
 
     Raises:
         ShapeError: if the shapes differ or are no velocities.
@@ -77,7 +71,6 @@ def bch(v: Tensor, w: Tensor, order: int = 2) -> Tensor:
     products that fields do not have, and some are misprinted; see ``docs/results/bch.md``.
 
     Example:
-        >>> import torch
         >>> shift = torch.ones(1, 2, 6, 6)          # flows of constant velocities commute: the series stops at the sum
         >>> torch.equal(bch(shift, 2 * shift, order=4), 3 * shift)
         True
@@ -90,9 +83,7 @@ def series(v: Field, w: Field, order: int, bracket: Callable[[Field, Field], Fie
     if order not in (1, 2, 3, 4):
         raise ValueError(f"bch(): 'order' must be 1, 2, 3 or 4, got {order}. Beyond that, compose the flows.")
     once = bracket(v, w)  # also at order 1: it checks both fields
-    z = v + w
-    if order >= 2:
-        z = z + once / 2
+    z = v + w if order == 1 else v + w + once / 2
     if order >= 3:
         twice = bracket(v, once)
         z = z + (twice - bracket(w, once)) / 12
@@ -105,13 +96,10 @@ def bch_sequence(fields: Tensor, order: int = 2, scheme: str = "tree") -> Tensor
     """One velocity for the flows of T velocities, ``exp(v_1) after exp(v_2) after ... exp(v_T)``, by repeated :func:`bch`.
 
     Args:
-        fields: velocities, shape ``(B, T, D, *S)``, voxels per unit time.
+        fields: velocities, shape ``(B, T, D, *S)``, voxels per unit time; the result has the shape ``(B, D, *S)``.
         order: of each application of the series, 1 to 4.
         scheme: ``"tree"`` pairs neighbours, so that no field goes through the series more than ``ceil(log2 T)`` times;
             ``"chain"`` adds one after another, up to ``T - 1`` times.
-
-    Returns:
-        Velocity, shape ``(B, D, *S)``.
 
     Raises:
         ShapeError: if ``fields`` has another shape.

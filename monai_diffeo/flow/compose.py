@@ -21,10 +21,7 @@ def compose(a: Tensor, b: Tensor) -> Tensor:
 
     Args:
         a: outer displacement, shape ``(B, D, *S)``, voxels.
-        b: inner displacement, same shape, voxels.
-
-    Returns:
-        Displacement, shape ``(B, D, *S)``, voxels.
+        b: inner displacement, same shape and unit, which are those of the result.
 
     Raises:
         ShapeError: if the shapes differ or are no displacements.
@@ -86,13 +83,11 @@ def inverse_error(ddf: Tensor, inverse_ddf: Tensor, interior: int = 0) -> Tensor
     """How far ``ddf`` after ``inverse_ddf`` is from the identity, at every voxel.
 
     Args:
-        ddf: shape ``(B, D, *S)``, voxels.
-        inverse_ddf: shape ``(B, D, *S)``, voxels.
+        ddf, inverse_ddf: shape ``(B, D, *S)``, voxels.
         interior: voxels to leave out at each side of the frame, where a map may ask for what lies outside.
 
     Returns:
         Distance, shape ``(B, *S')``, voxels; take ``mean`` or ``amax`` over the spatial axes.
     """
     error = torch.linalg.vector_norm(compose(ddf, inverse_ddf), dim=1)
-    inside = [slice(interior, n - interior) for n in error.shape[1:]]
-    return error[(slice(None), *inside)]
+    return error[(slice(None), *(slice(interior, n - interior) for n in error.shape[1:]))]

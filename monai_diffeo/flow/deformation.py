@@ -65,7 +65,7 @@ class Deformation:
         """The composition ``x -> self(first(x))``; ``warp(warp(im, a), b)`` equals one warp along ``a.after(b)``."""
         residual = self.residual
         where = first._affine(first._grid()) + first.residual
-        center = torch.tensor([(n - 1) / 2 for n in residual.shape[2:]], device=residual.device, dtype=residual.dtype)
+        center = residual.new_tensor([(n - 1) / 2 for n in residual.shape[2:]])
         u = sample(residual, where + center.view(-1, *[1] * (residual.ndim - 2)))
         linear, shift = self.matrix[..., :-1], self.matrix[..., -1:]
         with torch.autocast(residual.device.type, enabled=False):

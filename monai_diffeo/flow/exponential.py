@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.deformation import Deformation
-from monai_diffeo.flow.grid import check_field, voxel_grid
+from monai_diffeo.flow.grid import check_field, half_frame, voxel_grid
 from monai_diffeo.flow.warp import _float
 
 __all__ = ["affine_deformation", "exp", "exp_affine"]
@@ -45,8 +45,7 @@ def exp(v: Tensor, steps: int = 7) -> Tensor:
         raise ValueError(f"exp(): 'steps' must be at least 0, got {steps}. Use 5 while fitting, 7 or more at the end.")
     v = _float(v)
     with torch.autocast(v.device.type, enabled=False):
-        size = torch.tensor([max(n - 1, 1) / 2 for n in v.shape[2:]], device=v.device, dtype=v.dtype)
-        size = size.view(-1, *[1] * (v.ndim - 2))
+        size = half_frame(v.shape[2:], v).view(-1, *[1] * (v.ndim - 2))
         base = (voxel_grid(v.shape[2:], v.device, v.dtype) / size - 1).flip(0).movedim(0, -1)
         u = (v / size).flip(1) / 2**steps  # in units of half a frame and reversed axis order, as grid_sample wants it
         for _ in range(steps):
@@ -57,9 +56,7 @@ def exp(v: Tensor, steps: int = 7) -> Tensor:
 def affine_deformation(generator: Tensor, spatial_size: Sequence[int]) -> Deformation:
     """Flow at time one of an affine velocity alone, by the matrix exponential.
 
-    Args:
-        generator: shape ``(B, D, D + 1)``, as :func:`exp_affine` takes it.
-        spatial_size: of the (empty) residual.
+    ``generator`` ``(B, D, D + 1)`` is as for :func:`exp_affine`; ``spatial_size`` is that of the residual, which is zero.
     """
     matrix = torch.linalg.matrix_exp(F.pad(generator, (0, 0, 0, 1)).double())[:, :-1].to(generator.dtype)
     return Deformation(matrix, generator.new_zeros(generator.shape[0], generator.shape[1], *spatial_size))
@@ -76,7 +73,7 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7) -> Deformation:
         generator: element of the affine Lie algebra, shape ``(B, D, D + 1)``, per unit time, acting on voxel coordinates
             measured from the centre of the frame; the last column is a translation in voxels.
         v: velocity, shape ``(B, D, *S)``, voxels per unit time; should go to zero at the frame.
-        steps: number of squarings.
+        steps: as for :func:`exp`.
 
     Returns:
         The deformation; its inverse is ``exp_affine(-generator, -v)``.

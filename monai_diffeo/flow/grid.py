@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["check_field", "centered_grid", "voxel_grid"]
+__all__ = ["check_field", "centered_grid", "half_frame", "voxel_grid"]
 
 
 @lru_cache(maxsize=64)
@@ -37,13 +37,13 @@ def centered_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu
     return _cached_centered_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
 
 
+def half_frame(spatial_size: Sequence[int], like: Tensor) -> Tensor:
+    """Half the frame along each axis, the unit of ``theta``, in voxels, shape ``(D,)``; device and dtype of ``like``."""
+    return torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=like.device, dtype=like.dtype)
+
+
 def check_field(who: str, argument: str, field: Tensor) -> None:
     """Raise :class:`ShapeError` unless ``field`` has shape ``(B, D, *S)`` with ``D`` spatial axes, 2 or 3."""
     if field.ndim not in (4, 5) or field.shape[1] != field.ndim - 2:
-        raise ShapeError(
-            who,
-            argument,
-            "(B, D, *S) with D = 2 or 3 = number of spatial axes",
-            field.shape,
-            "Component d moves along spatial axis d; add a batch axis with field[None] if it lacks one.",
-        )
+        remedy = "Component d moves along spatial axis d; add a batch axis with field[None] if it lacks one."
+        raise ShapeError(who, argument, "(B, D, *S) with D = 2 or 3 = number of spatial axes", field.shape, remedy)

@@ -36,14 +36,7 @@ def jacobian(ddf: Tensor) -> Tensor:
 def jacobian_determinant(ddf: Tensor) -> Tensor:
     """Determinant of ``I + grad ddf`` at every voxel; 1 where volume is kept, at most 0 where the map folds.
 
-    Args:
-        ddf: shape ``(B, D, *S)``, voxels.
-
-    Returns:
-        Shape ``(B, *S)``.
-
-    Raises:
-        ShapeError: if ``ddf`` is no displacement.
+    Argument and error as for :func:`jacobian`. Returns the shape ``(B, *S)``.
 
     Example:
         >>> jacobian_determinant(torch.zeros(1, 2, 4, 4)).unique().tolist()
@@ -64,7 +57,11 @@ def _determinant(columns: list[list[Tensor]]) -> Tensor:
 
 def folding_fraction(ddf: Tensor) -> Tensor:
     """Share of folded voxels of each image, shape ``(B,)``: Jacobian determinant at most 0, or not finite."""
-    volume = jacobian_determinant(ddf)
+    return _not_positive(jacobian_determinant(ddf))
+
+
+def _not_positive(volume: Tensor) -> Tensor:
+    """Share of numbers in each row that are not positive or not finite."""
     return (~((volume > 0) & volume.isfinite())).flatten(1).float().mean(1)
 
 
@@ -76,14 +73,8 @@ def simplex_determinants(ddf: Tensor) -> Tensor:
     positive means that the interpolated map is nowhere folded, not only that its samples look so. In space each cell gives the
     six tetrahedra around its main diagonal, the pieces of the piecewise linear map.
 
-    Args:
-        ddf: displacement, shape ``(B, D, *S)``, voxels, at least two voxels along every axis.
-
-    Returns:
-        Shape ``(B, n, *(S - 1))``, ``n`` = 4 triangles or 6 tetrahedra a cell.
-
-    Raises:
-        ShapeError: if ``ddf`` is no displacement.
+    Argument and error as for :func:`jacobian`. Returns the shape ``(B, n, *(S - 1))``, ``n`` = 4 triangles or 6 tetrahedra a
+    cell.
 
     Example:
         >>> simplex_determinants(torch.zeros(1, 2, 3, 3)).unique().tolist()
@@ -111,14 +102,7 @@ def cell_determinants(ddf: Tensor) -> Tensor:
     the converse holds too; in space the determinant has degree two along every axis, and what the 27 coefficients prove is a
     little stricter.
 
-    Args:
-        ddf: displacement, shape ``(B, D, *S)``, voxels, at least two voxels along every axis.
-
-    Returns:
-        Shape ``(B, n, *(S - 1))``, ``n`` = 4 or 27 coefficients a cell.
-
-    Raises:
-        ShapeError: if ``ddf`` is no displacement.
+    Argument and error as for :func:`jacobian`. Returns the shape ``(B, n, *(S - 1))``, ``n`` = 4 or 27 coefficients a cell.
 
     Reference: Farouki (2012), The Bernstein polynomial basis, https://doi.org/10.1016/j.cagd.2012.03.001.
     """
@@ -140,8 +124,7 @@ def nonpositive_cell_fraction(ddf: Tensor) -> Tensor:
     Numbers that are not finite count as folds. Stricter than :func:`folding_fraction`, which looks at central differences at
     the voxels.
     """
-    determinants = cell_determinants(ddf)
-    return (~((determinants > 0) & determinants.isfinite())).flatten(1).float().mean(1)
+    return _not_positive(cell_determinants(ddf))
 
 
 def _edges(ddf: Tensor) -> Callable[[int, tuple[int, ...]], list[Tensor]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import reduce
 
 import torch
 from torch import Tensor
@@ -18,26 +19,14 @@ __all__ = ["compose_sequence", "dense_velocity", "exp_affine_sequence", "exp_seq
 
 
 def reduce_sequence(items: Tensor, product: Callable[[Tensor, Tensor], Tensor], scheme: str = "tree") -> Tensor:
-    """``item_1 * item_2 * ... item_T`` for an associative product of batches.
+    """``item_1 * item_2 * ... item_T`` of ``items`` ``(B, T, ...)``, ``(B, ...)``, for an associative product of batches.
 
-    Args:
-        items: shape ``(B, T, ...)``, at least one.
-        product: of two tensors ``(N, ...)``, row by row.
-        scheme: ``"tree"`` multiplies neighbours, all pairs at once, until one is left; ``"chain"`` multiplies from the left.
-
-    Returns:
-        Shape ``(B, ...)``.
-
-    Raises:
-        ValueError: for an unknown scheme.
+    ``"tree"`` multiplies neighbours, all pairs at once, until one is left; ``"chain"`` multiplies from the left.
     """
     if scheme not in ("tree", "chain"):
         raise ValueError(f"reduce_sequence(): 'scheme' must be 'tree' or 'chain', got {scheme!r}.")
     if scheme == "chain":
-        result = items[:, 0]
-        for t in range(1, items.shape[1]):
-            result = product(result, items[:, t])
-        return result
+        return reduce(product, items.unbind(1))
     while items.shape[1] > 1:
         pairs = items.shape[1] // 2
         left, right = items[:, 0 : 2 * pairs : 2], items[:, 1 : 2 * pairs : 2]
@@ -71,13 +60,7 @@ def exp_sequence(fields: Tensor, steps: int = 7, scheme: str = "tree") -> Tensor
     Args:
         fields: velocities, shape ``(B, T, D, *S)``, voxels per unit time.
         steps: squarings of each exponential; all T are integrated side by side.
-        scheme: as for :func:`compose_sequence`.
-
-    Returns:
-        Displacement, shape ``(B, D, *S)``, voxels.
-
-    Raises:
-        ShapeError: if ``fields`` has another shape.
+        scheme: as for :func:`compose_sequence`, and so are result and errors.
     """
     check_sequence("exp_sequence()", "fields", fields)
     return reduce_sequence(exp(fields.flatten(0, 1), steps).unflatten(0, fields.shape[:2]), compose, scheme)
@@ -93,10 +76,7 @@ def exp_affine_sequence(generators: Tensor, fields: Tensor, steps: int = 7) -> D
         fields: velocities, shape ``(B, T, D, *S)``, voxels per unit time.
         steps: squarings of each exponential.
     """
-    flow = exp_affine(generators[:, 0], fields[:, 0], steps)
-    for t in range(1, fields.shape[1]):
-        flow = flow.after(exp_affine(generators[:, t], fields[:, t], steps))
-    return flow
+    return reduce(Deformation.after, (exp_affine(g, v, steps) for g, v in zip(generators.unbind(1), fields.unbind(1))))
 
 
 def inverse_affine_sequence(generators: Tensor, fields: Tensor, steps: int = 7) -> Deformation:
@@ -109,18 +89,12 @@ def dense_velocity(generators: Tensor, fields: Tensor, spatial_size: Sequence[in
     grid = centered_grid(fields.shape[3:], fields.device, fields.dtype)
     shift = generators[..., -1]
     affine = torch.einsum("btij,j...->bti...", generators[..., :-1], grid) + shift.view(*shift.shape, *[1] * (grid.ndim - 1))
-    margins = [(have - want) // 2 for have, want in zip(fields.shape[3:], spatial_size)]
-    inside = [slice(m, m + n) for m, n in zip(margins, spatial_size)]
+    inside = [slice((have - n) // 2, (have - n) // 2 + n) for have, n in zip(fields.shape[3:], spatial_size)]
     return (affine + fields)[(slice(None), slice(None), slice(None), *inside)]
 
 
 def check_sequence(who: str, argument: str, fields: Tensor) -> None:
     """Raise :class:`ShapeError` unless ``fields`` has shape ``(B, T, D, *S)`` with ``D`` spatial axes, 2 or 3."""
     if fields.ndim not in (5, 6) or fields.shape[2] != fields.ndim - 3 or fields.shape[1] == 0:
-        raise ShapeError(
-            who,
-            argument,
-            "(B, T, D, *S) with T >= 1 and D = 2 or 3 = number of spatial axes",
-            fields.shape,
-            "A single field is a sequence of one: field[:, None].",
-        )
+        expected = "(B, T, D, *S) with T >= 1 and D = 2 or 3 = number of spatial axes"
+        raise ShapeError(who, argument, expected, fields.shape, "A single field is a sequence of one: field[:, None].")

@@ -13,12 +13,6 @@ def _kernel(squared: Tensor, dims: int) -> Tensor:
     return squared * torch.log(squared.clamp(min=1e-20)) / 2 if dims == 2 else squared.clamp(min=1e-20).sqrt()
 
 
-def _kernel_slope(squared: Tensor, dims: int) -> Tensor:
-    """The kernel's derivative by r, divided by r."""
-    squared = squared.clamp(min=1e-20)
-    return torch.log(squared) + 1 if dims == 2 else squared.rsqrt()
-
-
 def _weights(control: Tensor, targets: Tensor) -> Tensor:
     """Weights of the kernels, the constant and the coordinates, shape ``(B, K + 1 + D, E)``."""
     k, dims = control.shape
@@ -53,12 +47,13 @@ def thin_plate_spline(control: Tensor, targets: Tensor, points: Tensor) -> Tenso
 def thin_plate_slopes(control: Tensor, targets: Tensor, points: Tensor) -> Tensor:
     """Derivatives of :func:`thin_plate_spline` along the axes, in closed form; same arguments.
 
-    Returns:
-        Shape ``(B, N, E, D)``; entry ``[..., i, j]`` is the derivative of component i along axis j.
+    Shape ``(B, N, E, D)``; entry ``[..., i, j]`` is the derivative of component i along axis j.
     """
     k, dims = control.shape
     weights = _weights(control, targets)
     apart = points.unsqueeze(-2) - control
-    kernel = _kernel_slope(apart.square().sum(-1, keepdim=True), dims) * apart  # (..., N, K, D)
+    squared = apart.square().sum(-1, keepdim=True).clamp(min=1e-20)
+    slope = torch.log(squared) + 1 if dims == 2 else squared.rsqrt()  # the kernel's derivative by r, divided by r
+    kernel = slope * apart  # (..., N, K, D)
     curved = kernel.transpose(-1, -2) @ weights[:, None, :k]
     return (curved + weights[:, None, k + 1 :]).transpose(-1, -2)

@@ -63,8 +63,6 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     Raises:
         ShapeError: if ``ddf`` is no displacement or does not fit the image.
 
-    Reference: pull-back convention of MONAI's ``Warp``.
-
     Example:
         >>> image = torch.arange(9.0).view(1, 1, 3, 3)
         >>> warp(image, torch.ones(1, 2, 3, 3))[0, 0, 0, 0].item()      # the value one row down, one column right
@@ -72,21 +70,15 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     """
     check_field("warp()", "ddf", ddf)
     if image.ndim != ddf.ndim or image.shape[2:] != ddf.shape[2:] or image.shape[0] != ddf.shape[0]:
-        raise ShapeError(
-            "warp()",
-            "image",
-            f"({ddf.shape[0]}, C, {', '.join(map(str, ddf.shape[2:]))}) as 'ddf'",
-            image.shape,
-            "Resize one of them, or expand the batch.",
-        )
-    field = _float(ddf)
-    values = image.to(field.dtype) if image.dtype != torch.float64 else image
-    field = field.to(values.dtype)
+        expected = f"({ddf.shape[0]}, C, {', '.join(map(str, ddf.shape[2:]))}) as 'ddf'"
+        raise ShapeError("warp()", "image", expected, image.shape, "Resize one of them, or expand the batch.")
+    dtype = torch.float64 if torch.float64 in (image.dtype, ddf.dtype) else torch.float32
+    values, field = image.to(dtype), ddf.to(dtype)
     if USE_COMPILED and mode != "bicubic":
         with torch.autocast(image.device.type, enabled=False):
             moved = _monai_warp(mode, padding_mode)(values, field)
     else:
-        moved = sample(values, voxel_grid(ddf.shape[2:], ddf.device, field.dtype) + field, mode, padding_mode)
+        moved = sample(values, voxel_grid(ddf.shape[2:], ddf.device, dtype) + field, mode, padding_mode)
     if not (image.dtype.is_floating_point or mode == "nearest"):
         moved = moved.round()
     return moved.to(image.dtype)
@@ -99,11 +91,8 @@ def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
     the warped image by the *inverse* displacement, and a landmark of the warped image back to the image by ``ddf``.
 
     Args:
-        points: shape ``(B, N, D)``, voxel coordinates in axis order.
+        points: shape ``(B, N, D)``, voxel coordinates in axis order, as those that are returned.
         ddf: shape ``(B, D, *S)``, voxels.
-
-    Returns:
-        Shape ``(B, N, D)``, voxel coordinates.
 
     Raises:
         ShapeError: if ``points`` or ``ddf`` has another shape.

@@ -75,13 +75,8 @@ def euler_characteristic(mask: np.ndarray, connectivity: str = "face") -> int:
 def betti_numbers(mask: np.ndarray, connectivity: str = "face") -> tuple[int, ...]:
     """Components and holes of a plane mask, ``(b0, b1)``; components, tunnels and cavities of one in space, ``(b0, b1, b2)``.
 
-    Args:
-        mask: shape ``S``, 2 or 3 axes; everything but 0 is inside; outside the frame is background.
-        connectivity: of the foreground, ``"face"`` or ``"full"``.
-
-    Raises:
-        ValueError: for another connectivity, or another number of axes.
-        ImportError: without scipy or scikit-image.
+    Outside the frame is background; ``connectivity`` is that of the foreground. Arguments and errors as for
+    :func:`connected_components`, and ImportError without scikit-image.
 
     Example:
         >>> ring = np.ones((3, 3)); ring[1, 1] = 0
@@ -170,8 +165,7 @@ class BettiNumberMetric(CumulativeIterationMetric):
         self.number, self.connectivity = number, connectivity
 
     def _compute_tensor(self, y_pred: Tensor, y: Tensor | None = None, **kwargs) -> Tensor:
-        found = self._count(y_pred)
-        return found if y is None else (found - self._count(y)).abs()
+        return self._count(y_pred) if y is None else (self._count(y_pred) - self._count(y)).abs()
 
     def _count(self, masks: Tensor) -> Tensor:
         rows = [[betti_numbers(m, self.connectivity)[self.number] for m in image] for image in masks.detach().cpu().numpy()]

@@ -34,12 +34,9 @@ class EnergyCritic(nn.Module):
     ) -> None:
         super().__init__()
         conv = Conv["conv", spatial_dims]
-        self.from_image = nn.ModuleList(
-            conv(in_channels, channels, kernel_size, stride=stride, padding=kernel_size // 2) for _ in range(layers)
-        )
-        self.from_features = nn.ModuleList(
-            conv(channels, channels, kernel_size, padding=kernel_size // 2) for _ in range(layers - 1)
-        )
+        pad, rest = kernel_size // 2, range(layers - 1)
+        self.from_image = nn.ModuleList(conv(in_channels, channels, kernel_size, stride, pad) for _ in range(layers))
+        self.from_features = nn.ModuleList(conv(channels, channels, kernel_size, padding=pad) for _ in rest)
         self.score = conv(channels, 1, 1)
 
     def forward(self, image: Tensor) -> Tensor:

@@ -63,8 +63,7 @@ class FilmOrientation(nn.Module):
         The log-probabilities of the film in all eight orientations are averaged. So the answers on a rotated film are those on
         the film, rotated.
         """
-        total = image.new_zeros(len(image), 2, 4)
-        backwards = [0, 3, 2, 1]  # a mirrored film turns the other way round
+        total, backwards = image.new_zeros(len(image), 2, 4), [0, 3, 2, 1]  # a mirrored film turns the other way round
         for k in range(4):
             scores = self(torch.rot90(image, k, (2, 3))).flatten(1).log_softmax(1).view(-1, 2, 4)
             mirrored = self(torch.rot90(image.flip(-1), k, (2, 3))).flatten(1).log_softmax(1).view(-1, 2, 4)

@@ -17,8 +17,7 @@ def standardize_image(image: Tensor) -> Tensor:
     """Each image to mean 0 and spread 1 over all channels and voxels; a constant image to zeros. ``(B, C, *S)``."""
     image = image if image.dtype == torch.float64 else image.float()
     flat = image.flatten(1)
-    mean = flat.mean(1).view(-1, *[1] * (image.ndim - 1))
-    std = flat.std(1).view(-1, *[1] * (image.ndim - 1))
+    mean, std = (x.view(-1, *[1] * (image.ndim - 1)) for x in (flat.mean(1), flat.std(1)))
     return (image - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
 
 

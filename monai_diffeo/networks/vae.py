@@ -33,10 +33,8 @@ class EnergyVAE(nn.Module):
         super().__init__()
         factor = 2 ** len(channels)
         if any(n % factor for n in image_size):
-            given = tuple(image_size)
-            raise ValueError(
-                f"EnergyVAE: image_size must be divisible by {factor}, got {given}. Resize, or use fewer channels."
-            )
+            remedy = "Resize, or use fewer channels."
+            raise ValueError(f"EnergyVAE: image_size must be divisible by {factor}, got {tuple(image_size)}. {remedy}")
         conv, transposed = Conv["conv", spatial_dims], Conv["convtrans", spatial_dims]
         self.image_size, self.bottom = tuple(image_size), (channels[-1], *[n // factor for n in image_size])
         widths = [in_channels, *channels]

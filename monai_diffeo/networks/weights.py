@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.errors import WeightsError
-from monai_diffeo.files import sha256_of
 
 __all__ = ["load_weights", "mean_weights"]
 
@@ -42,27 +41,20 @@ def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[st
     of what the second has learned.
 
     Args:
-        first: file of a state dictionary.
-        second: file of another with the same keys and shapes.
-        share: 0 gives the first, 1 the second.
-
-    Returns:
-        A state dictionary; integers, such as the counters of batch normalisation, are those of the second.
+        first, second: files of state dictionaries with the same keys and shapes.
+        share: 0 gives the first, 1 the second; integers, such as counters of batch normalisation, are always the second's.
 
     Raises:
         WeightsError: if a file is missing, or they do not hold the same keys, shapes and dtypes.
 
     Reference: Wortsman et al. (2022), Robust fine-tuning of zero-shot models, https://arxiv.org/abs/2109.01903
     """
-    one, other = (
-        torch.load(_existing("mean_weights", path), map_location="cpu", weights_only=True) for path in (first, second)
-    )
+    paths = [_existing("mean_weights", path) for path in (first, second)]
+    one, other = (torch.load(path, map_location="cpu", weights_only=True) for path in paths)
     if {k: (v.shape, v.dtype) for k, v in one.items()} != {k: (v.shape, v.dtype) for k, v in other.items()}:
-        names = f"{Path(first).name} and {Path(second).name}"
+        names = " and ".join(path.name for path in paths)
         raise WeightsError(f"mean_weights(): {names} are of different networks; give one network and its further training.")
-    return {
-        key: torch.lerp(value, other[key], share) if value.is_floating_point() else other[key] for key, value in one.items()
-    }
+    return {k: torch.lerp(v, other[k], share) if v.is_floating_point() else other[k] for k, v in one.items()}
 
 
 def _existing(who: str, path: str | Path) -> Path:
@@ -70,6 +62,3 @@ def _existing(who: str, path: str | Path) -> Path:
     if not path.is_file():
         raise WeightsError(f"{who}(): no weights at {path}. Train them with the bundle's configs, or check the path.")
     return path
-
-
-weights_fingerprint = sha256_of  # the name that report/ still imports

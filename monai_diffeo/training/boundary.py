@@ -41,9 +41,8 @@ def boundary_distance(points: Tensor, masks: Tensor, power: float = 8.0) -> Tens
     size = torch.tensor(masks.shape[2:], device=points.device, dtype=points.dtype)
     points = torch.minimum(points.clamp(min=0), size[:, None] - 1)
     images = zip((masks.detach() > 0.5).cpu().numpy(), points)
-    return torch.stack(
-        [_power_mean([d for i, o in zip(*image) if i.any() for d in _distances(i, o)], power, image[1]) for image in images]
-    )
+    distances = [([d for inside, o in zip(m, p) if inside.any() for d in _distances(inside, o)], p) for m, p in images]
+    return torch.stack([_power_mean(some, power, outlines) for some, outlines in distances])
 
 
 _LEAST = 0.1  # voxels, so that a distance of 0 has a gradient

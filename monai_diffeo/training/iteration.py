@@ -39,10 +39,8 @@ class TrainingIteration:
         total = reduce(operator.add, losses.values())
         if not torch.isfinite(total):
             values = {name: float(value.detach()) for name, value in losses.items()}
-            raise NumericalError(
-                f"TrainingIteration: iteration {engine.state.iteration}: loss became {values}; lower the "
-                "learning rate or check that the films lie in [0, 1]."
-            )
+            remedy = "lower the learning rate or check that the films lie in [0, 1]."
+            raise NumericalError(f"TrainingIteration: iteration {engine.state.iteration}: loss became {values}; {remedy}")
         total.backward()
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
         engine.optimizer.step()
@@ -81,16 +79,12 @@ class LossCurve:
     def _write(self, engine) -> None:
         row = {"epoch": engine.state.epoch, **{name: round(s / self.count, 6) for name, s in self.sums.items()}}
         row["seconds"] = round(time.perf_counter() - self.began, 1)
-        new = not self.path.exists()
         with open(self.path, "a", newline="") as file:
             writer = csv.DictWriter(file, row)
-            if new:
+            if not file.tell():
                 writer.writeheader()
             writer.writerow(row)
         if self.progress:
-            print(
-                f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, "
-                + ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch"),
-                flush=True,
-            )
+            values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
+            print(f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, {values}", flush=True)
         self.sums, self.count = {}, 0

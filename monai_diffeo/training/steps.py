@@ -29,10 +29,8 @@ class SegmentationStep:
     """Dice plus cross entropy of a segmentation network with one logit a class; optionally on deformed films.
 
     Args:
-        strength: None trains on the films as they are (the baseline). A number deforms them by
-            :func:`~monai_diffeo.augmentation.random_strength_tps` (the augmented baseline).
         seed: of all random numbers.
-        intensity, framing_share, opacities: as for :func:`~monai_diffeo.augmentation.varied_films`.
+        strength, intensity, framing_share, opacities: as for :func:`~monai_diffeo.augmentation.varied_films`.
     """
 
     def __init__(
@@ -55,8 +53,7 @@ class SegmentationStep:
 class ClassificationStep:
     """Cross entropy of a classifier with one logit a class; ``batch["label"]`` (B,) counts classes from 0.
 
-    Args:
-        strength, seed: as for :class:`SegmentationStep`.
+    ``strength`` and ``seed`` are as for :class:`SegmentationStep`.
     """
 
     def __init__(self, strength: float | None = None, seed: int = 0) -> None:
@@ -76,7 +73,7 @@ class VAEStep:
     Args:
         beta: weight of the divergence, 1 as published.
         intensity: strength of the intensity augmentation; 0, as published, also leaves the films unstandardised.
-        seed: of the augmentation.
+        seed: of all random numbers.
     """
 
     def __init__(self, beta: float = 1.0, intensity: float = 1.0, seed: int = 0) -> None:
@@ -97,8 +94,7 @@ class CriticStep:
 
     Args:
         penalty: weight of the gradient penalty.
-        intensity: strength of the intensity augmentation; 0, as published, also leaves the films unstandardised.
-        seed: of all random numbers.
+        intensity, seed: as for :class:`VAEStep`.
 
     Reference: Gulrajani et al. (2017), https://arxiv.org/abs/1704.00028
     """
@@ -107,9 +103,7 @@ class CriticStep:
         self.penalty, self.intensity, self.generator = penalty, intensity, torch.Generator().manual_seed(seed)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        real = batch["image"]
-        if self.intensity:
-            real = random_intensity(real.cpu(), self.generator, self.intensity).to(real)
+        real = random_intensity(batch["image"].cpu(), self.generator, self.intensity).to(batch["image"])
         size = tuple(real.shape[2:])
         ddf = random_training_deformation(len(real), size, self.generator, identity_share=0.0, framing_share=0.0).to(real)
         fake = warp(real, ddf, padding_mode="zeros")
@@ -142,8 +136,7 @@ class OrientationStep:
         g = random_training_deformation(len(image), self.working_size, self.generator, angle=30.0).to(image)
         outside = "zeros" if torch.rand((), generator=self.generator) < 0.7 else "border"
         shown = warp(random_intensity(image.cpu(), self.generator, self.intensity).to(image), g, padding_mode=outside)
-        turns = torch.randint(4, (len(image),), generator=self.generator).to(image.device)
-        mirrored = torch.randint(2, (len(image),), generator=self.generator).to(image.device)
+        turns, mirrored = (torch.randint(n, (len(image),), generator=self.generator).to(image.device) for n in (4, 2))
         scores = network(rot90_image(shown, turns, mirrored.bool()))
         return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * 4 + turns)}
 
@@ -184,21 +177,17 @@ class PredictorStep:
         deformation: Callable[[int, tuple[int, ...], torch.Generator], Tensor] = random_training_deformation,
     ) -> None:
         self.family, self.activation, self.iterations, self.intensity = family, activation, iterations, intensity
-        self.deformation = deformation
-        self.network = None if network is None else _frozen_copy(network)
+        self.deformation, self.network = deformation, None if network is None else _frozen_copy(network)
         self.weights = {"grid": 0.02, "image": 0.5, "overlap": 1.0, "answer": 1.0, "smooth": 0.02}
         if iterations < 1 or set(weights or {}) - set(self.weights):
-            raise ValueError(
-                f"PredictorStep: 'iterations' must be at least 1 and 'weights' may name {', '.join(self.weights)}; "
-                f"got {iterations} and {weights}."
-            )
+            expected = f"'iterations' must be at least 1 and 'weights' may name {', '.join(self.weights)}"
+            raise ValueError(f"PredictorStep: {expected}; got {iterations} and {weights}.")
         self.weights |= weights or {}
         self.working_size = None if working_size is None else tuple(working_size)
         self.generator = torch.Generator().manual_seed(seed)
 
     def _losses(self, film: Tensor, shown: Tensor, g: Tensor, ddf: Tensor, theta: Tensor, answer: Tensor | None) -> Losses:
-        whole = compose(g, ddf)
-        voxel = 128 / film.shape[-1]
+        whole, voxel = compose(g, ddf), 128 / film.shape[-1]
         losses = {
             "grid": ((whole * voxel).square().sum(1) + 1).sqrt().mean() - 1,
             "image": (warp(film, whole) - film).square().mean(),

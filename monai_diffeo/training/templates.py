@@ -63,9 +63,8 @@ class TemplateStep:
         velocity, direct = network.read(image)
         ddf = network.integrate(velocity)
         log_odds = network.warp_prior(ddf, image.shape[2:])
-        losses = {
-            "segmentation": self.loss(log_odds if self.compress is None else compress_logits(log_odds, self.compress), label)
-        }
+        bounded = log_odds if self.compress is None else compress_logits(log_odds, self.compress)
+        losses = {"segmentation": self.loss(bounded, label)}
         if direct is not None and self.direct:
             smaller = F.interpolate(label, direct.shape[2:], mode="area")
             losses["direct"] = self.direct * self.loss(direct, (smaller > 0.5).to(label))

@@ -8,7 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from monai_diffeo.families.cpab.tessellation import Tessellation
+from monai_diffeo.families.cpab.tessellation import Tessellation, _to
 
 __all__ = ["BOUNDARIES", "CPASpace", "cpa_space"]
 
@@ -37,7 +37,7 @@ class CPASpace:
 
     def velocities(self, theta: Tensor) -> Tensor:
         """Velocities at the vertices ``(B, V, D)`` of the fields with coefficients ``theta`` ``(B, P)``; linear."""
-        nodal = _nodal(self, theta.device, theta.dtype)
+        nodal = _to(self, "nodal", theta.device, theta.dtype)
         return (theta @ nodal.flatten(0, 1).T).unflatten(1, nodal.shape[:2])
 
     def matrices(self, theta: Tensor) -> Tensor:
@@ -53,12 +53,6 @@ class CPASpace:
         unit = torch.eye(self.num_parameters, dtype=torch.float64)
         basis = self.matrices(unit).flatten(1).to(matrices)
         return matrices.flatten(1) @ basis.T
-
-
-@lru_cache(maxsize=64)
-def _nodal(space: CPASpace, device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        return space.nodal.to(device=device, dtype=dtype)
 
 
 def cell_matrices(tessellation: Tessellation, velocities: Tensor) -> Tensor:
@@ -179,10 +173,8 @@ def _outside(tessellation: Tessellation) -> tuple[Tensor, Tensor, Tensor, Tensor
     outward = -tessellation.barycentric[cells, opposite, :-1]  # a coordinate falls across the face where it vanishes
     axis = outward.abs().argmax(1)
     across = (beyond @ outward.T > 0) & (beyond[:, axis] != 0)
-    holds = (
-        tessellation.coordinates(nearest[:, None].expand(-1, len(cells), -1), cells.expand(len(margin), -1)).amin(-1) > -1e-9
-    )
-    return nearest, cells, across & holds, (beyond != 0).sum(1)
+    values = tessellation.coordinates(nearest[:, None].expand(-1, len(cells), -1), cells.expand(len(margin), -1))
+    return nearest, cells, across & (values.amin(-1) > -1e-9), (beyond != 0).sum(1)
 
 
 def _continuation(tessellation: Tessellation, boundary: str) -> Tensor:

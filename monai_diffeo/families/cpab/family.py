@@ -115,19 +115,13 @@ def _prior(space: CPASpace, length_scale: float, std: float) -> CPAPrior:
 
 
 @lru_cache(maxsize=16)
-def _frame(
-    tessellation: Tessellation, spatial_size: tuple[int, ...], device: torch.device, dtype: torch.dtype
-) -> tuple[Tensor, Start]:
+def _frame(tessellation: Tessellation, size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Start]:
     """The voxels as points ``(N, D)`` of the frame [0, 1]^D, and their cells; found once."""
     with torch.inference_mode(False), torch.no_grad():
-        points = _unit_points(spatial_size, torch.device("cpu"), torch.float64)
+        grid = centered_grid(size, dtype=torch.float64).flatten(1).T
+        points = grid / (2 * half_frame(size, grid)) + 0.5
         cell, coordinates = tessellation.locate(points)
-        return points.to(device=device, dtype=dtype), Start(cell.to(device), coordinates.to(device=device, dtype=dtype))
-
-
-def _unit_points(spatial_size: Sequence[int], device: torch.device, dtype: torch.dtype) -> Tensor:
-    grid = centered_grid(spatial_size, device, dtype).flatten(1).T
-    return grid / (2 * half_frame(spatial_size, grid)) + 0.5
+        return points.to(device, dtype), Start(cell.to(device), coordinates.to(device, dtype))
 
 
 class AffineCPAB(Family):
@@ -208,13 +202,11 @@ class Whitened(Family):
 
     def coefficients(self, theta: Tensor) -> Tensor:
         """CPAB's own parameters, shape ``(B, P)``."""
-        if self.most is not None:
-            farthest = theta.detach().abs().max().item()
-            if not farthest <= self.most:
-                raise NumericalError(
-                    f"Whitened: theta lies {farthest:.3g} deviations from the identity, at most {self.most:g} are computed; "
-                    "lower the learning rate, or give the layer a limit."
-                )
+        if self.most is not None and not (farthest := theta.detach().abs().max().item()) <= self.most:
+            raise NumericalError(
+                f"Whitened: theta lies {farthest:.3g} deviations from the identity, at most {self.most:g} are computed; "
+                "lower the learning rate, or give the layer a limit."
+            )
         theta = _float(theta)
         with torch.autocast(theta.device.type, enabled=False):
             return theta @ self.root.T.to(theta)

@@ -48,21 +48,13 @@ class _Stretch(NamedTuple):
 
 
 class _Layout(NamedTuple):
-    """Which cell lies where, in the order of :class:`_Fields`.
+    """Which cell lies where, in the order of :class:`_Fields`."""
 
-    Attributes:
-        cells: the tessellation's cell for each cell and twin, ``(C,)``.
-        twin: the twin of each of the tessellation's cells, or the cell itself where there is none.
-        walls: height of the walls, ``(C,)``.
-        next: the cell across each face and, last, the cell itself, ``(C (D + 2),)``.
-        slots: where barycentric coordinates go at each of these passages, ``(D + 1, C (D + 2))``, see :class:`Tessellation`.
-    """
-
-    cells: Tensor
-    twin: Tensor
-    walls: Tensor
-    next: Tensor
-    slots: Tensor
+    cells: Tensor  # the tessellation's cell for each cell and twin, (C,)
+    twin: Tensor  # the twin of each of the tessellation's cells, or the cell itself where there is none
+    walls: Tensor  # height of the walls, (C,)
+    next: Tensor  # the cell across each face and, last, the cell itself, (C (D + 2),)
+    slots: Tensor  # where barycentric coordinates go at each of these passages, (D + 1, C (D + 2)), see Tessellation.slots
 
 
 @lru_cache(maxsize=64)
@@ -258,9 +250,7 @@ def _quadrature(order: int, stretch: float, device: torch.device, dtype: torch.d
         return torch.from_numpy(rising).to(device, dtype), torch.from_numpy(falling).to(device, dtype)
 
 
-def _fly_back(
-    fields: _Fields, way: Sequence[_Stretch], pull: Tensor, order: int, stretch: float, total: Tensor | None
-) -> Tensor:
+def _fly_back(fields: _Fields, way: list[_Stretch], pull: Tensor, order: int, stretch: float, total: Tensor | None) -> Tensor:
     """The adjoint: gradients with respect to where points began, from those with respect to where they ended, ``(D, n)``.
 
     The velocity is continuous, so that moving a face that a way crosses changes nothing to first order, and the times of
@@ -405,14 +395,10 @@ def cpa_velocity(tessellation: Tessellation, velocities: Tensor, points: Tensor,
 
 
 def cpa_jacobian(tessellation: Tessellation, velocities: Tensor, points: Tensor, start: Start | None = None) -> Tensor:
-    """Derivatives of :func:`cpa_flow` with respect to where points begin, as products of the cells' exponentials.
+    """Derivatives of :func:`cpa_flow` with respect to where points begin; arguments as :func:`cpa_displacement`.
 
-    Args:
-        tessellation, velocities, points, start: as :func:`cpa_displacement`.
-
-    Returns:
-        Shape ``(B, N, D, D)``, detached; entry ``[..., i, j]`` is the derivative of component i along axis j. The determinant
-        is positive.
+    They are products of the cells' exponentials, with positive determinants. Shape ``(B, N, D, D)``, detached; entry
+    ``[..., i, j]`` is the derivative of component i along axis j.
     """
     _check("cpa_jacobian()", tessellation, velocities, points)
     where = points.detach().expand(len(velocities), *points.shape[-2:]).clone().requires_grad_()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from functools import cached_property, lru_cache
 
 import torch
@@ -53,13 +53,10 @@ class Tessellation:
         if vertices.ndim != 2 or vertices.shape[1] not in (1, 2, 3):
             raise ShapeError("Tessellation", "vertices", "(V, D) with D = 1, 2 or 3", vertices.shape)
         if cells.ndim != 2 or cells.shape[1] != vertices.shape[1] + 1 or not len(cells):
-            raise ShapeError(
-                "Tessellation", "cells", f"(C, {vertices.shape[1] + 1}), the vertices of each simplex", cells.shape
-            )
-        if cells.min() < 0 or cells.max() >= len(vertices):
-            raise ValueError(
-                f"Tessellation: 'cells' must name vertices 0 to {len(vertices) - 1}, got {cells.min()} to {cells.max()}."
-            )
+            raise ShapeError("Tessellation", "cells", f"(C, {vertices.shape[1] + 1}), vertices of each simplex", cells.shape)
+        low, high = cells.aminmax()
+        if low < 0 or high >= len(vertices):
+            raise ValueError(f"Tessellation: 'cells' must name vertices 0 to {len(vertices) - 1}, got {low} to {high}.")
         self.vertices, self.cells = vertices, cells.sort(1).values
         self.spatial_dims = vertices.shape[1]
         self.shells = (len(vertices),) if shells is None else tuple(shells)
@@ -69,12 +66,10 @@ class Tessellation:
         volume = torch.linalg.det(corners[:, 1:] - corners[:, :1]).abs()
         extent = (corners.amax(1) - corners.amin(1)).amax(1) ** self.spatial_dims
         if bool((volume <= 1e-9 * extent).any()):
-            raise ValueError(
-                f"Tessellation: cell {int((volume / extent).argmin())} is flat. Leave it out or move its vertices."
-            )
+            raise ValueError(f"Tessellation: cell {int((volume / extent).argmin())} is flat. Leave it out or move a vertex.")
 
     def __reduce__(self):
-        return _rebuild, (self.vertices, self.cells, self.shells, self.frame_cells, self.boxes)
+        return Tessellation, (self.vertices, self.cells, self.shells, self.frame_cells, self.boxes)
 
     @property
     def frame_vertices(self) -> int:
@@ -97,9 +92,7 @@ class Tessellation:
                 sides.setdefault(tuple(vertices[:j] + vertices[j + 1 :]), []).append((c, j))
         for face, owners in sides.items():
             if len(owners) > 2:
-                raise ValueError(
-                    f"Tessellation: the face of vertices {face} belongs to {len(owners)} cells; at most two can share one."
-                )
+                raise ValueError(f"Tessellation: the face of vertices {face} belongs to {len(owners)} cells, more than two.")
             if len(owners) == 2:
                 (a, i), (b, j) = owners
                 found[a, i], found[b, j] = b, a
@@ -132,13 +125,9 @@ class Tessellation:
         return (matrix[..., :-1] @ points.unsqueeze(-1)).squeeze(-1) + matrix[..., -1]
 
     def locate(self, points: Tensor) -> tuple[Tensor, Tensor]:
-        """The cell of each point; for a point outside, the border cell of which it is least outside.
+        """The cell ``(...,)`` of each point ``(..., D)`` and the barycentric coordinates there, ``(..., D + 1)``.
 
-        Args:
-            points: shape ``(..., D)``, unit of the vertices.
-
-        Returns:
-            Indices ``(...,)`` and barycentric coordinates ``(..., D + 1)``, the least of them negative for a point outside.
+        For a point outside it is the border cell of which the point is least outside; its least coordinate is negative.
         """
         if points.shape[-1] != self.spatial_dims:
             raise ShapeError("Tessellation.locate()", "points", f"(..., {self.spatial_dims})", points.shape)
@@ -157,9 +146,8 @@ class Tessellation:
         lost = (self.coordinates(flat, cell).amin(1) < -1e-6).nonzero().squeeze(1)
         if len(lost):
             border = (self.neighbours < 0).any(1).nonzero().squeeze(1).to(flat.device)
-            cell[lost] = torch.cat(
-                [self._among(p, border.expand(len(p), -1)) for p in flat[lost].split(max(2**22 // len(border), 1))]
-            )
+            parts = [self._among(p, border.expand(len(p), -1)) for p in flat[lost].split(max(2**22 // len(border), 1))]
+            cell[lost] = torch.cat(parts)
         return cell.view(points.shape[:-1]), self.coordinates(flat, cell).view(*points.shape[:-1], -1)
 
     def _among(self, points: Tensor, candidates: Tensor) -> Tensor:
@@ -170,14 +158,11 @@ class Tessellation:
         return candidates.gather(1, least.argmax(1, keepdim=True)).squeeze(1)
 
 
-def _rebuild(*arguments) -> Tessellation:
-    return Tessellation(*arguments)
-
-
 @lru_cache(maxsize=64)
-def _to(tessellation: Tessellation, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+def _to(owner: Hashable, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """A tensor that ``owner`` holds under a name, on a device; moved once."""
     with torch.inference_mode(False):
-        return getattr(tessellation, name).to(device=device, dtype=dtype)
+        return getattr(owner, name).to(device=device, dtype=dtype)
 
 
 def _splits(corners: dict[tuple[int, ...], int], center: int | None, index: Sequence[int]) -> list[list[int]]:

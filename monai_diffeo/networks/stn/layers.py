@@ -59,10 +59,9 @@ class SpatialTransformerLayer(nn.Module):
         Raises:
             ShapeError: if the localiser does not give one number a parameter, or the images have other axes than the family.
         """
-        dims, wanted = self.family.spatial_dims, (len(image), self.family.num_parameters)
-        if image.ndim != dims + 2:
-            shape = f"(B, C, {', '.join('HWD'[:dims])}) as the family has it"
-            raise ShapeError("SpatialTransformerLayer", "image", shape, image.shape)
+        axes, wanted = "BCHWD"[: 2 + self.family.spatial_dims], (len(image), self.family.num_parameters)
+        if image.ndim != len(axes):
+            raise ShapeError("SpatialTransformerLayer", "image", f"({', '.join(axes)}) as the family has it", image.shape)
         theta = self.localizer(image)
         if theta.shape != wanted:
             remedy = "Give the localiser num_parameters=family.num_parameters."

@@ -32,9 +32,7 @@ def zero_init_last_layer_(network: nn.Module) -> nn.Module:
 
 
 def _dense(widths: Sequence[int]) -> list[nn.Module]:
-    layers: list[nn.Module] = []
-    for a, b in zip(widths, widths[1:]):
-        layers += [nn.Linear(a, b), nn.ReLU()]
+    layers: list[nn.Module] = [x for a, b in zip(widths, widths[1:]) for x in (nn.Linear(a, b), nn.ReLU())]
     return layers[:-1]
 
 
@@ -51,11 +49,7 @@ class FCNLocalizer(nn.Sequential):
     """
 
     def __init__(
-        self,
-        num_parameters: int,
-        image_size: Sequence[int] = (42, 42),
-        in_channels: int = 1,
-        hidden: Sequence[int] = (32, 32, 32),
+        self, num_parameters: int, image_size: Sequence[int] = (42, 42), in_channels: int = 1, hidden: Sequence[int] = (32,) * 3
     ) -> None:
         super().__init__(nn.Flatten(), *_dense([in_channels * math.prod(image_size), *hidden, num_parameters]))
         zero_init_last_layer_(self)
@@ -65,9 +59,7 @@ class CNNLocalizer(nn.Sequential):
     """Unpadded convolutions, each followed by max pooling, then fully connected layers, for small images.
 
     Args:
-        num_parameters: P, of the family.
-        image_size: of the images, 2 or 3 numbers.
-        in_channels: channels of the images.
+        num_parameters, image_size, in_channels: as for :class:`FCNLocalizer`, for images of 2 or 3 axes.
         channels: number of outputs of each convolution.
         kernel_size: of every convolution.
         hidden: number of outputs of each hidden fully connected layer.
@@ -92,10 +84,8 @@ class CNNLocalizer(nn.Sequential):
             layers += [Conv["conv", dims](a, b, kernel_size), nn.ReLU(), Pool["max", dims](2)]
             size = tuple((n - kernel_size + 1) // 2 for n in size)
         if min(size) < 1:
-            raise ValueError(
-                f"CNNLocalizer: images of {tuple(image_size)} are too small for {len(channels)} convolutions of {kernel_size}. "
-                "Leave one out or take a smaller kernel."
-            )
+            remedy = f"too small for {len(channels)} convolutions of {kernel_size}. Leave one out or take a smaller kernel."
+            raise ValueError(f"CNNLocalizer: images of {tuple(image_size)} are {remedy}")
         super().__init__(*layers, nn.Flatten(), *_dense([channels[-1] * math.prod(size), *hidden, num_parameters]))
         zero_init_last_layer_(self)
 
@@ -104,9 +94,8 @@ class RegressorLocalizer(nn.Module):
     """MONAI's ``Regressor`` on a thumbnail of the image, for images and volumes of the usual sizes.
 
     Args:
-        num_parameters: P, of the family.
+        num_parameters, in_channels: as for :class:`FCNLocalizer`.
         spatial_dims: 2 or 3.
-        in_channels: channels of the images.
         image_size: size of the thumbnail along every axis; ``theta`` is relative to the frame and does not depend on it.
         channels: number of features after each halving.
         num_res_units: convolutions in each of the network's residual units.
@@ -123,16 +112,9 @@ class RegressorLocalizer(nn.Module):
     ) -> None:
         super().__init__()
         self.image_size = (image_size,) * spatial_dims
-        self.network = zero_init_last_layer_(
-            Regressor(
-                (in_channels, *self.image_size),
-                (num_parameters,),
-                channels,
-                (2,) * len(channels),
-                num_res_units=num_res_units,
-                act="relu",
-            )
-        )
+        shapes, strides = ((in_channels, *self.image_size), (num_parameters,)), (2,) * len(channels)
+        self.network = Regressor(*shapes, channels, strides, num_res_units=num_res_units, act="relu")
+        zero_init_last_layer_(self.network)
 
     def forward(self, image: Tensor) -> Tensor:
         """Parameters ``(B, P)`` for images ``(B, C, *S)``."""

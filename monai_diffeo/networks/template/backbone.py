@@ -74,28 +74,18 @@ class SegmentThenRegister(nn.Module):
 
 
 def add_uncertainty_bias(log_odds: Tensor, uncertainty_bias: float) -> Tensor:
-    """Raise the log-odds of each shape in proportion to its :func:`uncertain_fraction`: uncertain voxels come to be inside.
+    """Raise the log-odds ``(B, K, *S)`` of each shape in proportion to its :func:`uncertain_fraction`, by the bias for 1.
 
-    Args:
-        log_odds: shape ``(B, K, *S)``.
-        uncertainty_bias: added to the log-odds of a shape for an uncertain fraction of 1. The edges of every shape are
-            uncertain, more so of small ones, and let it grow a little. So choose the bias for the frame and the organ, on
-            films of several origins.
-
-    Returns:
-        Shape ``(B, K, *S)``.
+    Uncertain voxels come to be inside. The edges of every shape are uncertain, more so of small ones, and let it grow a
+    little. So choose the bias for the frame and the organ, on films of several origins.
     """
     return log_odds + uncertainty_bias * uncertain_fraction(torch.sigmoid(log_odds)) if uncertainty_bias else log_odds
 
 
 def uncertain_fraction(probability: Tensor) -> Tensor:
-    """The sum of 4 p (1 - p) over all voxels, divided by the number of voxels with p > 0.5, for each shape.
+    """The sum of 4 p (1 - p) over all voxels of each shape ``(B, K, *S)``, divided by the number of voxels with p > 0.5.
 
-    Args:
-        probability: p, shape ``(B, K, *S)``.
-
-    Returns:
-        Shape ``(B, K, *1)``, at most 0.5; 0 for a shape without a voxel of p > 0.5.
+    Shape ``(B, K, *1)``, at most 0.5; 0 for a shape without a voxel of p > 0.5.
     """
     p = probability.flatten(2)
     p = p if p.dtype == torch.float64 else p.float()

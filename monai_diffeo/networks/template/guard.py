@@ -18,13 +18,10 @@ _LEVELS = (0.0, 0.25, -0.25, 0.5, -0.5, 1.0, -1.0, 1.5, -1.5, 2.0, -2.0)
 _FINE = {2: (256, 1024), 3: (64, 128)}  # least and most points along an axis of the lattice on which the prior is sampled
 
 
-def intact_level(
-    log_odds: Tensor, whole: Callable[[np.ndarray], bool] = shapes_intact, levels: Sequence[float] = _LEVELS
-) -> float | None:
-    """The first of ``levels`` above which the shapes of one image ``(K, *S)`` pass a test, by default :func:`shapes_intact`;
-    None if there is none."""
+def intact_level(log_odds: Tensor, whole: Callable[[np.ndarray], bool] = shapes_intact) -> float | None:
+    """The level nearest to 0 above which the shapes of one image ``(K, *S)`` pass a test; None if there is none."""
     values = log_odds.detach().cpu().numpy()
-    return next((level for level in levels if whole(values > level)), None)
+    return next((level for level in _LEVELS if whole(values > level)), None)
 
 
 def topology_of(prior: TemplatePrior, spatial_size: Sequence[int]) -> Callable[[np.ndarray], bool]:

@@ -122,17 +122,14 @@ class ShapePrior(TemplatePrior):
         self.spatial_dims, self.num_shapes, self.kind = dims, shapes, kind
         scale = factor.diagonal(dim1=1, dim2=2).log()
         if kind == "diagonal":
-            scale = covariance.diagonal(dim1=1, dim2=2).log() / 2
-            scale = scale + (factor.diagonal(dim1=1, dim2=2).log().mean(1, keepdim=True) - scale.mean(1, keepdim=True))
+            axes = covariance.diagonal(dim1=1, dim2=2).log() / 2
+            scale = axes + (scale.mean(1, keepdim=True) - axes.mean(1, keepdim=True))
         rows, columns = torch.tril_indices(dims, dims, -1)
         self.mean = nn.Parameter(mean.clone(), requires_grad="mean" in trained)
-        self.log_scale = nn.Parameter(
-            scale.mean(1, keepdim=True) if kind == "isotropic" else scale, requires_grad="covariance" in trained
-        )
-        self.tilt = nn.Parameter(
-            factor[:, rows, columns] if kind == "full" else torch.zeros(shapes, 0),
-            requires_grad=kind == "full" and "covariance" in trained,
-        )
+        scale = scale.mean(1, keepdim=True) if kind == "isotropic" else scale
+        self.log_scale = nn.Parameter(scale, requires_grad="covariance" in trained)
+        tilt = factor[:, rows, columns] if kind == "full" else torch.zeros(shapes, 0)
+        self.tilt = nn.Parameter(tilt, requires_grad=kind == "full" and "covariance" in trained)
         self.log_beta = nn.Parameter(exponents.log(), requires_grad="beta" in trained)
 
     @classmethod

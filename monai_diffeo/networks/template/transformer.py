@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -137,7 +137,7 @@ class TemplateTransformer(nn.Module):
         self.flow_size, self.steps, self.order = flow_size, steps, order
         self.diffeomorphic, self.guard, self.guard_scales = diffeomorphic, guard and diffeomorphic, tuple(guard_scales)
         self.sees_prior, self.unshuffle = sees_prior, unshuffle
-        self._remembered: dict[str, tuple[tuple, object]] = {}
+        self._remembered: dict[str, tuple[list, Any]] = {}
 
     def forward(self, image: Tensor) -> Tensor:
         """Log-odds of each shape, shape ``(B, K, *S)``, for images ``(B, C, *S)``."""
@@ -228,10 +228,6 @@ class TemplateTransformer(nn.Module):
         """The prior as the backbone sees it."""
         return self._of_prior("shown", size, lambda: self.prior(size).detach())
 
-    def _is_whole(self, size: Sequence[int]) -> Callable[[np.ndarray], bool]:
-        """Whether masks ``(K, *S)`` have the prior's topology."""
-        return self._of_prior("whole", size, lambda: topology_of(self.prior, size))
-
     def _of_prior(self, name: str, size: Sequence[int], ask: Callable):
         """What ``ask`` says about the prior; outside training it is called again only after the prior or the frame changed."""
         state = [*self.prior.parameters(), *self.prior.buffers()]
@@ -239,11 +235,8 @@ class TemplateTransformer(nn.Module):
             self._remembered.clear()
             with torch.no_grad():
                 return ask()
-        key = (
-            tuple(size),
-            *((x.data_ptr(), x._version, x.device, x.dtype) for x in state),
-            *(tuple(p.flatten().tolist()) for p in self.prior.parameters()),
-        )
+        key: list[Any] = [tuple(size), *((x.data_ptr(), x._version, x.device, x.dtype) for x in state)]
+        key += [p.flatten().tolist() for p in self.prior.parameters()]
         if self._remembered.get(name, (None,))[0] != key:
             with torch.inference_mode(False), torch.no_grad():
                 self._remembered[name] = key, ask()
@@ -297,8 +290,7 @@ class TemplateTransformer(nn.Module):
             return moved.unflatten(1, edge.shape[::2]).movedim(-1, 2)
 
     def _guarded(self, velocity: Tensor, size: tuple[int, ...], begun: _Begun) -> WarpedTemplate:
-        batch = velocity.shape[0]
-        factor = velocity.new_ones(batch)
+        batch, factor = velocity.shape[0], velocity.new_ones(len(velocity))
         if self.guard and (lost := ~velocity.flatten(1).sum(1).isfinite()).any():
             _warn(lost.nonzero().flatten().tolist(), batch, "the velocities are not finite; the answer is the prior itself.")
             velocity = torch.where(lost.view(-1, *[1] * (velocity.ndim - 1)), torch.zeros_like(velocity), velocity)
@@ -307,7 +299,7 @@ class TemplateTransformer(nn.Module):
         odds, broken = self.warp_prior(ddf, size), nonpositive_cell_fraction(ddf)
         if not self.guard:
             return WarpedTemplate(odds, velocity, ddf, factor, velocity.new_zeros(batch), None, folding_fraction(ddf), broken)
-        whole = self._is_whole(size)
+        whole = self._of_prior("whole", size, lambda: topology_of(self.prior, size))
         found = [intact_level(o, whole) if b == 0 else None for o, b in zip(odds, broken.tolist())]
         for scale in self.guard_scales:
             rows = [i for i, value in enumerate(found) if value is None]
