@@ -8,7 +8,8 @@ from tests.helpers import tiny_canonicalizer
 
 settings.register_profile("fixed", deadline=None, derandomize=True, max_examples=20)
 settings.load_profile("fixed")
-torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+# two workers share two cores
+torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else int(os.environ.get("OMP_NUM_THREADS", "2")))
 
 
 @pytest.fixture
