@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import importlib.abc
+import sys
 from collections.abc import Callable
 from typing import Any, NoReturn, TypeVar
 
 from monai_diffeo.errors import DiffeoError
 
-__all__ = ["RENAMED_SETTINGS", "RenamedError", "renamed_arguments", "renamed_attributes", "renamed_names"]
+__all__ = ["RENAMED_MODULES", "RENAMED_SETTINGS", "RenamedError", "renamed_arguments", "renamed_attributes", "renamed_names"]
 
 RENAMED_SETTINGS = {
     "passes": "iterations",
@@ -21,6 +23,31 @@ RENAMED_SETTINGS = {
 }
 """Settings of a canonicaliser, old name to new."""
 
+RENAMED_MODULES = {
+    "data": "radiograph, or monai_diffeo.augmentation",
+    "engines.films": "engines.evaluators",
+    "experiments": "docs/experiments, beside the pages they write",
+    "families.coarse": "families.coarse_sampling",
+    "families.cpa": "families.cpab",
+    "families.time_dependent": "families.piecewise_stationary",
+    "families.whitened": "families.cpab",
+    "flow.bracket": "flow.bch",
+    "flow.chain": "flow.sequence",
+    "flow.simplices": "flow.jacobian",
+    "inferers.answers": "inferers.aggregation",
+    "networks.localizers": "networks.stn.localizers",
+    "networks.shape_prior": "networks.template.prior",
+    "networks.template_backbone": "networks.template.backbone",
+    "networks.template_guard": "networks.template.guard",
+    "networks.template_transformer": "networks.template.transformer",
+    "networks.transformers": "networks.stn.layers",
+    "report.genus": "scripts.reporter of bundles/mnist_genus",
+    "report.lungs": "report.cxr.lungs",
+    "report.template_figure": "report.cxr.template_figure",
+    "report.templates": "report.cxr.template_reporter",
+}
+"""Modules of monai_diffeo that moved."""
+
 Callee = TypeVar("Callee", bound=Callable[..., Any])
 Class = TypeVar("Class", bound=type)
 
@@ -31,6 +58,18 @@ class RenamedError(DiffeoError):
     def __init__(self, where: str, old: str, new: str) -> None:
         self.old, self.new = old, new
         super().__init__(f"{where}: '{old}' is now '{new}'. Use the new name; CHANGELOG.md lists all of them.")
+
+
+class _MovedModules(importlib.abc.MetaPathFinder):
+    """Asked last, for modules that nobody else finds."""
+
+    def find_spec(self, fullname: str, path: object = None, target: object = None) -> None:
+        new = RENAMED_MODULES.get(fullname.removeprefix("monai_diffeo.")) if fullname.startswith("monai_diffeo.") else None
+        if new is not None:
+            raise RenamedError("import", fullname, new if new.startswith(("docs", "scripts")) else f"monai_diffeo.{new}")
+
+
+sys.meta_path.append(_MovedModules())
 
 
 def renamed_names(module: str, **names: str) -> Callable[[str], NoReturn]:

@@ -13,8 +13,7 @@ import monai_diffeo
 
 
 def our_modules():
-    moved = ("__main__", "monai_diffeo.data", "monai_diffeo.experiments")  # say so when they are imported
-    names = [m.name for m in pkgutil.walk_packages(monai_diffeo.__path__, "monai_diffeo.") if not m.name.endswith(moved)]
+    names = [m.name for m in pkgutil.walk_packages(monai_diffeo.__path__, "monai_diffeo.") if not m.name.endswith("__main__")]
     return ["monai_diffeo", *sorted(names)]
 
 

@@ -6,8 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from monai.bundle import ConfigParser
 
-from monai_diffeo.renamed import RenamedError
+from monai_diffeo.canonicalize.search import Chain
+from monai_diffeo.command_line import _check_known
+from monai_diffeo.renamed import RENAMED_MODULES, RenamedError
 from tests.helpers import tiny_canonicalizer
 
 CHANGELOG = Path(__file__).parents[1] / "CHANGELOG.md"
@@ -84,10 +87,22 @@ def test_a_method_of_a_family(old, new):
     assert said(error, old, new) and hasattr(family, new)
 
 
-@pytest.mark.parametrize(("old", "new"), [("data", "radiograph"), ("experiments", "docs/experiments")])
-def test_a_room_that_moved(old, new):
-    with pytest.raises(RenamedError, match=new):
-        importlib.import_module(f"monai_diffeo.{old}.films")
+@pytest.mark.parametrize("old", RENAMED_MODULES)
+def test_a_module_that_moved(old):
+    with pytest.raises(RenamedError) as error:
+        importlib.import_module(f"monai_diffeo.{old}")
+    name = re.match(r"monai_diffeo\.[\w.]+", error.value.new)
+    assert name is None or importlib.import_module(name[0])
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("monai_diffeo.never_was_there")
+
+
+def test_a_deformation_that_was_found_and_an_option():
+    for old in ("there", "back", "milder"):
+        with pytest.raises(RenamedError):
+            getattr(Chain(), old)
+    with pytest.raises(RenamedError, match="--tta_samples"):
+        _check_known("views", ConfigParser({"tta_samples": 1}))
 
 
 def test_the_changelog_lists_every_old_name():

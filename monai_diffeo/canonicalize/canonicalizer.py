@@ -67,7 +67,7 @@ class Canonicalizer(nn.Module):
         progress: show a bar over the optimisation steps (needs tqdm).
 
     Raises:
-        ValueError: for a setting that has no effect or no meaning, such as ``iterations=0``.
+        ValueError: for a setting without a meaning, such as ``iterations=0``.
     """
 
     @renamed_arguments(**RENAMED_SETTINGS)
@@ -162,7 +162,7 @@ class Canonicalizer(nn.Module):
         energy, ddf, inverse_ddf = torch.where(done, after, before), _rows(done, ddf, 0.0), _rows(done, inverse_ddf, 0.0)
         notes = []
         for p, turn, e in zip(mirrored.tolist(), torch.where(done, turns, 0).tolist(), energy.tolist()):
-            remarks = [acceptance.mirrored_note(p, self.min_confidence), turn and f"turned back by {90 * turn} degrees"]
+            remarks = [acceptance.mirrored_note(p, self.min_confidence), turn and f"rotation by {90 * turn} degrees corrected"]
             notes.append("; ".join(filter(None, (*remarks, acceptance.high_energy_note(e, self.ood_threshold)))))
         still = Deformation.identity(len(ddf), forward.residual.shape[2:], ddf.device, ddf.dtype)
         return Canonicalization(
@@ -245,6 +245,8 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         value, optional = settings[name], name in _OPTIONAL
         if not (optional and value is None) and not value >= least:  # NaN is at least nothing
             raise ValueError(f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}.")
+        if isinstance(least, int) and value is not None and (isinstance(value, bool) or value != int(value)):
+            raise ValueError(f"Canonicalizer: {name!r} must be a whole number{' or None' * optional}, got {value}.")
     if not 0 <= settings["min_confidence"] <= 1:
         raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
     if not 0 < settings["learning_rate"] < float("inf"):

@@ -138,7 +138,8 @@ def _named(settings: Mapping[str, Any], section: str, name: str) -> Any:
 def _allowed(config: Any) -> Any:
     """A copy of the configuration with each ``_target_`` as its class; what could run other code is refused."""
     if isinstance(config, dict):
-        if hidden := [key for key in config if key.startswith("_") and key not in ("_target_", "_desc_")]:
+        loads = [key for key, item in config.items() if key.startswith("pretrained") and item]  # files, or from the network
+        if hidden := loads + [key for key in config if key.startswith("_") and key not in ("_target_", "_desc_")]:
             raise ConfigError(f"load_canonicalizer(): keys {hidden} are not allowed. Load with trusted=True to allow them.")
         return {key: _public_class(item) if key == "_target_" else _allowed(item) for key, item in config.items()}
     if isinstance(config, str) and ("$" in config or config.startswith("%")):
@@ -183,6 +184,10 @@ def _content(parser: ConfigParser, name: str) -> Any:
 
 def _network(folder: Path, settings: Mapping[str, Any], name: str, trusted: bool) -> nn.Module:
     path = folder / _named(settings, "weights", name)
+    if not (trusted or path.resolve().is_relative_to(folder.resolve())):
+        raise ConfigError(
+            f"load_canonicalizer(): weights must lie in the folder, got {path.name!r} outside it. Copy the file there."
+        )
     stamp = path.stat().st_mtime_ns if path.is_file() else 0
     return copy.deepcopy(_loaded(str(path), stamp, json.dumps(settings["networks"][name], sort_keys=True), trusted))
 

@@ -23,8 +23,11 @@ class StandardizedEnergy(Energy):
 
     def __init__(self, energy: Energy, mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
-        if not std > 0:
-            raise ValueError(f"StandardizedEnergy: 'std' must be larger than 0, got {std}. Measure it on the training films.")
+        if not (0 < std < float("inf") and abs(mean) < float("inf")):
+            raise ValueError(
+                f"StandardizedEnergy: 'std' must be larger than 0 and both numbers finite, got std={std}, mean={mean}. "
+                "Measure them on the training films."
+            )
         self.energy = energy
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))

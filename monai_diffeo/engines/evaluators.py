@@ -8,7 +8,9 @@ from typing import Any
 
 from monai.engines import SupervisedEvaluator
 
+from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers import DiffeoResult
+from monai_diffeo.inferers.aggregation import first_tensor
 from monai_diffeo.radiograph.failsafe import FAILURE, root_cause
 
 __all__ = ["DiffeoEvaluator", "FilmEvaluator"]
@@ -67,6 +69,8 @@ class FilmEvaluator(DiffeoEvaluator):
         began = time.perf_counter()
         try:
             output = super()._iteration(engine, batchdata)
+            if (tensor := first_tensor(self.state.result.prediction)) is not None and not bool(tensor.isfinite().all()):
+                raise NumericalError("FilmEvaluator: the network's prediction is not finite. Check its weights and the film.")
             self.reporter.done(path, batchdata, engine.state.output[0], self.state.result, time.perf_counter() - began)
             return output
         except Exception as error:  # one film must not stop the night's run

@@ -40,14 +40,15 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor) -> Any:
 
 
 def agreement(answers: Sequence[Any], moved: Tensor) -> Tensor | None:
-    """How much predictions agree with their mean, 0 to 1, shape ``(B,)``; NaN for images that were not moved.
+    """How much predictions agree with their mean, 0 to 1, shape ``(B,)``; NaN for images that were not moved, or for which a
+    prediction is not finite.
 
     For maps ``(B, K, *S)`` it is the Dice between the mask of each prediction and the mask of their mean. It is averaged over
     predictions and foreground classes. One channel is thresholded at 0, or at 0.5 if all values of that image lie in [0, 1].
     Of several channels the largest counts, and class 0 is the background. For scores ``(B, K)`` it is the share of predictions
     that choose the class that the mean chooses. None for a single prediction or one without a tensor.
     """
-    tensors = [t for t in map(_first_tensor, answers) if t is not None]
+    tensors = [t for t in map(first_tensor, answers) if t is not None]
     if len(tensors) < 2 or tensors[0].ndim < 2:
         return None
     stack = torch.stack([t.detach().float() for t in tensors])
@@ -60,7 +61,8 @@ def agreement(answers: Sequence[Any], moved: Tensor) -> Tensor | None:
         each, together = (_decide(x, threshold).flatten(3) for x in (stack, mean))
         overlap, size = 2 * (each & together).sum(3), each.sum(3) + together.sum(3)
         same = torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean((0, 2))
-    return torch.where(moved.to(same.device), same, torch.nan)
+    finite = stack.transpose(0, 1).flatten(1).isfinite().all(1)
+    return torch.where(moved.to(same.device) & finite, same, torch.nan)
 
 
 def _decide(scores: Tensor, threshold: Tensor) -> Tensor:
@@ -71,8 +73,9 @@ def _decide(scores: Tensor, threshold: Tensor) -> Tensor:
     return scores.argmax(2, keepdim=True) == classes
 
 
-def _first_tensor(answer: Any) -> Tensor | None:
+def first_tensor(answer: Any) -> Tensor | None:
+    """The first tensor of floating point numbers in a prediction of any structure."""
     if isinstance(answer, Tensor):
         return answer if answer.is_floating_point() else None
     items = answer.values() if isinstance(answer, Mapping) else answer if isinstance(answer, (list, tuple)) else ()
-    return next((t for t in map(_first_tensor, items) if t is not None), None)
+    return next((t for t in map(first_tensor, items) if t is not None), None)

@@ -85,8 +85,8 @@ class DiffeoInferer(Inferer):
             raise ValueError(f"DiffeoInferer: 'fallback' must be 'identity' or 'raise', got {fallback!r}.")
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
-        if tta_samples is not None and tta_samples < 1:
-            raise ValueError(f"DiffeoInferer: 'tta_samples' must be at least 1, got {tta_samples}.")
+        if tta_samples is not None and (isinstance(tta_samples, bool) or not tta_samples >= 1 or tta_samples % 1):
+            raise ValueError(f"DiffeoInferer: 'tta_samples' must be a whole number, at least 1, got {tta_samples}.")
         if canonicalizer is None and parse_switch(enabled):
             raise ValueError("DiffeoInferer: 'canonicalizer' is None; give one, for example load_canonicalizer(folder).")
         self.canonicalizer, self.tta_samples = canonicalizer, tta_samples

@@ -23,12 +23,14 @@ def load_weights(network: Network, path: str | Path) -> Network:
         path: file written by ``torch.save(network.state_dict(), path)``.
 
     Raises:
-        WeightsError: if the file is missing, damaged, holds more than tensors, or does not fit the network.
+        WeightsError: if the file is missing, damaged, holds more than finite tensors, or does not fit the network.
     """
     path = _existing("load_weights", path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state, strict=True)
+        if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+            raise ValueError(f"{broken} hold NaN or infinite values; copy the file again or train anew")
     except Exception as error:
         raise WeightsError(f"load_weights(): {path.name} does not load into {type(network).__name__}: {error}") from error
     return network.eval()

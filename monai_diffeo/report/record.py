@@ -43,7 +43,7 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
-from monai_diffeo.errors import FilmError
+from monai_diffeo.errors import FilmError, NumericalError
 from monai_diffeo.files import sha256_of
 from monai_diffeo.radiograph.failsafe import root_cause
 
@@ -66,6 +66,7 @@ _SENTENCES = (  # first match wins; never the exception's own text, which may qu
     (PermissionError, "The file may not be read. Check its permissions."),
     (MemoryError, "There was not enough memory for this film. Run it alone, or on a larger machine."),
     (torch.cuda.OutOfMemoryError, "There was not enough memory on the device for this film. Use --device cpu."),
+    (NumericalError, "A number became NaN or infinite. Check the weights of the network and the grey values of the film."),
     (OSError, "The file could not be read or its results could not be written. Check the disk."),
 )
 _UNEXPECTED = "Something unexpected stopped this film. Run it alone with --debug true to see the full error."

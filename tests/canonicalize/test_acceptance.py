@@ -256,9 +256,16 @@ def test_a_turn_is_noted_only_where_it_was_made():
     images = torch.cat([blob(1, shift=-0.4), torch.full((1, 1, 32, 32), 0.5), blob(1, shift=-0.4)])
     result = shifted(orientation=Sideways(), ood_threshold=-1.0)(images)
     assert result.notes[0].startswith(
-        "looks mirrored (probability 0.95) and is not changed; turned back by 90 degrees; remains"
+        "looks mirrored (probability 0.95) and is not changed; rotation by 90 degrees corrected; remains"
     )
     assert result.notes[1].startswith("remains unlike") and result.notes[2].startswith("remains unlike")
     turned = torch.rot90(images[:1], -1, (2, 3))
     expected = shifted()(turned).image
     assert_close(result.image[:1], expected, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("name", ["steps", "iterations", "final_steps", "max_halvings", "tta_samples", "patience"])
+@pytest.mark.parametrize("value", [1.5, True])
+def test_counts_are_whole_numbers(name, value):
+    with pytest.raises(ValueError, match=f"'{name}' must be a whole number"):
+        tiny_canonicalizer(**{name: value})

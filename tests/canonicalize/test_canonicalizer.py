@@ -363,7 +363,7 @@ def test_the_callers_networks_are_neither_changed_nor_followed():
         energy, family, regularizer, predictor, orientation, steps=2, max_energy_increase=None, patience=None
     )
     before = canonicalizer(image)
-    assert predictor.training and orientation.training and regularizer.training and "turned back" in before.notes[0]
+    assert predictor.training and orientation.training and regularizer.training and "degrees corrected" in before.notes[0]
     assert all(p.requires_grad and p.grad is None for part in (predictor, orientation, energy) for p in part.parameters())
     assert not any(p.requires_grad for p in canonicalizer.predictor.parameters()) and not canonicalizer.predictor.training
     with torch.no_grad():

@@ -276,3 +276,15 @@ def test_weights_are_read_once_for_each_state_of_a_file(tmp_path, monkeypatch):
     assert sorted(reads) == ["predictor.pt", "vae.pt", "vae.pt"] and torch.equal(
         changed.from_latent.bias, state["from_latent.bias"]
     )
+
+
+def test_weights_lie_in_the_folder_and_no_network_loads_others(tmp_path):
+    def outside(settings):
+        settings["weights"]["vae"] = "../../elsewhere.pt"
+
+    def pretrained(settings):
+        settings["families"]["siren"] = {"_target_": "monai.networks.nets.HoVerNet", "pretrained_url": "http://127.0.0.1/x"}
+
+    for change, said in ((outside, "weights must lie in the folder"), (pretrained, "pretrained_url.*not allowed")):
+        with pytest.raises(ConfigError, match=said):
+            load_canonicalizer(rewritten(canonicalizer_folder(tmp_path / change.__name__), change))

@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from monai_diffeo.canonicalize import Canonicalizer
-from monai_diffeo.canonicalize.result import mean_inverse_error
+from monai_diffeo.canonicalize.result import mean_inverse_error, resize_ddf
 from monai_diffeo.families import AffineMatrix
 from monai_diffeo.flow import warp
 from tests.helpers import Brightness, FixedTheta, blob, tiny_canonicalizer
@@ -73,3 +73,8 @@ def test_the_inverse_error_is_the_mean_distance_over_the_voxels_whose_way_stays_
     assert_close(mean_inverse_error(ddf, inverse), torch.tensor([4.0]))
     ddf[:, 0, 4:] = 0.0  # the way from rows 0 to 4 leads to rows 3 to 7, of which four are wrong by 3 and 4: 5
     assert_close(mean_inverse_error(ddf, inverse), torch.tensor([(4.0 + 4 * 5.0) / 5]))
+
+
+def test_a_displacement_on_other_voxels_covers_the_same_frame_corners_on_corners():
+    ddf = torch.full((1, 2, 5, 3), 1.0)  # a quarter of the frame along rows, half of it along columns
+    assert_close(resize_ddf(ddf, (9, 9))[0, :, 4, 4], torch.tensor([2.0, 4.0]))

@@ -60,6 +60,12 @@ def test_a_film_that_fails_in_the_network_or_afterwards_is_reported_too():
     seen = evaluate(["black", "b"], Picky())
     assert [n for n, *_ in seen.good] == ["b"] and seen.bad == [("black", "ZeroDivisionError")]
 
+    class Broken(torch.nn.Module):
+        def forward(self, image):
+            return torch.full_like(image, torch.nan)
+
+    assert evaluate(["a"], Broken()).bad == [("a", "NumericalError")]
+
     def post(data):
         raise OSError("disk full")
 

@@ -155,3 +155,15 @@ def test_the_mean_keeps_what_cannot_be_averaged():
     assert mean_prediction(["word", "other"], torch.tensor([True])) == "word"
     with pytest.raises(ValueError, match="tta_samples"):
         DiffeoInferer(tiny_canonicalizer(), tta_samples=0)
+
+
+def test_agreement_of_what_is_not_finite_is_no_number():
+    good, bad = torch.rand(2, 2, 1, 4, 4).unbind(0)
+    bad[1, 0, 0, 0] = torch.nan
+    found = agreement([good, bad], torch.tensor([True, True]))
+    assert torch.isfinite(found[0]) and torch.isnan(found[1])
+
+
+def test_scores_below_zero_are_no_probabilities():
+    one, other = torch.tensor([[0.4, -0.4], [0.2, -0.2]]).view(2, 1, 1, 1, 2)
+    assert agreement([one, other], torch.tensor([True])).item() == 1.0  # both find the first voxel, at 0

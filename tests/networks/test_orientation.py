@@ -72,7 +72,7 @@ def test_a_turned_film_is_turned_back_and_the_note_says_so():
     result = build(Knows(1))(film)
     assert_close(result.image, corner(), atol=1e-4, rtol=0)
     assert_close(result.warp_back(result.image), film, atol=1e-4, rtol=0)
-    assert result.notes == ("turned back by 90 degrees",) and result.status == ("canonicalized",)
+    assert result.notes == ("rotation by 90 degrees corrected",) and result.status == ("canonicalized",)
 
 
 def test_a_turn_that_is_not_sure_is_not_taken():

@@ -38,3 +38,11 @@ def test_other_networks_have_no_mean(tmp_path):
         mean_weights(tmp_path / "missing.pt", paths[1], 0.5)
     with pytest.raises(WeightsError, match="no weights at"):
         load_weights(nn.Linear(3, 2), tmp_path / "missing.pt")
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_refused(tmp_path, number):
+    network = nn.Linear(3, 2)
+    network.bias.data[1] = number
+    with pytest.raises(WeightsError, match="bias.*NaN or infinite"):
+        load_weights(nn.Linear(3, 2), saved(network, tmp_path / "broken.pt"))
