@@ -82,7 +82,7 @@ def test_a_direct_network_is_trained_on_from_the_part_before(tmp_path, monkeypat
     def trained(path, build, step, data, iterations, seed, batch_size):
         network = build()
         torch.nn.init.constant_(network.weight, network.weight.item() + 1)
-        calls.append((path, iterations, batch_size, step.varied["intensity"]))
+        calls.append((path, iterations, batch_size, step.variation[1]))
         return network
 
     def start():

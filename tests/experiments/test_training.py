@@ -141,8 +141,8 @@ def test_every_method_wraps_the_network_of_its_name(monkeypatch):
     def trained(path, build, step, *rest):
         network = torch.nn.Conv2d(1, 1, 1)
         torch.nn.init.constant_(network.weight, 0.0)
-        torch.nn.init.constant_(network.bias, -1.0 if step.varied["strength"] is None else 1.0)
-        calls.append((path, step.varied["strength"], rest[1]))
+        torch.nn.init.constant_(network.bias, -1.0 if step.variation[0] is None else 1.0)
+        calls.append((path, step.variation[0], rest[1]))
         return network
 
     monkeypatch.setattr(training, "trained", trained)

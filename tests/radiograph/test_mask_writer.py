@@ -183,7 +183,7 @@ def test_many_names_take_seconds(tmp_path):
     began = time.process_time()
     films = list_films(tmp_path)
     masks = {mask_path_beside(film, tmp_path, "out") for film in films}
-    assert len(masks | set(mask_paths(films, tmp_path, "out").values())) == 8000 and time.process_time() - began < 5
+    assert len(masks | set(mask_paths(films, tmp_path, "out").values())) == 8000 and time.process_time() - began < 20
 
 
 def test_one_film_alone_gets_the_name_it_has_among_all(tmp_path):
