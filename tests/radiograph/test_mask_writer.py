@@ -339,3 +339,14 @@ def test_wrong_masks_are_refused(tmp_path):
     with pytest.raises(FilmError, match="UnsupportedFile"):
         write_mask(MASK, "mha", np.eye(4), tmp_path / "m.mha")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_mask_of_a_nifti_film_lies_where_the_film_lies_when_only_its_affine_is_known(tmp_path):
+    affine = np.array([[0.0, 3.0, 0.0, 5.0], [2.0, 0.0, 0.0, 7.0], [0.0, 0.0, 1.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    mask = np.zeros((4, 6))
+    mask[1, 2] = 1
+    image = nibabel.load(write_mask(mask, "nifti", affine, tmp_path / "m.nii.gz"))
+    (place,) = np.argwhere(np.asarray(image.dataobj))
+    assert place.tolist() == [2, 1]
+    assert (image.affine @ [2, 1, 0, 1]).tolist() == (affine @ [1, 2, 0, 1]).tolist() == [11.0, 9.0, 0.0, 1.0]
+    assert image.header.get_sform(coded=True)[1] == 1  # scanner coordinates

@@ -170,7 +170,11 @@ def lies_at(image, upright):
 
 
 def test_the_class_of_a_film_is_its_mirroring_and_its_turns(monkeypatch):
-    monkeypatch.setattr(steps, "random_training_deformation", lambda count, size, generator, **more: shift(count, size))
+    def small(count, size, generator, angle):
+        assert angle == 30.0  # further, and a film between two quarter turns has no class
+        return shift(count, size)
+
+    monkeypatch.setattr(steps, "random_training_deformation", small)
     image, found = torch.rand(64, 1, 6, 6, generator=seeded()), []
 
     def perfect(seen):
