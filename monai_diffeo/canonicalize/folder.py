@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
-from monai_diffeo.errors import ConfigError, DiffeoError, WeightsError
+from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
 from monai_diffeo.networks import DeformationPredictor, load_weights
 from monai_diffeo.renamed import RENAMED_SETTINGS
 
@@ -88,6 +88,9 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
         folder: as for :func:`load_canonicalizer`.
         images: batches ``(B, C, *S)`` of training images, undeformed.
         trusted: as for :func:`load_canonicalizer`.
+
+    Raises:
+        NumericalError: if an energy is not finite, or without images; the file stays as it was.
     """
     folder = Path(folder)
     settings = _settings(folder)
@@ -99,9 +102,14 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
         values = [{name: energy(batch) for name, energy in energies.items()} for batch in images]
     statistics = {}
     for name in names:
-        sample = torch.cat([row[name] for row in values])
+        sample = torch.cat([torch.empty(0), *(row[name] for row in values)])
         median = sample.median()
         spread = 1.4826 * (sample - median).abs().median()
+        if not spread.isfinite():  # or no image at all
+            raise NumericalError(
+                f"fit_statistics(): energies of training images must be finite, got a spread of {spread:g} for {name!r} over "
+                f"{len(sample)} images. Give images with finite grey values."
+            )
         statistics[name] = {"mean": median.item(), "std": spread.item(), "films": len(sample)}
     (folder / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
     return statistics

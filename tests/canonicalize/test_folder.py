@@ -8,7 +8,7 @@ from torch.testing import assert_close
 from monai_diffeo.canonicalize import fit_statistics, load_canonicalizer
 from monai_diffeo.canonicalize.folder import _loaded, _public_class
 from monai_diffeo.energies import VAEEnergy
-from monai_diffeo.errors import ConfigError, WeightsError
+from monai_diffeo.errors import ConfigError, NumericalError, WeightsError
 from monai_diffeo.families import ControlGrid, Siren
 from tests.helpers import canonicalizer_folder
 
@@ -288,3 +288,12 @@ def test_weights_lie_in_the_folder_and_no_network_loads_others(tmp_path):
     for change, said in ((outside, "weights must lie in the folder"), (pretrained, "pretrained_url.*not allowed")):
         with pytest.raises(ConfigError, match=said):
             load_canonicalizer(rewritten(canonicalizer_folder(tmp_path / change.__name__), change))
+
+
+@pytest.mark.parametrize("images", [[], [torch.full((3, 1, 32, 32), torch.nan)]])
+def test_statistics_of_no_images_or_of_no_numbers_are_not_written(tmp_path, images):
+    folder = canonicalizer_folder(tmp_path)
+    before = (folder / "statistics.json").read_bytes()
+    with pytest.raises(NumericalError, match="must be finite"):
+        fit_statistics(folder, images)
+    assert (folder / "statistics.json").read_bytes() == before
