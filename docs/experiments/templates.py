@@ -29,7 +29,7 @@ from docs.experiments.template_recipes import (
     trained_direct,
     trained_template,
 )
-from monai_diffeo.metrics import betti_numbers, connected_components
+from monai_diffeo.metrics import betti_numbers, connected_components, largest_components
 from monai_diffeo.networks import TemplateTransformer
 from monai_diffeo.networks.template.backbone import add_uncertainty_bias
 from monai_diffeo.radiograph.manifest import read_manifest
@@ -69,11 +69,7 @@ def plain_masks(network: nn.Module, largest: int | None = None, uncertainty_bias
 
 
 def _keep_largest(mask: Tensor, count: int) -> Tensor:
-    labels, _ = connected_components(mask[0].numpy())
-    sizes = np.bincount(labels.ravel())
-    sizes[0] = 0
-    kept = np.argsort(-sizes, kind="stable")[:count]
-    return torch.from_numpy(np.isin(labels, kept[sizes[kept] > 0]))[None]
+    return torch.from_numpy(largest_components(mask[0].numpy(), count) > 0)[None]
 
 
 def template_masks(network: TemplateTransformer, guard: bool | None = None, size: int | None = None) -> Masker:

@@ -144,9 +144,9 @@ class Canonicalizer(nn.Module):
             status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
         turns, mirrored = self._orientation(image)
         found, steps = self._search(image, turns, status)
-        found, forward, inverse = self._unfold(found, size)
+        found, forward, inverse, folded = self._unfold(found, size)
         ddf, inverse_ddf, velocity = forward.ddf(size), inverse.ddf(size), found.velocity(size)
-        folded, finite = acceptance.worst_folding(ddf, inverse_ddf), acceptance.finite_rows(ddf, inverse_ddf, velocity)
+        finite = acceptance.finite_rows(ddf, inverse_ddf, velocity)
         moved = move_image(image, _rows(finite, ddf, 0.0), self.sampling)
         after, finite = self.energy(moved), finite & acceptance.finite_rows(moved)
         for i, (first, last) in enumerate(zip(before.tolist(), after.tolist())):
@@ -220,15 +220,15 @@ class Canonicalizer(nn.Module):
             return found
         return Chain(found.links + predict(image, self.predictor, self.family, self.iterations).links)
 
-    def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation]:
-        """The deformations and their inverses; deformations that fold are halved until they do not."""
+    def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
+        """The deformations, halved while they fold, their inverses, and the share of voxels that still fold."""
         for attempts_left in reversed(range(self.max_halvings + 1)):
             forward, inverse = found.forward(size, self.final_steps), found.inverse(size, self.final_steps)
-            folded = acceptance.worst_folding(forward.ddf(size), inverse.ddf(size)) > 0
-            if not attempts_left or not bool(folded.any()):
+            folded = acceptance.worst_folding(forward.ddf(size), inverse.ddf(size))
+            if not attempts_left or not bool((folded > 0).any()):
                 break
-            found = found.scaled(torch.where(folded, 0.5, 1.0))
-        return found, forward, inverse
+            found = found.scaled(torch.where(folded > 0, 0.5, 1.0))
+        return found, forward, inverse, folded
 
 
 def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
@@ -245,7 +245,7 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         value, optional = settings[name], name in _OPTIONAL
         if not (optional and value is None) and not value >= least:  # NaN is at least nothing
             raise ValueError(f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}.")
-        if isinstance(least, int) and value is not None and (isinstance(value, bool) or value != int(value)):
+        if isinstance(least, int) and value is not None and (isinstance(value, bool) or value % 1 != 0):
             raise ValueError(f"Canonicalizer: {name!r} must be a whole number{' or None' * optional}, got {value}.")
     if not 0 <= settings["min_confidence"] <= 1:
         raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")

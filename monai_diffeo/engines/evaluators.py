@@ -37,6 +37,7 @@ class DiffeoEvaluator(SupervisedEvaluator):
         def infer(*args: Any, **kwargs: Any) -> Any:
             rich = hasattr(inferer, "infer")
             result = inferer.infer(*args, plain=self.plain, **kwargs) if rich else DiffeoResult(inferer(*args, **kwargs))
+            self.check(result)
             self.state.result = result
             return result.prediction
 
@@ -45,6 +46,9 @@ class DiffeoEvaluator(SupervisedEvaluator):
             return super()._iteration(engine, batchdata)
         finally:
             self.inferer = inferer
+
+    def check(self, result: DiffeoResult) -> None:
+        """Told of each result before its prediction is processed or saved; a subclass may refuse it by an error."""
 
 
 class FilmEvaluator(DiffeoEvaluator):
@@ -69,10 +73,14 @@ class FilmEvaluator(DiffeoEvaluator):
         began = time.perf_counter()
         try:
             output = super()._iteration(engine, batchdata)
-            if (tensor := first_tensor(self.state.result.prediction)) is not None and not bool(tensor.isfinite().all()):
-                raise NumericalError("FilmEvaluator: the network's prediction is not finite. Check its weights and the film.")
             self.reporter.done(path, batchdata, engine.state.output[0], self.state.result, time.perf_counter() - began)
             return output
         except Exception as error:  # one film must not stop the night's run
             self.reporter.failed(path, root_cause(error))
             return {}
+
+    def check(self, result: DiffeoResult) -> None:
+        """Refuse a prediction that is not finite, before a mask is made of it."""
+        tensor = first_tensor(result.prediction)
+        if tensor is not None and not bool(tensor.isfinite().all()):
+            raise NumericalError("FilmEvaluator: the network's prediction is not finite. Check its weights and the film.")

@@ -82,7 +82,8 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7) -> Deformation:
         ShapeError: if ``v`` is no velocity field or ``generator`` does not fit it.
         ValueError: if ``steps`` is negative.
 
-    Reference: Arsigny et al. (2006); Arsigny et al. (2009), polyaffine transformations, https://doi.org/10.1007/s10851-008-0135-9
+    Reference: Arsigny et al. (2006); Arsigny et al. (2009), polyaffine transformations,
+    https://doi.org/10.1007/s10851-008-0135-9
     """
     check_field("exp_affine()", "v", v)
     dims = v.shape[1]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
+from monai.utils import convert_to_numpy
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.files import write_atomically
@@ -66,9 +66,9 @@ def film_figure(
         ShapeError: if the shapes differ.
         ImportError: if matplotlib is not installed.
     """
-    film, canonical, ddf = (as_array(x).astype(np.float32) for x in (film, canonical, ddf))
+    film, canonical, ddf = (convert_to_numpy(x).astype(np.float32) for x in (film, canonical, ddf))
     given = (plain_mask, mask, canonical_mask)
-    plain_mask, mask, canonical_mask = (None if x is None else as_array(x) > 0.5 for x in given)
+    plain_mask, mask, canonical_mask = (None if x is None else convert_to_numpy(x) > 0.5 for x in given)
     _check(film, canonical=canonical, ddf=ddf, plain_mask=plain_mask, mask=mask, canonical_mask=canonical_mask)
     anatomy = Anatomy() if anatomy is None else anatomy
     figure = paper(title, panels.status_colour(numbers), sides)
@@ -101,7 +101,8 @@ def paper(title: str, colour: str, sides: PatientSides | None) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("film_figure(): needs matplotlib. Install it: pip install 'monai-diffeo[report]'.") from error
-    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, facecolor=panels.BACKGROUND, layout="none")  # type: ignore[arg-type]
+    settings: dict[str, Any] = {"facecolor": panels.BACKGROUND, "layout": "none"}
+    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, **settings)
     title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE :]
     page = _at(figure, 0, 0, _WIDTH, _HEIGHT)
     page.set_axis_off()
@@ -149,11 +150,6 @@ def write(figure: Figure, path: Path) -> None:
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"})
     write_atomically(path, stream.getvalue())
-
-
-def as_array(value: Any) -> np.ndarray:
-    """A tensor of any device, or anything array-like, as a numpy array."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
 def _check(film: np.ndarray, **others: np.ndarray | None) -> None:

@@ -30,7 +30,6 @@ runs that this run did not write again) and ``versions``. The report of a killed
 
 from __future__ import annotations
 
-import importlib.metadata
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -38,6 +37,7 @@ from os import PathLike
 from pathlib import PurePath
 from typing import Any
 
+import monai
 import numpy as np
 import torch
 from torch import Tensor
@@ -145,7 +145,7 @@ def versions() -> dict[str, str]:
     """Versions of what computed the numbers: monai_diffeo, monai, torch, numpy, python."""
     from monai_diffeo import __version__  # here, because the package may still be importing us
 
-    ours = {"monai_diffeo": __version__, "monai": importlib.metadata.version("monai")}
+    ours = {"monai_diffeo": __version__, "monai": monai.__version__}
     return ours | {"torch": str(torch.__version__), "numpy": np.__version__, "python": platform.python_version()}
 
 

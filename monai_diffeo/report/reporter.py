@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from monai.utils import ensure_tuple
+from monai.utils import convert_to_numpy, ensure_tuple
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import resize_ddf
@@ -21,7 +21,7 @@ from monai_diffeo.inferers import DiffeoResult, parse_switch
 from monai_diffeo.radiograph.mask_writer import figure_path
 from monai_diffeo.radiograph.outputs import REPORT_NAME
 from monai_diffeo.report.anatomy import Anatomy
-from monai_diffeo.report.figure import as_array, film_figure
+from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import failure_record, film_record
 from monai_diffeo.report.run_folder import RunFolder
 from monai_diffeo.report.sides import PatientSides, patient_sides
@@ -115,7 +115,7 @@ class FilmReporter:
             raise
 
     def _report(self, path: str, masks: list[Path], batch, output, result: DiffeoResult, seconds: float) -> None:
-        labels = as_array(output["pred"])
+        labels = np.asarray(convert_to_numpy(output["pred"]))
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
         figure = figure_path(masks[0]) if self.wants_plain else None
         sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
@@ -152,7 +152,7 @@ class FilmReporter:
         size, found, plain = tuple(film.shape[2:]), result.canonicalization, None
         ddf = torch.zeros(1, 2, *size) if found is None else resize_ddf(found.ddf.cpu(), size)
         if found is not None and result.plain is not None:
-            scores = torch.from_numpy(as_array(result.plain)).float()
+            scores = torch.from_numpy(convert_to_numpy(result.plain)).float()
             plain = self.foreground(F.interpolate(scores, size, mode="bilinear"))[0]
         canonical, canonical_mask = (warp(image, ddf)[0, 0] for image in (film, mask))
         images = (film[0, 0], canonical, ddf[0], plain, mask[0, 0], canonical_mask)
@@ -161,7 +161,7 @@ class FilmReporter:
     def _shown(self, batch: Mapping[str, Any], mask: np.ndarray) -> tuple[Tensor, Tensor]:
         """Film and mask at the picture's size."""
         film = batch["film"] if isinstance(batch["film"], Tensor) else batch["film"][0]
-        film = torch.from_numpy(as_array(film)).reshape(1, 1, *mask.shape).float()
+        film = torch.from_numpy(convert_to_numpy(film)).reshape(1, 1, *mask.shape).float()
         scale = min(1.0, self.longest / max(mask.shape))
         size = tuple(max(round(n * scale), 2) for n in mask.shape)
         film = F.interpolate(film, size, mode="bilinear", antialias=True, align_corners=False)
@@ -177,7 +177,7 @@ def _stated(film: Any) -> tuple[str, int]:
     """PatientOrientation and EXIF orientation of a batch of one film."""
     meta = getattr(film, "meta", {})
     orientation, exif = meta.get("film_patient_orientation", ""), meta.get("film_exif_orientation", 0)
-    return str(np.ravel(orientation)[0]), int(np.ravel(as_array(exif))[0])
+    return str(np.ravel(orientation)[0]), int(np.ravel(convert_to_numpy(exif))[0])
 
 
 def _hash(path: str) -> str | None:

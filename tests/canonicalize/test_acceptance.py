@@ -265,7 +265,7 @@ def test_a_turn_is_noted_only_where_it_was_made():
 
 
 @pytest.mark.parametrize("name", ["steps", "iterations", "final_steps", "max_halvings", "tta_samples", "patience"])
-@pytest.mark.parametrize("value", [1.5, True])
+@pytest.mark.parametrize("value", [1.5, True, float("inf")])
 def test_counts_are_whole_numbers(name, value):
     with pytest.raises(ValueError, match=f"'{name}' must be a whole number"):
         tiny_canonicalizer(**{name: value})

@@ -64,7 +64,8 @@ def test_a_film_that_fails_in_the_network_or_afterwards_is_reported_too():
         def forward(self, image):
             return torch.full_like(image, torch.nan)
 
-    assert evaluate(["a"], Broken()).bad == [("a", "NumericalError")]
+    saved: list = []
+    assert evaluate(["a"], Broken(), postprocessing=saved.append).bad == [("a", "NumericalError")] and saved == []
 
     def post(data):
         raise OSError("disk full")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.utils import convert_to_numpy
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import resize_ddf
@@ -17,7 +18,6 @@ from monai_diffeo.report import figure as sheet
 from monai_diffeo.report import panels
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.cxr.lungs import LungAnatomy
-from monai_diffeo.report.figure import as_array
 from monai_diffeo.report.sides import PatientSides
 
 __all__ = ["template_figure"]
@@ -43,12 +43,12 @@ def template_figure(
         numbers: a :func:`film_record` with the field ``template``.
         anatomy: :class:`LungAnatomy` by default.
     """
-    film, mask = as_array(film), as_array(mask) > 0.5
+    film, mask = convert_to_numpy(film), convert_to_numpy(mask) > 0.5
     size, anatomy = tuple(film.shape), LungAnatomy() if anatomy is None else anatomy
     with torch.no_grad():
         stages = [template_stage(network, result.velocity[:1, :t], size) for t in range(result.velocity.shape[1] + 1)]
-        to_film = as_array(resize_ddf(exp_sequence(-result.velocity[:1].flip(1), network.steps), size)[0])
-        local = panels.determinant(as_array(resize_ddf(result.ddf[:1], size)[0]))
+        to_film = convert_to_numpy(resize_ddf(exp_sequence(-result.velocity[:1].flip(1), network.steps), size)[0])
+        local = panels.determinant(convert_to_numpy(resize_ddf(result.ddf[:1], size)[0]))
     told = numbers.get("template") or {}
     colour = panels.ADDED if told.get("factor") == 1 and told.get("level") == 0 else panels.WARNING
     count = told.get("components")

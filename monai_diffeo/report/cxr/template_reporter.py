@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from monai.utils import convert_to_numpy
 from torch import Tensor
 
 from monai_diffeo.inferers import DiffeoResult
@@ -14,7 +15,6 @@ from monai_diffeo.metrics import betti_numbers
 from monai_diffeo.networks import TemplateTransformer
 from monai_diffeo.report.cxr.lungs import LungReporter
 from monai_diffeo.report.cxr.template_figure import template_figure
-from monai_diffeo.report.figure import as_array
 from monai_diffeo.report.record import json_safe
 from monai_diffeo.report.sides import PatientSides
 
@@ -42,7 +42,7 @@ class TemplateReporter(LungReporter):
         seen = result.templates
         if not seen:
             return {}
-        components, holes = betti_numbers(np.squeeze(as_array(output["pred"])) > 0.5)
+        components, holes = betti_numbers(np.squeeze(convert_to_numpy(output["pred"])) > 0.5)
         fields = {
             "factor": min(template.factor[0].item() for template in seen),
             "level": max((template.level[0].item() for template in seen), key=abs),
