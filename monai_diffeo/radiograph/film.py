@@ -22,12 +22,14 @@ MAX_SIDE = 20_000
 MAX_PIXELS = 2**27  # 512 MiB as float32
 MIN_SIDE = 2
 
+EXPORT = "Export the film again."
+
 Detail = str | int | float | bool
 
 _TEXTS = ("photometric", "transfer_syntax", "modality", "view", "laterality", "patient_orientation", "burned_in_annotation")
 DETAILS: dict[str, Detail] = {**dict.fromkeys(_TEXTS, ""), "file_axes": "rows,columns", "file_shape": "", "file_affine": ""}
 DETAILS |= {"inverted": False, "voi": "none", "voi_refused": False, "padding_pixels": 0, "bits_stored": 0}
-DETAILS |= {"magnification": 0.0, "exif_orientation": 0}
+DETAILS |= {"magnification": 0.0, "exif_orientation": 0, "notes": ""}
 """Every film has all of these, so that films of several formats collate in one batch. Empty or 0 means "not stated"."""
 
 _READERS = {"PIL", "libjpeg", "nibabel", "openjpeg", "pydicom", "pylibjpeg", "rle"}
@@ -48,7 +50,7 @@ class Film:
             whether the grey scale was flipped, ``voi`` is ``"none"``, ``"lut"`` or ``"window"``, ``voi_refused`` that
             a window or table was there but unusable, ``magnification`` the estimated radiographic magnification
             (recorded, never applied), ``file_shape`` and ``file_affine`` the NIfTI file's own shape and affine
-            (in millimetres) as text.
+            (in millimetres) as text. ``notes`` are remarks for the report, joined by `joined_notes`.
     """
 
     pixels: np.ndarray
@@ -71,6 +73,16 @@ def in_plane_affine(spacing: tuple[float, float]) -> np.ndarray:
     affine = np.diag([0.0, 0.0, 1.0, 1.0])
     affine[1, 0], affine[0, 1] = -spacing[0], -spacing[1]
     return affine
+
+
+def joined_notes(*notes: str) -> str:
+    """Remarks as the one text of ``details["notes"]``; empty ones are left out.
+
+    Example:
+        >>> joined_notes("window 1 was not used", "", "spacing unknown")
+        'window 1 was not used; spacing unknown'
+    """
+    return "; ".join(filter(None, notes))
 
 
 def library(module: str, remedy: str) -> Any:

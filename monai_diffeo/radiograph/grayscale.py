@@ -13,7 +13,10 @@ import numpy as np
 
 from monai_diffeo.radiograph.film import Detail
 
-__all__ = ["displayed"]
+__all__ = ["GREY_TAGS", "displayed"]
+
+GREY_TAGS = ["PresentationLUTShape", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept"]
+GREY_TAGS += ["ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"]
 
 Scale = tuple[float, float]
 

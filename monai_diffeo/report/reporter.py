@@ -18,6 +18,7 @@ from monai_diffeo.canonicalize.result import resize_ddf
 from monai_diffeo.files import sha256_of
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
+from monai_diffeo.radiograph.film import joined_notes
 from monai_diffeo.radiograph.mask_writer import figure_path
 from monai_diffeo.radiograph.outputs import REPORT_NAME
 from monai_diffeo.report.anatomy import Anatomy
@@ -124,13 +125,14 @@ class FilmReporter:
         fields |= {"mask": names[0] if len(names) == 1 else names, "figure": figure and _below(figure, self.output_dir)}
         fields |= {"areas": self.anatomy.areas(mask, sides)}
         record = film_record(_below(path, self.root), _hash(path), result.canonicalization, 0, seconds, **fields)
+        record["notes"] = joined_notes(_meta(batch["film"], "film_notes", ""), record["notes"] or "") or record["notes"]
         record |= self.more(output, result)
         if figure is not None:
             try:
                 self.draw(figure, *self._shown(batch, mask), result, record, sides)
             except Exception as error:  # the mask is there: a picture that fails must not fail the film
                 record["figure"] = None
-                record["notes"] = "; ".join(filter(None, [record["notes"], f"no picture: {type(error).__name__}"]))
+                record["notes"] = joined_notes(record["notes"] or "", f"no picture: {type(error).__name__}")
         self.writer.write(record)
         self.folder.wrote(masks if record["figure"] is None or figure is None else [*masks, figure])
 
@@ -175,9 +177,12 @@ def _below(path: str | Path, folder: Path) -> str:
 
 def _stated(film: Any) -> tuple[str, int]:
     """PatientOrientation and EXIF orientation of a batch of one film."""
-    meta = getattr(film, "meta", {})
-    orientation, exif = meta.get("film_patient_orientation", ""), meta.get("film_exif_orientation", 0)
-    return str(np.ravel(orientation)[0]), int(np.ravel(convert_to_numpy(exif))[0])
+    return str(_meta(film, "film_patient_orientation", "")), int(_meta(film, "film_exif_orientation", 0))
+
+
+def _meta(film: Any, key: str, default: Any) -> Any:
+    """One entry of the metadata of a batch of one film."""
+    return np.ravel(convert_to_numpy(getattr(film, "meta", {}).get(key, default)))[0].item()
 
 
 def _hash(path: str) -> str | None:
