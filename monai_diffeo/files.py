@@ -13,12 +13,21 @@ from pathlib import Path
 
 from monai_diffeo.errors import OutputError, WeightsError
 
-__all__ = ["check_sha256", "output_error", "record_sha256", "remove_unfinished", "sha256_below", "sha256_of", "write_atomically"]
+__all__ = [
+    "check_sha256",
+    "output_error",
+    "record_sha256",
+    "remove_unfinished",
+    "sha256_below",
+    "sha256_of",
+    "write_atomically",
+]
 
 _FULL = "The disk is full. Make room, then run again with --resume true."
 _SHUT = "The output folder may not be written to. Check its permissions."
 _REASONS = {errno.ENOSPC: _FULL, errno.EDQUOT: _FULL, errno.EFBIG: _FULL, errno.EACCES: _SHUT, errno.EPERM: _SHUT}
 _REASONS |= {errno.EROFS: _SHUT, errno.ENAMETOOLONG: "The name of an output would be too long. Give the film a shorter name."}
+_REASONS |= {errno.ENOENT: "The output folder, or the report in it, was removed during the run. Run again."}
 _UNFINISHED = re.compile(r"\.[0-9a-f]{32}\.part")
 
 
@@ -132,6 +141,8 @@ def remove_unfinished(folder: str | PathLike[str]) -> None:
 
 def output_error(error: OSError) -> OutputError:
     """The same error in a sentence of ours, without the name of a file."""
+    if isinstance(error, OutputError):
+        return error
     other = f"An output could not be written ({errno.errorcode.get(error.errno or 0, 'unknown reason')}). Check the disk."
     return OutputError(_REASONS.get(error.errno or 0, other))
 
