@@ -5,19 +5,33 @@ from __future__ import annotations
 import difflib
 import inspect
 import re
+import signal
 import sys
+import traceback
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
 from monai.utils import optional_import
 
+from monai_diffeo.errors import DiffeoError
 from monai_diffeo.renamed import RENAMED_SETTINGS, RenamedError
 
-__all__ = ["check_options", "option_text", "parse_switch"]
+__all__ = ["check_options", "end_plainly", "option_text", "parse_switch", "typed_configuration"]
 
+_PLACES = {
+    "bundle_root",
+    "config_file",
+    "dataset_dir",
+    "output_dir",
+    "meta_file",
+    "logging_file",
+    "network_weights",
+    "workflow_type",
+}
+_MANNERS = {"debug", "figures", "progress", "pseudonymize_names", "resume"}
 _EVALUATED = ("$", "@", "%", "'", '"')  # MONAI or Fire reads more than a word here
 
 
@@ -46,13 +60,9 @@ def check_options(argv: Sequence[str] | None = None) -> None:
     """
     words, options = _typed(argv)
     given = dict(options)
-    args_file, config_file = given.get("args_file"), given.get("config_file")
-    defaults = ConfigParser.load_config_file(args_file) if args_file else {}
-    files = optional_import("fire.parser")[0].DefaultParseValue(config_file) if config_file else defaults.get("config_file")
-    if files is None:
+    parser, defaults = _configuration(given)
+    if parser is None:
         return
-    parser = ConfigParser()
-    parser.read_config(files)
     for word in words:
         if word not in parser:
             raise ValueError(f"check_options(): {word!r} belongs to no option. Quote a name with blanks or wildcards.")
@@ -83,6 +93,64 @@ def option_text(name: str, value: Any, argv: Sequence[str] | None = None) -> Any
     """
     word = dict(_typed(argv)[1]).get(name)
     return value if word is None or word.startswith(_EVALUATED) else word
+
+
+def typed_configuration(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """The configuration files of the command line and its options, without those that only say where, or how to report.
+
+    So two runs with the same content segment in the same way. It is empty outside ``python -m monai.bundle run``.
+    """
+    given = dict(_typed(argv)[1])
+    parser, defaults = _configuration(given)
+    options = {name: value for name, value in {**defaults, **given}.items() if name not in _PLACES | _MANNERS}
+    return {} if parser is None else {"files": parser[""], "options": options}
+
+
+def end_plainly(argv: Sequence[str] | None = None) -> None:
+    """Ctrl-C ends the process with status 130 and SIGTERM with 143, without traceback; an error of ours is its sentence alone.
+
+    Nothing changes outside ``python -m monai.bundle run``, nor for errors with ``--debug true``.
+    """
+    options = dict(_typed(argv)[1])
+    if not options:
+        return
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _end)
+    if not parse_switch(options.get("debug", False) or False):
+        sys.excepthook = _say
+
+
+class _Ended(SystemExit):
+    """Status 128 + signal, as shells give it."""
+
+    def __str__(self) -> str:
+        return "stopped by a signal"
+
+
+def _end(number: int, frame: Any) -> None:
+    raise _Ended(128 + number)
+
+
+def _say(kind: type[BaseException], error: BaseException, trace: Any) -> None:
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, DiffeoError):
+        cause = cause.__cause__
+    if cause is None:
+        traceback.print_exception(kind, error, trace)
+    else:
+        print(f"{type(cause).__name__}: {cause}", file=sys.stderr)
+
+
+def _configuration(given: Mapping[str, str | None]) -> tuple[ConfigParser | None, dict[str, Any]]:
+    """The configuration files that a command line names, read; and the defaults of its options."""
+    args_file, config_file = given.get("args_file"), given.get("config_file")
+    defaults = ConfigParser.load_config_file(args_file) if args_file else {}
+    files = optional_import("fire.parser")[0].DefaultParseValue(config_file) if config_file else defaults.get("config_file")
+    if files is None:
+        return None, defaults
+    parser = ConfigParser()
+    parser.read_config(files)
+    return parser, defaults
 
 
 def _typed(argv: Sequence[str] | None) -> tuple[list[str], list[tuple[str, str | None]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["ConfigError", "DiffeoError", "FilmError", "NumericalError", "ShapeError", "WeightsError"]
+__all__ = ["ConfigError", "DiffeoError", "FilmError", "NumericalError", "OutputError", "ShapeError", "WeightsError"]
 
 
 class DiffeoError(Exception):
@@ -35,6 +35,10 @@ class NumericalError(DiffeoError, RuntimeError):
 
 class WeightsError(DiffeoError, RuntimeError):
     """A file of weights is missing, damaged or does not fit its network. Nothing goes on without it."""
+
+
+class OutputError(DiffeoError, OSError):
+    """A result cannot be written; the message is a sentence without the name of a file."""
 
 
 class FilmError(DiffeoError, ValueError):

@@ -1,12 +1,18 @@
 """The command line: what MONAI would take and not obey is refused, what README documents is not."""
 
 import json
+import multiprocessing
+import os
+import signal
+import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from monai_diffeo import inferers
-from monai_diffeo.command_line import check_options, option_text, parse_switch
+from monai_diffeo.command_line import check_options, end_plainly, option_text, parse_switch, typed_configuration
+from monai_diffeo.errors import WeightsError
 
 pytest.importorskip("fire")
 
@@ -145,3 +151,64 @@ def test_what_is_to_be_evaluated_is_left_to_monai(word):
 
 def test_a_switch_is_importable_from_where_it_was():
     assert inferers.parse_switch is parse_switch and parse_switch(" False ") is False and parse_switch("ON") is True
+
+
+def test_what_decides_the_masks_is_the_files_and_the_options_and_not_the_places(line, tmp_path):
+    plain = typed_configuration(line())
+    assert plain["files"]["images"] == {"size": [128, 128]} and plain["options"] == {}
+    same = line("--output_dir", "elsewhere", "--dataset_dir", "x", "--resume", "true", "--bundle_root", "c", "--debug")
+    assert typed_configuration(same) == plain
+    assert typed_configuration(line("--tta_samples", "3")) != plain != typed_configuration(line("--inferer#_target_", "X"))
+    (tmp_path / "inference.json").write_text(json.dumps({**CONFIG, "bundle_root": ".", "images": {"size": [64, 64]}}))
+    assert typed_configuration(line()) != plain and typed_configuration(["pytest"]) == {}
+
+
+def ended(work):
+    """Exit status and error text of a process."""
+    read, write = os.pipe()
+
+    def run():
+        os.dup2(write, 2)
+        sys.stderr = os.fdopen(2, "w", buffering=1)
+        work()
+
+    process = multiprocessing.get_context("fork").Process(target=run)
+    process.start()
+    os.close(write)
+    process.join(60)
+    with os.fdopen(read) as said:
+        return process.exitcode, said.read()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs fork and signals")
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_process_with_its_status_and_no_traceback(line, number, status):
+    def work():
+        end_plainly(line())
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(30)
+        except Exception:
+            os._exit(1)  # no handler of errors may catch it
+
+    assert ended(work) == (status, "")
+
+
+def test_an_error_of_ours_is_its_sentence_and_others_keep_their_traceback(line, monkeypatch, capsys):
+    monkeypatch.setattr(signal, "signal", lambda *args: None)
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
+    before = sys.excepthook
+    end_plainly(["pytest"])
+    end_plainly(line("--debug", "true"))
+    assert sys.excepthook is before
+    end_plainly(line("--debug", "false"))
+    for error, says in ((WeightsError("copy the file again."), "WeightsError: copy the file again.\n"), (KeyError("x"), None)):
+        try:
+            try:
+                raise error
+            except Exception as cause:
+                raise RuntimeError("failed to evaluate") from cause
+        except RuntimeError as wrapped:
+            sys.excepthook(type(wrapped), wrapped, wrapped.__traceback__)
+        said = capsys.readouterr().err
+        assert said == says if says else "Traceback" in said

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
+from monai_diffeo.files import check_sha256, record_sha256
 from monai_diffeo.networks import DeformationPredictor, load_weights
 from monai_diffeo.renamed import RENAMED_SETTINGS
 
@@ -51,10 +52,12 @@ def load_canonicalizer(
         changes: settings to use in place of the mode's, such as ``steps`` or ``progress``; families and networks by name.
 
     Raises:
-        WeightsError: if a file is missing or does not fit.
+        WeightsError: if a file is missing or does not fit, or if any file of the folder is not the one that its bundle names,
+            see :func:`monai_diffeo.files.check_sha256`.
         ConfigError: if a name is unknown or not allowed, or the folder is of an earlier version.
     """
     folder = Path(folder)
+    check_sha256(folder)
     settings = _settings(folder)
     mode = settings["default_mode"] if mode is None else str(mode)
     chosen = {**_named(settings, "modes", mode), **changes}
@@ -80,7 +83,7 @@ def load_canonicalizer(
 
 def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool = False) -> dict[str, dict[str, float]]:
     """Measure every energy that a mode of a folder standardises on training images, and write its mean and
-    spread to ``statistics.json``.
+    spread to ``statistics.json``. In a bundle, its SHA-256 goes into the metadata.
 
     Mean and spread are the median and 1.4826 times the median absolute deviation, which a few odd films do not move.
 
@@ -112,6 +115,7 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
             )
         statistics[name] = {"mean": median.item(), "std": spread.item(), "films": len(sample)}
     (folder / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
+    record_sha256(folder / "statistics.json")
     return statistics
 
 

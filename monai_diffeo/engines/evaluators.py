@@ -57,7 +57,8 @@ class FilmEvaluator(DiffeoEvaluator):
     Args:
         reporter: told of each film by ``reporter.done(path, batch, output, result, seconds)`` or
             ``reporter.failed(path, error)``; ``reporter.wants_plain`` says whether it shows the prediction without
-            canonicalisation. See :class:`monai_diffeo.report.FilmReporter`.
+            canonicalisation. Where ``reporter.stopped`` is set, nothing more can be reported and the run ends. See
+            :class:`monai_diffeo.report.FilmReporter`.
         args, kwargs: of ``SupervisedEvaluator``.
     """
 
@@ -66,6 +67,12 @@ class FilmEvaluator(DiffeoEvaluator):
         self.reporter = reporter
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict | Sequence:
+        output = self._film(engine, batchdata)
+        if getattr(self.reporter, "stopped", None):
+            self.terminate()
+        return output
+
+    def _film(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict | Sequence:
         path = batchdata["path"] if isinstance(batchdata["path"], str) else batchdata["path"][0]
         if FAILURE in batchdata:
             self.reporter.failed(path, batchdata[FAILURE])

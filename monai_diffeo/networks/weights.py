@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.errors import WeightsError
+from monai_diffeo.files import check_sha256
 
 __all__ = ["load_weights", "mean_weights"]
 
@@ -23,9 +24,11 @@ def load_weights(network: Network, path: str | Path) -> Network:
         path: file written by ``torch.save(network.state_dict(), path)``.
 
     Raises:
-        WeightsError: if the file is missing, damaged, holds more than finite tensors, or does not fit the network.
+        WeightsError: if the file is missing, damaged, holds more than finite tensors, does not fit the network, or is not the
+            one that its bundle names, see :func:`monai_diffeo.files.check_sha256`.
     """
     path = _existing("load_weights", path)
+    check_sha256(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state, strict=True)

@@ -6,7 +6,7 @@ import gzip
 import io
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
@@ -56,7 +56,8 @@ class MaskNames:
 
     Only films that would collide get their suffix in the name: ``b.dcm`` beside ``b.nii`` gives ``b_dcm_lungs.nii.gz``. Beside
     ``b.png`` it does too, and the picture keeps ``b_lungs.png``. A film without suffix is the last to give way. Arguments are
-    those of `mask_path`, for all films at once.
+    those of `mask_path`, for all films at once. Where `films` maps films to pseudonyms, masks are named after these and lie
+    in `output_dir` itself.
     """
 
     def __init__(self, films: Iterable[PathLike], root: PathLike, output_dir: PathLike, postfix: str = "lungs") -> None:
@@ -67,9 +68,15 @@ class MaskNames:
             folders[_folder_of(film, Path(root), Path(output_dir), postfix)].append(film)
             taken[true_path(film.parent)].add(film.name)
         self.paths: dict[Path, Path | None] = {}
+        if isinstance(films, Mapping):
+            for film, pseudonym in films.items():
+                name = _mask_name(f"{pseudonym}{split_name(Path(film).name)[1]}", postfix, with_suffix=False)
+                free = taken[true_path(Path(output_dir))].isdisjoint([name, _figure_name(name)])
+                self.paths[Path(film)] = Path(output_dir) / name if free else None
+            return
         for folder, some in folders.items():
-            names = _names_in_folder([film.name for film in some], taken[true_path(folder)], postfix)
-            self.paths |= {film: folder / name if (name := names[film.name]) else None for film in some}
+            masks = _names_in_folder([film.name for film in some], taken[true_path(folder)], postfix)
+            self.paths |= {film: folder / mask if (mask := masks[film.name]) else None for film in some}
 
     def __call__(self, film_path: PathLike) -> Path:
         """Path of one film's mask; FilmError ``UnsupportedFile`` if no name is free, KeyError if it is none of the films."""

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 from os import PathLike
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from monai_diffeo.radiograph.paths import split_name
+from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, is_pseudonym_table
 
-__all__ = ["REPORT_NAME", "recorded_outputs"]
+__all__ = ["REPORT_NAME", "film_lines", "recorded_outputs"]
 
 REPORT_NAME = "report.jsonl"
 
@@ -18,27 +20,38 @@ def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
 
     A name counts only if it is what a run would have given: in the folder of its input, below the report, beginning with the
     input's name without suffix and ``_``, a PNG or ``.nii.gz`` file. So no record hides a file that a run did not name.
+    A table of pseudonyms beside a report with films belongs to the name of the table.
 
     Args:
         report: a ``report.jsonl``. A file that is none of ours, or is missing, has no records; a line cut short is passed.
     """
     report, found = Path(report), dict[str, list[Path]]()
+    for record in film_lines(report):
+        mask, film = record.get("mask"), PurePosixPath(record["input"])
+        names = [*(mask if isinstance(mask, list) else [mask]), record.get("figure")]
+        paths = [report.parent / name for name in names if isinstance(name, str) and _is_output_of(film, PurePosixPath(name))]
+        found.setdefault(record["input"], []).extend(path for path in paths if path.is_file())
+    table = report.parent / PSEUDONYMS_NAME
+    if found and is_pseudonym_table(table):
+        found[PSEUDONYMS_NAME] = [*found.get(PSEUDONYMS_NAME, ()), table]
+    return found
+
+
+def film_lines(report: str | PathLike[str]) -> list[dict[str, Any]]:
+    """The records of films in a report; what is none of ours, or was cut short, is passed."""
     try:
-        lines = report.read_text(encoding="utf-8").splitlines()
+        lines = Path(report).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):
-        return {}
+        return []
+    records = []
     for line in lines:
         try:
             record = json.loads(line)
         except ValueError:
             continue
-        if not (isinstance(record, dict) and isinstance(record.get("schema"), int) and isinstance(record.get("input"), str)):
-            continue
-        mask, film = record.get("mask"), PurePosixPath(record["input"])
-        names = [*(mask if isinstance(mask, list) else [mask]), record.get("figure")]
-        paths = [report.parent / name for name in names if isinstance(name, str) and _is_output_of(film, PurePosixPath(name))]
-        found.setdefault(record["input"], []).extend(path for path in paths if path.is_file())
-    return found
+        if isinstance(record, dict) and isinstance(record.get("schema"), int) and isinstance(record.get("input"), str):
+            records.append(record)
+    return records
 
 
 def _is_output_of(film: PurePosixPath, output: PurePosixPath) -> bool:

@@ -18,6 +18,7 @@ agreement                    of the predictions of test-time augmentation, 0 to 
 areas                        shares of the film: ``total``; of paired organs ``right`` and ``left``, null if sides are unknown
 mask, figure                 names of the outputs, relative to the output folder, or null; of one mask a class a list
 weights_sha256               of the file of the network's weights
+settings                     SHA-256 of what decides the result besides the film; ``--resume`` keeps lines with the same one
 error, message               of a film that failed: a class and a sentence; such a line has no numbers
 template                     of a template transformer: ``factor``, ``level``, ``folding_fraction``, ``agreement``, ``holes``,
                              ``nonpositive_cell_fraction``, ``native_level``, ``components``; see its reporter
@@ -43,7 +44,7 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
-from monai_diffeo.errors import FilmError, NumericalError
+from monai_diffeo.errors import FilmError, NumericalError, OutputError
 from monai_diffeo.files import sha256_of
 from monai_diffeo.radiograph.failsafe import root_cause
 
@@ -67,7 +68,7 @@ _SENTENCES = (  # first match wins; never the exception's own text, which may qu
     (MemoryError, "There was not enough memory for this film. Run it alone, or on a larger machine."),
     (torch.cuda.OutOfMemoryError, "There was not enough memory on the device for this film. Use --device cpu."),
     (NumericalError, "A number became NaN or infinite. Check the weights of the network and the grey values of the film."),
-    (OSError, "The file could not be read or its results could not be written. Check the disk."),
+    (OSError, "The file could not be read. Check the disk."),
 )
 _UNEXPECTED = "Something unexpected stopped this film. Run it alone with --debug true to see the full error."
 
@@ -86,6 +87,7 @@ def film_record(
     areas: Mapping[str, float | None] | None = None,
     weights_sha256: str | Mapping[str, str] | None = None,
     device: str | torch.device | None = None,
+    settings: str | None = None,
 ) -> dict[str, Any]:
     """The line of a film that has a mask, whether it was canonicalised or not.
 
@@ -100,6 +102,7 @@ def film_record(
         agreement: None takes that of ``result``.
         weights_sha256: of the weights, one or one a network.
         device: where it ran; None takes the device of ``result``.
+        settings: SHA-256 of all settings that count.
 
     Returns:
         A dictionary that ``json.dumps(..., allow_nan=False)`` accepts.
@@ -123,6 +126,7 @@ def film_record(
         "figure": None if figure is None else _relative(figure),
         "device": None if device is None else str(device),
         "weights_sha256": weights_sha256,
+        "settings": settings,
         "versions": versions(),
     }
     return json_safe(record)
@@ -137,6 +141,8 @@ def failure_record(name: str | PathLike[str], error: BaseException, sha256: str 
     code, sentence = type(error).__name__, next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)
     if isinstance(error, FilmError):
         code, sentence = error.code, error.sentence
+    elif isinstance(error, OutputError):
+        sentence = str(error)
     record = {"schema": SCHEMA, "input": _relative(name), "sha256": sha256, "status": FAILED}
     return record | {"error": code, "message": sentence, "versions": versions()}
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,18 +16,21 @@ from monai.utils import convert_to_numpy, ensure_tuple
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import resize_ddf
-from monai_diffeo.files import sha256_of
+from monai_diffeo.errors import ConfigError
+from monai_diffeo.files import output_error, sha256_of
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
 from monai_diffeo.radiograph.film import joined_notes
-from monai_diffeo.radiograph.mask_writer import figure_path
+from monai_diffeo.radiograph.mask_writer import MaskNames, figure_path
 from monai_diffeo.radiograph.outputs import REPORT_NAME
+from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, is_pseudonym_table, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.figure import film_figure
-from monai_diffeo.report.record import failure_record, film_record
+from monai_diffeo.report.record import failure_record, film_record, versions
+from monai_diffeo.report.resume import lines_that_hold, settings_sha256, sha256_or_none
 from monai_diffeo.report.run_folder import RunFolder
 from monai_diffeo.report.sides import PatientSides, patient_sides
-from monai_diffeo.report.writer import ReportWriter
+from monai_diffeo.report.writer import FINISHED_WITH_FAILURES, ReportWriter
 
 __all__ = ["FilmReporter"]
 
@@ -47,6 +51,17 @@ class FilmReporter:
         debug: print the traceback of every failure to stderr; it may quote the file.
         longest: longest side of the pictures' films, voxels.
         anatomy: areas, outlines and captions; :class:`Anatomy` by default.
+        films: paths of all films of the run, in their order, or a mapping of them to pseudonyms. Names of the films then appear
+            in the table of pseudonyms only.
+        resume: keep what an earlier run has written and would be written again, see :meth:`missing`; needs ``films``.
+        postfix: of the masks' names, of several masks a list.
+        settings: all that decides the masks beside ``mode``, ``device``, ``weights`` and versions; of types that JSON knows.
+
+    Attributes:
+        stopped: why nothing more can be reported, None as long as it can.
+
+    Raises:
+        ConfigError: for pseudonyms with ``debug``, which quotes names; for ``resume`` without ``films``.
     """
 
     def __init__(
@@ -60,42 +75,110 @@ class FilmReporter:
         debug: bool | str = False,
         longest: int = 512,
         anatomy: Anatomy | None = None,
+        films: Sequence[str] | Mapping[str, str] | None = None,
+        resume: bool | str = False,
+        postfix: str | Sequence[str] = "lungs",
+        settings: Any = None,
     ) -> None:
         self.output_dir, self.root, self.mode, self.device = Path(output_dir), Path(root), mode, str(device)
         self.weights, self.longest, self.anatomy = weights, longest, Anatomy() if anatomy is None else anatomy
         self.wants_plain, self.debug = parse_switch(figures), parse_switch(debug)
+        self.resume, self.postfix, self.settings = parse_switch(resume), ensure_tuple(postfix), settings
+        self.pseudonyms = films if isinstance(films, Mapping) else {}
+        self.films: Sequence[str] | Mapping[str, str] = () if films is None else films
+        self.kept: dict[str, dict[str, Any]] = {}
+        self._locked: RunFolder | None = None
+        self.stopped: str | None = None
+        if (self.pseudonyms and self.debug) or (self.resume and films is None):
+            refused = "'resume' needs 'films'" if films is None else "--debug true quotes names, which pseudonyms are to hide"
+            raise ConfigError(f"{type(self).__name__}: {refused}. Leave one of the two out.")
+
+    @cached_property
+    def weights_sha256(self) -> str | None:
+        """Of the file of weights."""
+        return None if self.weights is None else sha256_of(self.weights)
+
+    @cached_property
+    def settings_sha256(self) -> str:
+        """Of all settings that decide the masks."""
+        return settings_sha256(
+            weights=self.weights_sha256, mode=self.mode, device=self.device, versions=versions(), settings=self.settings
+        )
+
+    def missing(self, items: Sequence[dict[str, Any]], key: str = "image") -> list[dict[str, Any]]:
+        """The datalist items that the run has to do: all, or with ``resume`` those whose lines do not hold, see
+        :func:`monai_diffeo.report.resume.lines_that_hold`.
+
+        Raises:
+            FolderInUseError: with ``resume``, if another run writes into the folder.
+        """
+        if not self.resume:
+            return list(items)
+        self._locked = self._run_folder()
+        names = [MaskNames(self.films, self.root, self.output_dir, postfix) for postfix in self.postfix]
+
+        def outputs(film: str) -> tuple[list[str], str | None]:
+            masks = [path for name in names if (path := name.paths[Path(film)]) is not None]
+            figure = _below(figure_path(masks[0]), self.output_dir) if masks and self.wants_plain else None
+            return [_below(path, self.output_dir) for path in masks], figure
+
+        films = {self._name(film): str(film) for film in self.films}
+        self.kept = lines_that_hold(self.output_dir / REPORT_NAME, films, outputs, self.settings_sha256)
+        return [item for item in items if self._name(item[key]) not in self.kept]
 
     def begin(self, films: int) -> None:
-        """Start a new report.
+        """Start a new report, which begins with the lines that are kept.
 
         Raises:
             FolderInUseError: if another run writes into the folder.
+            ConfigError: with pseudonyms, if the folder holds outputs under the names of their films.
+            OutputError: if the report cannot be written.
         """
-        self.weights_sha256 = None if self.weights is None else sha256_of(self.weights)
-        self.folder = RunFolder(self.output_dir)
-        self.writer = ReportWriter(self.output_dir / REPORT_NAME)
+        self.folder = self._locked or self._run_folder()
+        table = self.output_dir / PSEUDONYMS_NAME
+        if self.pseudonyms:
+            if self.folder.earlier and not is_pseudonym_table(table):
+                came = "but the folder holds outputs under the names of their films"
+                raise ConfigError(f"FilmReporter: pseudonyms hide names, {came}. Give --output_dir another folder.")
+            write_pseudonyms(table, {name: _below(film, self.root) for film, name in self.pseudonyms.items()})
+            self.folder.wrote([table])
+        self.writer = ReportWriter(self.output_dir / REPORT_NAME, kept=self.kept.values())
+        for line in self.kept.values():
+            self.folder.wrote(self.output_dir / name for name in [*ensure_tuple(line["mask"]), line["figure"]] if name)
         if not films:
             print("No film was found.", file=sys.stderr)
 
     def end(self) -> int:
         """Remove outputs of earlier runs that this run did not write again, close the report and print how it went.
 
-        Gives the exit status, see :meth:`ReportWriter.exit_status`.
+        Gives the exit status, see :meth:`ReportWriter.exit_status`; :data:`FINISHED_WITH_FAILURES` if the report cannot be
+        written to its end, and stderr says why.
         """
-        self.folder.remove()
         removed = self.folder.removed
-        self.writer.close(removed)
-        self.folder.release()
-        print(self.writer.summary() + (f" {len(removed)} outputs of earlier runs removed." if removed else ""))
+        if self.stopped is None:
+            try:
+                self.folder.remove()
+                self.writer.close(removed, [self._name(film) for film in self.films] if self.kept else None)
+            except OSError as error:
+                self.stopped = str(output_error(error))
+        self.folder.release(forget=self.stopped is None)
+        if self.stopped is not None:
+            print(f"The report is not complete, and the run ends here. {self.stopped}", file=sys.stderr)
+            return FINISHED_WITH_FAILURES
+        kept = f" {len(self.kept)} lines of an earlier run kept." if self.kept else ""
+        print(self.writer.summary() + kept + (f" {len(removed)} outputs of earlier runs removed." if removed else ""))
         return self.writer.exit_status()
 
     def failed(self, path: str, error: BaseException) -> None:
         """A film that could not be read or segmented; it keeps no outputs of an earlier run."""
         if self.debug:
             traceback.print_exception(error, file=sys.stderr)
-        name = _below(path, self.root)
-        self.folder.remove(name)
-        self.writer.write(failure_record(name, error, _hash(path)))
+        name = self._name(path)
+        try:
+            self.folder.remove(name)
+            self.writer.write(failure_record(name, error, sha256_or_none(path)))
+        except OSError as lost:
+            self.stopped = str(output_error(lost))
 
     def done(
         self, path: str, batch: Mapping[str, Any], output: Mapping[str, Any], result: DiffeoResult, seconds: float
@@ -108,24 +191,29 @@ class FilmReporter:
             result: of the inferer.
         """
         masks = [Path(name) for name in ensure_tuple(output["pred_path"])]
+        figure = figure_path(masks[0]) if self.wants_plain else None
         try:
-            self._report(path, masks, batch, output, result, seconds)
-        except Exception:
-            for mask in masks:
-                mask.unlink(missing_ok=True)  # a film that fails has no mask
+            self._report(path, masks, figure, batch, output, result, seconds)
+        except BaseException:
+            for file in [*masks, *([figure] if figure else [])]:
+                file.unlink(missing_ok=True)  # a film without a line has no mask
             raise
 
-    def _report(self, path: str, masks: list[Path], batch, output, result: DiffeoResult, seconds: float) -> None:
+    def _report(
+        self, path: str, masks: list[Path], figure: Path | None, batch, output, result: DiffeoResult, seconds: float
+    ) -> None:
         labels = np.asarray(convert_to_numpy(output["pred"]))
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
-        figure = figure_path(masks[0]) if self.wants_plain else None
         sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
         names = [_below(name, self.output_dir) for name in masks]
         fields: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
+        fields["settings"] = self.settings_sha256
         fields |= {"mask": names[0] if len(names) == 1 else names, "figure": figure and _below(figure, self.output_dir)}
         fields |= {"areas": self.anatomy.areas(mask, sides)}
-        record = film_record(_below(path, self.root), _hash(path), result.canonicalization, 0, seconds, **fields)
-        record["notes"] = joined_notes(_meta(batch["film"], "film_notes", ""), record["notes"] or "") or record["notes"]
+        record = film_record(self._name(path), sha256_or_none(path), result.canonicalization, 0, seconds, **fields)
+        empty = "" if mask.any() else "the mask is empty"
+        notes = joined_notes(_meta(batch["film"], "film_notes", ""), record["notes"] or "", empty)
+        record["notes"] = notes or record["notes"]
         record |= self.more(output, result)
         if figure is not None:
             try:
@@ -135,6 +223,16 @@ class FilmReporter:
                 record["notes"] = joined_notes(record["notes"] or "", f"no picture: {type(error).__name__}")
         self.writer.write(record)
         self.folder.wrote(masks if record["figure"] is None or figure is None else [*masks, figure])
+
+    def _run_folder(self) -> RunFolder:
+        try:
+            return RunFolder(self.output_dir)
+        except OSError as error:
+            raise output_error(error) from None
+
+    def _name(self, path: str) -> str:
+        """What a film is called in the report."""
+        return self.pseudonyms.get(str(path)) or _below(path, self.root)
 
     def more(self, output: Mapping[str, Any], result: DiffeoResult) -> dict[str, Any]:
         """Further fields of a film's record, for subclasses; arguments as in :meth:`done`."""
@@ -183,10 +281,3 @@ def _stated(film: Any) -> tuple[str, int]:
 def _meta(film: Any, key: str, default: Any) -> Any:
     """One entry of the metadata of a batch of one film."""
     return np.ravel(convert_to_numpy(getattr(film, "meta", {}).get(key, default)))[0].item()
-
-
-def _hash(path: str) -> str | None:
-    try:
-        return sha256_of(path)
-    except OSError:
-        return None

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import IO
 
 from monai_diffeo.errors import DiffeoError
+from monai_diffeo.files import remove_unfinished
 from monai_diffeo.radiograph.outputs import REPORT_NAME, recorded_outputs
 from monai_diffeo.report.record import SCHEMA
 
@@ -32,6 +33,7 @@ class RunFolder:
 
     The lock is the file ``.report.lock``; the system frees it when the process dies. It holds the records of earlier outputs,
     so that a run after a killed one knows them too. Where the system has no file locks, a killed run leaves the folder locked.
+    Files that a killed run has half written are removed.
 
     Args:
         folder: of the run; it is created. Make it before the new report is begun.
@@ -45,6 +47,7 @@ class RunFolder:
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / LOCK_NAME
         self._lock: IO[str] | None = _locked(path)
+        remove_unfinished(self.folder)
         self._earlier: dict[str, set[Path]] = {}
         self._written: set[Path] = set()
         self.removed: list[str] = []
@@ -54,6 +57,11 @@ class RunFolder:
         records: list[dict] = [{"pid": os.getpid()}, *({"schema": SCHEMA, "input": name, "mask": file} for name, file in known)]
         self._lock.write("".join(json.dumps(record) + "\n" for record in records))
         self._lock.flush()
+
+    @property
+    def earlier(self) -> set[str]:
+        """Names of inputs that have outputs of earlier runs."""
+        return {name for name, paths in self._earlier.items() if paths}
 
     def wrote(self, paths: Iterable[Path]) -> None:
         """These files are outputs of this run."""
@@ -66,10 +74,11 @@ class RunFolder:
                 path.unlink()
                 self.removed.append(self._name(path))
 
-    def release(self) -> None:
-        """Free the folder for the next run."""
+    def release(self, forget: bool = True) -> None:
+        """Free the folder for the next run; with ``forget=False`` that run still knows the earlier outputs."""
         if self._lock is not None:
-            (self.folder / LOCK_NAME).unlink(missing_ok=True)
+            if forget:
+                (self.folder / LOCK_NAME).unlink(missing_ok=True)
             self._lock.close()
             self._lock = None
 

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import threading
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
+from monai_diffeo.files import output_error, write_atomically
 from monai_diffeo.report.record import FAILED, SCHEMA, json_safe, versions
 
 __all__ = ["ALL_WRITTEN", "FINISHED_WITH_FAILURES", "NOTHING_WRITTEN", "ReportWriter"]
@@ -20,7 +22,8 @@ ALL_WRITTEN = 0
 """Exit status: every film has a mask. Those left alone or rejected count as written: theirs is the plain network's."""
 
 FINISHED_WITH_FAILURES = 3
-"""Exit status: the run went to its end, some films have a mask and some failed; the report says which."""
+"""Exit status: the run went to its end, some films have a mask and some failed, and the report says which. Or the report could
+not be written to its end."""
 
 NOTHING_WRITTEN = 4
 """Exit status: every film failed, or no film was found."""
@@ -37,6 +40,10 @@ class ReportWriter:
     Args:
         path: of the file, e.g. ``output_dir/report.jsonl``; its folders are created.
         reset: begin a new file and drop an old one; False appends, after a line that a crash may have cut short.
+        kept: records of an earlier run that the new file begins with.
+
+    Raises:
+        OutputError: if the file cannot be written, here and in every method that writes.
 
     Example:
         >>> import tempfile
@@ -47,14 +54,22 @@ class ReportWriter:
         (1, 4)
     """
 
-    def __init__(self, path: str | PathLike[str], reset: bool = True) -> None:
+    def __init__(self, path: str | PathLike[str], reset: bool = True, kept: Iterable[Mapping[str, Any]] = ()) -> None:
         self.path = Path(path)
         self._lock = threading.Lock()
         self._counts: Counter[str] = Counter()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        kept = list(kept)
         if reset:
-            self.path.unlink(missing_ok=True)
-        self._append(b"" if _ends_whole(self.path) else b"\n")
+            write_atomically(self.path, b"".join(map(_line, kept)))
+        self._counts.update(_kind(record) for record in kept)
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            whole = _ends_whole(self.path)
+            self._file = open(self.path, "ab", buffering=0)
+        except OSError as error:
+            raise output_error(error) from None
+        if not whole:
+            self._append(b"\n")
 
     @property
     def counts(self) -> dict[str, int]:
@@ -66,23 +81,32 @@ class ReportWriter:
 
         Raises:
             ValueError: if its status is none of the four.
-            OSError: if the disk does not take the whole line.
+            OutputError: if the disk does not take the whole line, and then it has nothing of it; or if the file is gone.
         """
-        kind = str(record.get("status")).split(":")[0]
+        kind = _kind(record)
         if kind not in _STATUSES:
             expected = f"'status' must begin with one of {', '.join(_STATUSES)}; got {kind!r}"
             raise ValueError(f"ReportWriter.write(): {expected}. Make the record with film_record() or failure_record().")
-        line = json.dumps(json_safe(record), allow_nan=False) + "\n"  # ASCII: a name in any encoding stays one line
         with self._lock:
-            self._append(line.encode())
+            self._append(_line(record))
             self._counts[kind] += 1
 
-    def close(self, removed: Sequence[str] = ()) -> None:
-        """Append the closing line with its field ``removed``, see :mod:`monai_diffeo.report.record`."""
+    def close(self, removed: Sequence[str] = (), order: Sequence[str] | None = None) -> None:
+        """Append the closing line with its field ``removed``, see :mod:`monai_diffeo.report.record`.
+
+        With ``order``, names of all inputs, the lines are first brought into that order.
+        """
         record = {"schema": SCHEMA, "end": True, "films": sum(self._counts.values()), "counts": self.counts}
         record |= {"exit_status": self.exit_status(), "removed": list(removed), "versions": versions()}
         with self._lock:
-            self._append((json.dumps(record) + "\n").encode())
+            if order is None:
+                self._append(_line(record))
+            else:
+                place = {name: number for number, name in enumerate(order)}
+                lines = self.path.read_bytes().splitlines(keepends=True)
+                lines.sort(key=lambda line: place.get(json.loads(line)["input"], len(place)))
+                write_atomically(self.path, b"".join(lines) + _line(record))
+            self._file.close()
 
     def summary(self) -> str:
         """The run in one line, for the terminal."""
@@ -96,14 +120,28 @@ class ReportWriter:
         return FINISHED_WITH_FAILURES if self._counts[FAILED] else ALL_WRITTEN
 
     def _append(self, data: bytes) -> None:
-        handle = os.open(self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        handle, written = self._file.fileno(), 0
         try:
+            if not os.path.samestat(os.fstat(handle), os.stat(self.path)):
+                raise FileNotFoundError(errno.ENOENT, "another file has its name")
             written = os.write(handle, data)
+            if written < len(data):
+                raise OSError(errno.ENOSPC, "half a line")
             os.fsync(handle)
-        finally:
-            os.close(handle)
-        if written != len(data):
-            raise OSError(f"ReportWriter: the disk took {written} of {len(data)} bytes. Make room and run again.")
+        except OSError as error:
+            end = os.lseek(handle, 0, os.SEEK_CUR)
+            if written and os.fstat(handle).st_size == end:  # no other process has written since
+                os.ftruncate(handle, end - written)
+            raise output_error(error) from None
+
+
+def _kind(record: Mapping[str, Any]) -> str:
+    return str(record.get("status")).split(":")[0]
+
+
+def _line(record: Mapping[str, Any]) -> bytes:
+    """ASCII, so that a name in any encoding stays one line."""
+    return (json.dumps(json_safe(record), allow_nan=False) + "\n").encode()
 
 
 def _ends_whole(path: Path) -> bool:

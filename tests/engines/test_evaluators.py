@@ -34,10 +34,10 @@ def load(item):
     return {"image": blob(1)[0] * (0 if "black" in item["image"] else 1)}
 
 
-def evaluate(names, network=None, inferer=None, **settings):
+def evaluate(names, network=None, inferer=None, kind=Seen, **settings):
     data = FailSafeDataset([{"image": n} for n in names], load)
     loader = DataLoader(data, batch_size=1, collate_fn=collate_one)
-    reporter = Seen()
+    reporter = kind()
     network = torch.nn.Identity() if network is None else network
     inferer = DiffeoInferer(tiny_canonicalizer()) if inferer is None else inferer
     FilmEvaluator(torch.device("cpu"), loader, network, inferer=inferer, reporter=reporter, **settings).run()
@@ -71,6 +71,19 @@ def test_a_film_that_fails_in_the_network_or_afterwards_is_reported_too():
         raise OSError("disk full")
 
     assert evaluate(["a"], postprocessing=post).bad == [("a", "OSError")]
+
+
+def test_where_nothing_more_can_be_reported_the_run_ends():
+    class Stops(Seen):
+        stopped = None
+
+        def failed(self, path, error):
+            super().failed(path, error)
+            self.stopped = "The disk is full."
+
+    assert [name for name, *_ in evaluate(["a", "b", "c"], kind=Seen).good] == ["a", "b", "c"]
+    seen = evaluate(["a", "bad", "c", "d"], kind=Stops)
+    assert [name for name, *_ in seen.good] == ["a"] and seen.bad == [("bad", "FilmError")]
 
 
 def test_the_report_gets_result_answer_and_the_plain_answer():

@@ -33,6 +33,7 @@ FILM = {
     "mask": {"type": ["string", "array"], "items": TEXT},
     "areas": {"type": "object", "required": ["total"], "additionalProperties": SHARE},
     "weights_sha256": SHA,
+    "settings": SHA,
 }
 TEMPLATE = {
     **dict.fromkeys(["factor", "folding_fraction", "nonpositive_cell_fraction", "agreement"], SHARE),
@@ -202,6 +203,17 @@ def test_a_film_that_fails_after_its_mask_was_written_keeps_no_mask(tmp_path):
         report(reporter, "a.png", film, "no mask", result)
     reporter.failed(str(tmp_path / "a.png"), ValueError())
     assert reporter.end() == 4 and [p.name for p in tmp_path.iterdir()] == ["report.jsonl"]
+
+
+def test_an_empty_mask_is_noted(tmp_path):
+    reporter = FilmReporter(tmp_path, tmp_path, figures=False)
+    reporter.begin(2)
+    film, mask, result = found(film_notes="spacing unknown")
+    report(reporter, "full.png", film, mask, result)
+    report(reporter, "empty.png", film, mask * 0, result)
+    reporter.end()
+    notes = {name: line["notes"] for name, line in films_of(tmp_path)[0].items()}
+    assert notes == {"full.png": "spacing unknown", "empty.png": "spacing unknown; the mask is empty"}
 
 
 def test_one_mask_a_class_is_a_list_of_names(tmp_path):

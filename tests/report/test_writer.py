@@ -1,9 +1,11 @@
+import errno
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from monai_diffeo.errors import OutputError
 from monai_diffeo.report import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN, ReportWriter, versions
 
 OK, ALONE, REJECTED, FAILED = "canonicalized", "left alone: reason", "rejected: reason", "failed"
@@ -140,6 +142,44 @@ def test_a_disk_that_takes_half_a_line_is_an_error(tmp_path, monkeypatch):
     report = ReportWriter(tmp_path / "report.jsonl")
     write = os.write
     monkeypatch.setattr(os, "write", lambda handle, data: write(handle, data[: len(data) // 2]))
-    with pytest.raises(OSError, match="Make room"):
+    with pytest.raises(OutputError, match="Make room"):
         report.write({"status": OK})
-    assert report.counts["canonicalized"] == 0
+    assert report.counts["canonicalized"] == 0 and lines(report.path) == []
+    monkeypatch.undo()
+    report.write({"status": OK})
+    assert lines(report.path) == [{"status": OK}]
+
+
+def test_a_line_that_does_not_reach_the_disk_is_taken_back(tmp_path, monkeypatch):
+    report = ReportWriter(tmp_path / "report.jsonl")
+    report.write({"status": OK, "n": 1})
+
+    def fail(handle):
+        raise OSError(errno.EIO, "broken")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OutputError, match="EIO"):
+        report.write({"status": OK, "n": 2})
+    assert [line["n"] for line in lines(report.path)] == [1]
+
+
+@pytest.mark.parametrize("another", [False, True])
+def test_a_report_that_is_gone_is_not_begun_anew(tmp_path, another):
+    path = tmp_path / "report.jsonl"
+    report = ReportWriter(path)
+    path.unlink()
+    if another:
+        path.write_text("")
+    with pytest.raises(OutputError, match="removed during the run"):
+        report.write({"status": OK})
+    assert path.exists() == another and (not another or path.read_text() == "")
+
+
+def test_lines_that_are_kept_count_and_the_end_brings_all_into_the_order_of_the_run(tmp_path):
+    path = tmp_path / "report.jsonl"
+    report = ReportWriter(path, kept=[{"status": OK, "input": "b"}, {"status": ALONE, "input": "d"}])
+    for name in ("c", "a"):
+        report.write({"status": FAILED, "input": name})
+    report.close(order=["a", "b", "c", "d"])
+    assert [line.get("input") for line in lines(path)] == ["a", "b", "c", "d", None]
+    assert lines(path)[-1]["counts"] == {"canonicalized": 1, "left alone": 1, "rejected": 0, "failed": 2}

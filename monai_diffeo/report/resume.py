@@ -1,0 +1,60 @@
+"""Which lines of an earlier report a run that resumes may keep."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from monai_diffeo.files import sha256_of
+from monai_diffeo.radiograph.outputs import film_lines
+from monai_diffeo.report.record import FAILED, SCHEMA, json_safe
+
+__all__ = ["lines_that_hold", "settings_sha256", "sha256_or_none"]
+
+
+def settings_sha256(**settings: Any) -> str:
+    """SHA-256 of settings by name, of types that JSON knows; others count by their text."""
+    return hashlib.sha256(json.dumps(json_safe(settings), sort_keys=True, default=str).encode()).hexdigest()
+
+
+def lines_that_hold(
+    report: str | PathLike[str],
+    films: Mapping[str, str],
+    outputs: Callable[[str], tuple[Sequence[str], str | None]],
+    settings: str,
+) -> dict[str, dict[str, Any]]:
+    """Lines of a report that a new run would write again, by input and in the order of the films.
+
+    A line holds if its film did not fail, has the same content and was made with the same settings, and if its outputs have the
+    names that they would get now and are still there. Where no figure is asked for, the line says so.
+
+    Args:
+        report: a ``report.jsonl``.
+        films: path of each film by its input name.
+        outputs: names of the masks and of the figure of an input, relative to the report; None if no figure is asked for.
+        settings: :func:`settings_sha256` of the new run.
+    """
+    earlier, kept = {line["input"]: line for line in film_lines(report)}, {}
+    folder = Path(report).parent
+    for name, film in films.items():
+        line = earlier.get(name, {})
+        if line.get("schema") != SCHEMA or line.get("status", FAILED) == FAILED or line.get("settings") != settings:
+            continue
+        masks, figure = outputs(film)
+        named = line.get("mask") == (masks[0] if len(masks) == 1 else list(masks)) and figure in (None, line.get("figure"))
+        there = named and all((folder / output).is_file() for output in [*masks, *([figure] if figure else [])])
+        if there and line.get("sha256") and line["sha256"] == sha256_or_none(film):
+            kept[name] = {**line, "figure": figure}
+    return kept
+
+
+def sha256_or_none(path: str | PathLike[str]) -> str | None:
+    """SHA-256 of a film, None if it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError:
+        return None
