@@ -60,7 +60,9 @@ def _format_of_content(path: Path) -> str | None:
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
-            raise FilmError("FileNotReadable", "A film is a regular file; this is a folder, a pipe or a device.")
+            raise FilmError(
+                "FileNotReadable", "A film is a regular file; this is a pipe, a device, or a folder that may not be opened."
+            )
         with open(path, "rb") as stream:
             head = stream.read(_HEAD)
     except OSError:
