@@ -21,6 +21,7 @@ from monai_diffeo.radiograph.isolation import IsolatedReader
 SLOW, LARGE = 5.0, 2**30  # seconds, bytes: no film of a few kilobytes may take so much
 _NUMBERS = (0, 1, 2, 8, 16, 0x7F, 0x80, 0xFF, 0x7FFF, 0x8000, 0xFFFE, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 _ELEMENTS = [(0x28, n) for n in (2, 4, 8, 0x10, 0x11, 0x100, 0x101, 0x102, 0x103, 0x30, 0x1050, 0x1052, 0x1053)]
+_MARKS = (b"\xff\xc0", b"\xff\xc3", b"\xff\xf7", b"\xff\x51", b"\xff\xda")  # JPEG: sizes, components, scans
 _ELEMENTS += [(2, 0), (2, 0x10), (8, 0x60), (0x18, 0x1164), (0x7FE0, 0x10), (0xFFFE, 0xE000), (0xFFFE, 0xE0DD)]
 
 
@@ -62,29 +63,19 @@ def seeds() -> dict[str, tuple[str, bytes]]:
 
     window = {"WindowCenter": 2000, "WindowWidth": 3000, "RescaleSlope": 2, "RescaleIntercept": -5, "PixelSpacing": [0.2, 0.1]}
     table = {"VOILUTSequence": lut_item(np.arange(4096) * 2, bits=13), "PhotometricInterpretation": "MONOCHROME1"}
-    raw, nifti = (
-        dicom(**window),
-        nibabel.Nifti1Image(film.T[..., None].astype(np.int16), np.diag([-0.2, -0.1, 1, 1])).to_bytes(),
-    )
-    jpeg = dicom(eight, frame=picture(eight, "JPEG"), syntax=JPEGBaseline8Bit, bits=8)
-    found = {
-        "raw": (".dcm", raw),
-        "table": (".dcm", dicom(**table)),
-        "implicit": (".dcm", dicom(syntax=ImplicitVRLittleEndian)),
+    raw, jpeg = dicom(**window), picture(eight, "JPEG")
+    nifti = nibabel.Nifti1Image(film.T[..., None].astype(np.int16), np.diag([-0.2, -0.1, 1, 1])).to_bytes()
+    made = {"raw": raw, "table": dicom(**table), "implicit": dicom(syntax=ImplicitVRLittleEndian), "no preamble": raw[132:]}
+    made |= {"deflated": dicom(syntax=DeflatedExplicitVRLittleEndian), "rle": dicom(compress=RLELossless)}
+    made |= {
+        "j2k": dicom(compress=JPEG2000Lossless),
+        "jpeg in dicom": dicom(eight, frame=jpeg, syntax=JPEGBaseline8Bit, bits=8),
     }
-    found |= {"deflated": (".dcm", dicom(syntax=DeflatedExplicitVRLittleEndian)), "no preamble": (".dcm", raw[132:])}
-    found |= {"rle": (".dcm", dicom(compress=RLELossless)), "j2k": (".dcm", dicom(compress=JPEG2000Lossless))}
-    found |= {"jpeg in dicom": (".dcm", jpeg), "nifti": (".nii", nifti), "nifti.gz": (".nii.gz", gzip.compress(nifti, mtime=0))}
-    found |= {
-        "png": (".png", picture(film, "PNG")),
-        "png 8": (".png", picture(eight, "PNG")),
-        "jpeg": (".jpg", picture(eight, "JPEG")),
-    }
-    for kind, name in (
-        ("jpeg-ls", "JPEGLSNearLossless_16.dcm"),
-        ("jpeg lossless", "JPEG-LL.dcm"),
-        ("jpeg extended", "JPEG-lossy.dcm"),
-    ):
+    found = {kind: (".dcm", content) for kind, content in made.items()}
+    found |= {"nifti": (".nii", nifti), "nifti.gz": (".nii.gz", gzip.compress(nifti, mtime=0)), "jpeg": (".jpg", jpeg)}
+    found |= {"png": (".png", picture(film, "PNG")), "png 8": (".png", picture(eight, "PNG"))}
+    names = {"jpeg-ls": "JPEGLSNearLossless_16.dcm", "jpeg lossless": "JPEG-LL.dcm", "jpeg extended": "JPEG-lossy.dcm"}
+    for kind, name in names.items():
         if path := get_testdata_file(name, download=False):
             found[kind] = (".dcm", Path(path).read_bytes())
     return found
@@ -122,9 +113,7 @@ def _change_number(data: bytearray, rng: np.random.Generator, at: int) -> None:
     order, size = ("little", "big")[rng.integers(2)], (1, 2, 4)[rng.integers(3)]
     group, element = _ELEMENTS[rng.integers(len(_ELEMENTS))]
     places = [data.find(group.to_bytes(2, "little") + element.to_bytes(2, "little")) + 8 - 2 * int(rng.integers(3))]
-    places += [
-        data.find(mark) + int(rng.integers(2, 12)) for mark in (b"\xff\xc0", b"\xff\xc3", b"\xff\xf7", b"\xff\x51", b"\xff\xda")
-    ]
+    places += [data.find(mark) + int(rng.integers(2, 12)) for mark in _MARKS]
     places = [place for place in places if place > 12] or [at]
     place = places[rng.integers(len(places))]
     data[place : place + size] = (_NUMBERS[rng.integers(len(_NUMBERS))] % 256**size).to_bytes(size, order)
@@ -170,12 +159,7 @@ def fuzz(numbers, reader: IsolatedReader, folder: Path, until: float = float("in
             wrong["memory"] += [number] if error.code == "OutOfMemory" else []
         except Exception as error:
             outcome = type(error).__name__
-        if (
-            outcome == "no finite film"
-            or not outcome.isidentifier()
-            or outcome in ("Exception", "ReaderNotStarted")
-            or "Error" in outcome
-        ):
+        if outcome in ("no finite film", "ReaderNotStarted") or "Error" in outcome or "Exception" in outcome:
             wrong["foreign"].append((number, outcome))
         if time.monotonic() - began > SLOW:
             wrong["slow"].append((number, round(time.monotonic() - began, 1)))
