@@ -35,8 +35,10 @@ def sha256_of(path: str | PathLike[str]) -> str:
     """SHA-256 of a file in hexadecimal, read piece by piece.
 
     Raises:
-        OSError: if the file cannot be read.
+        OSError: if the file cannot be read, or is a pipe or a device, which may never end.
     """
+    if not os.path.isfile(path):
+        raise OSError("sha256_of(): expected an existing regular file. Check the path.")
     with open(path, "rb") as file:
         digest = hashlib.sha256()
         while block := file.read(1 << 20):

@@ -6,9 +6,10 @@ from monai_diffeo.radiograph.film import Film
 from monai_diffeo.radiograph.lungs import separate_lungs, split_lungs
 from monai_diffeo.radiograph.manifest import read_manifest
 from monai_diffeo.radiograph.mask_writer import MaskNames, figure_path, mask_path, mask_path_beside, mask_paths, write_mask
+from monai_diffeo.radiograph.monai_reader import FilmReader, NamedFilm
 from monai_diffeo.radiograph.outputs import recorded_outputs
 from monai_diffeo.radiograph.packaged import packaged_film
-from monai_diffeo.radiograph.reader import FilmReader, NamedFilm, film_meta, list_films, read_film
+from monai_diffeo.radiograph.reader import film_meta, list_films, read_film
 
 __all__ = ["FailSafeDataset", "Film", "FilmList", "FilmReader", "MaskNames", "NamedFilm", "collate_one", "figure_path"]
 __all__ += ["film_datalist", "film_meta", "list_films", "mask_path", "mask_path_beside", "mask_paths", "packaged_film"]

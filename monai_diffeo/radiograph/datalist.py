@@ -61,7 +61,7 @@ def film_datalist(
     films = list_films(path)
     own: set[Path] = set()
     for report in films if path.is_dir() else ():
-        if report.name == REPORT_NAME and (recorded := recorded_outputs(report)):
+        if report.name == REPORT_NAME and report.is_file() and (recorded := recorded_outputs(report)):
             own.update([report], *recorded.values())
     if own:
         logger.warning("film_datalist(): %d files that earlier runs wrote and recorded are no films.", len(own))

@@ -37,7 +37,9 @@ class FailSafeDataset(Dataset):
         path = str(self.data[index][self.path_key])
         try:
             return {**super().__getitem__(index), "path": path}
-        except Exception as error:  # whatever a reader meets, the next film must be read
+        except (KeyboardInterrupt, SystemExit):
+            raise
+        except BaseException as error:  # whatever a reader meets, the next film must be read; a panic of Rust is no Exception
             return {"path": path, FAILURE: root_cause(error)}
 
 

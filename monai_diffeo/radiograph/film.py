@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import logging
 import threading
 import warnings
@@ -11,7 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from monai.utils import optional_import
 
 from monai_diffeo.errors import FilmError
 
@@ -87,10 +87,14 @@ def joined_notes(*notes: str) -> str:
 
 def library(module: str, remedy: str) -> Any:
     """An optional module; FilmError ``UnsupportedFile`` with the remedy where it is not installed."""
-    found, installed = optional_import(module)
-    if not installed:
-        raise FilmError("UnsupportedFile", remedy)
-    return found
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise FilmError("UnsupportedFile", remedy) from None
+
+
+def on_size(rows: int, columns: int) -> object:
+    """Told of the size that a file declares, before anything is decoded; a process that reads one film may replace it."""
 
 
 def check_size(rows: int, columns: int) -> None:
@@ -100,6 +104,7 @@ def check_size(rows: int, columns: int) -> None:
     if max(rows, columns) > MAX_SIDE or rows * columns > MAX_PIXELS:
         limit = f"A film may have up to {MAX_SIDE} rows and columns and {MAX_PIXELS} pixels"
         raise FilmError("TooLarge", f"{limit}, the file declares {rows} x {columns}. Export it at a lower resolution.")
+    on_size(rows, columns)
 
 
 def check_values(pixels: np.ndarray) -> None:

@@ -42,35 +42,43 @@ def format_of_name(name: str) -> str | None:
 
 
 def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] = ()) -> list[Path]:
-    """Every file below a folder, sorted; nothing is left out for its suffix, `read_film` refuses by name.
+    """Every file below a folder, sorted; nothing is left out for its suffix or kind, `read_film` refuses by name and content.
 
-    Links are followed, unless they lead back to a folder above them. Hidden files and folders (a dot first), pipes, sockets
-    and devices are left out, and a warning says how many. `folder` itself may be hidden or a link.
+    Links are followed, unless they lead back to a folder above them. Pipes, sockets and devices are listed, and so is a folder
+    below `folder` that cannot be read: `read_film` refuses them, so that each is a line of a report. Hidden files and folders
+    (a dot first) are left out, and a warning says how many. `folder` itself may be hidden or a link.
 
     Args:
         folder: a folder, or one file; all paths start with it, also those of links that lead nowhere.
         exclude: folders to leave out.
 
     Raises:
-        FilmError: ``FileNotReadable`` if `folder` or a folder below it cannot be read.
+        FilmError: ``FileNotReadable`` if `folder` cannot be read.
     """
     root = Path(folder)
-    if root.is_file():
+    if os.path.lexists(root) and not root.is_dir():
         return [root]
     shut = {os.path.realpath(path) for path in exclude}
     films: list[Path] = []
-    passed = 0
+    hidden = 0
     places: list[tuple[Path, tuple[str, ...]]] = [(root, ())]  # each with the true paths of the folders above it
     while places:
         place, above = places.pop()
         real = os.path.realpath(place)
-        if real not in shut and real not in above:
+        if real in shut or real in above:
+            continue
+        try:
             found = _by_kind(place)
-            films += found["film"]
-            places += [(folder, (*above, real)) for folder in found["folder"]]
-            passed += len(found["passed"])
-    if passed:
-        logger.warning("list_films(): %d hidden or special files and folders below %s are left out.", passed, root)
+        except FilmError:
+            if not above:
+                raise
+            films.append(place)
+            continue
+        films += found["film"]
+        places += [(folder, (*above, real)) for folder in found["folder"]]
+        hidden += len(found["hidden"])
+    if hidden:
+        logger.warning("list_films(): %d hidden files and folders below %s are left out.", hidden, root)
     return sorted(films)
 
 
@@ -80,14 +88,12 @@ def film_names(folder: Path) -> list[str]:
 
 
 def _by_kind(folder: Path) -> dict[str, list[Path]]:
-    found: dict[str, list[Path]] = {"film": [], "folder": [], "passed": []}
+    found: dict[str, list[Path]] = {"film": [], "folder": [], "hidden": []}
     try:
         names = os.listdir(folder)
     except OSError:
         raise FilmError("FileNotReadable", "A folder is missing or may not be opened. Check path and rights.") from None
     for name in names:
         path = folder / name
-        plain = os.path.isfile(path) or not os.path.exists(path)
-        kind = "passed" if name.startswith(".") else "folder" if os.path.isdir(path) else "film" if plain else "passed"
-        found[kind].append(path)
+        found["hidden" if name.startswith(".") else "folder" if path.is_dir() else "film"].append(path)
     return found

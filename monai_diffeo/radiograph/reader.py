@@ -10,14 +10,9 @@ import gzip
 import os
 import stat
 import zlib
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
-from monai.config import PathLike
-from monai.data import ImageReader
-from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph.dicom import read_dicom
@@ -26,8 +21,7 @@ from monai_diffeo.radiograph.nifti import read_nifti
 from monai_diffeo.radiograph.paths import format_of_name, list_films, split_name
 from monai_diffeo.radiograph.picture import read_picture
 
-__all__ = ["Film", "FilmReader", "NamedFilm", "film_meta", "format_of_name", "in_plane_affine", "list_films"]
-__all__ += ["read_film", "split_name"]
+__all__ = ["Film", "film_meta", "format_of_name", "in_plane_affine", "list_films", "read_film", "split_name"]
 
 _HEAD = 352  # bytes: a NIfTI-1 header and its extension flag
 
@@ -66,7 +60,9 @@ def _format_of_content(path: Path) -> str | None:
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
-            raise FilmError("FileNotReadable", "A film is a regular file; this is a folder, a pipe or a device.")
+            raise FilmError(
+                "FileNotReadable", "A film is a regular file; this is a pipe, a device, or a folder that may not be opened."
+            )
         with open(path, "rb") as stream:
             head = stream.read(_HEAD)
     except OSError:
@@ -91,13 +87,15 @@ def _format_of_content(path: Path) -> str | None:
     return next((kind for kind, found in kinds.items() if found and (kind == "nifti" or not zipped)), None)
 
 
-def film_meta(film: Film, path: PathLike = "") -> dict:
+def film_meta(film: Film, path: str | os.PathLike = "") -> dict:
     """Metadata of a film that was read at ``path``, in MONAI's words.
 
     Beside MONAI's own keys, everything has one flat key (string, number or boolean), so that batches collate. They are
     ``film_format``, ``film_rows``, ``film_columns``, ``film_spacing_source``, ``film_spacing_row``, ``film_spacing_column``
     and ``film_<detail>`` for each of ``film.details``.
     """
+    from monai.utils import MetaKeys, SpaceKeys  # here, because a process that only reads is there in half a second without
+
     return {
         MetaKeys.AFFINE.value: film.affine.copy(),
         MetaKeys.ORIGINAL_AFFINE.value: film.affine.copy(),
@@ -113,36 +111,3 @@ def film_meta(film: Film, path: PathLike = "") -> dict:
         "film_spacing_column": film.spacing[1],
         **{f"film_{name}": value for name, value in film.details.items()},
     }
-
-
-class NamedFilm(NamedTuple):
-    """A film and the path it was read from."""
-
-    path: str
-    film: Film
-
-
-class FilmReader(ImageReader):
-    """MONAI reader for films: array ``(H, W)``, rows x columns (other MONAI readers give columns x rows).
-
-    `monai.transforms.LoadImage` tries its other readers when this one refuses a file; `LoadImageFilm` does not.
-    """
-
-    def verify_suffix(self, filename: Sequence[PathLike] | PathLike) -> bool:
-        """Whether every one of the names promises a film."""
-        return all(format_of_name(Path(name).name) is not None for name in ensure_tuple(filename))
-
-    def read(self, data: Sequence[PathLike] | PathLike, **kwargs) -> NamedFilm:
-        """Read one file; further arguments are not used.
-
-        Raises:
-            FilmError: if the file is no film, or ``MultiFrame`` for more than one path.
-        """
-        paths = ensure_tuple(data)
-        if len(paths) != 1:
-            raise FilmError("MultiFrame", f"FilmReader reads one file an image, got {len(paths)}.")
-        return NamedFilm(str(paths[0]), read_film(paths[0]))
-
-    def get_data(self, img: NamedFilm) -> tuple[np.ndarray, dict]:
-        """Pixels, float32 ``(H, W)``, and metadata (`film_meta`) of what `read` returned."""
-        return img.film.pixels, film_meta(img.film, img.path)

@@ -31,6 +31,7 @@ runs that this run did not write again) and ``versions``. The report of a killed
 
 from __future__ import annotations
 
+import errno
 import math
 import platform
 from collections.abc import Mapping, Sequence
@@ -62,14 +63,27 @@ SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"
 _ROWS = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement", "steps", "notes")
 _SIGNIFICANT_DIGITS = 7  # what float32 carries
 
-_SENTENCES = (  # first match wins; never the exception's own text, which may quote a path or a DICOM value
+_SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
+    # first match wins; never the exception's own text, which may quote a path or a DICOM value
     (FileNotFoundError, "The file was not there when it was its turn. Run again when nothing moves the input."),
-    (PermissionError, "The file may not be read. Check its permissions."),
+    (PermissionError, "The film may not be read, or its results may not be written. Check the permissions of both folders."),
     (MemoryError, "There was not enough memory for this film. Run it alone, or on a larger machine."),
     (torch.cuda.OutOfMemoryError, "There was not enough memory on the device for this film. Use --device cpu."),
     (NumericalError, "A number became NaN or infinite. Check the weights of the network and the grey values of the film."),
     (OSError, "The file could not be read. Check the disk."),
 )
+_SENTENCES_BY_ERRNO = {  # of an OSError, before the types
+    "ENOSPC": "The disk is full: the results of this film could not be written. Make room and run again.",
+    "EDQUOT": "The quota of the disk is used up: the results of this film could not be written. Make room and run again.",
+    "EROFS": "The output folder is on a disk that cannot be written. Give --output_dir another folder.",
+    "EIO": "The disk or the network drive reported an error. Check it, then run again.",
+    "ENAMETOOLONG": "The name of the film is so long that its results cannot be named after it. Give the film a shorter name.",
+    "EMFILE": "Too many files are open. Raise the limit of open files, then run again.",
+    "ENOMEM": "There was not enough memory for this film. Run it alone, or on a larger machine.",
+    "ENOTDIR": "A file stands where a folder of the results should be. Move it, or give --output_dir another folder.",
+    "EISDIR": "A folder stands where a result should be. Move it, or give --output_dir another folder.",
+    "ESTALE": "The network drive was lost. Connect it, then run again.",
+}
 _UNEXPECTED = "Something unexpected stopped this film. Run it alone with --debug true to see the full error."
 
 
@@ -138,13 +152,22 @@ def failure_record(name: str | PathLike[str], error: BaseException, sha256: str 
     ``name`` and ``sha256`` are as in :func:`film_record`. MONAI wraps what a transform raises, so causes of ``error`` count.
     """
     error = root_cause(error)
-    code, sentence = type(error).__name__, next((text for kind, text in _SENTENCES if isinstance(error, kind)), _UNEXPECTED)
+    code, sentence = type(error).__name__, _sentence(error)
     if isinstance(error, FilmError):
         code, sentence = error.code, error.sentence
     elif isinstance(error, OutputError):
         sentence = str(error)
     record = {"schema": SCHEMA, "input": _relative(name), "sha256": sha256, "status": FAILED}
     return record | {"error": code, "message": sentence, "versions": versions()}
+
+
+def _sentence(error: BaseException) -> str:
+    """The true sentence of an error that is none of ours."""
+    if isinstance(error, RuntimeError) and "can't allocate memory" in str(error):  # PyTorch on the CPU has no class for it
+        error = MemoryError()
+    name = errno.errorcode.get(getattr(error, "errno", None) or 0, "") if isinstance(error, OSError) else ""
+    by_type = (text for kind, text in _SENTENCES if isinstance(error, kind))
+    return _SENTENCES_BY_ERRNO.get(name) or next(by_type, _UNEXPECTED)
 
 
 def versions() -> dict[str, str]:

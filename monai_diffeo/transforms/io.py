@@ -15,9 +15,10 @@ from monai.transforms import MapTransform, Transform
 from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor
 
 from monai_diffeo.errors import FilmError, ShapeError
+from monai_diffeo.radiograph.isolation import IsolatedReader
 from monai_diffeo.radiograph.mask_writer import MaskNames, mask_path_beside, write_mask
+from monai_diffeo.radiograph.monai_reader import FilmReader, NamedFilm
 from monai_diffeo.radiograph.nifti import affine_of_text, shape_of_text
-from monai_diffeo.radiograph.reader import FilmReader
 
 __all__ = ["LoadImageFilm", "LoadImageFilmD", "LoadImageFilmDict", "LoadImageFilmd"]
 __all__ += ["SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
@@ -25,6 +26,10 @@ __all__ += ["SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
 
 class LoadImageFilm(Transform):
     """Read one film as a channel-first MetaTensor, rows x columns, bone white.
+
+    Args:
+        isolate: read in a process of its own, so that no film can end, fill or hold up this one; see
+            `monai_diffeo.radiograph.isolation.IsolatedReader`.
 
     Example:
         >>> from monai_diffeo.radiograph.packaged import packaged_film
@@ -34,24 +39,32 @@ class LoadImageFilm(Transform):
 
     backend = [TransformBackends.TORCH]
 
-    def __init__(self) -> None:
-        self.reader = FilmReader()
+    def __init__(self, isolate: bool = False) -> None:
+        self.reader, self.isolated = FilmReader(), IsolatedReader() if isolate else None
+        if self.isolated is not None:
+            self.isolated.start()
 
     def __call__(self, img: str | os.PathLike) -> torch.Tensor:
         """The film at the path ``img``, float32 ``(1, H, W)`` with the metadata of `film_meta`; errors as `read_film`."""
-        pixels, meta = self.reader.get_data(self.reader.read(img))
+        read = self.reader.read(img) if self.isolated is None else NamedFilm(str(img), self.isolated(img))
+        pixels, meta = self.reader.get_data(read)
         film = MetaTensor(torch.from_numpy(pixels)[None], meta=meta)
         return convert_to_tensor(film, track_meta=get_track_meta())
 
 
 class LoadImageFilmd(MapTransform):
-    """Dictionary version of `LoadImageFilm`; ``keys`` are those of paths, absent ones raise unless ``allow_missing_keys``."""
+    """Dictionary version of `LoadImageFilm`; ``keys`` are those of paths, absent ones raise unless ``allow_missing_keys``.
+
+    Args:
+        keys, allow_missing_keys: of ``MapTransform``.
+        isolate: of `LoadImageFilm`.
+    """
 
     backend = LoadImageFilm.backend
 
-    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, allow_missing_keys: bool = False, isolate: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.loader = LoadImageFilm()
+        self.loader = LoadImageFilm(isolate)
 
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         """Replace each path by its film, float32 ``(1, H, W)``."""

@@ -22,8 +22,9 @@ from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph import dicom
 from monai_diffeo.radiograph.codestream import declared_pixels
 from monai_diffeo.radiograph.film import DETAILS
+from monai_diffeo.radiograph.monai_reader import FilmReader
 from monai_diffeo.radiograph.packaged import packaged_film
-from monai_diffeo.radiograph.reader import FilmReader, film_meta, format_of_name, in_plane_affine, list_films, read_film
+from monai_diffeo.radiograph.reader import film_meta, format_of_name, in_plane_affine, list_films, read_film
 
 pydicom = pytest.importorskip("pydicom")
 nibabel = pytest.importorskip("nibabel")
