@@ -18,12 +18,12 @@ from monai_diffeo.canonicalize.result import resize_ddf
 from monai_diffeo.files import sha256_of
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
-from monai_diffeo.radiograph.film import joined_notes
+from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 from monai_diffeo.radiograph.mask_writer import figure_path
 from monai_diffeo.radiograph.outputs import REPORT_NAME
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.figure import film_figure
-from monai_diffeo.report.record import failure_record, film_record
+from monai_diffeo.report.record import failure_record, film_record, json_safe
 from monai_diffeo.report.run_folder import RunFolder
 from monai_diffeo.report.sides import PatientSides, patient_sides
 from monai_diffeo.report.writer import ReportWriter
@@ -126,7 +126,7 @@ class FilmReporter:
         fields |= {"areas": self.anatomy.areas(mask, sides)}
         record = film_record(_below(path, self.root), _hash(path), result.canonicalization, 0, seconds, **fields)
         record["notes"] = joined_notes(_meta(batch["film"], "film_notes", ""), record["notes"] or "") or record["notes"]
-        record |= self.more(output, result)
+        record |= _spacing(batch["film"]) | self.more(output, result)
         if figure is not None:
             try:
                 self.draw(figure, *self._shown(batch, mask), result, record, sides)
@@ -178,6 +178,13 @@ def _below(path: str | Path, folder: Path) -> str:
 def _stated(film: Any) -> tuple[str, int]:
     """PatientOrientation and EXIF orientation of a batch of one film."""
     return str(_meta(film, "film_patient_orientation", "")), int(_meta(film, "film_exif_orientation", 0))
+
+
+def _spacing(film: Any) -> dict[str, Any]:
+    """Fields of a batch of one film: its spacing, what states it and what speaks against it."""
+    source, doubt = str(_meta(film, "film_spacing_source", UNKNOWN)), str(_meta(film, "film_spacing_doubt", ""))
+    spacing = [_meta(film, f"film_spacing_{axis}", None) for axis in ("row", "column")] if source != UNKNOWN else None
+    return json_safe({"spacing": spacing, "spacing_source": source, "spacing_doubt": doubt or None})
 
 
 def _meta(film: Any, key: str, default: Any) -> Any:
