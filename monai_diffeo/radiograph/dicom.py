@@ -6,10 +6,10 @@ import zlib
 from pathlib import Path
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS, pixel_spacing
+from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS, film_geometry
 from monai_diffeo.radiograph.dicom_header import HEADER_TAGS, check_header, stated_details
 from monai_diffeo.radiograph.dicom_pixels import CUT, PIXEL_TAGS, check_pixel_data, check_pixels_exist, stored_values
-from monai_diffeo.radiograph.film import DETAILS, EXPORT, MAX_FILE_BYTES, Film, check_values, in_plane_affine, library
+from monai_diffeo.radiograph.film import DETAILS, EXPORT, MAX_FILE_BYTES, Film, check_values, library
 from monai_diffeo.radiograph.grayscale import GREY_TAGS, displayed
 
 __all__ = ["read_dicom"]
@@ -22,8 +22,8 @@ _TAGS = [*HEADER_TAGS, *GEOMETRY_TAGS, *GREY_TAGS, *PIXEL_TAGS]
 def read_dicom(path: Path) -> Film:
     """Read a DICOM radiograph as displayed: rescale, window or table, then one flip where the file asks for it.
 
-    The file is DICOM part 10 with preamble. Its spacing is the first usable one of PixelSpacing, ImagerPixelSpacing and
-    NominalScannedPixelSpacing. Errors are those of `monai_diffeo.radiograph.reader.read_film`.
+    The file is DICOM part 10 with preamble; its place and spacing are those of `film_geometry`. Errors are those of
+    `monai_diffeo.radiograph.reader.read_film`.
     """
     pydicom = library("pydicom", "Reading DICOM needs pydicom: pip install 'pydicom>=3.0.2'.")
     try:
@@ -42,8 +42,9 @@ def read_dicom(path: Path) -> Film:
         check_values(raw)
         pixels, grey = displayed(dataset, raw)
         check_values(pixels)
-        spacing, source = pixel_spacing(dataset)
-        return Film(pixels, in_plane_affine(spacing), spacing, source, "dicom", DETAILS | grey | stated_details(dataset))
+        where = film_geometry(dataset)
+        details = DETAILS | grey | stated_details(dataset) | {"spacing_doubt": where.doubt, "affine_unit": where.unit}
+        return Film(pixels, where.affine, where.spacing, where.source, "dicom", details)
     except FilmError:
         raise
     except Exception:

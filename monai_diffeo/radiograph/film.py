@@ -27,7 +27,11 @@ EXPORT = "Export the film again."
 Detail = str | int | float | bool
 
 _TEXTS = ("photometric", "transfer_syntax", "modality", "view", "laterality", "patient_orientation", "burned_in_annotation")
-DETAILS: dict[str, Detail] = {**dict.fromkeys(_TEXTS, ""), "file_axes": "rows,columns", "file_shape": "", "file_affine": ""}
+UNKNOWN = "unknown"
+"""Source of a spacing that nothing states, and unit of lengths that are none."""
+
+DETAILS: dict[str, Detail] = {**dict.fromkeys(_TEXTS, ""), "file_axes": "rows,columns", "file_frame": ""}
+DETAILS |= {"spacing_doubt": "", "affine_unit": UNKNOWN}
 DETAILS |= {"inverted": False, "voi": "none", "voi_refused": False, "padding_pixels": 0, "bits_stored": 0}
 DETAILS |= {"magnification": 0.0, "exif_orientation": 0, "notes": ""}
 """Every film has all of these, so that films of several formats collate in one batch. Empty or 0 means "not stated"."""
@@ -41,16 +45,17 @@ class Film:
 
     Args:
         pixels: float32, shape ``(H, W)`` = rows x columns of the film as displayed, larger is whiter.
-        affine: 4x4 float64, index ``(row, column, 0, 1)`` to RAS millimetres.
+        affine: 4x4 float64, index ``(row, column, 0, 1)`` to RAS millimetres, where viewers that read with ITK draw the film.
         spacing: row and column spacing in millimetres; ``(1.0, 1.0)`` when the source is ``"unknown"``.
-        spacing_source: ``"PixelSpacing"``, ``"ImagerPixelSpacing"``, ``"NominalScannedPixelSpacing"``, ``"NIfTI"`` or
-            ``"unknown"``.
+        spacing_source: the DICOM element that states it, such as ``"ImagerPixelSpacing"``; ``"NIfTI"`` or ``"unknown"``.
         format: ``"dicom"``, ``"nifti"``, ``"png"`` or ``"jpeg"``.
         details: strings, numbers and booleans without patient data; the same keys for every format. ``inverted`` says
             whether the grey scale was flipped, ``voi`` is ``"none"``, ``"lut"`` or ``"window"``, ``voi_refused`` that
             a window or table was there but unusable, ``magnification`` the estimated radiographic magnification
-            (recorded, never applied), ``file_shape`` and ``file_affine`` the NIfTI file's own shape and affine
-            (in millimetres) as text. ``notes`` are remarks for the report, joined by `joined_notes`.
+            (recorded, never applied). ``spacing_doubt`` says what speaks against the spacing, ``affine_unit`` is ``"mm"``
+            where the affine has it, else ``"unknown"``. ``file_axes`` are the axes of a NIfTI file along columns and rows,
+            ``-`` where the film runs against them; ``file_frame`` is what its mask needs, for `write_mask`.
+            ``notes`` are remarks for the report, joined by `joined_notes`.
     """
 
     pixels: np.ndarray

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import gzip
 import io
+import json
 import os
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from monai.config import PathLike
@@ -16,6 +18,7 @@ from monai.config import PathLike
 from monai_diffeo.errors import FilmError, ShapeError
 from monai_diffeo.files import write_atomically
 from monai_diffeo.radiograph.film import library
+from monai_diffeo.radiograph.nifti import file_of_film
 from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 
 __all__ = ["MaskNames", "figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
@@ -162,26 +165,27 @@ def write_mask(
     film_format: str,
     affine: np.ndarray,
     path: PathLike,
-    file_shape: tuple[int, ...] | None = None,
-    file_affine: np.ndarray | None = None,
+    file_frame: str = "",
+    unit: str = "mm",
 ) -> Path:
     """Write a mask in the frame of its film's file; the file appears whole or not at all.
 
     Args:
         mask: shape ``(H, W)``, rows x columns of the film; booleans or whole numbers, 0 is background.
-        film_format: ``"dicom"``, ``"nifti"``, ``"png"`` or ``"jpeg"``. DICOM gives NIfTI indexed [row, column] with `affine`;
-            NIfTI gives NIfTI indexed [x, y] as the film's own file. Both keep the labels, in the smallest integer type that
+        film_format: ``"dicom"``, ``"nifti"``, ``"png"`` or ``"jpeg"``. DICOM gives NIfTI of columns x rows x 1 with `affine`;
+            NIfTI gives NIfTI indexed as the film's own file. Both keep the labels, in the smallest integer type that
             holds them. Pictures give a PNG of 8 bits: 255 for label 1 if there is no other, else the labels as they are.
         affine: the film's affine, 4x4, (row, column) to RAS millimetres.
         path: where to write; missing folders are made.
-        file_shape: NIfTI films only: shape of the file's array, with its axes of length 1. Default: ``(W, H)``.
-        file_affine: NIfTI films only: the file's own affine. Default: `affine` with its first two columns swapped.
+        file_frame: NIfTI films only: ``details["file_frame"]`` of the film, for the file's own shape, order, affines, codes and
+            unit. Without it, the mask is of columns x rows x 1 with `affine`.
+        unit: of `affine`, ``"mm"`` or ``"unknown"``.
 
     Returns:
         The path.
 
     Raises:
-        ShapeError: if `mask` has other than two axes or does not fit `file_shape`.
+        ShapeError: if `mask` has other than two axes or does not fit `file_frame`.
         FilmError: ``UnsupportedLabels`` for labels that are not whole or do not fit the file; ``UnsupportedFile`` for another
             `film_format` or a missing library.
     """
@@ -190,15 +194,15 @@ def write_mask(
     labels = _whole(np.asarray(mask))
     if film_format in _PICTURES:
         return write_atomically(path, _png_bytes(labels))
-    if film_format == "dicom":
-        return write_atomically(path, _nifti_bytes(labels, np.asarray(affine, np.float64)))
-    if film_format != "nifti":
+    if film_format not in ("dicom", "nifti"):
         raise FilmError("UnsupportedFile", "write_mask() writes for films of format dicom, nifti, png or jpeg.")
-    shape = labels.shape[::-1] if file_shape is None else tuple(file_shape)
-    if shape != labels.shape[::-1] + (1,) * (len(shape) - 2):
+    if not file_frame:
+        return write_atomically(path, _placed(labels.T[..., None], np.asarray(affine, np.float64)[:, [1, 0, 2, 3]], unit))
+    frame = json.loads(file_frame)
+    array, shape = file_of_film(labels, frame["axes"]), tuple(frame["shape"])
+    if array.shape != shape[:2]:
         raise ShapeError("write_mask()", "mask", f"(H, W) of the film file {shape}", mask.shape)
-    own = np.asarray(affine)[:, [1, 0, 2, 3]] if file_affine is None else np.asarray(file_affine)
-    return write_atomically(path, _nifti_bytes(labels.T.reshape(shape), own.astype(np.float64)))
+    return write_atomically(path, _framed(array.reshape(shape), frame))
 
 
 def _whole(mask: np.ndarray) -> np.ndarray:
@@ -222,11 +226,25 @@ def _png_bytes(labels: np.ndarray) -> bytes:
     return stream.getvalue()
 
 
-def _nifti_bytes(labels: np.ndarray, affine: np.ndarray) -> bytes:
-    nibabel = library("nibabel", "Writing NIfTI needs nibabel: pip install nibabel.")
-    image = nibabel.Nifti1Image(labels, None, dtype=labels.dtype)
-    image.header.set_sform(affine, code="scanner")  # the sform also takes a singular affine, which the qform cannot
-    image.header.set_xyzt_units("mm")
-    edges = np.linalg.norm(affine[:3, :3], axis=0)[: labels.ndim]
-    image.header["pixdim"][1 : 1 + len(edges)] = np.where(edges > 0, edges, 1.0)
+def _placed(array: np.ndarray, affine: np.ndarray, unit: str) -> bytes:
+    """A NIfTI file with this affine, as sform and, where it is regular, as qform, which ITK takes for an oblique film."""
+    nibabel = _nibabel()
+    image = nibabel.Nifti1Image(array, None, dtype=array.dtype)
+    image.header.set_xyzt_units(unit)
+    if np.linalg.det(affine[:3, :3]):
+        image.header.set_qform(affine, code="scanner")
+    image.header.set_sform(affine, code="scanner")
     return gzip.compress(image.to_bytes(), mtime=0)
+
+
+def _framed(array: np.ndarray, frame: dict[str, Any]) -> bytes:
+    """A NIfTI file with the header fields of the film's own, to the last bit."""
+    nibabel = _nibabel()
+    image = (nibabel.Nifti2Image if frame["version"] == 2 else nibabel.Nifti1Image)(array, None, dtype=array.dtype)
+    for name, value in frame["header"].items():
+        image.header[name] = value
+    return gzip.compress(image.to_bytes(), mtime=0)
+
+
+def _nibabel() -> Any:
+    return library("nibabel", "Writing NIfTI needs nibabel: pip install nibabel.")

@@ -1,30 +1,41 @@
-"""Films as NIfTI. The array in the file is indexed [x, y]; the film is its transpose, never mirrored."""
+"""Films as NIfTI. The array in the file is indexed [x, y]; the film is its transpose, turned where its affine was chosen.
+
+A film is shown with the head up, or anterior where it lies in the axial plane, and the patient's left at the right. But many
+writers store what they display, with an affine that nobody chose: codes of 0, the identity, nibabel's codes and no origin or
+one that centres. These say nothing. Columns are reversed only by an affine with an origin: without, nobody placed the film.
+"""
 
 from __future__ import annotations
 
 import gzip
+import json
 import zlib
 from pathlib import Path
 
 import numpy as np
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.film import DETAILS, Film, check_size, check_values, in_plane_affine, library
+from monai_diffeo.radiograph import film as shared
+from monai_diffeo.radiograph.film import DETAILS, UNKNOWN, Detail, Film, in_plane_affine, joined_notes
 
-__all__ = ["affine_of_text", "read_nifti", "shape_of_text"]
+__all__ = ["file_of_film", "film_of_file", "read_nifti"]
 
 _MAX_OFFSET = 2**24  # bytes before the pixels: header and extensions
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
 _SINGULAR = 1e-6  # volume of the unit cell over the product of its edges
+_NEAR = 1e-3  # voxels
+_NO_CODES, _CODES_OF_NIBABEL = (0, 0), (0, 2)  # qform, sform
+_FRAME = ["qform_code", "sform_code", "pixdim", "xyzt_units", "quatern_b", "quatern_c", "quatern_d"]
+_FRAME += ["qoffset_x", "qoffset_y", "qoffset_z", "srow_x", "srow_y", "srow_z"]
 
 
 def read_nifti(path: Path) -> Film:
     """Read a 2D NIfTI file, plain or gzipped; further axes must have length 1.
 
-    The film's affine is the file's with its first two columns swapped; a singular one gives unknown spacing. Errors are those
-    of `monai_diffeo.radiograph.reader.read_film`.
+    The film's affine maps its own rows and columns to where the file's affine has them; a singular one gives unknown spacing.
+    Errors are those of `monai_diffeo.radiograph.reader.read_film`.
     """
-    nibabel = library("nibabel", "Reading NIfTI needs nibabel: pip install nibabel.")
+    nibabel = shared.library("nibabel", "Reading NIfTI needs nibabel: pip install nibabel.")
     try:
         return _read(nibabel, path)
     except FilmError:
@@ -48,9 +59,14 @@ def _read(nibabel, path: Path) -> Film:
         image = image_class.from_stream(stream)
         values = image.get_fdata(dtype=np.float32, caching="unchanged")
         stream.read(1)  # past the last pixel, so that gzip compares its checksum
-    pixels = np.ascontiguousarray(values.reshape(values.shape[:2]).T)
-    check_values(pixels)
-    return _film(pixels, np.asarray(image.affine, np.float64), values.shape, image.header.get_xyzt_units()[0])
+    affine, header = np.asarray(image.affine, np.float64), image.header
+    axes, notes = _axes(header, affine, values.shape)
+    pixels = np.ascontiguousarray(film_of_file(values.reshape(values.shape[:2]), axes))
+    shared.check_values(pixels)
+    frame = {"version": 2 if image_class is nibabel.Nifti2Image else 1, "shape": values.shape, "axes": axes}
+    frame |= {"header": {name: header[name].tolist() for name in _FRAME}}
+    details = DETAILS | {"file_axes": axes, "file_frame": json.dumps(frame), "notes": joined_notes(*notes)}
+    return _film(pixels, affine, header.get_xyzt_units()[0], details)
 
 
 def _check_header(header_class, stream) -> None:
@@ -63,7 +79,7 @@ def _check_header(header_class, stream) -> None:
     if len(shape) < 2 or any(n != 1 for n in shape[2:]):
         came = f"the file has shape {shape}. Cut out one slice."
         raise FilmError("VolumeNotFilm", f"A film has two axes and then only axes of length 1, {came}")
-    check_size(shape[1], shape[0])
+    shared.check_size(shape[1], shape[0])
     if not 0 <= float(header["vox_offset"]) <= _MAX_OFFSET:
         raise FilmError("DamagedFile", "The NIfTI header puts the pixels at an impossible place. Export it again.")
     dtype = header.get_data_dtype()
@@ -73,28 +89,77 @@ def _check_header(header_class, stream) -> None:
         raise FilmError("UnsupportedFile", "A film holds real numbers, the NIfTI file does not. Export its magnitude.")
 
 
-def _film(pixels: np.ndarray, file_affine: np.ndarray, file_shape: tuple[int, ...], unit: str) -> Film:
-    file_affine = file_affine.copy()
-    file_affine[:3] *= _MILLIMETRES.get(unit, 1.0)
-    shape, numbers = " ".join(map(str, file_shape)), " ".join(repr(float(value)) for value in file_affine.ravel())
-    details = DETAILS | {"file_axes": "x,y", "file_shape": shape, "file_affine": numbers}
+def _film(pixels: np.ndarray, file_affine: np.ndarray, unit: str, details: dict[str, Detail]) -> Film:
     if _is_singular(file_affine[:3, :3]):
-        return Film(pixels, in_plane_affine((1.0, 1.0)), (1.0, 1.0), "unknown", "nifti", details)
-    affine = file_affine[:, [1, 0, 2, 3]]
-    row, column = np.linalg.norm(affine[:3, :2], axis=0)
-    return Film(pixels, affine, (float(row), float(column)), "NIfTI", "nifti", details)
+        details |= {"spacing_doubt": "the affine is singular"}
+        return Film(pixels, in_plane_affine((1.0, 1.0)), (1.0, 1.0), UNKNOWN, "nifti", details)
+    affine = file_affine @ _indices(str(details["file_axes"]), pixels.shape)
+    affine[:3] *= _MILLIMETRES.get(unit, 1.0)
+    row, column = (float(edge) for edge in np.linalg.norm(affine[:3, :2], axis=0))
+    if unit == UNKNOWN and row == column == 1:
+        details |= {"spacing_doubt": "1 x 1 without a unit is what writers give that know no spacing"}
+        return Film(pixels, affine, (1.0, 1.0), UNKNOWN, "nifti", details)
+    details |= {"affine_unit": "mm", "spacing_doubt": "" if unit != UNKNOWN else "no unit is stated, millimetres are assumed"}
+    return Film(pixels, affine, (row, column), "NIfTI", "nifti", details)
+
+
+def _axes(header, affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, list[str]]:
+    """Axes of the file along columns and rows of the film, and remarks about them."""
+    codes, size = (int(header["qform_code"]), int(header["sform_code"])), np.array(shape[:2])
+    if codes == _NO_CODES:  # dcm2niix reverses the rows of a film without position, and leaves only this trace
+        step, start = (float(value) for value in header["srow_y"][[1, 3]])
+        if not (step > 0 and abs(start / step + size[1] - 1) < _NEAR):
+            return "x,y", []
+        return "x,-y", ["rows were reversed, the file says that the last row is stored first"]
+    if _is_singular(affine[:3, :3]):
+        return "x,y", []
+    edges = np.linalg.norm(affine[:3, :2], axis=0)
+    placed = bool(affine[:3, 3].any())
+    centred = (np.abs(affine[:2] @ [*(size - 1) / 2, 0, 1]) < _NEAR * edges).all()
+    if (codes == _CODES_OF_NIBABEL or (edges == 1).all()) and (centred or not placed):
+        return "x,y", []
+    right, anterior, head = affine[:3, :2] / edges
+    up = head if np.linalg.norm(head) > 0.5 else anterior
+    row, column = (1, 0) if abs(up[1]) >= abs(up[0]) else (0, 1)
+    turned, rising, mirrored = row == 0, up[row] > 0, placed and right[column] > 0.5
+    axes = f"{'-' if mirrored else ''}{'xy'[column]},{'-' if rising else ''}{'xy'[row]}"
+    notes = ["rows and columns were exchanged, as the affine says"] if turned else []
+    notes += ["rows were reversed, the affine says that they go up"] if rising else []
+    notes += ["columns were reversed, the affine says that they lead to the patient's right"] if mirrored else []
+    return axes, notes
+
+
+def film_of_file(array: np.ndarray, axes: str) -> np.ndarray:
+    """The film of a file's array ``[x, y]``; ``axes`` are those of the file along columns and rows, such as ``"x,-y"``.
+
+    Example:
+        >>> film_of_file(np.array([[1, 2], [3, 4]]), "x,-y").tolist()
+        [[2, 4], [1, 3]]
+    """
+    column, row = axes.split(",")
+    return _reversed(array if row[-1] == "x" else array.T, axes)
+
+
+def file_of_film(film: np.ndarray, axes: str) -> np.ndarray:
+    """The inverse of `film_of_file`: what of a film belongs into the file."""
+    array = _reversed(film, axes)
+    return array if axes[-1] == "x" else array.T
+
+
+def _reversed(film: np.ndarray, axes: str) -> np.ndarray:
+    columns, rows = (-1 if axis[0] == "-" else 1 for axis in axes.split(","))
+    return film[::rows, ::columns]
+
+
+def _indices(axes: str, shape: tuple[int, ...]) -> np.ndarray:
+    """Matrix from indices of the film to indices of the file."""
+    matrix = np.diag([0.0, 0.0, 1.0, 1.0])
+    for film_axis, axis in zip((1, 0), axes.split(",")):
+        back = axis[0] == "-"
+        matrix["xy".index(axis[-1]), [film_axis, 3]] = (-1, shape[film_axis] - 1) if back else (1, 0)
+    return matrix
 
 
 def _is_singular(matrix: np.ndarray) -> bool:
     finite = np.isfinite(matrix).all()
     return not finite or abs(np.linalg.det(matrix)) <= _SINGULAR * np.linalg.norm(matrix, axis=0).prod()
-
-
-def shape_of_text(text: str) -> tuple[int, ...]:
-    """Read ``details["file_shape"]`` back."""
-    return tuple(int(word) for word in text.split())
-
-
-def affine_of_text(text: str) -> np.ndarray:
-    """Read ``details["file_affine"]`` back, 4x4 float64, to the last bit."""
-    return np.array([float(word) for word in text.split()], np.float64).reshape(4, 4)

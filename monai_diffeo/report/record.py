@@ -11,6 +11,8 @@ energy_terms                 energies before, by name
 folding_fraction             share of the voxels at which the deformation folds
 inverse_error                mean error of the inverse deformation, voxels of ``frame``
 largest_displacement         voxels of ``frame``; ``displacement_share`` is its share of the frame's shorter side
+spacing                      of rows and columns, mm, null if unknown; ``spacing_source``, what states it or ``unknown``;
+                             ``spacing_doubt``, what speaks against it, or null
 frame, steps, mode           size at which the film was canonicalised, optimisation steps, mode of the canonicaliser
 notes                        remarks, joined by semicolons
 seconds, device              wall time of the film; where the network ran

@@ -20,13 +20,13 @@ from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import output_error, sha256_of
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
-from monai_diffeo.radiograph.film import joined_notes
+from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 from monai_diffeo.radiograph.mask_writer import MaskNames, figure_path
 from monai_diffeo.radiograph.outputs import REPORT_NAME
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, is_pseudonym_table, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.figure import film_figure
-from monai_diffeo.report.record import failure_record, film_record, versions
+from monai_diffeo.report.record import failure_record, film_record, json_safe, versions
 from monai_diffeo.report.resume import lines_that_hold, settings_sha256, sha256_or_none
 from monai_diffeo.report.run_folder import RunFolder
 from monai_diffeo.report.sides import PatientSides, patient_sides
@@ -214,7 +214,7 @@ class FilmReporter:
         empty = "" if mask.any() else "the mask is empty"
         notes = joined_notes(_meta(batch["film"], "film_notes", ""), record["notes"] or "", empty)
         record["notes"] = notes or record["notes"]
-        record |= self.more(output, result)
+        record |= _spacing(batch["film"]) | self.more(output, result)
         if figure is not None:
             try:
                 self.draw(figure, *self._shown(batch, mask), result, record, sides)
@@ -276,6 +276,13 @@ def _below(path: str | Path, folder: Path) -> str:
 def _stated(film: Any) -> tuple[str, int]:
     """PatientOrientation and EXIF orientation of a batch of one film."""
     return str(_meta(film, "film_patient_orientation", "")), int(_meta(film, "film_exif_orientation", 0))
+
+
+def _spacing(film: Any) -> dict[str, Any]:
+    """Fields of a batch of one film: its spacing, what states it and what speaks against it."""
+    source, doubt = str(_meta(film, "film_spacing_source", UNKNOWN)), str(_meta(film, "film_spacing_doubt", ""))
+    spacing = [_meta(film, f"film_spacing_{axis}", None) for axis in ("row", "column")] if source != UNKNOWN else None
+    return json_safe({"spacing": spacing, "spacing_source": source, "spacing_doubt": doubt or None})
 
 
 def _meta(film: Any, key: str, default: Any) -> Any:

@@ -18,10 +18,11 @@ from monai_diffeo.errors import FilmError, ShapeError
 from monai_diffeo.radiograph.isolation import IsolatedReader
 from monai_diffeo.radiograph.mask_writer import MaskNames, mask_path_beside, write_mask
 from monai_diffeo.radiograph.monai_reader import FilmReader, NamedFilm
-from monai_diffeo.radiograph.nifti import affine_of_text, shape_of_text
 
 __all__ = ["LoadImageFilm", "LoadImageFilmD", "LoadImageFilmDict", "LoadImageFilmd"]
 __all__ += ["SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
+
+_META = "filename_or_obj", "film_format", "film_file_frame", "film_affine_unit"
 
 
 class LoadImageFilm(Transform):
@@ -157,15 +158,14 @@ class SaveFilmMaskd(MapTransform):
         return {self.postfix: planes.argmax(0)}
 
     def _write(self, plane: np.ndarray, meta: Mapping, postfix: str) -> str:
-        film, shape, affine = (str(meta[key]) for key in ("filename_or_obj", "film_file_shape", "film_file_affine"))
+        film, kind, frame, unit = (str(meta[key]) for key in _META)
         if self.films is None:
             path = mask_path_beside(film, self.root, self.output_dir, postfix)
         else:
             if postfix not in self._names:
                 self._names[postfix] = MaskNames(self.films, self.root, self.output_dir, postfix)
             path = self._names[postfix](film)
-        own = shape_of_text(shape) if shape else None, affine_of_text(affine) if affine else None
-        return str(write_mask(plane, str(meta["film_format"]), convert_to_numpy(meta["original_affine"]), path, *own))
+        return str(write_mask(plane, kind, convert_to_numpy(meta["original_affine"]), path, frame, unit))
 
 
 LoadImageFilmD = LoadImageFilmDict = LoadImageFilmd
