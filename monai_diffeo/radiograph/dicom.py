@@ -6,16 +6,28 @@ import zlib
 from pathlib import Path
 
 from monai_diffeo.errors import FilmError
+from monai_diffeo.radiograph.colour import COLOUR_TAGS, grey_of_colour
 from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS, pixel_spacing
+from monai_diffeo.radiograph.dicom_groups import GROUP_TAGS
 from monai_diffeo.radiograph.dicom_header import HEADER_TAGS, check_header, stated_details
+from monai_diffeo.radiograph.dicom_kind import KIND_TAGS, check_kind, kind_notes
 from monai_diffeo.radiograph.dicom_pixels import CUT, PIXEL_TAGS, check_pixel_data, check_pixels_exist, stored_values
-from monai_diffeo.radiograph.film import DETAILS, EXPORT, MAX_FILE_BYTES, Film, check_values, in_plane_affine, library
+from monai_diffeo.radiograph.film import (
+    DETAILS,
+    EXPORT,
+    MAX_FILE_BYTES,
+    Film,
+    check_values,
+    in_plane_affine,
+    joined_notes,
+    library,
+)
 from monai_diffeo.radiograph.grayscale import GREY_TAGS, displayed
 
 __all__ = ["read_dicom"]
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_TAGS = [*HEADER_TAGS, *GEOMETRY_TAGS, *GREY_TAGS, *PIXEL_TAGS]
+_TAGS = [*KIND_TAGS, *HEADER_TAGS, *GEOMETRY_TAGS, *GREY_TAGS, *COLOUR_TAGS, *GROUP_TAGS, *PIXEL_TAGS]
 """Only these are read: no element about the patient is ever parsed."""
 
 
@@ -28,6 +40,7 @@ def read_dicom(path: Path) -> Film:
     pydicom = library("pydicom", "Reading DICOM needs pydicom: pip install 'pydicom>=3.0.2'.")
     try:
         dataset = _dataset(pydicom, path)
+        check_kind(dataset)
         check_pixels_exist(dataset, path)
         check_header(dataset)
         check_pixel_data(pydicom, dataset)
@@ -40,10 +53,12 @@ def read_dicom(path: Path) -> Film:
     try:
         raw = stored_values(pydicom, dataset)
         check_values(raw)
-        pixels, grey = displayed(dataset, raw)
+        show = displayed if dataset.PhotometricInterpretation.startswith("MONOCHROME") else grey_of_colour
+        pixels, grey, notes = show(dataset, raw)
         check_values(pixels)
         spacing, source = pixel_spacing(dataset)
-        return Film(pixels, in_plane_affine(spacing), spacing, source, "dicom", DETAILS | grey | stated_details(dataset))
+        details = DETAILS | grey | stated_details(dataset) | {"notes": joined_notes(*kind_notes(dataset), *notes)}
+        return Film(pixels, in_plane_affine(spacing), spacing, source, "dicom", details)
     except FilmError:
         raise
     except Exception:
