@@ -23,6 +23,7 @@ from monai_diffeo.radiograph.film import (
     library,
 )
 from monai_diffeo.radiograph.grayscale import GREY_TAGS, displayed
+from monai_diffeo.radiograph.spare_bits import spare_bits_note
 
 __all__ = ["read_dicom"]
 
@@ -52,12 +53,13 @@ def read_dicom(path: Path) -> Film:
         raise FilmError("DamagedFile", f"The DICOM header is damaged or was cut. {EXPORT}") from None
     try:
         raw = stored_values(pydicom, dataset)
+        spare = spare_bits_note(dataset, raw)
         check_values(raw)
         show = displayed if dataset.PhotometricInterpretation.startswith("MONOCHROME") else grey_of_colour
         pixels, grey, notes = show(dataset, raw)
         check_values(pixels)
         spacing, source = pixel_spacing(dataset)
-        details = DETAILS | grey | stated_details(dataset) | {"notes": joined_notes(*kind_notes(dataset), *notes)}
+        details = DETAILS | grey | stated_details(dataset) | {"notes": joined_notes(*kind_notes(dataset), spare, *notes)}
         return Film(pixels, in_plane_affine(spacing), spacing, source, "dicom", details)
     except FilmError:
         raise

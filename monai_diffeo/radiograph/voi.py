@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import islice, zip_longest
 from typing import NamedTuple
 
@@ -63,15 +64,12 @@ def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> Sho
 def _candidates(source, dataset) -> Iterator[tuple[str, str, Callable[[np.ndarray], tuple[np.ndarray, Scale]]]]:
     """Kind, name for the notes and function of each table, then of each window."""
     for number, item in enumerate(islice(_values(source, "VOILUTSequence"), _MOST), 1):
-        yield "lut", f"table {number}", lambda values, item=item: look_up(item, values, dataset)
+        yield "lut", f"table {number}", partial(look_up, item, dataset=dataset)
     function = str(source.get("VOILUTFunction") or "LINEAR").strip().upper()
     windows = zip_longest(_values(source, "WindowCenter"), _values(source, "WindowWidth"))
     for number, (centre, width) in enumerate(islice(windows, _MOST), 1):
-        yield (
-            "window",
-            f"window {number}",
-            lambda values, centre=centre, width=width: _window(values, centre, width, function, dataset.BitsStored),
-        )
+        window = partial(_window, centre=centre, width=width, function=function, bits=dataset.BitsStored)
+        yield "window", f"window {number}", window
 
 
 def _values(source, keyword: str) -> list:
@@ -156,7 +154,8 @@ def _lost(full: np.ndarray, shown: np.ndarray) -> float:
     """
     levels, (low, high) = _levels(full), np.percentile(shown, [2, 98])
     margin, lost, plateaus = (high - low) / 256, [], 0
-    for end in (shown <= low + margin, shown >= high - margin):
+    black = shown <= low + margin
+    for end in (black, (shown >= high - margin) & ~black):
         plateau = np.convolve(np.bincount(levels[end], minlength=256), [1, 1, 1]).max()
         lost.append(np.count_nonzero(end) - plateau)
         plateaus += plateau
