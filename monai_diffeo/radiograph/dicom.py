@@ -6,16 +6,20 @@ import zlib
 from pathlib import Path
 
 from monai_diffeo.errors import FilmError
+from monai_diffeo.radiograph.colour import COLOUR_TAGS, grey_of_colour
 from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS, film_geometry
+from monai_diffeo.radiograph.dicom_groups import GROUP_TAGS
 from monai_diffeo.radiograph.dicom_header import HEADER_TAGS, check_header, stated_details
+from monai_diffeo.radiograph.dicom_kind import KIND_TAGS, check_kind, kind_notes
 from monai_diffeo.radiograph.dicom_pixels import CUT, PIXEL_TAGS, check_pixel_data, check_pixels_exist, stored_values
-from monai_diffeo.radiograph.film import DETAILS, EXPORT, MAX_FILE_BYTES, Film, check_values, library
+from monai_diffeo.radiograph.film import DETAILS, EXPORT, MAX_FILE_BYTES, Film, check_values, joined_notes, library
 from monai_diffeo.radiograph.grayscale import GREY_TAGS, displayed
+from monai_diffeo.radiograph.spare_bits import spare_bits_note
 
 __all__ = ["read_dicom"]
 
 _DEFLATED = "1.2.840.10008.1.2.1.99"
-_TAGS = [*HEADER_TAGS, *GEOMETRY_TAGS, *GREY_TAGS, *PIXEL_TAGS]
+_TAGS = [*KIND_TAGS, *HEADER_TAGS, *GEOMETRY_TAGS, *GREY_TAGS, *COLOUR_TAGS, *GROUP_TAGS, *PIXEL_TAGS]
 """Only these are read: no element about the patient is ever parsed."""
 
 
@@ -28,6 +32,7 @@ def read_dicom(path: Path) -> Film:
     pydicom = library("pydicom", "Reading DICOM needs pydicom: pip install 'pydicom>=3.0.2'.")
     try:
         dataset = _dataset(pydicom, path)
+        check_kind(dataset)
         check_pixels_exist(dataset, path)
         check_header(dataset)
         check_pixel_data(pydicom, dataset)
@@ -39,11 +44,14 @@ def read_dicom(path: Path) -> Film:
         raise FilmError("DamagedFile", f"The DICOM header is damaged or was cut. {EXPORT}") from None
     try:
         raw = stored_values(pydicom, dataset)
+        spare = spare_bits_note(dataset, raw)
         check_values(raw)
-        pixels, grey = displayed(dataset, raw)
+        show = displayed if dataset.PhotometricInterpretation.startswith("MONOCHROME") else grey_of_colour
+        pixels, grey, notes = show(dataset, raw)
         check_values(pixels)
         where = film_geometry(dataset)
-        details = DETAILS | grey | stated_details(dataset) | {"spacing_doubt": where.doubt, "affine_unit": where.unit}
+        details = DETAILS | grey | stated_details(dataset) | {"notes": joined_notes(*kind_notes(dataset), spare, *notes)}
+        details |= {"spacing_doubt": where.doubt, "affine_unit": where.unit}
         return Film(pixels, where.affine, where.spacing, where.source, "dicom", details)
     except FilmError:
         raise

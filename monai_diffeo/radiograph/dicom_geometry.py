@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monai_diffeo.radiograph.dicom_groups import functional_groups
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 
 __all__ = ["GEOMETRY_TAGS", "FilmGeometry", "film_geometry"]
@@ -23,8 +24,9 @@ _PIXEL, _DETECTOR, _SCANNED, _RT = _SPACINGS = (
 )
 _POSITION, _ORIENTATION, _DEPTH = _PLACES = "ImagePositionPatient", "ImageOrientationPatient", "SpacingBetweenSlices"
 _RATIO, _WAY, _FACTOR = _REMARKS = "PixelAspectRatio", "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor"
-_SHARED, _OF_FRAMES = _GROUPS = "SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"
-GEOMETRY_TAGS = ["SOPClassUID", "Modality", *_SPACINGS, *_PLACES, *_REMARKS, *_GROUPS]
+_OF_FRAMES = "PerFrameFunctionalGroupsSequence"
+_MACROS = "PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence", "FramePixelDataPropertiesSequence"
+GEOMETRY_TAGS = ["SOPClassUID", "Modality", *_SPACINGS, *_PLACES, *_REMARKS]
 
 _CLASSES = "1.2.840.10008.5.1.4.1.1."  # what follows names the kind of file
 _PROJECTIONS = {"1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "12.1", "12.2", "12.3"}  # CR, DX, MG, IO, XA, RF
@@ -157,9 +159,9 @@ def _affine(holders: list, orientation_holders: list, spacing: Pair) -> np.ndarr
 
 
 def _macros(dataset) -> list[Any]:
-    """First items of the sequences in the functional groups, of all frames and of the first one."""
-    groups = [group[0] for group in map(dataset.get, _GROUPS) if group]
-    return [element.value[0] for group in groups for element in group if element.VR == "SQ" and element.value]
+    """Macros of the functional groups that tell of geometry, those of all frames first."""
+    groups = reversed(functional_groups(dataset))
+    return [group[name].value[0] for group in groups for name in _MACROS if group.get(name)]
 
 
 def _text(holders: list, keyword: str) -> str:

@@ -34,7 +34,8 @@ def check_pixel_data(pydicom, dataset) -> None:
     if not data:
         raise FilmError("NoPixelData", f"The DICOM file has an empty PixelData element. {EXPORT}")
     pixels = dataset.Rows * dataset.Columns
-    expected = pixels * dataset.BitsAllocated // 8
+    samples = 2 if dataset.PhotometricInterpretation == "YBR_FULL_422" else dataset.SamplesPerPixel
+    expected = samples * pixels * dataset.BitsAllocated // 8
     if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
         if (declared_pixels(pydicom.encaps.get_frame(data, 0, number_of_frames=1)) or 0) > 2 * pixels:
             raise FilmError("DamagedFile", f"The compressed frame is larger than Rows x Columns. {EXPORT}")
@@ -43,7 +44,7 @@ def check_pixel_data(pydicom, dataset) -> None:
 
 
 def stored_values(pydicom, dataset) -> np.ndarray:
-    """Decoded values, shape ``(H, W)``, as stored; errors as `read_film`."""
+    """Decoded values, shape ``(H, W)`` as stored, or ``(H, W, 3)`` in RGB; errors as `read_film`."""
     syntax = dataset.file_meta.TransferSyntaxUID
     try:
         decoder = pydicom.pixels.get_decoder(syntax)
@@ -56,6 +57,6 @@ def stored_values(pydicom, dataset) -> np.ndarray:
         raw = dataset.pixel_array
     except Exception:
         raise FilmError("UnreadablePixels", f"The compressed pixels cannot be decoded. {EXPORT}") from None
-    if raw.shape != (dataset.Rows, dataset.Columns):
+    if raw.shape != (dataset.Rows, dataset.Columns) + (3,) * (dataset.SamplesPerPixel == 3):
         raise FilmError("UnreadablePixels", f"The decoded pixels do not have the size of the header. {EXPORT}")
     return raw

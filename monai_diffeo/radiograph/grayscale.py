@@ -11,34 +11,41 @@ import math
 
 import numpy as np
 
+from monai_diffeo.radiograph.dicom_groups import macro
 from monai_diffeo.radiograph.film import Detail
+from monai_diffeo.radiograph.voi import VOI_TAGS, Scale, look_up, windowed
 
 __all__ = ["GREY_TAGS", "displayed"]
 
-GREY_TAGS = ["PresentationLUTShape", "PixelPaddingValue", "PixelPaddingRangeLimit", "RescaleSlope", "RescaleIntercept"]
-GREY_TAGS += ["ModalityLUTSequence", "VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"]
+_MODALITY_TAGS = ["RescaleSlope", "RescaleIntercept", "ModalityLUTSequence"]
+GREY_TAGS = ["PresentationLUTShape", "PixelPaddingValue", "PixelPaddingRangeLimit", *_MODALITY_TAGS, *VOI_TAGS]
 
-Scale = tuple[float, float]
+_CONTRADICTIONS = {
+    ("MONOCHROME2", "INVERSE"): "PresentationLUTShape INVERSE contradicts MONOCHROME2 and was applied",
+    ("MONOCHROME1", "IDENTITY"): "PresentationLUTShape IDENTITY contradicts MONOCHROME1, which was applied",
+}
+"""The standard (PS3.3, DX image module) allows INVERSE with MONOCHROME1 only and IDENTITY with MONOCHROME2 only."""
 
 
-def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, Detail]]:
+def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, Detail], list[str]]:
     """Stored values ``(H, W)`` as they are to be shown: float32, larger is whiter, padding as dark as the darkest other pixel.
 
     Of the pydicom dataset only the grey scale is used. The details ``inverted``, ``voi``, ``voi_refused`` and
-    ``padding_pixels`` come with the pixels.
+    ``padding_pixels`` come with the pixels, and notes: which window was not used and why, and what inverts the grey scale.
     """
     padding = _padding(dataset, raw)
-    values, scale = _modality(dataset, raw)
-    values, scale, voi, refused = _voi(dataset, values, scale, ~padding)
-    shape = str(dataset.get("PresentationLUTShape") or "").strip().upper()
-    inverted = dataset.PhotometricInterpretation == "MONOCHROME1" or shape == "INVERSE"  # one fact stated twice is one flip
+    values, scale, notes = _modality(dataset, raw)
+    values, scale, voi, refused, remarks = windowed(dataset, values, scale, ~padding)
+    photometric, shape = dataset.PhotometricInterpretation, str(dataset.get("PresentationLUTShape") or "").strip().upper()
+    notes += [*remarks, _CONTRADICTIONS.get((photometric, shape), "")]
+    inverted = photometric == "MONOCHROME1" or shape == "INVERSE"  # one fact stated twice is one flip
     if inverted:
         values = scale[0] + scale[1] - values
     pixels = values.astype(np.float32)
     if padding.any() and not padding.all():
         pixels[padding] = pixels[~padding].min()
     grey: dict[str, Detail] = {"inverted": inverted, "voi": voi, "voi_refused": refused, "padding_pixels": int(padding.sum())}
-    return pixels, grey
+    return pixels, grey, notes
 
 
 def _padding(dataset, raw: np.ndarray) -> np.ndarray:
@@ -64,14 +71,19 @@ def _as_stored(value: int, dataset) -> int:
     return value - span if dataset.PixelRepresentation == 1 and value >= span // 2 else value
 
 
-def _modality(dataset, raw: np.ndarray) -> tuple[np.ndarray, Scale]:
-    if dataset.get("ModalityLUTSequence"):
-        return _look_up(dataset.ModalityLUTSequence[0], raw, dataset)
-    slope, intercept = _number(dataset, "RescaleSlope") or 1.0, _number(dataset, "RescaleIntercept") or 0.0
+def _modality(dataset, raw: np.ndarray) -> tuple[np.ndarray, Scale, list[str]]:
+    """Values after rescale or table, of the functional groups where the top level has neither, and a note if they fall."""
+    groups = macro(dataset, "PixelValueTransformationSequence")
+    source = dataset if groups is None or any(keyword in dataset for keyword in _MODALITY_TAGS) else groups
+    if source.get("ModalityLUTSequence"):
+        values, scale = look_up(source.ModalityLUTSequence[0], raw, dataset)
+        falls = bool(values.flat[raw.argmin()] > values.flat[raw.argmax()])
+        return values, scale, ["modality table inverts the grey scale"] * falls
+    slope, intercept = _number(source, "RescaleSlope") or 1.0, _number(source, "RescaleIntercept") or 0.0
     span = 2.0 ** int(dataset.BitsStored)
     low = -span / 2 if dataset.PixelRepresentation == 1 else 0.0
     ends = slope * low + intercept, slope * (low + span - 1) + intercept
-    return raw * slope + intercept, (min(ends), max(ends))
+    return raw * slope + intercept, (min(ends), max(ends)), ["negative RescaleSlope inverts the grey scale"] * (slope < 0)
 
 
 def _number(dataset, keyword: str) -> float | None:
@@ -82,73 +94,3 @@ def _number(dataset, keyword: str) -> float | None:
     except (KeyError, IndexError, TypeError, ValueError):
         return None
     return number if math.isfinite(number) else None
-
-
-def _voi(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> tuple[np.ndarray, Scale, str, bool]:
-    """First of table and window that works and leaves a picture; otherwise the values as they are."""
-    refused = False
-    for name, apply in (("lut", _voi_table), ("window", _window)):
-        try:
-            shown, shown_scale = apply(dataset, values)
-        except KeyError:
-            continue
-        except Exception:
-            refused = True
-            continue
-        if np.isfinite(shown).all() and film.any() and np.ptp(shown[film]) > 0:
-            return shown, shown_scale, name, refused
-        refused = True
-    return values, scale, "none", refused
-
-
-def _voi_table(dataset, values: np.ndarray) -> tuple[np.ndarray, Scale]:
-    return _look_up(dataset["VOILUTSequence"].value[0], values, dataset)
-
-
-def _look_up(item, values: np.ndarray, dataset) -> tuple[np.ndarray, Scale]:
-    """Apply a table of the DICOM standard; what lies outside takes the first or last entry.
-
-    Not pydicom's `apply_voi`: it keeps the index in the type of the table, so a 4096-entry 8-bit table wraps at 256.
-    """
-    count, first, bits = (int(number) for number in item.LUTDescriptor)
-    count = count or 2**16
-    if first >= 2**15 and (values.min() < 0 or dataset.PixelRepresentation == 1):
-        first -= 2**16
-    table = _table(item.LUTData, count, not dataset.file_meta.TransferSyntaxUID.is_little_endian)
-    index = np.clip(np.rint(values).astype(np.int64) - first, 0, count - 1)
-    return table[index].astype(np.float64), (0.0, 2.0**bits - 1)
-
-
-def _table(data, count: int, big_endian: bool) -> np.ndarray:
-    if isinstance(data, bytes):
-        packed = np.uint8 if len(data) < 2 * count else np.dtype(">u2" if big_endian else "<u2")
-        data = np.frombuffer(data, packed)
-    table = np.asarray(data)
-    if table.ndim != 1 or len(table) < count:
-        raise ValueError("the table is shorter than it declares")
-    return table[:count]
-
-
-def _window(dataset, values: np.ndarray) -> tuple[np.ndarray, Scale]:
-    """First window of the file, through pydicom, onto 0 .. 2**bits - 1.
-
-    pydicom sees neither the slope (a negative one would flip the film) nor the other windows.
-    """
-    from pydicom.dataset import Dataset
-    from pydicom.pixels import apply_windowing
-
-    window = Dataset()
-    window.WindowCenter, window.WindowWidth = _required(dataset, "WindowCenter"), _required(dataset, "WindowWidth")
-    window.VOILUTFunction = str(dataset.get("VOILUTFunction") or "LINEAR").strip().upper()
-    window.PhotometricInterpretation = "MONOCHROME2"
-    window.PixelRepresentation, window.BitsStored = 0, dataset.BitsStored
-    return apply_windowing(values, window), (0.0, 2.0 ** int(dataset.BitsStored) - 1)
-
-
-def _required(dataset, keyword: str) -> float:
-    """Like `_number`, but a value that is there and unusable raises ValueError and an absent one KeyError."""
-    dataset[keyword]
-    number = _number(dataset, keyword)
-    if number is None:
-        raise ValueError(f"{keyword} is no number")
-    return number

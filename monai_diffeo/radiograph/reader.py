@@ -38,8 +38,8 @@ def read_film(path: str | os.PathLike) -> Film:
     Raises:
         FilmError: with the code ``FileNotReadable``, ``EmptyFile``, ``NotAFilm``, ``UnsupportedFile``,
             ``DamagedFile``, ``TruncatedPixels``, ``NoPixelData``, ``MissingElement``, ``MultiFrame``,
-            ``VolumeNotFilm``, ``ColourImage``, ``NotFinite``, ``ConstantImage``, ``TooSmall``, ``TooLarge`` or
-            ``UnreadablePixels``.
+            ``VolumeNotFilm``, ``NotARadiograph``, ``ColourImage``, ``NotFinite``, ``ConstantImage``, ``TooSmall``,
+            ``TooLarge`` or ``UnreadablePixels``.
     """
     path = Path(path)
     found, promised = _format_of_content(path), format_of_name(path.name)

@@ -1,0 +1,143 @@
+"""Is a DICOM object a radiograph of a chest? What its header excludes is refused, what speaks against it is noted."""
+
+from __future__ import annotations
+
+import re
+
+from monai_diffeo.errors import FilmError
+from monai_diffeo.radiograph.dicom_groups import macro
+
+__all__ = ["KIND_TAGS", "check_kind", "kind_notes", "stated_modality", "stated_orientation"]
+
+KIND_TAGS = ["SOPClassUID", "Modality", "PresentationIntentType", "BurnedInAnnotation", "BodyPartExamined"]
+KIND_TAGS += ["AnatomicRegionSequence", "ViewPosition", "ViewCodeSequence", "PatientOrientation"]
+
+_STORAGE = "1.2.840.10008.5.1.4.1.1."
+_STANDARD = "1.2.840.10008."
+_CAPTURE, _MOVIE = "header names a secondary capture", "header names angiography or fluoroscopy"
+_RAW = "header names an image for processing, not for presentation"
+_CLASSES = {"1": "", "1.1": "", "1.1.1": _RAW, "7": _CAPTURE, "7.2": _CAPTURE, "7.3": _CAPTURE, "7.4": _CAPTURE}
+_CLASSES |= dict.fromkeys(("12.1", "12.1.1", "12.2", "12.2.1", "12.3"), _MOVIE)
+"""SOP classes that may hold a film, without their common root, and the note on each; every other of the standard is refused."""
+
+_MODALITIES = {"CR": "", "DX": "", "DR": "", "RG": "", "XA": _MOVIE, "RF": _MOVIE, "DF": _MOVIE}
+_MODALITIES |= dict.fromkeys(("OT", "SC", "HC"), "header names no modality of X-ray films")
+"""Modalities that may be a film, and the note on each."""
+
+_NO_FILM = set("""
+ANN AR ASMT AU BDUS BI BMD CD CFM CP CS CT CTPROTOCOL DD DG DM DMS DOC DS EC ECG EEG EM EMG EOG EPS ES FA FID FS GM HD IO IOL
+IVOCT IVUS KER KO LEN LP LS M3D MA MG MR MRI MS NM OAM OCT OP OPM OPR OPT OPTBSV OPTENF OPV OSS PA PET PLAN POS PR PT PX REG
+RESP RTDOSE RTIMAGE RTINTENT RTPLAN RTRAD RTRECORD RTSEGANN RTSTRUCT SEG SM SMR SR SRF ST STAIN TEXTUREMAP TG US VA VF
+XAPROTOCOL XC
+""".split())  # fmt: skip
+
+_CHEST = re.compile(r"CHEST|THORAX|T[OÓ]RAX|TORACE|LUNG|PULMO|POUMON|HEART|MEDIASTIN|BRONCH|\bRIBS?\b|STERNUM|WHOLE ?BODY")
+_OTHER = re.compile(r"""(?x)\b(
+ ABDOMEN|ABDOMENPELVIS|ACJOINT|ADRENAL|ANKLE|ANUS|ARM|AXILLA|BACK|BLADDER|BRAIN|BREAST|BUTTOCK|
+ CALCANEUS|CALF|CAROTID|CEREBELLUM|CERVIX|CHEEK|CLAVICLE|COCCYX|COLON|CSPINE|CTSPINE|DUODENUM|EAR|
+ ELBOW|ESOPHAGUS|EXTREMITY|EYE|EYELID|FACE|FACIALBONES|FEMUR|FIBULA|FINGER|FOOT|FOREARM|GALLBLADDER|
+ HAND|HEAD|HEADNECK|HIP|HUMERUS|IAC|ILEUM|ILIUM|JAW|JAWREGION|JEJUNUM|KIDNEY|KNEE|LARYNX|LEG|
+ LIVER|LOWERLEG|LOWERLIMB|LSPINE|LSSPINE|MANDIBLE|MASTOID|MAXILLA|MOUTH|NASALBONE|NECK|NOSE|
+ OPTICCANAL|ORBIT|OVARY|PANCREAS|PAROTID|PATELLA|PELVIS|PENIS|PHANTOM|PHARYNX|PROSTATE|RADIUS|
+ RADIUSULNA|RECTUM|SCALP|SCAPULA|SCROTUM|SELLA|SHOULDER|SIJOINT|SINUS|SKULL|SPINE|SPLEEN|SSPINE|
+ STOMACH|TESTIS|THIGH|THUMB|THYMUS|THYROID|TIBIA|TIBIAFIBULA|TLSPINE|TMJ|TOE|TONGUE|TOOTH|TEETH|
+ TSPINE|ULNA|UPPERARM|UPPERLIMB|URETER|URETHRA|UTERUS|WRIST|ZYGOMA)S?\b""")  # fmt: skip
+"""Body parts: defined terms of PS3.16 annex L, and for the chest also the words of other languages."""
+
+_CHEST_CODES = set("""
+816094009 51185008 T-D3000 39607008 T-28000 86598002 T-280A0 78904004 T-D3050 43799004 T-D3200 80891009 T-32000 72410000
+T-D3300 955009 T-26000 113197003 T-11300 56873002 T-11210 38266002 T-D0010 417437006 R-FAB52 416152001 R-FAB53 416319003
+R-FAB54 416550000 R-FAB55 416775004 R-FAB56 416949008 R-FAB57
+""".split())  # fmt: skip
+_VIEW_CODES = dict.fromkeys("399348003 R-10206 272479007 R-10214 R-40888 399033003 R-10202".split(), "")
+_LATERAL_CODES = """
+399067008 R-102CD 399173006 R-10236 399198007 R-10232 399260004 R-10224 399352003 R-10228 30730003 G-A145
+"""
+_OBLIQUE_CODES = """
+399312000 R-10208 399160007 R-10204 399132005 R-10252 260427002 R-40783 399099002 R-10230 399135007 R-10220 399184004 R-10238
+399006002 R-10212 260426006 R-40782 399368009 R-10226 399004004 R-10246 399225005 R-10250 399288005 R-10248 399182000 R-102C1
+399059000 R-10216 399356000 R-40985 R-10218 399236003 R-10234 399038007 R-10210 399325008 R-10254
+"""
+_VIEW_CODES |= dict.fromkeys(_LATERAL_CODES.split(), "a lateral") | dict.fromkeys(_OBLIQUE_CODES.split(), "an oblique")
+_VIEWS = {"LL": "a lateral", "RL": "a lateral", "LLD": "a decubitus", "RLD": "a decubitus"}
+_VIEWS |= dict.fromkeys("LLO RLO LAO RAO LPO RPO".split(), "an oblique")
+_VIEW_WORDS = {"DECUB": "a decubitus", "OBL": "an oblique", "LAT": "a lateral", "SAGIT": "a lateral", "SEITL": "a lateral"}
+_VIEW_WORDS |= {"PROFIL": "a lateral", "AXIAL": "an axial"}
+
+
+def check_kind(dataset) -> None:
+    """Refuse an object whose class or modality is none of projection radiography: FilmError ``NotARadiograph``."""
+    said = "A film is a projection radiograph of a chest (CR, DX or a capture of one)"
+    uid = _class(dataset)
+    if uid.startswith(_STANDARD) and uid.removeprefix(_STORAGE) not in _CLASSES:
+        raise FilmError("NotARadiograph", f"{said}, the SOPClassUID of this object names another kind. Leave it out.")
+    modality = stated_modality(dataset)
+    if modality in _NO_FILM:
+        raise FilmError("NotARadiograph", f"{said}, the Modality of this object is {modality}. Leave it out.")
+
+
+def kind_notes(dataset) -> list[str]:
+    """What in the header speaks against an ordinary frontal chest film, one clause each, in defined terms."""
+    uid, modality = _class(dataset).removeprefix(_STORAGE), stated_modality(dataset)
+    by_class = _CLASSES.get(uid, "header names no known SOP class")
+    by_modality = _MODALITIES.get(modality, "header names no known modality")
+    intent = _RAW if _text(dataset, "PresentationIntentType") == "FOR PROCESSING" else ""
+    burnt = "header says that text is burnt in" if _text(dataset, "BurnedInAnnotation") == "YES" else ""
+    views = [_named_view(dataset), _coded_view(dataset), _oriented_view(dataset)]
+    notes = [by_class, by_modality, intent, burnt, _body_part(dataset)]
+    return list(dict.fromkeys(filter(None, notes + [f"header names {view} view" for view in views if view])))
+
+
+def stated_modality(dataset) -> str:
+    """Modality of the header if it is a defined term, else empty."""
+    modality = _text(dataset, "Modality")
+    return modality if modality in _MODALITIES or modality in _NO_FILM else ""
+
+
+def _class(dataset) -> str:
+    return str(dataset.get("SOPClassUID") or dataset.file_meta.get("MediaStorageSOPClassUID") or "").strip()
+
+
+def _text(dataset, keyword: str) -> str:
+    return str(dataset.get(keyword) or "").strip().upper()
+
+
+def _code(source, keyword: str) -> str:
+    """Code of the first item of a sequence of coded concepts."""
+    items = source.get(keyword) if source is not None else None
+    return str((items[0].get("CodeValue") or items[0].get("LongCodeValue") or "") if items else "").strip()
+
+
+def _body_part(dataset) -> str:
+    part = _text(dataset, "BodyPartExamined").replace("_", " ")
+    code = _code(dataset, "AnatomicRegionSequence") or _code(macro(dataset, "FrameAnatomySequence"), "AnatomicRegionSequence")
+    chest = bool(_CHEST.search(part))
+    if (code and code not in _CHEST_CODES) or (_OTHER.search(part) and not chest):
+        return "header names another body part"
+    return "header names a body part by no defined term" if part and not chest else ""
+
+
+def _named_view(dataset) -> str:
+    view = _text(dataset, "ViewPosition")
+    return _VIEWS.get(view) or next((name for word, name in _VIEW_WORDS.items() if word in view), "")
+
+
+def _coded_view(dataset) -> str:
+    code = _code(dataset, "ViewCodeSequence")
+    return _VIEW_CODES.get(code, "another") if code else ""
+
+
+def _oriented_view(dataset) -> str:
+    """By the directions of rows and columns: in a frontal film these are left or right, and head or foot."""
+    rows, _, columns = stated_orientation(dataset).partition("\\")
+    first = rows[:1] + columns[:1]
+    if set(first) & set("AP"):
+        return "a lateral" if set(first) & set("HF") else "an axial"
+    return "an oblique" if set(rows) & set("AP") else ""
+
+
+def stated_orientation(dataset) -> str:
+    """PatientOrientation, such as ``"L\\F"``, if it is made of defined terms, else empty."""
+    value = dataset.get("PatientOrientation") or ()
+    text = value if isinstance(value, str) else "\\".join(map(str, value))
+    return text if re.fullmatch(r"[APRLHF]{1,3}\\[APRLHF]{1,3}", text) else ""
