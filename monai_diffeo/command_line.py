@@ -115,7 +115,8 @@ def end_plainly(argv: Sequence[str] | None = None) -> None:
     if not options:
         return
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        if signal.getsignal(number) != signal.SIG_IGN:  # a job in the background ignores Ctrl-C
+            signal.signal(number, _end)
     if not parse_switch(options.get("debug", False) or False):
         sys.excepthook = _say
 
