@@ -21,17 +21,8 @@ from monai_diffeo.renamed import RENAMED_SETTINGS, RenamedError
 
 __all__ = ["check_options", "end_plainly", "option_text", "parse_switch", "typed_configuration"]
 
-_PLACES = {
-    "bundle_root",
-    "config_file",
-    "dataset_dir",
-    "output_dir",
-    "meta_file",
-    "logging_file",
-    "network_weights",
-    "workflow_type",
-}
-_MANNERS = {"debug", "figures", "progress", "pseudonymize_names", "resume"}
+_SAME_MASKS = "bundle_root config_file dataset_dir debug figures logging_file meta_file network_weights output_dir progress "
+_SAME_MASKS += "pseudonymize_names resume workflow_type"  # options that change no mask; the hash of weights counts elsewhere
 _EVALUATED = ("$", "@", "%", "'", '"')  # MONAI or Fire reads more than a word here
 
 
@@ -102,7 +93,7 @@ def typed_configuration(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """
     given = dict(_typed(argv)[1])
     parser, defaults = _configuration(given)
-    options = {name: value for name, value in {**defaults, **given}.items() if name not in _PLACES | _MANNERS}
+    options = {name: value for name, value in {**defaults, **given}.items() if name not in _SAME_MASKS.split()}
     return {} if parser is None else {"files": parser[""], "options": options}
 
 
@@ -115,7 +106,8 @@ def end_plainly(argv: Sequence[str] | None = None) -> None:
     if not options:
         return
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, _end)
+        if signal.getsignal(number) != signal.SIG_IGN:  # a job in the background ignores Ctrl-C
+            signal.signal(number, _end)
     if not parse_switch(options.get("debug", False) or False):
         sys.excepthook = _say
 

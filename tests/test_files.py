@@ -96,6 +96,9 @@ def test_the_recorded_hashes_count_from_wherever_the_bundle_is_run(bundle, monke
     for path in ("./models/model.pt", "models", ".", "configs/../models/model.pt"):
         with pytest.raises(WeightsError, match="models/model.pt"):
             check_sha256(path)
+    monkeypatch.chdir(bundle / "models")
+    with pytest.raises(WeightsError, match="models/model.pt"):
+        check_sha256("model.pt")
 
 
 def test_damaged_metadata_is_no_way_round(bundle):

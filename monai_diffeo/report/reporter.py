@@ -23,7 +23,7 @@ from monai_diffeo.inferers import DiffeoResult, parse_switch
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 from monai_diffeo.radiograph.mask_writer import MaskNames, figure_path
 from monai_diffeo.radiograph.outputs import REPORT_NAME
-from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, is_pseudonym_table, write_pseudonyms
+from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import failure_record, film_record, json_safe, versions
@@ -101,9 +101,7 @@ class FilmReporter:
     @cached_property
     def settings_sha256(self) -> str:
         """Of all settings that decide the masks."""
-        return settings_sha256(
-            weights=self.weights_sha256, mode=self.mode, device=self.device, versions=versions(), settings=self.settings
-        )
+        return settings_sha256([self.weights_sha256, self.mode, self.device, versions(), self.settings])
 
     def missing(self, items: Sequence[dict[str, Any]], key: str = "image") -> list[dict[str, Any]]:
         """The datalist items that the run has to do: all, or with ``resume`` those whose lines do not hold, see
@@ -135,13 +133,12 @@ class FilmReporter:
             OutputError: if the report cannot be written.
         """
         self.folder = self._locked or self._run_folder()
-        table = self.output_dir / PSEUDONYMS_NAME
         if self.pseudonyms:
-            if self.folder.earlier and not is_pseudonym_table(table):
+            if self.folder.earlier and PSEUDONYMS_NAME not in self.folder.earlier:
                 came = "but the folder holds outputs under the names of their films"
                 raise ConfigError(f"FilmReporter: pseudonyms hide names, {came}. Give --output_dir another folder.")
-            write_pseudonyms(table, {name: _below(film, self.root) for film, name in self.pseudonyms.items()})
-            self.folder.wrote([table])
+            names = {name: _below(film, self.root) for film, name in self.pseudonyms.items()}
+            self.folder.wrote([write_pseudonyms(self.output_dir / PSEUDONYMS_NAME, names)])
         self.writer = ReportWriter(self.output_dir / REPORT_NAME, kept=self.kept.values())
         for line in self.kept.values():
             self.folder.wrote(self.output_dir / name for name in [*ensure_tuple(line["mask"]), line["figure"]] if name)

@@ -16,8 +16,8 @@ from monai_diffeo.report.record import FAILED, SCHEMA, json_safe
 __all__ = ["lines_that_hold", "settings_sha256", "sha256_or_none"]
 
 
-def settings_sha256(**settings: Any) -> str:
-    """SHA-256 of settings by name, of types that JSON knows; others count by their text."""
+def settings_sha256(settings: Any) -> str:
+    """SHA-256 of settings, of types that JSON knows; others count by their text."""
     return hashlib.sha256(json.dumps(json_safe(settings), sort_keys=True, default=str).encode()).hexdigest()
 
 

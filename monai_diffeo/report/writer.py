@@ -128,11 +128,11 @@ class ReportWriter:
             if written < len(data):
                 raise OSError(errno.ENOSPC, "half a line")
             os.fsync(handle)
-        except OSError as error:
+        except BaseException as error:
             end = os.lseek(handle, 0, os.SEEK_CUR)
             if written and os.fstat(handle).st_size == end:  # no other process has written since
                 os.ftruncate(handle, end - written)
-            raise output_error(error) from None
+            raise (output_error(error) if isinstance(error, OSError) else error) from None
 
 
 def _kind(record: Mapping[str, Any]) -> str:

@@ -166,6 +166,33 @@ def test_a_wrong_option_keeps_the_last_report_and_results_are_not_taken_for_film
     assert "--output_dir" in str(error.value.__cause__ or error.value)
 
 
+@pytest.mark.parametrize("bundle", ["cxr_lung_segmentation", "cxr_lung_template"])
+def test_a_run_is_resumed_under_pseudonyms_and_another_option_does_all_again(tmp_path, small_film, bundle):
+    films, out = tmp_path / "films", tmp_path / "out"
+    films.mkdir()
+    for name in ("mustermann_a.png", "mustermann_b.png"):
+        Image.fromarray(small_film[len(list(films.iterdir())) :]).save(films / name)
+    options = {"dataset_dir": str(films), "enabled": "false", "figures": "false", "pseudonymize_names": "true"}
+    status, before = run_here(ROOT / "bundles" / bundle, out, **options)
+    report, (first, second) = (out / "report.jsonl").read_bytes(), (out / line["mask"] for line in before.values())
+    assert (
+        status == 0
+        and b"mustermann" not in report
+        and {p.name for p in out.iterdir()} - {first.name, second.name}
+        == {
+            "report.jsonl",
+            "pseudonyms.csv",
+        }
+    )
+    second.unlink()
+    made = first.stat().st_mtime_ns
+    status, after = run_here(ROOT / "bundles" / bundle, out, resume="true", **options)
+    assert status == 0 and first.stat().st_mtime_ns == made and second.exists() and list(after) == list(before)
+    assert (out / "report.jsonl").read_bytes().splitlines()[0] == report.splitlines()[0]
+    run_here(ROOT / "bundles" / bundle, out, resume="true", **{**options, "tta_samples": 2})
+    assert first.stat().st_mtime_ns > made
+
+
 def test_evaluate_runs_on_a_manifest(tmp_path, small_film, capsys):
     Image.fromarray(small_film).save(tmp_path / "a.png")
     Image.fromarray(small_film[::-1]).save(tmp_path / "b.png")

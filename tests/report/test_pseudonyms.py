@@ -20,13 +20,13 @@ from monai_diffeo.report import FilmReporter  # noqa: E402
 from monai_diffeo.report.run_folder import LOCK_NAME  # noqa: E402
 from tests.report.runs import folder_of_films, lines_of, result_of, run  # noqa: E402
 
-NAMES = ("Doe_John/doe_a.png", "doe_b.dcm", "doe_bad.Doe", "doe_c.png")
+NAMES = ("Mustermann_Max/mustermann_a.png", "mustermann_b.dcm", "mustermann_bad.Mustermann", "mustermann_c.png")
 
 
 @pytest.fixture
 def films(tmp_path):
     folder = folder_of_films(tmp_path / "films", *NAMES)
-    (folder / "doe_copy.png").write_bytes((folder / "doe_c.png").read_bytes())
+    (folder / "mustermann_copy.png").write_bytes((folder / "mustermann_c.png").read_bytes())
     return folder
 
 
@@ -38,7 +38,7 @@ def table_of(output):
 def holds_a_name(path):
     content = path.read_bytes()
     content += gzip.decompress(content) if path.suffix == ".gz" else b""
-    return b"doe" in content.lower() or "doe" in path.name.lower()
+    return b"mustermann" in content.lower() or "mustermann" in path.name.lower()
 
 
 def test_names_are_in_the_table_alone(films, tmp_path, capsys, caplog):
@@ -50,13 +50,16 @@ def test_names_are_in_the_table_alone(films, tmp_path, capsys, caplog):
     assert tmp_path / "out" / "pseudonyms.csv" in during[0]  # before the first output
     assert stat.S_IMODE((tmp_path / "out" / "pseudonyms.csv").stat().st_mode) == 0o600
     assert [path.name for path in outputs if holds_a_name(path)] == ["pseudonyms.csv"]
-    assert "doe" not in (caplog.text + "".join(capsys.readouterr())).lower()
-    short = {name: hashlib.sha256((films / name).read_bytes()).hexdigest()[:16] for name in (*NAMES, "doe_copy.png")}
-    assert table == {**short, "doe_copy.png": f"{short['doe_c.png']}-2"}
+    assert "mustermann" not in (caplog.text + "".join(capsys.readouterr())).lower()
+    short = {name: hashlib.sha256((films / name).read_bytes()).hexdigest()[:16] for name in (*NAMES, "mustermann_copy.png")}
+    assert table == {**short, "mustermann_copy.png": f"{short['mustermann_c.png']}-2"}
     lines = {line["input"]: line for line in lines_of(tmp_path / "out")[:-1]}
-    assert set(lines) == set(table.values()) and lines[table["doe_bad.Doe"]]["error"] == "UnsupportedFile"
-    assert lines[table["doe_b.dcm"]]["mask"] == f"{table['doe_b.dcm']}_lungs.nii.gz"
-    assert lines[table["Doe_John/doe_a.png"]]["figure"] == f"{table['Doe_John/doe_a.png']}_lungs_report.png"
+    assert set(lines) == set(table.values()) and lines[table["mustermann_bad.Mustermann"]]["error"] == "UnsupportedFile"
+    assert lines[table["mustermann_b.dcm"]]["mask"] == f"{table['mustermann_b.dcm']}_lungs.nii.gz"
+    assert (
+        lines[table["Mustermann_Max/mustermann_a.png"]]["figure"]
+        == f"{table['Mustermann_Max/mustermann_a.png']}_lungs_report.png"
+    )
     assert len(outputs) == 2 + 4 * 2
 
 
@@ -68,8 +71,8 @@ def test_the_lock_of_a_run_under_way_holds_no_name_and_a_resumed_run_keeps_its_l
     assert run(films, tmp_path / "out", hide=True, resume=True, each=read) == (3, [])
     assert result_of(tmp_path / "out") == before
     next((tmp_path / "out").glob("*_lungs.nii.gz")).unlink()
-    assert run(films, tmp_path / "out", hide=True, resume=True, each=read) == (3, ["doe_b.dcm"])
-    assert result_of(tmp_path / "out") == before and "pseudonyms.csv" in locks[0] and "doe" not in locks[0].lower()
+    assert run(films, tmp_path / "out", hide=True, resume=True, each=read) == (3, ["mustermann_b.dcm"])
+    assert result_of(tmp_path / "out") == before and "pseudonyms.csv" in locks[0] and "mustermann" not in locks[0].lower()
 
 
 def test_an_ordinary_run_removes_the_table_and_no_run_takes_it_for_a_film(films, tmp_path):
