@@ -32,7 +32,7 @@ import numpy as np
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph import film as film_module
-from monai_diffeo.radiograph.film import Film, check_size
+from monai_diffeo.radiograph.film import Film
 from monai_diffeo.radiograph.reader import read_film
 
 try:
@@ -138,11 +138,11 @@ class IsolatedReader:
 
     def _lost(self) -> tuple[str, str]:
         """Code and sentence for a server that is gone or talks nonsense."""
-        server, ready = self._server, self._ready
+        code = None
         with suppress(subprocess.TimeoutExpired, AttributeError):
-            server.wait(1)
+            code = self._server.wait(1)
         self.close()
-        return _end(server.returncode) if ready else _ABSENT
+        return _end(code or 0) if self._ready else _ABSENT
 
     def _let_go(self) -> None:
         """In a forked process: open copies of the pipes would keep the parent's server alive."""
@@ -176,7 +176,8 @@ def _film_of(answers: Any, turn: int) -> Film:
         code, sentence = answer["error"]
         raise FilmError(str(code), str(sentence))
     rows, columns = map(int, answer["shape"])
-    check_size(rows, columns)
+    if min(rows, columns) < 0 or rows * columns > film_module.MAX_PIXELS:
+        raise ValueError("no size of a film")
     pixels = np.empty((rows, columns), np.float32)
     _fill(answers, pixels.data.cast("B"))
     rest: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in answer["film"].items()}

@@ -133,7 +133,7 @@ def highest(reader: IsolatedReader) -> int:
         server = reader._server.pid
         (worker, *_) = Path(f"/proc/{server}/task/{server}/children").read_text().split()
         return 1024 * int(Path(f"/proc/{worker}/status").read_text().split("VmHWM:")[1].split()[0])
-    except (OSError, ValueError, IndexError):
+    except (AttributeError, OSError, ValueError, IndexError):
         return 0
 
 
