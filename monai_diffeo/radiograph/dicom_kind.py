@@ -67,13 +67,16 @@ _VIEW_WORDS |= {"PROFIL": "a lateral", "AXIAL": "an axial"}
 
 def check_kind(dataset) -> None:
     """Refuse an object whose class or modality is none of projection radiography: FilmError ``NotARadiograph``."""
-    said = "A film is a projection radiograph of a chest (CR, DX or a capture of one)"
-    uid = _class(dataset)
+    from pydicom.uid import UID_dictionary
+
+    uid, modality = _class(dataset), stated_modality(dataset)
     if uid.startswith(_STANDARD) and uid.removeprefix(_STORAGE) not in _CLASSES:
-        raise FilmError("NotARadiograph", f"{said}, the SOPClassUID of this object names another kind. Leave it out.")
-    modality = stated_modality(dataset)
-    if modality in _NO_FILM:
-        raise FilmError("NotARadiograph", f"{said}, the Modality of this object is {modality}. Leave it out.")
+        came = f"SOPClassUID names {UID_dictionary[uid][0] if uid in UID_dictionary else 'another kind'}"
+    elif modality in _NO_FILM:
+        came = f"Modality is {modality}"
+    else:
+        return
+    raise FilmError("NotARadiograph", f"A film is a projection radiograph (CR, DX or a capture of one), {came}. Leave it out.")
 
 
 def kind_notes(dataset) -> list[str]:
