@@ -10,7 +10,7 @@ from monai_diffeo.radiograph.colour import COLOUR_TAGS, grey_of_colour
 from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS, film_geometry
 from monai_diffeo.radiograph.dicom_groups import GROUP_TAGS
 from monai_diffeo.radiograph.dicom_header import HEADER_TAGS, check_header, stated_details
-from monai_diffeo.radiograph.dicom_kind import KIND_TAGS, check_kind, kind_notes
+from monai_diffeo.radiograph.dicom_kind import KIND_TAGS, kind_notes
 from monai_diffeo.radiograph.dicom_pixels import CUT, PIXEL_TAGS, check_pixel_data, check_pixels_exist, stored_values
 from monai_diffeo.radiograph.film import DETAILS, EXPORT, MAX_FILE_BYTES, Film, check_values, joined_notes, library
 from monai_diffeo.radiograph.grayscale import GREY_TAGS, displayed
@@ -32,7 +32,7 @@ def read_dicom(path: Path) -> Film:
     pydicom = library("pydicom", "Reading DICOM needs pydicom: pip install 'pydicom>=3.0.2'.")
     try:
         dataset = _dataset(pydicom, path)
-        check_kind(dataset)
+        remarks = kind_notes(dataset)
         check_pixels_exist(dataset, path)
         check_header(dataset)
         check_pixel_data(pydicom, dataset)
@@ -50,7 +50,7 @@ def read_dicom(path: Path) -> Film:
         pixels, grey, notes = show(dataset, raw)
         check_values(pixels)
         where = film_geometry(dataset)
-        details = DETAILS | grey | stated_details(dataset) | {"notes": joined_notes(*kind_notes(dataset), spare, *notes)}
+        details = DETAILS | grey | stated_details(dataset) | {"notes": joined_notes(*remarks, spare, *notes)}
         details |= {"spacing_doubt": where.doubt, "affine_unit": where.unit}
         return Film(pixels, where.affine, where.spacing, where.source, "dicom", details)
     except FilmError:

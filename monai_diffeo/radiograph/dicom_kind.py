@@ -7,7 +7,7 @@ import re
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph.dicom_groups import macro
 
-__all__ = ["KIND_TAGS", "check_kind", "kind_notes", "stated_modality", "stated_orientation"]
+__all__ = ["KIND_TAGS", "kind_notes", "stated_modality", "stated_orientation"]
 
 KIND_TAGS = ["SOPClassUID", "Modality", "PresentationIntentType", "BurnedInAnnotation", "BodyPartExamined"]
 KIND_TAGS += ["AnatomicRegionSequence", "ViewPosition", "ViewCodeSequence", "PatientOrientation"]
@@ -49,42 +49,34 @@ _CHEST_CODES = set("""
 T-D3300 955009 T-26000 113197003 T-11300 56873002 T-11210 38266002 T-D0010 417437006 R-FAB52 416152001 R-FAB53 416319003
 R-FAB54 416550000 R-FAB55 416775004 R-FAB56 416949008 R-FAB57
 """.split())  # fmt: skip
-_VIEW_CODES = dict.fromkeys("399348003 R-10206 272479007 R-10214 R-40888 399033003 R-10202".split(), "")
-_LATERAL_CODES = """
+_FRONTAL_CODES = set("399348003 R-10206 272479007 R-10214 R-40888 399033003 R-10202".split())
+_LATERAL_CODES = set("""
 399067008 R-102CD 399173006 R-10236 399198007 R-10232 399260004 R-10224 399352003 R-10228 30730003 G-A145
-"""
-_OBLIQUE_CODES = """
-399312000 R-10208 399160007 R-10204 399132005 R-10252 260427002 R-40783 399099002 R-10230 399135007 R-10220 399184004 R-10238
-399006002 R-10212 260426006 R-40782 399368009 R-10226 399004004 R-10246 399225005 R-10250 399288005 R-10248 399182000 R-102C1
-399059000 R-10216 399356000 R-40985 R-10218 399236003 R-10234 399038007 R-10210 399325008 R-10254
-"""
-_VIEW_CODES |= dict.fromkeys(_LATERAL_CODES.split(), "a lateral") | dict.fromkeys(_OBLIQUE_CODES.split(), "an oblique")
-_VIEWS = {"LL": "a lateral", "RL": "a lateral", "LLD": "a decubitus", "RLD": "a decubitus"}
-_VIEWS |= dict.fromkeys("LLO RLO LAO RAO LPO RPO".split(), "an oblique")
-_VIEW_WORDS = {"DECUB": "a decubitus", "OBL": "an oblique", "LAT": "a lateral", "SAGIT": "a lateral", "SEITL": "a lateral"}
-_VIEW_WORDS |= {"PROFIL": "a lateral", "AXIAL": "an axial"}
-
-
-def check_kind(dataset) -> None:
-    """Refuse an object whose class or modality is none of projection radiography: FilmError ``NotARadiograph``."""
-    said = "A film is a projection radiograph of a chest (CR, DX or a capture of one)"
-    uid = _class(dataset)
-    if uid.startswith(_STANDARD) and uid.removeprefix(_STORAGE) not in _CLASSES:
-        raise FilmError("NotARadiograph", f"{said}, the SOPClassUID of this object names another kind. Leave it out.")
-    modality = stated_modality(dataset)
-    if modality in _NO_FILM:
-        raise FilmError("NotARadiograph", f"{said}, the Modality of this object is {modality}. Leave it out.")
+""".split())  # fmt: skip
+_VIEWS = {r"^[LR]LD$|DECUB": "a decubitus", r"^[LR][LAP]O$|OBL": "an oblique", r"^[LR]L$|LAT|SAGIT|SEITL|PROFIL": "a lateral"}
 
 
 def kind_notes(dataset) -> list[str]:
-    """What in the header speaks against an ordinary frontal chest film, one clause each, in defined terms."""
-    uid, modality = _class(dataset).removeprefix(_STORAGE), stated_modality(dataset)
-    by_class = _CLASSES.get(uid, "header names no known SOP class")
-    by_modality = _MODALITIES.get(modality, "header names no known modality")
-    intent = _RAW if _text(dataset, "PresentationIntentType") == "FOR PROCESSING" else ""
-    burnt = "header says that text is burnt in" if _text(dataset, "BurnedInAnnotation") == "YES" else ""
-    views = [_named_view(dataset), _coded_view(dataset), _oriented_view(dataset)]
-    notes = [by_class, by_modality, intent, burnt, _body_part(dataset)]
+    """What in the header speaks against an ordinary frontal chest film, one clause each, in defined terms.
+
+    Raises:
+        FilmError: ``NotARadiograph`` if the SOP class or the modality is none of projection radiography.
+    """
+    from pydicom.uid import UID_dictionary
+
+    uid, modality = _class(dataset), stated_modality(dataset)
+    said = "A film is a projection radiograph (CR, DX or a capture of one)"
+    if uid.startswith(_STANDARD) and uid.removeprefix(_STORAGE) not in _CLASSES:
+        name = UID_dictionary[uid][0] if uid in UID_dictionary else "another kind"
+        raise FilmError("NotARadiograph", f"{said}, SOPClassUID names {name}. Leave it out.")
+    if modality in _NO_FILM:
+        raise FilmError("NotARadiograph", f"{said}, Modality is {modality}. Leave it out.")
+    notes = [_CLASSES.get(uid.removeprefix(_STORAGE), "header names no known SOP class")]
+    notes.append(_MODALITIES.get(modality, "header names no known modality"))
+    notes.append(_RAW if _text(dataset, "PresentationIntentType") == "FOR PROCESSING" else "")
+    notes.append("header says that text is burnt in" if _text(dataset, "BurnedInAnnotation") == "YES" else "")
+    notes.append(_body_part(dataset))
+    views = (_named_view(dataset), _coded_view(dataset), _oriented_view(dataset))
     return list(dict.fromkeys(filter(None, notes + [f"header names {view} view" for view in views if view])))
 
 
@@ -119,12 +111,12 @@ def _body_part(dataset) -> str:
 
 def _named_view(dataset) -> str:
     view = _text(dataset, "ViewPosition")
-    return _VIEWS.get(view) or next((name for word, name in _VIEW_WORDS.items() if word in view), "")
+    return next((name for words, name in _VIEWS.items() if re.search(words, view)), "")
 
 
 def _coded_view(dataset) -> str:
     code = _code(dataset, "ViewCodeSequence")
-    return _VIEW_CODES.get(code, "another") if code else ""
+    return "a lateral" if code in _LATERAL_CODES else "another" if code and code not in _FRONTAL_CODES else ""
 
 
 def _oriented_view(dataset) -> str:

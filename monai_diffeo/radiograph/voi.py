@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import islice, zip_longest
-from typing import NamedTuple
 
 import numpy as np
 
 from monai_diffeo.radiograph.dicom_groups import macro
 
-__all__ = ["VOI_TAGS", "Scale", "Shown", "look_up", "windowed"]
+__all__ = ["VOI_TAGS", "Scale", "look_up", "windowed"]
 
 VOI_TAGS = ["VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"]
 
@@ -26,17 +25,7 @@ _SAMPLE = 2**18  # pixels that are looked at
 Scale = tuple[float, float]
 
 
-class Shown(NamedTuple):
-    """A film through its window: values ``(H, W)``, ends of their scale, kind (``"none"``, ``"lut"``, ``"window"``), notes."""
-
-    values: np.ndarray
-    scale: Scale
-    kind: str
-    refused: bool
-    notes: list[str]
-
-
-def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> Shown:
+def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> tuple[np.ndarray, Scale, str, bool, list[str]]:
     """Values through the first table or window of the header that is sound, tables first; without one the values as they are.
 
     Args:
@@ -44,9 +33,12 @@ def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> Sho
         values: shape ``(H, W)``, after the modality transform.
         scale: lowest and highest value that the header allows.
         film: boolean, shape ``(H, W)``, without padding.
+
+    Returns:
+        Values, ends of their scale, kind (``"none"``, ``"lut"``, ``"window"``), whether one was refused, and notes.
     """
     groups = macro(dataset, "FrameVOILUTSequence")
-    source = dataset if groups is None or any(dataset.get(keyword) for keyword in VOI_TAGS) else groups
+    source = dataset if groups is None or any(_values(dataset, keyword) for keyword in VOI_TAGS) else groups
     notes: list[str] = []
     for kind, name, apply in _candidates(source, dataset):
         try:
@@ -55,10 +47,11 @@ def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> Sho
         except Exception:
             fault, falls = "is unusable", False
         if not fault:
-            notes += [f"{name} inverts the grey scale"] * falls + [f"{name} was used"] * bool(notes)
-            return Shown(shown, ends, kind, len(notes) > falls, notes)
+            refused = bool(notes)
+            notes += [f"{name} inverts the grey scale"] * falls + [f"{name} was used"] * refused
+            return shown, ends, kind, refused, notes
         notes.append(f"{name} {fault} and was not used")
-    return Shown(values, scale, "none", bool(notes), [*notes, "the full range was used"] if notes else [])
+    return values, scale, "none", bool(notes), [*notes, "the full range was used"] if notes else []
 
 
 def _candidates(source, dataset) -> Iterator[tuple[str, str, Callable[[np.ndarray], tuple[np.ndarray, Scale]]]]:
