@@ -15,12 +15,7 @@ nibabel = pytest.importorskip("nibabel")
 from tests.radiograph.dicom_factory import corner_film  # noqa: E402
 
 FILM = corner_film(80, 120)
-DOWN, UP, TURNED, MIRRORED = (
-    "rows were reversed, the file says that the last row is stored first",
-    "go up",
-    "exchanged",
-    "right",
-)
+LAST_FIRST, UP, TURNED, MIRRORED = "the last row is stored first", "go up", "exchanged", "right"
 
 
 def saved(path, array, affine, qcode=1, scode=1, unit="mm"):
