@@ -10,7 +10,8 @@ from skimage.measure import label
 
 output = pathlib.Path(sys.argv[1])
 (mask_path,) = output.rglob("*_lungs.nii.gz")
-mask = np.squeeze(np.asarray(nibabel.load(mask_path).dataobj))
+mask = np.asarray(nibabel.load(mask_path).dataobj)  # columns x rows x 1
+mask = mask[..., 0].T if mask.ndim == 3 else mask
 if mask.shape != (1955, 1841) or set(np.unique(mask)) != {0, 1}:
     sys.exit(f"mask: expected 1955x1841 zeros and ones, got {mask.shape} with {np.unique(mask)}")
 parts = label(mask)

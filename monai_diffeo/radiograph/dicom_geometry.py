@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from monai_diffeo.radiograph.dicom_groups import functional_groups
-from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
+from monai_diffeo.radiograph.film import UNKNOWN, joined_notes, size_doubt
 
 __all__ = ["GEOMETRY_TAGS", "FilmGeometry", "film_geometry"]
 
@@ -38,7 +38,6 @@ _COMMA = re.compile(r"\s*\d+,\d+\s*")
 _RANGE = 1e-4, 1e4  # mm; beyond, a number is no size of a pixel, even if ITK takes it
 _SQUARE = 1e-3  # cosine up to which GDCM takes two directions for a right angle
 _SAME = 1e-3  # relative difference of two spacings that say the same
-_PLAUSIBLE = 50.0, 1000.0  # mm, shortest and longest side of a film
 
 Pair = tuple[float, float]
 
@@ -68,10 +67,8 @@ def film_geometry(dataset) -> FilmGeometry:
     drawn = spacing if kind == _ENHANCED_XRF else drawn  # which ITK does not read
     agree = source != UNKNOWN and np.allclose(np.abs(drawn), spacing, rtol=_SAME)
     if source != UNKNOWN:
-        sides = dataset.Rows * spacing[0], dataset.Columns * spacing[1]
-        implausible = min(sides) < _PLAUSIBLE[0] or max(sides) > _PLAUSIBLE[1]
         doubts += [] if agree else [f"viewers that read with ITK and the mask take {_size(drawn)} mm"]
-        doubts += [f"a film of {_size(sides)} mm is implausible"] if implausible else []
+        doubts.append(size_doubt((dataset.Rows, dataset.Columns), spacing))
     affine = _affine(holders, [*macros, dataset] if grouped else holders, drawn)
     return FilmGeometry(affine, "mm" if agree else UNKNOWN, spacing, source, joined_notes(*doubts))
 

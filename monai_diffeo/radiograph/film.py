@@ -21,6 +21,7 @@ MAX_FILE_BYTES = 2**30
 MAX_SIDE = 20_000
 MAX_PIXELS = 2**27  # 512 MiB as float32
 MIN_SIDE = 2
+_SMALLEST, _LARGEST = 20.0, 1000.0  # mm, sides of a film that is plausible
 
 EXPORT = "Export the film again."
 
@@ -78,6 +79,14 @@ def in_plane_affine(spacing: tuple[float, float]) -> np.ndarray:
     affine = np.diag([0.0, 0.0, 1.0, 1.0])
     affine[1, 0], affine[0, 1] = -spacing[0], -spacing[1]
     return affine
+
+
+def size_doubt(shape: tuple[int, ...], spacing: tuple[float, float]) -> str:
+    """What to say of a spacing, millimetres, that makes a film larger or smaller than films are; else empty."""
+    sides = shape[0] * spacing[0], shape[1] * spacing[1]
+    if _SMALLEST <= min(sides) and max(sides) <= _LARGEST:
+        return ""
+    return f"a film of {sides[0]:.4g} x {sides[1]:.4g} mm is implausible"
 
 
 def joined_notes(*notes: str) -> str:

@@ -16,7 +16,7 @@ import numpy as np
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph import film as shared
-from monai_diffeo.radiograph.film import DETAILS, UNKNOWN, Detail, Film, in_plane_affine, joined_notes
+from monai_diffeo.radiograph.film import DETAILS, UNKNOWN, Detail, Film, in_plane_affine, joined_notes, size_doubt
 
 __all__ = ["file_of_film", "film_of_file", "read_nifti"]
 
@@ -96,11 +96,13 @@ def _film(pixels: np.ndarray, file_affine: np.ndarray, unit: str, details: dict[
     affine = file_affine @ _indices(str(details["file_axes"]), pixels.shape)
     affine[:3] *= _MILLIMETRES.get(unit, 1.0)
     row, column = (float(edge) for edge in np.linalg.norm(affine[:3, :2], axis=0))
-    if unit == UNKNOWN and row == column == 1:
-        details |= {"spacing_doubt": "1 x 1 without a unit is what writers give that know no spacing"}
+    if row == column == 1:
+        details |= {"spacing_doubt": "1 x 1 mm is what writers give that know no spacing"}
         return Film(pixels, affine, (1.0, 1.0), UNKNOWN, "nifti", details)
-    details |= {"affine_unit": "mm", "spacing_doubt": "" if unit != UNKNOWN else "no unit is stated, millimetres are assumed"}
-    return Film(pixels, affine, (row, column), "NIfTI", "nifti", details)
+    doubt = joined_notes(
+        "no unit is stated, millimetres are assumed" * (unit == UNKNOWN), size_doubt(pixels.shape, (row, column))
+    )
+    return Film(pixels, affine, (row, column), "NIfTI", "nifti", details | {"affine_unit": "mm", "spacing_doubt": doubt})
 
 
 def _axes(header, affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, list[str]]:
@@ -113,20 +115,19 @@ def _axes(header, affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, list
         return "x,-y", ["rows were reversed, the file says that the last row is stored first"]
     if _is_singular(affine[:3, :3]):
         return "x,y", []
-    edges = np.linalg.norm(affine[:3, :2], axis=0)
-    placed = bool(affine[:3, 3].any())
-    centred = (np.abs(affine[:2] @ [*(size - 1) / 2, 0, 1]) < _NEAR * edges).all()
-    if (codes == _CODES_OF_NIBABEL or (edges == 1).all()) and (centred or not placed):
-        return "x,y", []
+    edges, placed = np.linalg.norm(affine[:3, :2], axis=0), bool(affine[:3, 3].any())
     right, anterior, head = affine[:3, :2] / edges
     up = head if np.linalg.norm(head) > 0.5 else anterior
     row, column = (1, 0) if abs(up[1]) >= abs(up[0]) else (0, 1)
-    turned, rising, mirrored = row == 0, up[row] > 0, placed and right[column] > 0.5
-    axes = f"{'-' if mirrored else ''}{'xy'[column]},{'-' if rising else ''}{'xy'[row]}"
-    notes = ["rows and columns were exchanged, as the affine says"] if turned else []
-    notes += ["rows were reversed, the affine says that they go up"] if rising else []
-    notes += ["columns were reversed, the affine says that they lead to the patient's right"] if mirrored else []
-    return axes, notes
+    rising, mirrored = up[row] > 0, placed and right[column] > 0.5
+    centred = (np.abs(affine[:2] @ [*(size - 1) / 2, 0, 1]) < _NEAR * edges).all()
+    unchosen = (codes == _CODES_OF_NIBABEL or (edges == 1).all()) and (centred or not placed)
+    if unchosen and (rising or mirrored):
+        return "x,y", []
+    notes = ["rows and columns were exchanged, as the affine says"] * (row == 0)
+    notes += ["rows were reversed, the affine says that they go up"] * bool(rising)
+    notes += ["columns were reversed, the affine says that they lead to the patient's right"] * bool(mirrored)
+    return f"{'-' * bool(mirrored)}{'xy'[column]},{'-' * bool(rising)}{'xy'[row]}", notes
 
 
 def film_of_file(array: np.ndarray, axes: str) -> np.ndarray:

@@ -50,7 +50,8 @@ def test_the_packaged_film_passes_what_ci_checks(tmp_path):
     assert checked.returncode == 0 and "1 passed, 0 failed" in checked.stdout, checked.stdout + checked.stderr
     (line,) = report.values()
     assert line["status"] in ("canonicalized", "left alone: looks like the training images")
-    assert np.allclose(nibabel.load(tmp_path / "out" / line["mask"]).affine, read_film(packaged_film()).affine)
+    assert np.allclose(nibabel.load(tmp_path / "out" / line["mask"]).affine, read_film(packaged_film()).affine[:, [1, 0, 2, 3]])
+    assert line["spacing"] is None and line["spacing_source"] == "unknown" and line["spacing_doubt"]
     text = (tmp_path / "out" / "report.jsonl").read_text()
     (tmp_path / "out" / "report.jsonl").write_text(text.splitlines()[0] + "\n")  # as a killed run leaves it
     assert subprocess.run(check, capture_output=True, text=True, timeout=100).returncode != 0
@@ -91,7 +92,7 @@ def test_good_films_are_segmented_beside_bad_ones_and_every_bad_one_is_a_line(tm
     loaded = {p.name: nibabel.load(p) for p in (tmp_path / "out").glob("good*_lungs.nii.gz")}
     assert len(loaded) == 2
     by_shape = {np.squeeze(np.asarray(i.dataobj)).shape: i for i in loaded.values()}
-    assert set(by_shape) == {(width, height), (1955, 1841)}
+    assert set(by_shape) == {(width, height), (1841, 1955)}
     assert np.allclose(by_shape[(width, height)].affine, np.diag([-0.8, -0.8, 1, 1]))
     same = np.squeeze(np.asarray(by_shape[(width, height)].dataobj)).T > 0
     overlap = 2 * (same & (png > 0)).sum() / (same.sum() + (png > 0).sum())
@@ -120,7 +121,7 @@ def test_the_patients_right_lung_stays_right_however_the_film_lies(tmp_path, sma
     right_half |= {"exif.png": np.s_[:, 230:], "tagged.dcm": np.s_[:, 230:]}  # where the patient's right lies
     for name, half in right_half.items():
         path, areas = tmp_path / "out" / report[name]["mask"], report[name]["areas"]
-        mask = (np.asarray(Image.open(path)) if name.endswith("png") else nibabel.load(path).get_fdata().squeeze()) > 0
+        mask = (np.asarray(Image.open(path)) if name.endswith("png") else nibabel.load(path).get_fdata()[..., 0].T) > 0
         right = mask[half].sum() / mask.size
         assert areas == pytest.approx(upright, abs=0.02), name
         assert abs(areas["right"] - right) < abs(areas["left"] - right), (name, areas, right)

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from monai_diffeo.errors import FilmError, ShapeError
 from monai_diffeo.radiograph import mask_writer
 from monai_diffeo.radiograph.mask_writer import MaskNames, figure_path, mask_path, mask_path_beside, mask_paths, write_mask
-from monai_diffeo.radiograph.nifti import affine_of_text, shape_of_text
 from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 from monai_diffeo.radiograph.reader import in_plane_affine, list_films, read_film
 
@@ -20,7 +19,7 @@ nibabel = pytest.importorskip("nibabel")
 image_module = pytest.importorskip("PIL.Image")
 pytest.importorskip("pydicom")
 
-from tests.radiograph.dicom_factory import corner_film, save  # noqa: E402
+from tests.radiograph.dicom_factory import corner_film  # noqa: E402
 
 FILM = corner_film(20, 30)
 MASK = FILM > 1500  # the two corner markers
@@ -204,15 +203,21 @@ def test_one_film_alone_gets_the_name_it_has_among_all(tmp_path):
 
 
 def write_for(film, path):
-    shape, affine = film.details["file_shape"], film.details["file_affine"]
-    return write_mask(
-        film.pixels > 1500,
-        film.format,
-        film.affine,
-        path,
-        shape_of_text(shape) or None,
-        affine_of_text(affine) if affine else None,
-    )
+    details = film.details
+    return write_mask(film.pixels > 1500, film.format, film.affine, path, details["file_frame"], details["affine_unit"])
+
+
+PLACE = ["qform_code", "sform_code", "pixdim", "xyzt_units", "quatern_b", "quatern_c", "quatern_d", "qoffset_x", "qoffset_y"]
+PLACE += ["qoffset_z", "srow_x", "srow_y", "srow_z", "dim"]
+
+
+def assert_same_place(mask_path, film_path):
+    mask, film = nibabel.load(mask_path), nibabel.load(film_path)
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(film.dataobj) > 1500)
+    for name in PLACE:
+        np.testing.assert_array_equal(mask.header[name], film.header[name], name)
+    np.testing.assert_array_equal(mask.affine, film.affine)
+    assert type(mask) is type(film)
 
 
 @pytest.mark.parametrize("tail", [(), (1,), (1, 1)])
@@ -220,44 +225,44 @@ def write_for(film, path):
 def test_nifti_mask_lies_on_its_file(tmp_path, tail, affine):
     original = nibabel.Nifti1Image(FILM.T.reshape(*FILM.T.shape, *tail), affine)
     nibabel.save(original, tmp_path / "a.nii")
-    mask = nibabel.load(write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz"))
-    original = nibabel.load(tmp_path / "a.nii")
-    np.testing.assert_array_equal(np.asarray(mask.dataobj), np.asarray(original.dataobj) > 1500)
-    np.testing.assert_array_equal(mask.affine, original.affine)
-    np.testing.assert_allclose(mask.header.get_zooms(), original.header.get_zooms(), rtol=1e-6)
-    assert mask.get_data_dtype() == np.uint8
+    path = write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz")
+    assert_same_place(path, tmp_path / "a.nii")
+    assert nibabel.load(path).get_data_dtype() == np.uint8
+
+
+OTHER = np.array([[-0.3, 0.05, 0, 9], [0.05, 0.3, 0, 8], [0, 0, -2, 7], [0, 0, 0, 1.0]])
+
+
+@pytest.mark.parametrize("image_class", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize("unit", ["mm", "meter", "micron", "unknown"])
+@pytest.mark.parametrize("qcode, scode", [(0, 0), (1, 0), (0, 1), (2, 0), (0, 2), (1, 1), (1, 2), (4, 3)])
+def test_nifti_mask_has_the_codes_affines_and_unit_of_its_film(tmp_path, qcode, scode, unit, image_class):
+    original = image_class(FILM.T[..., None], None)
+    original.header["pixdim"][1:5] = 0.7, 0.3, 2, 5
+    original.set_qform(OTHER, qcode)
+    original.set_sform(TILTED, scode)
+    original.header.set_xyzt_units(unit, "sec")
+    nibabel.save(original, tmp_path / "a.nii")
+    assert_same_place(write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz"), tmp_path / "a.nii")
 
 
 def test_nifti_mask_of_a_singular_file_keeps_its_affine(tmp_path):
     original = nibabel.Nifti1Image(FILM.T, None)
     original.header.set_sform(np.diag([0, 0.3, 1, 1]), code=1)
     nibabel.save(original, tmp_path / "a.nii")
-    mask = nibabel.load(write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz"))
-    np.testing.assert_array_equal(mask.affine, nibabel.load(tmp_path / "a.nii").affine)
+    assert_same_place(write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz"), tmp_path / "a.nii")
 
 
-def test_nifti_mask_of_a_file_in_metres_is_in_millimetres(tmp_path):
-    original = nibabel.Nifti1Image(FILM.T, np.diag([0.0002, 0.0003, 1, 1]))
-    original.header.set_xyzt_units("meter")
-    nibabel.save(original, tmp_path / "a.nii")
-    mask = nibabel.load(write_for(read_film(tmp_path / "a.nii"), tmp_path / "m.nii.gz"))
-    np.testing.assert_allclose(mask.header.get_zooms(), (0.2, 0.3), rtol=1e-5)
-    assert mask.header.get_xyzt_units()[0] == "mm"
-
-
-def test_dicom_mask_is_rows_by_columns_where_itk_puts_the_film(tmp_path):
-    sitk = pytest.importorskip("SimpleITK")
-    film_path = save(tmp_path / "a.dcm", FILM, ImagerPixelSpacing=[0.3, 0.15])
-    mask_file = write_for(read_film(film_path), tmp_path / "m.nii.gz")
-    mask = nibabel.load(mask_file)
-    np.testing.assert_array_equal(np.asarray(mask.dataobj), MASK)
-    itk_film, itk_mask = sitk.ReadImage(str(film_path)), sitk.ReadImage(str(mask_file))
-    affine = np.diag([-1, -1, 1, 1]) @ mask.affine  # RAS to LPS
+@pytest.mark.parametrize("unit", ["mm", "unknown"])
+def test_dicom_mask_is_columns_by_rows_by_one(tmp_path, unit):
+    affine = np.array([[0.0, -2, 0, 5], [-3, 0, 0, 7], [0, 0, 4, 6], [0, 0, 0, 1]])
+    mask = nibabel.load(write_mask(MASK, "dicom", affine, tmp_path / "m.nii.gz", unit=unit))
+    np.testing.assert_array_equal(np.asarray(mask.dataobj), MASK.T[..., None])
     for row, column in [(0, 0), (3, 7), (19, 29)]:
-        there = itk_film.TransformIndexToPhysicalPoint((column, row, 0))
-        np.testing.assert_allclose((affine @ [row, column, 0, 1])[:3], there, atol=1e-5)
-    assert itk_mask.GetSize()[:2] == (20, 30)
-    assert itk_mask.GetSpacing()[:2] == pytest.approx((0.3, 0.15))
+        np.testing.assert_array_equal(mask.affine @ [column, row, 0, 1], affine @ [row, column, 0, 1])
+    np.testing.assert_allclose(mask.get_qform(), mask.affine, atol=1e-6)
+    assert mask.header.get_zooms() == (2, 3, 4) and mask.header.get_xyzt_units()[0] == unit
+    assert (mask.header["qform_code"], mask.header["sform_code"]) == (1, 1)
 
 
 @pytest.mark.parametrize("film_format, dtype", [("png", bool), ("jpeg", np.uint8), ("png", np.float32)])
@@ -286,7 +291,7 @@ def test_nifti_keeps_labels_in_the_smallest_type(tmp_path, labels, dtype, film_f
     mask = np.resize(np.array(labels), (3, 4))
     written = nibabel.load(write_mask(mask, film_format, np.eye(4), tmp_path / "m.nii.gz"))
     values = np.asarray(written.dataobj)
-    np.testing.assert_array_equal(values if film_format == "dicom" else values.T, mask)
+    np.testing.assert_array_equal(values, mask.T[..., None])
     assert written.get_data_dtype() == dtype
 
 
@@ -335,7 +340,7 @@ def test_wrong_masks_are_refused(tmp_path):
     with pytest.raises(ShapeError, match=r"\(H, W\)"):
         write_mask(MASK[None], "png", np.eye(4), tmp_path / "m.png")
     with pytest.raises(ShapeError, match="film file"):
-        write_mask(MASK, "nifti", np.eye(4), tmp_path / "m.nii.gz", file_shape=(20, 30))
+        write_mask(MASK, "nifti", np.eye(4), tmp_path / "m.nii.gz", '{"shape": [20, 30], "axes": "x,y"}')
     with pytest.raises(FilmError, match="UnsupportedFile"):
         write_mask(MASK, "mha", np.eye(4), tmp_path / "m.mha")
     assert list(tmp_path.iterdir()) == []
@@ -347,6 +352,6 @@ def test_a_mask_of_a_nifti_film_lies_where_the_film_lies_when_only_its_affine_is
     mask[1, 2] = 1
     image = nibabel.load(write_mask(mask, "nifti", affine, tmp_path / "m.nii.gz"))
     (place,) = np.argwhere(np.asarray(image.dataobj))
-    assert place.tolist() == [2, 1]
+    assert place.tolist() == [2, 1, 0]
     assert (image.affine @ [2, 1, 0, 1]).tolist() == (affine @ [1, 2, 0, 1]).tolist() == [11.0, 9.0, 0.0, 1.0]
     assert image.header.get_sform(coded=True)[1] == 1  # scanner coordinates

@@ -34,6 +34,9 @@ FILM = {
     "areas": {"type": "object", "required": ["total"], "additionalProperties": SHARE},
     "weights_sha256": SHA,
     "settings": SHA,
+    "spacing": {"type": ["array", "null"], "items": {"type": "number"}, "minItems": 2, "maxItems": 2},
+    "spacing_source": TEXT,
+    "spacing_doubt": {"type": ["string", "null"]},
 }
 TEMPLATE = {
     **dict.fromkeys(["factor", "folding_fraction", "nonpositive_cell_fraction", "agreement"], SHARE),
@@ -140,6 +143,20 @@ def test_what_the_file_states_about_sides_reaches_the_line(tmp_path, meta, areas
     films, _ = films_of(tmp_path)
     wanted = {side: None if count is None else count / 2200 for side, count in zip(("right", "left"), areas)}
     assert films["a.png"]["areas"] == pytest.approx({"total": 300 / 2200, **wanted})
+
+
+@pytest.mark.parametrize(
+    "source, doubt, spacing",
+    [("ImagerPixelSpacing", "", [0.2, 0.1]), ("NIfTI", "no unit", [0.2, 0.1]), ("unknown", "none stated", None)],
+)
+def test_the_spacing_its_source_and_its_doubt_reach_the_line(tmp_path, source, doubt, spacing):
+    meta = {"film_spacing_source": [source], "film_spacing_doubt": [doubt], "film_spacing_column": 0.1}
+    reporter = LungReporter(tmp_path, tmp_path, figures=False)
+    reporter.begin(1)
+    report(reporter, "a.png", *found(**meta, film_spacing_row=torch.tensor([0.2], dtype=torch.float64)))
+    reporter.end()
+    line = films_of(tmp_path)[0]["a.png"]
+    assert (line["spacing"], line["spacing_source"], line["spacing_doubt"]) == (spacing, source, doubt or None)
 
 
 def test_letters_stand_on_the_picture_only_where_the_sides_are_known(tmp_path):

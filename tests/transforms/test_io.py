@@ -26,7 +26,7 @@ def films(tmp_path):
     """The same picture in every format, one pair with clashing names."""
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
-    save(folder / "a.dcm", 4095 - FILM, PhotometricInterpretation="MONOCHROME1", PixelSpacing=[0.2, 0.1])
+    save(folder / "a.dcm", 4095 - FILM, PhotometricInterpretation="MONOCHROME1", ImagerPixelSpacing=[0.2, 0.1])
     nibabel.save(nibabel.Nifti1Image(FILM.T[..., None], np.diag([-0.1, 0.2, 1, 1])), folder / "a.nii.gz")
     image_module.fromarray(FILM).save(folder / "sub" / "b.png")
     save(folder / "1.2.840.9", FILM)
@@ -89,12 +89,13 @@ def test_masks_come_back_to_every_format(films, tmp_path, batch_size, resize):
     assert [item["pred_path"] for item in done] == [str(tmp_path / "out" / name) for name in names]
     scaled = (FILM - FILM.min()) / (FILM.max() - FILM.min())
     dicom, nifti, png, uid = [tmp_path / "out" / name for name in names]
-    np.testing.assert_array_equal(nibabel.load(dicom).get_fdata(), scaled > 0.5)
-    np.testing.assert_allclose(nibabel.load(dicom).affine[:2, :2], [[0, -0.1], [-0.2, 0]], rtol=1e-6)
+    np.testing.assert_array_equal(nibabel.load(dicom).get_fdata(), (scaled > 0.5).T[..., None])
+    np.testing.assert_allclose(nibabel.load(dicom).affine[:2, :2], [[-0.1, 0], [0, -0.2]], rtol=1e-6)
+    assert [nibabel.load(path).header.get_xyzt_units()[0] for path in (dicom, uid)] == ["mm", "unknown"]
     np.testing.assert_array_equal(nibabel.load(nifti).get_fdata(), (scaled > 0.5).T[..., None])
     np.testing.assert_array_equal(nibabel.load(nifti).affine, nibabel.load(films[1]).affine)
     np.testing.assert_array_equal(np.asarray(image_module.open(png)), 255 * (scaled > 0.5))
-    np.testing.assert_array_equal(nibabel.load(uid).get_fdata(), scaled > 0.5)
+    np.testing.assert_array_equal(nibabel.load(uid).get_fdata(), (scaled > 0.5).T[..., None])
 
 
 def test_save_with_the_metadata_of_another_key(films, tmp_path):
@@ -130,14 +131,14 @@ def test_classes_become_one_label_map(films, tmp_path, which, of_scores):
     save = SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")
     path = save(data)["pred_path"]
     written = np.asarray(image_module.open(path) if path.endswith("png") else nibabel.load(path).dataobj)
-    np.testing.assert_array_equal(np.squeeze(written.T if which == 1 else written), labels)
+    np.testing.assert_array_equal(np.squeeze(written.T if which < 2 else written), labels)
     data["pred"] = labels  # a label map is kept whatever the channels
     for channels in ("refuse", "files", "labels"):
         path = SaveFilmMaskd("pred", tmp_path / channels, tmp_path / "in", film_key="image", channels=channels)(data)[
             "pred_path"
         ]
         written = np.asarray(image_module.open(path) if path.endswith("png") else nibabel.load(path).dataobj)
-        np.testing.assert_array_equal(np.squeeze(written.T if which == 1 else written), labels)
+        np.testing.assert_array_equal(np.squeeze(written.T if which < 2 else written), labels)
 
 
 def test_classes_become_a_file_each(films, tmp_path):
@@ -179,10 +180,16 @@ def test_names_of_a_run_are_given_once(films, tmp_path, monkeypatch):
     assert not looked and len(save._names) == 1
 
 
-@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("which", [0, 1, 3])
 def test_monais_own_writer_understands_the_metadata(films, tmp_path, which):
     film = LoadImageFilm()(films[which])
     SaveImage(tmp_path, output_postfix="copy", separate_folder=False, resample=False, print_log=False)(film)
-    copy = nibabel.load(tmp_path / "a_copy.nii.gz")
+    (written,) = tmp_path.glob("*_copy.nii.gz")
+    copy = nibabel.load(written)
     np.testing.assert_array_equal(copy.get_fdata(), FILM)
     np.testing.assert_allclose(copy.affine, film.meta["affine"], rtol=1e-6)
+    if which == 1:
+        return  # the affine of this one was not chosen, and the copy says that it was
+    again = LoadImageFilm()(written)  # its affine says that its first axis is the rows
+    np.testing.assert_array_equal(again[0].numpy(), FILM)
+    np.testing.assert_allclose(again.meta["affine"], film.meta["affine"], rtol=1e-6)
