@@ -38,17 +38,9 @@ class Films:
 
 def prepare_films(keys: Sequence[str], before_resizing: Sequence[Callable] = ()) -> Compose:
     """From paths under ``image`` and ``label`` to tensors, as the bundles prepare them."""
-    cut = Resized(keys, SIZE, mode="bilinear", anti_aliasing=True), AsDiscreted("label", threshold=0.5)
-    return Compose(
-        [
-            LoadImageFilmd(keys),
-            ScaleFilmIntensityd("image"),
-            ScaleIntensityd("label"),
-            *before_resizing,
-            *cut,
-            EnsureTyped(keys, track_meta=False),
-        ]
-    )
+    load, cut = (LoadImageFilmd(keys), ScaleFilmIntensityd("image")), Resized(keys, SIZE, mode="bilinear", anti_aliasing=True)
+    binary = AsDiscreted("label", threshold=0.5)
+    return Compose([*load, ScaleIntensityd("label"), *before_resizing, cut, binary, EnsureTyped(keys, track_meta=False)])
 
 
 def load_films(dataset_dir: str | Path, source: str, split: str, limit: int | None = None) -> Films:

@@ -20,12 +20,13 @@ _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
 _SIDE = 400  # of the lattice on which a film is judged, pixels at most
 _LEAST = 16  # rows and columns of a film that is judged
 _LAYERS = 3  # of a border, one inside the other
-_WHOLE = 0.95  # share of a side that a border covers
+_SHARE = 0.01  # of the film that a border covers at least
+_WHOLE = 0.95  # of a side that it covers
 _SOFT = 0.03  # width of a border's soft edge, share of the lattice
 
 # In spreads. A spread is the distance of the percentiles 10 and 90 in the middle ninth of the film.
 _TOLERANCE = 0.03  # within which a border is constant
-_DARKER, _LIGHTER = 0.6, 0.25  # distances from the film's dark end at which a border matters
+_DARKER, _LIGHTER = 1.5, 0.25  # distances from the film's dark end at which a border matters
 _GAP = 0.75  # least width of the gap between the film's values and extreme ones
 
 _EXTREME = (0.0025, 0.1)  # shares of the film that extreme values have, at least and at most
@@ -81,7 +82,8 @@ def _border(grey: np.ndarray, spread: float) -> np.ndarray:
         if not layer.any() or layer[_middle(grey)].any():
             break
         low = np.percentile(inner[~layer[box]], _PERCENTILES[0])
-        if _surrounds(layer[box]) and not -_DARKER * spread <= value - low <= _LIGHTER * spread:
+        harmless = -_DARKER * spread <= value - low <= _LIGHTER * spread
+        if not harmless and layer.mean() >= _SHARE and _surrounds(layer[box]):
             border |= layer
         rows, columns = (np.flatnonzero((~layer[box]).any(axis)) for axis in (1, 0))
         shrunk = tuple(slice(s.start + n[0], s.start + n[-1] + 1) for s, n in zip(box, (rows, columns)))
