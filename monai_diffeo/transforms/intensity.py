@@ -27,7 +27,7 @@ _SOFT = 0.03  # width of a border's soft edge, share of the lattice
 # In spreads. A spread is the distance of the percentiles 10 and 90 in the middle ninth of the film.
 _TOLERANCE = 0.03  # within which a border is constant
 _DARKER, _LIGHTER = 1.5, 0.25  # distances from the film's dark end at which a border matters
-_GAP = 0.75  # least width of the gap between the film's values and extreme ones
+_DARK_GAP, _LIGHT_GAP = 1.5, 0.75  # between the film's values and extreme ones; dark ones do less harm
 
 _EXTREME = (0.0025, 0.1)  # shares of the film that extreme values have, at least and at most
 _IN_GAP = 2e-4  # share of the film that may lie in the gap
@@ -55,7 +55,7 @@ def film_range(grey: np.ndarray) -> FilmRange | None:
         return None
     border = _border(grey, spread)
     film = np.sort(grey[~_grown(border, round(_SOFT * max(grey.shape)))] if border.any() else grey, axis=None)
-    dark, light = _extreme(film, _GAP * spread), _extreme(-film[::-1], _GAP * spread)
+    dark, light = _extreme(film, _DARK_GAP * spread), _extreme(-film[::-1], _LIGHT_GAP * spread)
     left = [f"a border of {border.mean():.0%} of the film was left out of the grey scale"] if border.any() else []
     if dark or light:
         left.append(f"extreme values of {(dark + light) / len(film):.1%} of the film were left out of the grey scale")
