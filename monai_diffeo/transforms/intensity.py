@@ -17,7 +17,7 @@ from monai_diffeo.radiograph.film import joined_notes
 __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict", "ScaleFilmIntensityd"]
 
 _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
-_SIDE = 400  # of the lattice on which a film is judged, pixels at most
+_SIDE = 320  # of the lattice on which a film is judged, pixels at most
 _LEAST = 16  # rows and columns of a film that is judged
 _LAYERS = 3  # of a border, one inside the other
 _SHARE = 0.01  # of the film that a border covers at least
@@ -25,7 +25,7 @@ _WHOLE = 0.95  # of a side that it covers
 _SOFT = 0.03  # width of a border's soft edge, share of the lattice
 
 # In spreads. A spread is the distance of the percentiles 10 and 90 in the middle ninth of the film.
-_TOLERANCE = 0.03  # within which a border is constant
+_TOLERANCE = 0.03, 0.002  # within which a border is constant, at most and at least
 _DARKER, _LIGHTER = 1.5, 0.25  # distances from the film's dark end at which a border matters
 _DARK_GAP, _LIGHT_GAP = 1.5, 0.75  # between the film's values and extreme ones; dark ones do less harm
 
@@ -70,33 +70,45 @@ def _middle(grey: np.ndarray) -> tuple[slice, ...]:
 
 def _border(grey: np.ndarray, spread: float) -> np.ndarray:
     """The layers of the border that matter, ``(h, w)``, bool."""
-    border, box = np.zeros(grey.shape, bool), (slice(0, grey.shape[0]), slice(0, grey.shape[1]))
+    border, box, middle = np.zeros(grey.shape, bool), (slice(0, grey.shape[0]), slice(0, grey.shape[1])), _middle(grey)
     for _ in range(_LAYERS):
-        inner = grey[box]
-        frame = np.sort(np.concatenate([inner[0], inner[-1], inner[:, 0], inner[:, -1]]))
-        common = np.searchsorted(frame, frame + 2 * _TOLERANCE * spread, "right") - np.arange(len(frame))
-        first = int(common.argmax())
-        value = np.median(frame[first : first + common[first]])
-        layer = np.zeros(grey.shape, bool)
-        layer[box] = _from_frame(abs(inner - value) <= _TOLERANCE * spread)
-        if not layer.any() or layer[_middle(grey)].any():
+        inner, layers = grey[box], np.zeros(grey.shape, bool)
+        for value, tolerance in {_commonest(side, spread) for side in (inner[0], inner[-1], inner[:, 0], inner[:, -1])}:
+            layer = np.zeros(grey.shape, bool)
+            layer[box] = _from_frame(abs(inner - value) <= tolerance)
+            if layer[middle].any() or layer.mean() < _SHARE or not _surrounds(layer[box]):
+                continue
+            layers |= layer
+            above = value - np.percentile(inner[~layer[box]], _PERCENTILES[0])
+            if not -_DARKER * spread <= above <= _LIGHTER * spread:
+                border |= layer
+        if not layers.any():
             break
-        low = np.percentile(inner[~layer[box]], _PERCENTILES[0])
-        harmless = -_DARKER * spread <= value - low <= _LIGHTER * spread
-        if not harmless and layer.mean() >= _SHARE and _surrounds(layer[box]):
-            border |= layer
-        rows, columns = (np.flatnonzero((~layer[box]).any(axis)) for axis in (1, 0))
-        shrunk = tuple(slice(s.start + n[0], s.start + n[-1] + 1) for s, n in zip(box, (rows, columns)))
-        if shrunk == box:
-            break
-        box = shrunk
+        rows, columns = (np.flatnonzero((~layers[box]).any(axis)) for axis in (1, 0))
+        box = (
+            slice(box[0].start + rows[0], box[0].start + rows[-1] + 1),
+            slice(box[1].start + columns[0], box[1].start + columns[-1] + 1),
+        )
     return border
+
+
+def _commonest(side: np.ndarray, spread: float) -> tuple[float, float]:
+    """The commonest value of one side of a film ``(N,)``, and how far from it a constant border's values lie there."""
+    side, most, least = np.sort(side), *(share * spread for share in _TOLERANCE)
+    common = np.searchsorted(side, side + 2 * most, "right") - np.arange(len(side))
+    first = int(common.argmax())
+    value, low, high = np.percentile(side[first : first + common[first]], [50, 25, 75])
+    return float(value), float(np.clip(2 * (high - low), least, most))
 
 
 def _from_frame(same: np.ndarray) -> np.ndarray:
     """Where all voxels between a voxel and the frame, along its row or its column, are true."""
-    run = np.logical_and.accumulate
-    return run(same, 0) | run(same[::-1], 0)[::-1] | run(same, 1) | run(same[:, ::-1], 1)[:, ::-1]
+    reached = np.zeros(same.shape, bool)
+    for turns in range(4):  # rot90 gives views
+        turned = np.rot90(same, turns)
+        length = np.where(turned.all(1), turned.shape[1], turned.argmin(1))
+        np.rot90(reached, turns)[:] |= np.arange(turned.shape[1]) < length[:, None]
+    return reached
 
 
 def _surrounds(layer: np.ndarray) -> bool:
@@ -152,7 +164,7 @@ class ScaleFilmIntensity(Transform):
         film = convert_to_tensor(img, dtype=torch.float32, track_meta=False)
         film = ScaleIntensityRange(found.low, found.high, 0.0, 1.0, clip=True)(film)
         border = _grown(found.border, 1).repeat(step, 0).repeat(step, 1)[: film.shape[1], : film.shape[2]]
-        film = film.masked_fill(torch.from_numpy(border).to(film.device), 0.0)
+        film = convert_to_tensor(film, track_meta=False).masked_fill(torch.from_numpy(border).to(film.device), 0.0)
         return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], found.note), found.note
 
 
