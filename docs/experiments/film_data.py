@@ -10,14 +10,14 @@ from pathlib import Path
 
 import torch
 from monai.networks.nets import UNet
-from monai.transforms import AsDiscreted, Compose, EnsureTyped, Resized, ScaleIntensityd, ScaleIntensityRangePercentilesd
+from monai.transforms import AsDiscreted, Compose, EnsureTyped, Resized, ScaleIntensityd
 from torch import Tensor
 
 from monai_diffeo.augmentation import random_elastic, random_homography, random_svf, tps_protocol
 from monai_diffeo.flow import affine_deformation, exp, warp
 from monai_diffeo.networks import load_weights, rot90_generator
 from monai_diffeo.radiograph.manifest import read_manifest, spread_rows
-from monai_diffeo.transforms import LoadImageFilmd
+from monai_diffeo.transforms import LoadImageFilmd, ScaleFilmIntensityd
 
 SIZE = (128, 128)
 
@@ -38,11 +38,9 @@ class Films:
 
 def prepare_films(keys: Sequence[str], before_resizing: Sequence[Callable] = ()) -> Compose:
     """From paths under ``image`` and ``label`` to tensors, as the bundles prepare them."""
-    grey = ScaleIntensityRangePercentilesd("image", 0.5, 99.5, 0.0, 1.0, clip=True)
-    cut = Resized(keys, SIZE, mode="bilinear", anti_aliasing=True), AsDiscreted("label", threshold=0.5)
-    return Compose(
-        [LoadImageFilmd(keys), grey, ScaleIntensityd("label"), *before_resizing, *cut, EnsureTyped(keys, track_meta=False)]
-    )
+    load, cut = (LoadImageFilmd(keys), ScaleFilmIntensityd("image")), Resized(keys, SIZE, mode="bilinear", anti_aliasing=True)
+    binary = AsDiscreted("label", threshold=0.5)
+    return Compose([*load, ScaleIntensityd("label"), *before_resizing, cut, binary, EnsureTyped(keys, track_meta=False)])
 
 
 def load_films(dataset_dir: str | Path, source: str, split: str, limit: int | None = None) -> Films:

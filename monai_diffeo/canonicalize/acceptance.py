@@ -15,8 +15,9 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import folding_fraction
 
 __all__ = [
-    "confident_turns", "finite_rows", "high_energy_note", "mirrored_note", "refuse_energy_increase", "refuse_folding",
-    "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_unusable_image", "skip_low_energy", "worst_folding",
+    "confident_turns", "finite_rows", "high_energy_note", "mirrored_note", "negative_note", "refuse_energy_increase",
+    "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_unusable_image", "skip_low_energy",
+    "worst_folding",
 ]  # fmt: skip
 
 
@@ -52,6 +53,13 @@ def confident_turns(probabilities: Tensor, min_confidence: float) -> Tensor:
 def mirrored_note(probability: float, min_confidence: float) -> str:
     """A film that is mirrored with at least this probability is only noted, because situs inversus exists."""
     return f"looks mirrored (probability {probability:.2f}) and is not changed" if probability >= min_confidence else ""
+
+
+def negative_note(energy: float, inverted: float, min_ratio: float) -> str:
+    """An image is noted, never changed, if inverting its grey values multiplies its energy by less than ``min_ratio``."""
+    if not 0 < inverted < min_ratio * energy < math.inf:
+        return ""
+    return f"looks like a negative (inverted, its energy is multiplied by {inverted / energy:.2f}) and is not changed"
 
 
 def worst_folding(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ __all__ = ["Canonicalizer"]
 
 _OPTIONAL = {"patience": 1, "skip_below": float("-inf"), "max_energy_increase": float("-inf"), "ood_threshold": float("-inf")}
 _LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
+_LEAST |= {"min_polarity_ratio": 0.0}
 
 
 class Canonicalizer(nn.Module):
@@ -65,6 +66,9 @@ class Canonicalizer(nn.Module):
         sampling: of the canonical image, ``"bilinear"`` or, in 2D, ``"bicubic"``, which keeps lines a voxel wide sharper.
         seed: of everything random.
         progress: show a bar over the optimisation steps (needs tqdm).
+        polarity: positive energy of images in [0, 1], compared at the canonical pose with that of ``1 - image``. A film that
+            looks like a negative is only noted. None notes none.
+        min_polarity_ratio: the least by which inverting multiplies ``polarity`` on an image that is no negative.
 
     Raises:
         ValueError: for a setting without a meaning, such as ``iterations=0``.
@@ -93,6 +97,8 @@ class Canonicalizer(nn.Module):
         sampling: str = "bilinear",
         seed: int = 0,
         progress: bool = False,
+        polarity: Energy | None = None,
+        min_polarity_ratio: float = 1.0,
     ) -> None:
         settings = dict(locals())
         super().__init__()
@@ -107,6 +113,7 @@ class Canonicalizer(nn.Module):
         self.predictor = None if predictor is None else copy.deepcopy(predictor).requires_grad_(False).eval()
         self.orientation = None if orientation is None else copy.deepcopy(orientation).requires_grad_(False).eval()
         self.search_family = family if search_family is None else search_family
+        self.polarity, self.min_polarity_ratio = None if polarity is None else polarity.train(False), min_polarity_ratio
         self.min_confidence, self.steps, self.iterations = min_confidence, steps, iterations
         self.learning_rate, self.patience, self.skip_below = learning_rate, patience, skip_below
         self.max_energy_increase, self.ood_threshold = max_energy_increase, ood_threshold
@@ -160,9 +167,10 @@ class Canonicalizer(nn.Module):
             )
         done = torch.tensor([s == CANONICALIZED for s in status], device=image.device)
         energy, ddf, inverse_ddf = torch.where(done, after, before), _rows(done, ddf, 0.0), _rows(done, inverse_ddf, 0.0)
-        notes = []
-        for p, turn, e in zip(mirrored.tolist(), torch.where(done, turns, 0).tolist(), energy.tolist()):
-            remarks = [acceptance.mirrored_note(p, self.min_confidence), turn and f"rotation by {90 * turn} degrees corrected"]
+        notes, negatives = [], self._negatives(_rows(done, moved, image))
+        for p, negative, turn, e in zip(mirrored.tolist(), negatives, torch.where(done, turns, 0).tolist(), energy.tolist()):
+            turned = turn and f"rotation by {90 * turn} degrees corrected"
+            remarks = acceptance.mirrored_note(p, self.min_confidence), negative, turned
             notes.append("; ".join(filter(None, (*remarks, acceptance.high_energy_note(e, self.ood_threshold)))))
         still = Deformation.identity(len(ddf), forward.residual.shape[2:], ddf.device, ddf.dtype)
         return Canonicalization(
@@ -190,6 +198,13 @@ class Canonicalizer(nn.Module):
             return torch.zeros(len(image), dtype=torch.long, device=image.device), image.new_full((len(image),), -1.0)
         turn, mirrored = self.orientation.probabilities(image)
         return acceptance.confident_turns(turn, self.min_confidence), mirrored
+
+    def _negatives(self, image: Tensor) -> list[str]:
+        """Remarks on images that look like negatives; a constant image has no polarity."""
+        if self.polarity is None:
+            return [""] * len(image)
+        pairs = zip(self.polarity(image).tolist(), self.polarity(1 - image).tolist(), acceptance.refuse_unusable_image(image))
+        return ["" if refused else acceptance.negative_note(*pair, self.min_polarity_ratio) for *pair, refused in pairs]
 
     def _search(self, image: Tensor, turns: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
         """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
@@ -238,8 +253,8 @@ def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Raise an error for a part of another kind, or for a number that no search can use."""
-    for name, kind in {"energy": Energy, "family": Family, "search_family": Family}.items():
-        if not isinstance(settings[name], kind) and not (name == "search_family" and settings[name] is None):
+    for name, kind in {"energy": Energy, "family": Family, "search_family": Family, "polarity": Energy}.items():
+        if not isinstance(settings[name], kind) and not (name in ("search_family", "polarity") and settings[name] is None):
             raise TypeError(f"Canonicalizer: {name!r} must be of class {kind.__name__}, got {settings[name]!r}.")
     for name, least in _LEAST.items():
         value, optional = settings[name], name in _OPTIONAL

@@ -28,6 +28,7 @@ __all__ = ["REFERENCES", "fit_statistics", "load_canonicalizer"]
 _SETTINGS = {*inspect.signature(Canonicalizer).parameters, "energies", "level", "standardize"} - {"energy"}
 _SECTIONS = ("default_mode", "families", "networks", "weights", "energies", "modes")
 REFERENCES = {"family": "families", "search_family": "families", "predictor": "networks", "orientation": "networks"}
+REFERENCES |= {"polarity": "energies"}
 _PUBLIC = re.compile(r"(monai_diffeo\.[a-z]+|monai\.networks\.(?:blocks|layers|nets)|torch\.nn)\.([A-Za-z]\w*)")
 
 

@@ -1,5 +1,11 @@
-"""MONAI transforms: read films, write masks, deform at random and invert it, canonicalise and invert it."""
+"""MONAI transforms: read films, scale and deform them, canonicalise and invert it, write masks."""
 
+from monai_diffeo.transforms.intensity import (
+    ScaleFilmIntensity,
+    ScaleFilmIntensityD,
+    ScaleFilmIntensityd,
+    ScaleFilmIntensityDict,
+)
 from monai_diffeo.transforms.io import (
     LoadImageFilm,
     LoadImageFilmD,
@@ -31,5 +37,6 @@ from monai_diffeo.transforms.spatial import (
 __all__ = ["Canonicalize", "CanonicalizeD", "CanonicalizeDict", "Canonicalized", "LoadImageFilm", "LoadImageFilmD"]
 __all__ += ["LoadImageFilmDict", "LoadImageFilmd", "RandDiffeomorphism", "RandDiffeomorphismD"]
 __all__ += ["RandDiffeomorphismDict", "RandDiffeomorphismd", "SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
+__all__ += ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict", "ScaleFilmIntensityd"]
 __all__ += ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict"]
 __all__ += ["ShapesToMaskd"]

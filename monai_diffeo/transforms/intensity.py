@@ -1,0 +1,202 @@
+"""Grey values of a film to [0, 1], by the film itself: not by a border around it, nor by a marker on it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from monai.config import KeysCollection
+from monai.data import MetaTensor
+from monai.transforms import MapTransform, ScaleIntensityRange, ScaleIntensityRangePercentiles, Transform
+from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, convert_to_tensor
+
+from monai_diffeo.radiograph.film import joined_notes
+
+__all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict", "ScaleFilmIntensityd"]
+
+_PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
+_SIDE = 320  # of the lattice on which a film is judged, pixels at most
+_LEAST = 16  # rows and columns of a film that is judged
+_LAYERS = 3  # of a border, one inside the other
+_SHARE = 0.01  # of the film that a border covers at least
+_WHOLE = 0.95  # of a side that it covers
+_SOFT = 0.03  # width of a border's soft edge, share of the lattice
+
+# In spreads. A spread is the distance of the percentiles 10 and 90 in the middle ninth of the film.
+_TOLERANCE = 0.03, 0.002  # within which a border is constant, at most and at least
+_DARKER, _LIGHTER = 1.5, 0.25  # distances from the film's dark end at which a border matters
+_DARK_GAP, _LIGHT_GAP = 1.5, 0.75  # between the film's values and extreme ones; dark ones do less harm
+
+_EXTREME = (0.0025, 0.1)  # shares of the film that extreme values have, at least and at most
+_IN_GAP = 2e-4  # share of the film that may lie in the gap
+
+
+class FilmRange(NamedTuple):
+    """What of a lattice is no film: a border ``(h, w)``, bool; the percentiles of the film; a note."""
+
+    border: np.ndarray
+    low: float
+    high: float
+    note: str
+
+
+def film_range(grey: np.ndarray) -> FilmRange | None:
+    """Find what is no film in grey values ``(h, w)``; None where all is film, or where it cannot be judged.
+
+    A border is constant, reached from the frame along a row or a column, and covers a whole side or three corners. It matters
+    where it is lighter, or much darker, than the dark end of the film. Extreme values, such as those of a marker, are few, and
+    a wide gap separates them from the others.
+    """
+    low, high = np.percentile(grey[_middle(grey)], [10, 90]) if min(grey.shape) >= _LEAST else (0.0, 0.0)
+    spread = high - low
+    if not (spread > 0 and np.isfinite(grey).all()):
+        return None
+    border = _border(grey, spread)
+    film = np.sort(grey[~_grown(border, round(_SOFT * max(grey.shape)))] if border.any() else grey, axis=None)
+    dark, light = _extreme(film, _DARK_GAP * spread), _extreme(-film[::-1], _LIGHT_GAP * spread)
+    left = [f"a border of {border.mean():.0%} of the film was left out of the grey scale"] if border.any() else []
+    if dark or light:
+        left.append(f"extreme values of {(dark + light) / len(film):.1%} of the film were left out of the grey scale")
+    if not left:
+        return None
+    return FilmRange(border, *np.percentile(film[dark : len(film) - light], _PERCENTILES).tolist(), joined_notes(*left))
+
+
+def _middle(grey: np.ndarray) -> tuple[slice, ...]:
+    return tuple(slice(n // 3, n - n // 3) for n in grey.shape)
+
+
+def _border(grey: np.ndarray, spread: float) -> np.ndarray:
+    """The layers of the border that matter, ``(h, w)``, bool."""
+    border, box, middle = np.zeros(grey.shape, bool), (slice(0, grey.shape[0]), slice(0, grey.shape[1])), _middle(grey)
+    for _ in range(_LAYERS):
+        inner, layers = grey[box], np.zeros(grey.shape, bool)
+        for value, tolerance in {_commonest(side, spread) for side in (inner[0], inner[-1], inner[:, 0], inner[:, -1])}:
+            layer = np.zeros(grey.shape, bool)
+            layer[box] = _from_frame(abs(inner - value) <= tolerance)
+            if layer[middle].any() or layer.mean() < _SHARE or not _surrounds(layer[box]):
+                continue
+            layers |= layer
+            above = value - np.percentile(inner[~layer[box]], _PERCENTILES[0])
+            if not -_DARKER * spread <= above <= _LIGHTER * spread:
+                border |= layer
+        if not layers.any():
+            break
+        rows, columns = (np.flatnonzero((~layers[box]).any(axis)) for axis in (1, 0))
+        box = (
+            slice(box[0].start + rows[0], box[0].start + rows[-1] + 1),
+            slice(box[1].start + columns[0], box[1].start + columns[-1] + 1),
+        )
+    return border
+
+
+def _commonest(side: np.ndarray, spread: float) -> tuple[float, float]:
+    """The commonest value of one side of a film ``(N,)``, and how far from it a constant border's values lie there."""
+    side, most, least = np.sort(side), *(share * spread for share in _TOLERANCE)
+    common = np.searchsorted(side, side + 2 * most, "right") - np.arange(len(side))
+    first = int(common.argmax())
+    value, low, high = np.percentile(side[first : first + common[first]], [50, 25, 75])
+    return float(value), float(np.clip(2 * (high - low), least, most))
+
+
+def _from_frame(same: np.ndarray) -> np.ndarray:
+    """Where all voxels between a voxel and the frame, along its row or its column, are true."""
+    reached = np.zeros(same.shape, bool)
+    for turns in range(4):  # rot90 gives views
+        turned = np.rot90(same, turns)
+        length = np.where(turned.all(1), turned.shape[1], turned.argmin(1))
+        np.rot90(reached, turns)[:] |= np.arange(turned.shape[1]) < length[:, None]
+    return reached
+
+
+def _surrounds(layer: np.ndarray) -> bool:
+    sides = max(side.mean() for side in (layer[0], layer[-1], layer[:, 0], layer[:, -1]))
+    return bool(sides >= _WHOLE or layer[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= 3)
+
+
+def _grown(mask: np.ndarray, width: int) -> np.ndarray:
+    """A mask and all voxels at most ``width`` rows and columns away."""
+    for axis in (0, 1):
+        padded = np.pad(mask, [(width, width) if axis == a else (0, 0) for a in (0, 1)])
+        mask = np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1, axis).any(-1)
+    return mask
+
+
+def _extreme(values: np.ndarray, gap: float) -> int:
+    """How many of the smallest of the sorted ``values`` (N,) lie apart from the others."""
+    inside = int(_IN_GAP * len(values))
+    cut = np.arange(max(int(_EXTREME[0] * len(values)), inside + 1), int(_EXTREME[1] * len(values)))
+    apart = cut[values[cut] - values[cut - 1 - inside] >= gap]
+    return int(apart[-1]) if len(apart) else 0
+
+
+class ScaleFilmIntensity(Transform):
+    """Scale a film to [0, 1] between its percentiles 0.5 and 99.5, and clip; a border becomes 0.
+
+    Where all is film, it is MONAI's ``ScaleIntensityRangePercentiles``, bit for bit. A border of another value than the dark
+    end of the film, and extreme values such as those of a marker, are left out of the percentiles. Then ``film_notes`` of the
+    metadata says so. Films smaller than 16 x 16, and images of other than one channel or two axes, count as all film.
+
+    Example:
+        >>> film = torch.linspace(100, 200, 64).expand(1, 64, 64)
+        >>> framed = torch.nn.functional.pad(film, (8, 8, 8, 8), value=4095.0)
+        >>> ScaleFilmIntensity()(framed)[0, 40, [0, 40, 70, 79]]
+        tensor([0.0000, 0.5079, 0.9841, 0.0000])
+    """
+
+    backend = [TransformBackends.TORCH]
+
+    def __init__(self) -> None:
+        self.whole = ScaleIntensityRangePercentiles(*_PERCENTILES, b_min=0.0, b_max=1.0, clip=True)
+
+    def __call__(self, img: Any) -> Any:
+        """The film ``img``, ``(1, H, W)``, float32, as tensor or array as it came."""
+        return self.scaled(img)[0]
+
+    def scaled(self, img: Any) -> tuple[Any, str]:
+        """The scaled film and what was left out, in words; nothing is ``""``."""
+        step = -(-max(img.shape) // _SIDE)
+        found = film_range(convert_to_numpy(img[0, ::step, ::step])) if img.ndim == 3 and len(img) == 1 else None
+        if found is None:
+            return self.whole(img), ""
+        film = convert_to_tensor(img, dtype=torch.float32, track_meta=False)
+        film = ScaleIntensityRange(found.low, found.high, 0.0, 1.0, clip=True)(film)
+        border = _grown(found.border, 1).repeat(step, 0).repeat(step, 1)[: film.shape[1], : film.shape[2]]
+        film = convert_to_tensor(film, track_meta=False).masked_fill(torch.from_numpy(border).to(film.device), 0.0)
+        return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], found.note), found.note
+
+
+def _noted(film: Any, note: str) -> Any:
+    """The film, its metadata with one more note."""
+    if isinstance(film, MetaTensor) and note:
+        film.meta = {**film.meta, "film_notes": joined_notes(film.meta.get("film_notes", ""), note)}
+    return film
+
+
+class ScaleFilmIntensityd(MapTransform):
+    """Dictionary version of `ScaleFilmIntensity`.
+
+    Args:
+        keys: films, shape ``(1, H, W)``.
+        film_key: key of a copy of the film before scaling, which gets the notes too: that is where reports look.
+        allow_missing_keys: leave absent keys alone.
+    """
+
+    backend = ScaleFilmIntensity.backend
+
+    def __init__(self, keys: KeysCollection, film_key: str | None = None, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.film_key, self.scaler = film_key, ScaleFilmIntensity()
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            out[key], note = self.scaler.scaled(out[key])
+            if self.film_key is not None:
+                out[self.film_key] = _noted(out[self.film_key], note)
+        return out
+
+
+ScaleFilmIntensityD = ScaleFilmIntensityDict = ScaleFilmIntensityd

@@ -1,0 +1,158 @@
+"""Grey scales of films with borders and markers: that of the film alone, and MONAI's where all is film."""
+
+import pickle
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from monai.data import MetaTensor
+from monai.transforms import Affine, Compose, CopyItemsd, ScaleIntensityRangePercentiles
+from torch.testing import assert_close
+
+from monai_diffeo.transforms import ScaleFilmIntensity, ScaleFilmIntensityd, intensity
+
+MONAI = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
+SCALE = ScaleFilmIntensity()
+
+
+def film(rows=180, columns=150, low=300.0, high=3600.0, seed=0):
+    """Smooth grey values over the whole range with a little noise, as of a detector; ``(1, H, W)``, whole numbers."""
+    draw = torch.Generator().manual_seed(seed)
+    coarse = torch.rand(1, 1, 12, 10, generator=draw)
+    smooth = torch.nn.functional.interpolate(coarse, (rows, columns), mode="bicubic")[0]
+    smooth = (smooth - smooth.min()) / (smooth.max() - smooth.min())
+    return (low + smooth * (high - low) + 12 * torch.rand(1, rows, columns, generator=draw)).round()
+
+
+def framed(image, left=0, right=0, top=0, bottom=0, value=0.0):
+    return torch.nn.functional.pad(image, (left, right, top, bottom), value=value)
+
+
+@pytest.mark.parametrize("rows, columns", [(180, 150), (16, 40), (900, 700), (3, 3), (2, 5)])
+@pytest.mark.parametrize("low, high", [(300.0, 3600.0), (0.0, 255.0), (-0.5, 0.25)])
+def test_an_ordinary_film_is_scaled_as_by_monai_bit_for_bit(rows, columns, low, high):
+    image = film(rows, columns) * (high - low) / 3300 + low
+    assert torch.equal(SCALE(image), MONAI(image)) and SCALE.scaled(image)[1] == ""
+
+
+@pytest.mark.parametrize(
+    "widths", [(20, 20, 20, 20), (4, 4, 4, 4), (60, 0, 0, 0), (0, 3, 30, 9), (0, 0, 0, 50), (70, 70, 80, 80)]
+)
+@pytest.mark.parametrize("value", [4095.0, 65535.0, 2000.0, -6000.0])
+@pytest.mark.parametrize("noise", [0, 1])
+def test_a_film_in_a_border_is_scaled_as_the_film_alone_and_the_border_is_black(widths, value, noise):
+    image = film()
+    whole = framed(image, *widths, value=value)
+    inside = framed(torch.ones_like(image), *widths) > 0
+    whole += noise * torch.randint(-1, 2, whole.shape, generator=torch.Generator().manual_seed(1)) * ~inside
+    scaled, note = SCALE.scaled(whole)
+    assert scaled[~inside].max() == 0
+    left, right, top, bottom = widths
+    inner = scaled[:, top : top + 180, left : left + 150][:, 2:-2, 2:-2]  # a rim of the border's width on the lattice is black
+    close = (inner - MONAI(image)[:, 2:-2, 2:-2]).abs() <= 0.03
+    assert close.all() or (value == 2000.0 and close.float().mean() > 0.95)  # film of the border's value beside it goes with it
+    share = (~inside).float().mean().item()
+    assert value == 2000.0 or note == f"a border of {share:.0%} of the film was left out of the grey scale"
+
+
+def test_sides_of_two_values_and_one_border_in_another_are_left_out():
+    image = film()
+    sides = framed(framed(image, left=20, value=4095.0), right=25, value=2500.0)
+    nested = framed(framed(image, 9, 9, 9, 9, value=4095.0), 12, 12, 12, 12, value=-9000.0)
+    for whole, inner in ((sides, np.s_[:, 2:-2, 22:-27]), (nested, np.s_[:, 23:-23, 23:-23])):
+        assert ((SCALE(whole)[inner] - MONAI(image)[:, 2:-2, 2:-2]).abs() <= 0.03).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("degrees", [5, -20, 40])
+def test_the_corners_of_a_turned_film_are_black(degrees):
+    image, angle = film(180, 180), np.deg2rad(degrees)
+    turned = Affine(rotate_params=angle, padding_mode="zeros", image_only=True)(image - 4095.0) + 4095.0
+    corners = Affine(rotate_params=angle, padding_mode="zeros", image_only=True)(torch.ones_like(image)) < 0.01
+    scaled = SCALE(turned)
+    assert corners.float().mean() > 0.03 and scaled[corners].max() == 0
+    middle = np.s_[:, 60:120, 60:120]
+    expected = ((turned - np.percentile(image, 0.5)) / np.subtract(*np.percentile(image, [99.5, 0.5]))).clip(0, 1)[middle]
+    assert_close(scaled[middle].as_tensor(), expected.as_tensor(), atol=0.06, rtol=0)
+
+
+@pytest.mark.parametrize("value, share", [(65535.0, 0.003), (65535.0, 0.01), (12000.0, 0.03), (-20000.0, 0.02)])
+@pytest.mark.parametrize("border", [False, True])
+def test_a_marker_does_not_move_the_grey_scale(value, share, border):
+    image = film()
+    side = round((share * image.numel()) ** 0.5)
+    marked = image.clone()
+    marked[:, 10 : 10 + side, 20 : 20 + side] = value
+    whole = framed(marked, 20, 20, 20, 20, value=4095.0) if border else marked
+    scaled, note = SCALE.scaled(whole)
+    inner = scaled[:, 20:-20, 20:-20] if border else scaled
+    away = np.s_[:, 60:-2, 2:-2]
+    assert_close(inner[away], MONAI(image)[away], atol=0.03, rtol=0)
+    assert (inner[:, 10 : 10 + side, 20 : 20 + side] == float(value > 0)).all()
+    assert ("a border of" in note) == border and "extreme values of" in note
+
+
+def test_shades_between_a_marker_and_the_film_are_few_and_left_out_with_it():
+    image = film()
+    marked = image.clone()
+    marked[:, 20:35, 20:35] = 65535.0
+    marked[:, 20:35, 19] = torch.linspace(5000, 60000, 15)  # its edge, resampled
+    assert_close(SCALE(marked)[:, 60:], MONAI(image)[:, 60:], atol=0.03, rtol=0)
+
+
+def test_what_belongs_to_the_film_stays():
+    image = film()
+    patch, air, faded = image.clone(), image.clone(), image.clone()
+    patch[:, -60:, 40:110] = 3700.0  # saturated, at the frame, but on no whole side
+    air[:, :, :30] = 290.0  # as dark as the film's dark end
+    faded[:, :40] += torch.linspace(3000, 0, 40)[:, None]  # lighter towards a side, no constant
+    for whole in (patch, air, faded):
+        assert torch.equal(SCALE(whole), MONAI(whole))
+
+
+@pytest.mark.filterwarnings("ignore:Divide by zero")
+def test_what_cannot_be_judged_is_scaled_as_by_monai():
+    hole = torch.zeros(1, 60, 60)
+    hole[:, 30, 30] = 1.0  # all border
+    broken = film()
+    broken[:, 5, 5] = torch.nan
+    for image in (torch.full((1, 40, 40), 7.0), hole, broken, film(180, 150).repeat(3, 1, 1), film()[None], film(15, 300)):
+        assert torch.equal(SCALE(image).nan_to_num(9.0), MONAI(image).nan_to_num(9.0))
+
+
+@given(st.floats(0.01, 100), st.floats(-1e4, 1e4))
+def test_units_of_the_grey_values_do_not_matter(factor, offset):
+    whole = framed(film(64, 64), 8, 8, 8, 8, value=4095.0)
+    assert_close(SCALE(whole.double() * factor + offset), SCALE(whole), atol=2e-3, rtol=0)
+
+
+def test_a_large_film_is_judged_on_a_lattice():
+    image = film(1500, 1210)
+    scaled = SCALE(framed(image, 101, 97, 83, 0, value=4095.0))
+    assert scaled[:, :83].max() == scaled[:, :, :101].max() == scaled[:, :, -97:].max() == 0
+    assert_close(scaled[:, 95:-12, 113:-109], MONAI(image)[:, 12:-12, 12:-12], atol=0.03, rtol=0)
+
+
+def test_arrays_stay_arrays_and_whole_numbers_are_scaled():
+    whole = framed(film(), 20, 20, 20, 20, value=4095.0)
+    array = SCALE(whole.numpy().astype(np.int32))
+    assert isinstance(array, np.ndarray) and array.dtype == np.float32
+    np.testing.assert_array_equal(array, SCALE(whole).numpy())
+
+
+def test_the_note_joins_those_of_the_film_and_of_its_copy_and_the_input_keeps_its_own():
+    bordered = MetaTensor(framed(film(), 20, 20, 20, 20, value=4095.0), meta={"film_notes": "a window was not used", "age": 3})
+    plain = MetaTensor(film(), meta={"film_notes": ""})
+    prepare = Compose([CopyItemsd("image", names="film"), ScaleFilmIntensityd("image", film_key="film")])
+    data = pickle.loads(pickle.dumps(prepare))({"image": bordered, "other": 1})
+    note = "a window was not used; a border of 35% of the film was left out of the grey scale"
+    assert data["image"].meta["film_notes"] == note == data["film"].meta["film_notes"] and data["other"] == 1
+    assert torch.equal(data["film"], bordered) and data["film"].meta["age"] == 3 == data["image"].meta["age"]
+    assert bordered.meta["film_notes"] == "a window was not used"
+    assert prepare({"image": plain})["film"].meta["film_notes"] == ""
+    assert ScaleFilmIntensityd(["image", "label"], allow_missing_keys=True)({"image": bordered})["image"].max() == 1
+
+
+def test_names():
+    assert intensity.ScaleFilmIntensityD is intensity.ScaleFilmIntensityDict is ScaleFilmIntensityd
