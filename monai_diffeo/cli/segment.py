@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import traceback
 from importlib import metadata
 from pathlib import Path
@@ -13,10 +12,7 @@ import click
 
 __all__ = ["default_bundle", "segment"]
 
-_ENDS = {
-    3: "Some films have no mask; report.jsonl says which and why.",
-    4: "No film has a mask; report.jsonl says why.",
-}
+_ENDS = {3: "Some films have no mask; report.jsonl says which and why.", 4: "No film has a mask; report.jsonl says why."}
 _SWITCH = click.Choice(["true", "false"], case_sensitive=False)
 
 
@@ -99,19 +95,12 @@ def _check_packages(root: Path) -> None:
     """Refuse a bundle whose metadata names packages that are not installed."""
     file = root / "configs" / "metadata.json"
     needed = json.loads(file.read_text(encoding="utf-8")).get("required_packages_version", {}) if file.is_file() else {}
-    missing = [name for name in needed if name != "monai-diffeo" and not _is_installed(name)]
+    missing = [name for name in needed if name != "monai-diffeo" and not any(metadata.distributions(name=name))]
     if missing:
         raise click.ClickException(
-            f"segment: the bundle needs packages that are not installed: {', '.join(missing)}. "
+            f"segment: the bundle needs packages that are not installed: {missing}. "
             'Those of our lung bundles come with: pip install "monai-diffeo[demo]"'
         )
-
-
-def _is_installed(name: str) -> bool:
-    try:
-        return bool(re.fullmatch(r"[\w.-]+", name) and metadata.version(name))
-    except metadata.PackageNotFoundError:
-        return False
 
 
 def _sentence(error: BaseException) -> str:
