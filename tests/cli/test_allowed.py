@@ -55,6 +55,7 @@ ATTACKS = {
     "a function beside transforms": target("monai.transforms.compose.execute_compose", data=1, transforms=[]),
     "a class that a module imported": target("monai.transforms.io.array.Path"),
     "a module that a module imported": target("torch.utils.data.dataloader.os.mkdir", path=PWNED),
+    "a class of a room of another kind": target("monai.inferers.AvgMerger", merged_shape=[1]),
     "a dataset of pickles": target("PersistentDataset", data=[], transform=None, cache_dir="."),
     "a handler that writes any file": target("LogfileHandler", output_dir=".", filename="x.py"),
     "a private class of ours": target("monai_diffeo.cli.allowed._EveryId"),
@@ -115,6 +116,10 @@ ATTACKS = {
     "stars": {"x": "$dict(**{'a': 1})"},
     "stars of arguments": {"x": "$len(*[[]])"},
     "a comprehension that takes a name": imports("$import os", f"$[os.mkdir('{PWNED}') for os in [1]]"),
+    "a module behind a name of a comprehension": imports(
+        "$from monai_diffeo import command_line",
+        "$[command_line for command_line in []] or command_line.run(config_file='evil.json')",
+    ),
     "a comprehension that sets an entry": {"y": {"a": 1}, "x": "$[1 for @y['a'] in [2]]"},
     "a set of calls": {"x": f"${{{MKDIR}}}"},
     "deep in a condition": {"x": f"$1 if not 2 + [3, ({MKDIR},)][1][0] else 4"},
