@@ -4,21 +4,26 @@ A diffeomorphism moves each image to where the network was trained, the network 
 answer back. Start with :class:`DiffeoInferer`. Transforms, training steps and reports are in their rooms.
 """
 
-from monai_diffeo.canonicalize import Canonicalization, Canonicalizer, load_canonicalizer
-from monai_diffeo.families import (
-    CPAB,
-    AffineCPAB,
-    AffineMatrix,
-    ControlGrid,
-    DiffeomorphicAffine,
-    Homography,
-    Siren,
-    ThinPlateSpline,
-)
-from monai_diffeo.flow import compose, exp, folding_fraction, inverse, jacobian_determinant, warp, warp_points
-from monai_diffeo.inferers import DiffeoInferer, TemplateInferer
-from monai_diffeo.networks import SpatialTransformerLayer, TemplateTransformer
+import importlib
+from typing import TYPE_CHECKING, Any
+
 from monai_diffeo.renamed import renamed_names
+
+if TYPE_CHECKING:
+    from monai_diffeo.canonicalize import Canonicalization, Canonicalizer, load_canonicalizer
+    from monai_diffeo.families import (
+        CPAB,
+        AffineCPAB,
+        AffineMatrix,
+        ControlGrid,
+        DiffeomorphicAffine,
+        Homography,
+        Siren,
+        ThinPlateSpline,
+    )
+    from monai_diffeo.flow import compose, exp, folding_fraction, inverse, jacobian_determinant, warp, warp_points
+    from monai_diffeo.inferers import DiffeoInferer, TemplateInferer
+    from monai_diffeo.networks import SpatialTransformerLayer, TemplateTransformer
 
 __version__ = "0.2.0"
 
@@ -29,4 +34,18 @@ __all__ = [
     "inverse", "jacobian_determinant", "load_canonicalizer", "warp", "warp_points",
 ]  # fmt: skip
 
-__getattr__ = renamed_names(__name__, folding="folding_fraction")
+_ROOMS = ("flow", "families", "networks", "energies", "canonicalize", "inferers")
+_renamed = renamed_names(__name__, folding="folding_fraction")
+
+
+def __getattr__(name: str) -> Any:
+    """Rooms come when they or their names are asked for, so that the command line answers ``--help`` without torch."""
+    if name in _ROOMS:
+        return importlib.import_module(f"{__name__}.{name}")
+    if name in __all__:
+        return next(getattr(room, name) for room in map(__getattr__, _ROOMS) if name in room.__all__)
+    return _renamed(name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_ROOMS})

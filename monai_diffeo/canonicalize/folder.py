@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import importlib
+import importlib.util
 import inspect
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
@@ -151,8 +151,7 @@ def _named(settings: Mapping[str, Any], section: str, name: str) -> Any:
 def _allowed(config: Any) -> Any:
     """A copy of the configuration with each ``_target_`` as its class; what could run other code is refused."""
     if isinstance(config, dict):
-        loads = [key for key, item in config.items() if key.startswith("pretrained") and item]  # files, or from the network
-        if hidden := loads + [key for key in config if key.startswith("_") and key not in ("_target_", "_desc_")]:
+        if hidden := hidden_keys(config, ("_target_", "_desc_")):
             raise ConfigError(f"load_canonicalizer(): keys {hidden} are not allowed. Load with trusted=True to allow them.")
         return {key: _public_class(item) if key == "_target_" else _allowed(item) for key, item in config.items()}
     if isinstance(config, str) and ("$" in config or config.startswith("%")):
@@ -164,6 +163,16 @@ def _allowed(config: Any) -> Any:
 
 
 def _public_class(target: Any) -> type[nn.Module]:
+    if found := public_module(target):
+        return found
+    raise ConfigError(
+        "load_canonicalizer(): _target_ must be a public nn.Module of a room of monai_diffeo, of monai.networks.blocks, layers "
+        f"or nets, or of torch.nn, by its full name, got {target!r}. Load with trusted=True if you trust the file."
+    )
+
+
+def public_module(target: Any) -> type[nn.Module] | None:
+    """The network module that a full name means; None if it is not public, or not one that any configuration may create."""
     match = _PUBLIC.fullmatch(target) if isinstance(target, str) else None
     if match and importlib.util.find_spec(match[1]):
         room = importlib.import_module(match[1])
@@ -171,10 +180,13 @@ def _public_class(target: Any) -> type[nn.Module]:
         public = match[2] in getattr(room, "__all__", () if match[1].startswith("monai_diffeo") else (match[2],))
         if public and inspect.isclass(found) and issubclass(found, nn.Module):
             return found
-    raise ConfigError(
-        "load_canonicalizer(): _target_ must be a public nn.Module of a room of monai_diffeo, of monai.networks.blocks, layers "
-        f"or nets, or of torch.nn, by its full name, got {target!r}. Load with trusted=True if you trust the file."
-    )
+    return None
+
+
+def hidden_keys(config: Mapping[str, Any], special: Collection[str]) -> list[str]:
+    """Arguments that fetch weights, and MONAI's own keys, which start with ``_``, but for some that are special."""
+    loads = [key for key, item in config.items() if str(key).startswith("pretrained") and item]  # files, or from the network
+    return loads + [key for key in config if str(key).startswith("_") and key not in special]
 
 
 def _parser(folder: Path, settings: Mapping[str, Any], trusted: bool) -> ConfigParser:
