@@ -35,12 +35,15 @@ __all__ = [
 ]  # fmt: skip
 
 _ROOMS = ("flow", "families", "networks", "energies", "canonicalize", "inferers")
+_OTHERS = (
+    "augmentation", "command_line", "engines", "errors", "files", "metrics", "radiograph", "report", "training", "transforms",
+)  # fmt: skip
 _renamed = renamed_names(__name__, folding="folding_fraction")
 
 
 def __getattr__(name: str) -> Any:
     """Rooms come when they or their names are asked for, so that the command line answers ``--help`` without torch."""
-    if name in _ROOMS:
+    if name in (*_ROOMS, *_OTHERS):
         return importlib.import_module(f"{__name__}.{name}")
     if name in __all__:
         return next(getattr(room, name) for room in map(__getattr__, _ROOMS) if name in room.__all__)
@@ -48,4 +51,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__, *_ROOMS, *_OTHERS})
