@@ -111,9 +111,11 @@ def test_collimation_and_direct_exposure_may_be_clipped(tmp_path, plateau):
 
 
 def test_padding_is_no_part_of_what_is_clipped(tmp_path):
-    padded = np.pad(SMOOTH, 40, constant_values=4095)
-    film = read_film(save(tmp_path / "a.dcm", padded, PixelPaddingValue=4095, WindowCenter=2000, WindowWidth=3700))
-    assert film.details["voi"] == "window"
+    padded = np.pad(SMOOTH, 40)
+    padded[padded == 0] = np.random.default_rng(2).integers(3750, 4096, (padded == 0).sum())
+    window = {"WindowCenter": 1900, "WindowWidth": 3600}
+    film = read_film(save(tmp_path / "a.dcm", padded, PixelPaddingValue=4095, PixelPaddingRangeLimit=3750, **window))
+    assert film.details["voi"] == "window" and film.details["padding_pixels"] == padded.size - SMOOTH.size
 
 
 def test_line_of_the_rule_on_the_packaged_film():
