@@ -19,10 +19,12 @@ __all__ = ["Film", "MAX_FILE_BYTES", "MAX_PIXELS", "MAX_SIDE", "in_plane_affine"
 
 MAX_FILE_BYTES = 2**30
 MAX_SIDE = 20_000
-MAX_PIXELS = 2**27  # 512 MiB as float32
+MAX_PIXELS = 2**26  # 256 MiB as float32
 MIN_SIDE = 2
 
 EXPORT = "Export the film again."
+PASSED_ON = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
+"""No fault of a film: a reader that turns everything else into a `FilmError` passes these on."""
 
 Detail = str | int | float | bool
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.film import DETAILS, Film, check_size, check_values, in_plane_affine, library
+from monai_diffeo.radiograph.film import DETAILS, PASSED_ON, Film, check_size, check_values, in_plane_affine, library
 
 __all__ = ["affine_of_text", "read_nifti", "shape_of_text"]
 
@@ -27,7 +27,7 @@ def read_nifti(path: Path) -> Film:
     nibabel = library("nibabel", "Reading NIfTI needs nibabel: pip install nibabel.")
     try:
         return _read(nibabel, path)
-    except FilmError:
+    except (FilmError, *PASSED_ON):
         raise
     except (EOFError, OSError) as error:
         code = "DamagedFile" if isinstance(error, gzip.BadGzipFile) else "TruncatedPixels"
@@ -55,8 +55,7 @@ def _read(nibabel, path: Path) -> Film:
 
 def _check_header(header_class, stream) -> None:
     """Everything that bounds the memory is looked at before a pixel is inflated."""
-    header = header_class.from_fileobj(stream, check=False)
-    stream.seek(0)
+    header = header_class(stream.read(header_class.template_dtype.itemsize), check=False)
     shape = tuple(int(n) for n in header.get_data_shape())
     if min(shape, default=-1) < 0:
         raise FilmError("DamagedFile", "The NIfTI header declares a negative size. Export the film again.")
@@ -66,11 +65,26 @@ def _check_header(header_class, stream) -> None:
     check_size(shape[1], shape[0])
     if not 0 <= float(header["vox_offset"]) <= _MAX_OFFSET:
         raise FilmError("DamagedFile", "The NIfTI header puts the pixels at an impossible place. Export it again.")
+    _check_extensions(header, stream)
+    stream.seek(0)
     dtype = header.get_data_dtype()
     if dtype.fields:
         raise FilmError("ColourImage", "A film is grey, the NIfTI file holds RGB pixels. Convert it on purpose.")
     if dtype.kind not in "iuf":
         raise FilmError("UnsupportedFile", "A film holds real numbers, the NIfTI file does not. Export its magnitude.")
+
+
+def _check_extensions(header, stream) -> None:
+    """nibabel reads an extension of any size, also of gigabytes that a small gzip file unpacks to."""
+    if stream.read(4)[:1] in (b"", b"\0"):
+        return
+    left = int(header["vox_offset"]) - stream.tell()
+    while left >= 16 or left < 0:
+        size = int.from_bytes(stream.read(8)[:4], "little" if header.endianness == "<" else "big")
+        if not 8 <= size <= left:
+            raise FilmError("DamagedFile", "The extensions of the NIfTI header do not fit into it. Export it again.")
+        stream.seek(size - 8, 1)
+        left -= size
 
 
 def _film(pixels: np.ndarray, file_affine: np.ndarray, file_shape: tuple[int, ...], unit: str) -> Film:

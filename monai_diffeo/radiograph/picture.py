@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
+import io
+import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.film import DETAILS, Film, check_size, check_values, in_plane_affine, library
+from monai_diffeo.radiograph.codestream import codestream, with_noise
+from monai_diffeo.radiograph.film import DETAILS, PASSED_ON, Film, check_size, check_values, in_plane_affine, library
 
 __all__ = ["read_picture"]
 
 _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 _EXIF_ORIENTATION = 274
 _CONVERT = "Convert it on purpose, e.g. PIL.Image.open(path).convert('L').save(...)."
+_CUT = "The picture file ends before its last pixel. Copy it again."
+_DAMAGED = "The picture file is damaged. Copy or export it again."
+_JPEG_KINDS = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive
+_PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
+_INTERLACED = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
 def read_picture(path: Path, file_format: str) -> Film:
@@ -25,20 +34,23 @@ def read_picture(path: Path, file_format: str) -> Film:
     image_module = library("PIL.Image", "Reading PNG and JPEG needs Pillow: pip install pillow.")
     try:
         return _read(image_module, path, file_format)
-    except FilmError:
+    except (FilmError, *PASSED_ON):
         raise
     except image_module.DecompressionBombError:
         raise FilmError("TooLarge", "The picture declares more pixels than a film has.") from None
     except Exception as error:
         if isinstance(error, EOFError) or "truncated" in str(error).lower():
-            raise FilmError("TruncatedPixels", "The picture file ends before its last pixel. Copy it again.") from None
-        if isinstance(error, SyntaxError) or type(error).__name__ == "UnidentifiedImageError":
-            raise FilmError("DamagedFile", "The picture file is damaged. Copy or export it again.") from None
+            raise FilmError("TruncatedPixels", _CUT) from None
+        if isinstance(error, (SyntaxError, zlib.error)) or type(error).__name__ == "UnidentifiedImageError":
+            raise FilmError("DamagedFile", _DAMAGED) from None
         raise FilmError("UnreadablePixels", "The pixels of the picture cannot be decoded. Export it again.") from None
 
 
 def _read(image_module, path: Path, file_format: str) -> Film:
-    with image_module.open(path, formats=["PNG", "JPEG"]) as picture:
+    content = path.read_bytes()
+    if file_format == "jpeg":
+        _check_jpeg(content)
+    with image_module.open(io.BytesIO(content), formats=["PNG", "JPEG"]) as picture:
         check_size(picture.height, picture.width)
         if getattr(picture, "n_frames", 1) > 1:
             raise FilmError("MultiFrame", "A film has one frame, the picture file holds several. Export one of them.")
@@ -48,6 +60,8 @@ def _read(image_module, path: Path, file_format: str) -> Film:
         details = DETAILS | {"photometric": picture.mode, "bits_stored": bits}
         details["exif_orientation"] = int(picture.getexif().get(_EXIF_ORIENTATION, 0))
         values = np.asarray(picture)
+    if not (_is_whole_jpeg(image_module, content, values) if file_format == "jpeg" else _is_whole_png(content)):
+        raise FilmError("TruncatedPixels", _CUT)
     if values.ndim == 3:  # mode LA
         if values[..., 1].min() != values[..., 1].max():
             raise FilmError("ColourImage", f"A film is grey, the picture has a transparency that varies. {_CONVERT}")
@@ -55,3 +69,46 @@ def _read(image_module, path: Path, file_format: str) -> Film:
     pixels = values.astype(np.float32)
     check_values(pixels)
     return Film(pixels, in_plane_affine((1.0, 1.0)), (1.0, 1.0), "unknown", file_format, details)
+
+
+def _check_jpeg(content: bytes) -> None:
+    """Before Pillow decodes: it calls damaged what is of another kind, and fills up what is cut."""
+    header = codestream(content)
+    if header is None or not header.kind:
+        return  # it has no picture: Pillow says so
+    if header.kind not in _JPEG_KINDS or header.precision != 8:
+        other = "is lossless, JPEG-LS, hierarchical or arithmetic"
+        came = other if header.kind not in _JPEG_KINDS else f"has {header.precision} bits a sample"
+        raise FilmError("UnsupportedFile", f"This JPEG file {came}, which Pillow cannot read. Export the film as DICOM or PNG.")
+    check_size(header.rows, header.columns)
+    if not header.whole:
+        raise FilmError("TruncatedPixels", _CUT)
+
+
+def _is_whole_jpeg(image_module, content: bytes, values: np.ndarray) -> bool:
+    """Pillow fills up what was cut off before the end marker; see `with_noise`."""
+    try:
+        with image_module.open(io.BytesIO(with_noise(content)), formats=["JPEG"]) as picture:
+            return np.array_equal(values, np.asarray(picture))
+    except PASSED_ON:
+        raise
+    except Exception:
+        return False
+
+
+def _is_whole_png(content: bytes) -> bool:
+    """Whether the compressed rows are all there, with the right checksum, and the end of the file: Pillow looks at neither."""
+    inflate, size, at, kind = zlib.decompressobj(), 0, 8, b""
+    width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
+    bits *= _PNG_CHANNELS[colour]
+    passes = _INTERLACED if interlaced else [(0, 0, 1, 1)]
+    shapes = [(-(-(height - y) // step_y), -(-(width - x) // step_x)) for x, y, step_x, step_y in passes]
+    expected = sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in shapes if rows > 0 and columns > 0)
+    while kind != b"IEND" and at < len(content):
+        length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
+        piece = content[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
+        while piece and size <= expected:
+            size += len(inflate.decompress(piece, 2**22))
+            piece = inflate.unconsumed_tail
+        at += 12 + length
+    return size >= expected and (inflate.eof or size > expected) and kind == b"IEND"
