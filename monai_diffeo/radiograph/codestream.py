@@ -10,6 +10,7 @@ __all__ = ["JPEG_LS", "Codestream", "codestream", "rle_is_short", "with_noise"]
 
 JPEG_LS = 0xF7
 _SIZES = {*range(0xC0, 0xD0), JPEG_LS} - {0xC4, 0xC8, 0xCC}  # markers that start a frame
+_ARITHMETIC = range(0xC9, 0xD0)
 _LOSSLESS = (0xC3, 0xC7, 0xCB, 0xCF)
 _END, _SCAN, _RESTARTS_EVERY = 0xD9, 0xDA, 0xDD
 _MARKER = re.compile(rb"\xff[\x80-\xcf\xd9-\xfe]")  # in a scan 0xFF is data before a byte below 0x80, and D0 to D7 are restarts
@@ -107,18 +108,23 @@ def with_noise(frame: bytes) -> bytes:
     """A JPEG or JPEG-LS frame with noise before each restart and the end; a decoder sees the noise only if pixels are missing.
 
     A decoder that has all its pixels skips to the next marker. One that runs out of data makes pixels of whatever comes.
+    Arithmetic coding may leave out its last bytes: such a frame stays as it is.
     """
+    if _jpeg(frame).kind in _ARITHMETIC:
+        return frame
     scan = max(frame.find(b"\xff\xda"), 0)
     return frame[:scan] + _RESTART_OR_END.sub(_NOISE, frame[scan:])
 
 
-def rle_is_short(frame: bytes, pixels: int) -> bool:
-    """Whether a segment of a DICOM RLE frame unpacks to fewer bytes than the film has pixels."""
+def rle_is_short(frame: bytes, segments: int, pixels: int) -> bool:
+    """Whether one of the segments of a DICOM RLE frame unpacks to fewer bytes than the film has pixels."""
     if len(frame) < 64:
         return True
     count, *offsets = struct.unpack("<16L", frame[:64])
-    starts = offsets[: min(count, 15)]
-    return any(_unpacked(frame, start, end) < pixels for start, end in zip(starts, [*starts[1:], len(frame)], strict=True))
+    starts = offsets[:segments]
+    return count == segments and any(
+        _unpacked(frame, start, end) < pixels for start, end in zip(starts, [*starts[1:], len(frame)], strict=True)
+    )
 
 
 def _unpacked(frame: bytes, at: int, end: int) -> int:

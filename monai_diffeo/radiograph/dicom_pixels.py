@@ -9,32 +9,19 @@ import numpy as np
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph.codestream import JPEG_LS, codestream, rle_is_short, with_noise
-from monai_diffeo.radiograph.film import EXPORT, PASSED_ON
+from monai_diffeo.radiograph.film import EXPORT, PASSED
 
-__all__ = ["CUT", "PIXEL_TAGS", "check_pixel_data", "check_pixels_exist", "check_syntax", "stored_values"]
+__all__ = ["CUT", "PIXEL_TAGS", "check_pixel_data", "check_pixels_exist", "stored_values"]
 
 PIXEL_TAGS = ["PixelData", "FloatPixelData", "DoubleFloatPixelData"]
 _PIXEL_DATA_TAG, _ITEM_TAG = b"\xe0\x7f\x10\x00", b"\xfe\xff\x00\xe0"
 _MAX_FRAGMENTS = 10_000
 CUT = "The DICOM file ends before its last pixel. Copy it again."
 _FRAME_CUT = "The compressed frame inside the DICOM file ends before its last pixel, or is damaged. Export the film again."
-_UNCOMPRESSED = "Export the film again, uncompressed."
 
-_NEWER = {"1.2.840.10008.1.2.4.11": "JPEG XL", "1.2.840.10008.1.2.8.": "Deflated Image Frame Compression"}
-"""Transfer syntaxes that pydicom has no name for, by their beginning."""
 _RLE = "1.2.840.10008.1.2.5"
 _LOSSY = {f"1.2.840.10008.1.2.4.{end}" for end in ("50", "51", "81", "91", "203")}
 _OVERSHOOT = 1 / 8  # of the range: what a lossy codec may exceed it by
-
-
-def check_syntax(pydicom, syntax) -> None:
-    """Refuse a transfer syntax that no decoder is known for; its text is never given, it could be anything."""
-    try:
-        pydicom.pixels.get_decoder(syntax)
-    except NotImplementedError:
-        known = syntax.name if syntax.keyword else "unknown"
-        name = next((name for start, name in _NEWER.items() if syntax.startswith(start)), known)
-        raise FilmError("UnreadablePixels", f"No decoder is known for this transfer syntax ({name}). {_UNCOMPRESSED}") from None
 
 
 def check_pixels_exist(dataset, path: Path) -> None:
@@ -60,10 +47,8 @@ def check_pixel_data(pydicom, dataset) -> None:
             raise FilmError("DamagedFile", f"The pixels are compressed, the transfer syntax says the contrary. {EXPORT}")
         if len(data) < expected:
             raise FilmError("TruncatedPixels", f"Expected {expected} bytes of pixels, got {len(data)}. Copy it again.")
-    elif syntax != _RLE:
-        _check_frame(dataset, codestream(_frame(pydicom, data)))
     else:
-        _frame(pydicom, data)
+        _check_frame(dataset, _frame(pydicom, data))
 
 
 def _frame(pydicom, data: bytes) -> bytes:
@@ -72,15 +57,18 @@ def _frame(pydicom, data: bytes) -> bytes:
         raise FilmError("TooLarge", f"The compressed frame has more than {_MAX_FRAGMENTS} fragments. {EXPORT}")
     try:
         return pydicom.encaps.get_frame(data, 0, number_of_frames=1)
-    except PASSED_ON:
+    except PASSED:
         raise
     except Exception:
         came = "The compressed pixels are not packed as their transfer syntax demands."
         raise FilmError("UnreadablePixels", f"{came} {EXPORT}") from None
 
 
-def _check_frame(dataset, stream) -> None:
+def _check_frame(dataset, frame: bytes) -> None:
+    stream = codestream(frame)
     if stream is None:
+        if dataset.file_meta.TransferSyntaxUID == _RLE:
+            return
         raise FilmError("UnreadablePixels", f"The compressed frame is of another kind than its transfer syntax. {EXPORT}")
     if not stream.whole:
         raise FilmError("TruncatedPixels", _FRAME_CUT)
@@ -91,8 +79,8 @@ def _check_frame(dataset, stream) -> None:
         raise FilmError("DamagedFile", f"The compressed frame declares {shapes} of up to {dataset.BitsAllocated}. {EXPORT}")
 
 
-def stored_values(pydicom, dataset) -> np.ndarray:
-    """Decoded values, shape ``(H, W)``, as stored, without the bits above BitsStored; errors as `read_film`."""
+def stored_values(pydicom, dataset) -> tuple[np.ndarray, str]:
+    """Decoded values, shape ``(H, W)``, as stored, and a note on bits above BitsStored; errors as `read_film`."""
     decoder = pydicom.pixels.get_decoder(dataset.file_meta.TransferSyntaxUID)
     if not decoder.is_available:
         needed = pydicom.pixels.decoders.pylibjpeg.DECODER_DEPENDENCIES[decoder.UID]
@@ -100,12 +88,13 @@ def stored_values(pydicom, dataset) -> np.ndarray:
         raise FilmError("UnreadablePixels", f"The pixels are compressed and their decoder is not installed: {remedy}.")
     frame = _frame(pydicom, dataset.PixelData) if decoder.is_encapsulated else b""
     raw = _decoded(decoder, dataset, frame)
-    if raw is None and (decoder.UID != _RLE or not rle_is_short(frame, dataset.Rows * dataset.Columns)):
+    segments, pixels = dataset.SamplesPerPixel * dataset.BitsAllocated // 8, dataset.Rows * dataset.Columns
+    if raw is None and (decoder.UID != _RLE or not rle_is_short(frame, segments, pixels)):
         raise FilmError("UnreadablePixels", f"The compressed pixels cannot be decoded. {EXPORT}")
     if frame.startswith(b"\xff\xd8"):  # what was cut off is filled up without a word: does noise fill it up otherwise?
         dataset.PixelData = pydicom.encaps.encapsulate([with_noise(frame)])
         again = _decoded(decoder, dataset, frame)
-        raw = None if again is None or not np.array_equal(raw, again) else raw
+        raw = raw if raw is not None and again is not None and np.array_equal(raw, again) else None
     if raw is None:
         raise FilmError("TruncatedPixels", _FRAME_CUT)
     if raw.shape != (dataset.Rows, dataset.Columns):
@@ -115,19 +104,19 @@ def stored_values(pydicom, dataset) -> np.ndarray:
 
 def _decoded(decoder, dataset, frame: bytes) -> np.ndarray | None:
     """Values as the decoder gives them, None if it fails; a JPEG of 8 bits may lie in 16 bits allocated."""
-    options, stream = {}, codestream(frame)
-    if stream and stream.kind not in (0, JPEG_LS) and stream.precision <= 8:
-        options = {"bits_allocated": 8, "bits_stored": min(8, dataset.BitsStored)}
+    stream = codestream(frame)
+    narrow = stream is not None and stream.kind not in (0, JPEG_LS) and stream.precision <= 8
+    options = {"bits_allocated": 8, "bits_stored": min(8, dataset.BitsStored)} if narrow else {}
     try:
         return decoder.as_array(dataset, raw=True, correct_unused_bits=False, **options)[0]
-    except PASSED_ON:
+    except PASSED:
         raise
     except BaseException:  # the decoder of RLE panics with an exception that is no Exception
         return None
 
 
-def _without_high_bits(raw: np.ndarray, dataset) -> np.ndarray:
-    """Bits above BitsStored, such as overlays, are no grey values; decoders leave them in.
+def _without_high_bits(raw: np.ndarray, dataset) -> tuple[np.ndarray, str]:
+    """Values and a note. Bits above BitsStored, such as overlays, are no grey values; decoders leave them in.
 
     A lossy codec may exceed the range a little, which is clipped: without its highest bit white would be black.
     """
@@ -135,8 +124,9 @@ def _without_high_bits(raw: np.ndarray, dataset) -> np.ndarray:
     low = -(2 ** (bits - 1)) if dataset.PixelRepresentation == 1 else 0
     high, margin = low + 2**bits - 1, 2**bits * _OVERSHOOT
     if low <= raw.min() and raw.max() <= high:
-        return raw
+        return raw, ""
     if dataset.file_meta.TransferSyntaxUID in _LOSSY and low - margin <= raw.min() and raw.max() <= high + margin:
-        return raw.clip(low, high)
+        return raw.clip(low, high), ""
     shift = 8 * raw.dtype.itemsize - bits
-    return raw << shift >> shift
+    values = raw << shift >> shift
+    return values, f"bits above BitsStored were taken off {np.mean(values != raw):.1%} of the pixels"

@@ -23,8 +23,8 @@ MAX_PIXELS = 2**26  # 256 MiB as float32
 MIN_SIDE = 2
 
 EXPORT = "Export the film again."
-PASSED_ON = (KeyboardInterrupt, SystemExit, GeneratorExit, MemoryError)
-"""No fault of a film: a reader that turns everything else into a `FilmError` passes these on."""
+PASSED = (FilmError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit)
+"""A reader turns every error of its libraries into a `FilmError`, but passes these on."""
 
 Detail = str | int | float | bool
 

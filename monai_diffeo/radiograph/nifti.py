@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.film import DETAILS, PASSED_ON, Film, check_size, check_values, in_plane_affine, library
+from monai_diffeo.radiograph.film import DETAILS, PASSED, Film, check_size, check_values, in_plane_affine, library
 
 __all__ = ["affine_of_text", "read_nifti", "shape_of_text"]
 
@@ -27,7 +27,7 @@ def read_nifti(path: Path) -> Film:
     nibabel = library("nibabel", "Reading NIfTI needs nibabel: pip install nibabel.")
     try:
         return _read(nibabel, path)
-    except (FilmError, *PASSED_ON):
+    except PASSED:
         raise
     except (EOFError, OSError) as error:
         code = "DamagedFile" if isinstance(error, gzip.BadGzipFile) else "TruncatedPixels"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,7 @@ import numpy as np
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph.codestream import codestream, with_noise
-from monai_diffeo.radiograph.film import DETAILS, PASSED_ON, Film, check_size, check_values, in_plane_affine, library
+from monai_diffeo.radiograph.film import DETAILS, PASSED, Film, check_size, check_values, in_plane_affine, library
 
 __all__ = ["read_picture"]
 
@@ -19,10 +20,8 @@ _GREY_MODES = ("1", "L", "LA", "I", "I;16", "I;16B", "I;16L")
 _EXIF_ORIENTATION = 274
 _CONVERT = "Convert it on purpose, e.g. PIL.Image.open(path).convert('L').save(...)."
 _CUT = "The picture file ends before its last pixel. Copy it again."
-_DAMAGED = "The picture file is damaged. Copy or export it again."
-_JPEG_KINDS = (0xC0, 0xC1, 0xC2)  # baseline, extended and progressive
+_JPEG_KINDS = (0xC0, 0xC1, 0xC2, 0xC3, 0xC9, 0xCA)  # all but JPEG-LS, differential and arithmetic lossless
 _PNG_CHANNELS = {0: 1, 2: 3, 3: 1, 4: 2, 6: 4}
-_INTERLACED = [(0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2)]
 
 
 def read_picture(path: Path, file_format: str) -> Film:
@@ -34,7 +33,7 @@ def read_picture(path: Path, file_format: str) -> Film:
     image_module = library("PIL.Image", "Reading PNG and JPEG needs Pillow: pip install pillow.")
     try:
         return _read(image_module, path, file_format)
-    except (FilmError, *PASSED_ON):
+    except PASSED:
         raise
     except image_module.DecompressionBombError:
         raise FilmError("TooLarge", "The picture declares more pixels than a film has.") from None
@@ -42,7 +41,7 @@ def read_picture(path: Path, file_format: str) -> Film:
         if isinstance(error, EOFError) or "truncated" in str(error).lower():
             raise FilmError("TruncatedPixels", _CUT) from None
         if isinstance(error, (SyntaxError, zlib.error)) or type(error).__name__ == "UnidentifiedImageError":
-            raise FilmError("DamagedFile", _DAMAGED) from None
+            raise FilmError("DamagedFile", "The picture file is damaged. Copy or export it again.") from None
         raise FilmError("UnreadablePixels", "The pixels of the picture cannot be decoded. Export it again.") from None
 
 
@@ -77,9 +76,8 @@ def _check_jpeg(content: bytes) -> None:
     if header is None or not header.kind:
         return  # it has no picture: Pillow says so
     if header.kind not in _JPEG_KINDS or header.precision != 8:
-        other = "is lossless, JPEG-LS, hierarchical or arithmetic"
-        came = other if header.kind not in _JPEG_KINDS else f"has {header.precision} bits a sample"
-        raise FilmError("UnsupportedFile", f"This JPEG file {came}, which Pillow cannot read. Export the film as DICOM or PNG.")
+        came = f"is of a rare kind ({header.kind:X}) or has more than 8 bits (here {header.precision})"
+        raise FilmError("UnsupportedFile", f"The JPEG file {came}, which Pillow cannot read. Export the film as DICOM or PNG.")
     check_size(header.rows, header.columns)
     if not header.whole:
         raise FilmError("TruncatedPixels", _CUT)
@@ -90,25 +88,23 @@ def _is_whole_jpeg(image_module, content: bytes, values: np.ndarray) -> bool:
     try:
         with image_module.open(io.BytesIO(with_noise(content)), formats=["JPEG"]) as picture:
             return np.array_equal(values, np.asarray(picture))
-    except PASSED_ON:
+    except PASSED:
         raise
     except Exception:
         return False
 
 
 def _is_whole_png(content: bytes) -> bool:
-    """Whether the compressed rows are all there, with the right checksum, and the end of the file: Pillow looks at neither."""
+    """Whether all compressed rows are there, with their checksum, and the end of the file: Pillow looks at neither."""
     inflate, size, at, kind = zlib.decompressobj(), 0, 8, b""
-    width, height, bits, colour, _, _, interlaced = struct.unpack(">IIBBBBB", content[16:29])
-    bits *= _PNG_CHANNELS[colour]
-    passes = _INTERLACED if interlaced else [(0, 0, 1, 1)]
-    shapes = [(-(-(height - y) // step_y), -(-(width - x) // step_x)) for x, y, step_x, step_y in passes]
-    expected = sum(rows * (1 + -(-columns * bits // 8)) for rows, columns in shapes if rows > 0 and columns > 0)
+    width, height, bits, colour = struct.unpack(">IIBB", content[16:26])
+    row = width * bits * _PNG_CHANNELS[colour] / 8
+    rows = height * (math.floor(row) if content[28] else 1 + math.ceil(row))  # interlaced rows are shorter and more
     while kind != b"IEND" and at < len(content):
         length, kind = int.from_bytes(content[at : at + 4], "big"), content[at + 4 : at + 8]
         piece = content[at + 8 : at + 8 + length] if kind == b"IDAT" else b""
-        while piece and size <= expected:
+        while piece and size <= 2 * rows:
             size += len(inflate.decompress(piece, 2**22))
             piece = inflate.unconsumed_tail
         at += 12 + length
-    return size >= expected and (inflate.eof or size > expected) and kind == b"IEND"
+    return kind == b"IEND" and size >= rows and (inflate.eof or size > 2 * rows)

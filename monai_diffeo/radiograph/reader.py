@@ -20,9 +20,10 @@ from monai.data import ImageReader
 from monai.utils import MetaKeys, SpaceKeys, ensure_tuple
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.content import ARCHIVES, FILM_FORMATS, HEAD_BYTES, content_of_head
-from monai_diffeo.radiograph.dicom import DIRECTORY, read_dicom
-from monai_diffeo.radiograph.film import MAX_FILE_BYTES, PASSED_ON, Film, in_plane_affine, quiet
+from monai_diffeo.radiograph.content import FILM_FORMATS, HEAD_BYTES, content_of_head
+from monai_diffeo.radiograph.dicom import read_dicom
+from monai_diffeo.radiograph.dicom_file import DIRECTORY
+from monai_diffeo.radiograph.film import MAX_FILE_BYTES, PASSED, Film, in_plane_affine, quiet
 from monai_diffeo.radiograph.nifti import read_nifti
 from monai_diffeo.radiograph.paths import format_of_name, list_films, split_name
 from monai_diffeo.radiograph.picture import read_picture
@@ -50,7 +51,7 @@ def read_film(path: str | os.PathLike) -> Film:
     found, promised = _content(path), format_of_name(path.name)
     if promised == "dicom" and path.stem.upper() == "DICOMDIR":
         raise FilmError("DicomDirectory", DIRECTORY)
-    if found in ARCHIVES:
+    if found.endswith("archive"):
         raise FilmError("UnsupportedFile", f"The content is {found}. Unpack it first.")
     if promised is None:
         raise FilmError("UnsupportedFile", "The suffix is not .dcm, .dicom, .nii, .nii.gz, .png, .jpg or .jpeg.")
@@ -62,7 +63,7 @@ def read_film(path: str | os.PathLike) -> Film:
     try:
         with quiet():
             return readers[found](path) if found in readers else read_picture(path, found)
-    except (FilmError, *PASSED_ON):
+    except PASSED:
         raise
     except BaseException:  # decoders raise what is no Exception
         raise FilmError("UnreadablePixels", "The decoder of the pixels failed. Export the film again.") from None
@@ -89,8 +90,8 @@ def _content(path: Path) -> str:
             inside = content_of_head(stream.read(HEAD_BYTES))
     except (EOFError, OSError, zlib.error):
         raise FilmError("DamagedFile", "The gzip file is damaged or was cut. Copy it again.") from None
-    packed = inside in FILM_FORMATS or inside in ARCHIVES
-    return inside if inside == "nifti" else "a gzip archive" if packed else f"gzip of {inside or 'something unknown'}"
+    packed = inside in FILM_FORMATS or inside.endswith("archive")
+    return inside if inside == "nifti" else "a gzip archive" if packed else f"gzip of {inside or 'an unknown kind'}"
 
 
 def film_meta(film: Film, path: PathLike = "") -> dict:
