@@ -19,7 +19,7 @@ _GUESSED = {(True, True): "1.2.840.10008.1.2", (False, True): "1.2.840.10008.1.2
 _NEWER = {"1.2.840.10008.1.2.4.11": "JPEG XL", "1.2.840.10008.1.2.8.": "Deflated Image Frame Compression"}
 """Transfer syntaxes that pydicom has no name for, by their beginning."""
 
-_MAX_READS = 2**17  # of a header: pydicom takes one or more for each element and for each item of a sequence
+_MAX_READS = 2**16  # of a header: pydicom takes one or more for each element and for each item of a sequence
 _ITEM_TAG = b"\xfe\xff\x00\xe0"
 _BARE = "The content begins as DICOM without preamble,"
 
@@ -79,13 +79,14 @@ def _dataset(pydicom, stream: _Stream, bare: bool, tags: list[str]):
         raise FilmError("DicomDirectory", DIRECTORY)
     if syntax:
         _check_syntax(pydicom, syntax)
-    elif meta or not bare:
+    elif not bare or "MediaStorageSOPClassUID" in meta:
         raise FilmError("MissingElement", f"The DICOM element TransferSyntaxUID is missing. {EXPORT}")
     if syntax == _DEFLATED:
         _check_deflated(stream)
     stream.seek(0)
     dataset = pydicom.dcmread(stream, force=True, specific_tags=[*tags, "SOPClassUID"])
-    if bare and not any(keyword in dataset for keyword in ("SOPClassUID", "Rows", "PixelData")):
+    known = str(dataset.get("SOPClassUID")).startswith("1.2.840.10008.")
+    if bare and not known and "Rows" not in dataset and "PixelData" not in dataset:
         raise FilmError("NotAFilm", f"{_BARE} but has no element of a film.")
     if not syntax:
         dataset.file_meta.TransferSyntaxUID = pydicom.uid.UID(_GUESSED[dataset.original_encoding])
