@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import zlib
 from pathlib import Path
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph.colour import COLOUR_TAGS, grey_of_colour
+from monai_diffeo.radiograph.dicom_file import dataset_of_file
 from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS, film_geometry
 from monai_diffeo.radiograph.dicom_groups import GROUP_TAGS
 from monai_diffeo.radiograph.dicom_header import HEADER_TAGS, check_header, stated_details
 from monai_diffeo.radiograph.dicom_kind import KIND_TAGS, kind_notes
 from monai_diffeo.radiograph.dicom_pixels import CUT, PIXEL_TAGS, check_pixel_data, check_pixels_exist, stored_values
-from monai_diffeo.radiograph.film import DETAILS, EXPORT, MAX_FILE_BYTES, Film, check_values, joined_notes, library
+from monai_diffeo.radiograph.film import DETAILS, EXPORT, PASSED, Film, check_values, joined_notes, library
 from monai_diffeo.radiograph.grayscale import GREY_TAGS, displayed
-from monai_diffeo.radiograph.spare_bits import spare_bits_note
 
 __all__ = ["read_dicom"]
 
-_DEFLATED = "1.2.840.10008.1.2.1.99"
 _TAGS = [*KIND_TAGS, *HEADER_TAGS, *GEOMETRY_TAGS, *GREY_TAGS, *COLOUR_TAGS, *GROUP_TAGS, *PIXEL_TAGS]
 """Only these are read: no element about the patient is ever parsed."""
 
@@ -26,25 +24,24 @@ _TAGS = [*KIND_TAGS, *HEADER_TAGS, *GEOMETRY_TAGS, *GREY_TAGS, *COLOUR_TAGS, *GR
 def read_dicom(path: Path) -> Film:
     """Read a DICOM radiograph as displayed: rescale, window or table, then one flip where the file asks for it.
 
-    The file is DICOM part 10 with preamble; its place and spacing are those of `film_geometry`. Errors are those of
+    The file is DICOM part 10, with or without preamble; its place and spacing are those of `film_geometry`. Errors are those of
     `monai_diffeo.radiograph.reader.read_film`.
     """
     pydicom = library("pydicom", "Reading DICOM needs pydicom: pip install 'pydicom>=3.0.2'.")
     try:
-        dataset = _dataset(pydicom, path)
+        dataset = dataset_of_file(pydicom, path, _TAGS)
         remarks = kind_notes(dataset)
         check_pixels_exist(dataset, path)
         check_header(dataset)
         check_pixel_data(pydicom, dataset)
-    except FilmError:
+    except PASSED:
         raise
     except EOFError:
         raise FilmError("TruncatedPixels", CUT) from None
     except Exception:
         raise FilmError("DamagedFile", f"The DICOM header is damaged or was cut. {EXPORT}") from None
     try:
-        raw = stored_values(pydicom, dataset)
-        spare = spare_bits_note(dataset, raw)
+        raw, spare = stored_values(pydicom, dataset)
         check_values(raw)
         show = displayed if dataset.PhotometricInterpretation.startswith("MONOCHROME") else grey_of_colour
         pixels, grey, notes = show(dataset, raw)
@@ -53,29 +50,7 @@ def read_dicom(path: Path) -> Film:
         details = DETAILS | grey | stated_details(dataset) | {"notes": joined_notes(*remarks, spare, *notes)}
         details |= {"spacing_doubt": where.doubt, "affine_unit": where.unit}
         return Film(pixels, where.affine, where.spacing, where.source, "dicom", details)
-    except FilmError:
+    except PASSED:
         raise
     except Exception:
         raise FilmError("UnreadablePixels", f"The pixels do not fit their DICOM header. {EXPORT}") from None
-
-
-def _dataset(pydicom, path: Path):
-    meta = pydicom.filereader.read_file_meta_info(path)
-    if "TransferSyntaxUID" not in meta:
-        raise FilmError("MissingElement", f"The DICOM element TransferSyntaxUID is missing. {EXPORT}")
-    if meta.TransferSyntaxUID == _DEFLATED:
-        _check_deflated(path, 144 + int(meta.FileMetaInformationGroupLength))
-    return pydicom.dcmread(path, specific_tags=_TAGS)
-
-
-def _check_deflated(path: Path, start: int) -> None:
-    """Inflate in pieces that are thrown away: pydicom would inflate a bomb whole."""
-    inflate, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    with open(path, "rb") as stream:
-        stream.seek(start)
-        piece = stream.read(2**20)
-        while piece and not inflate.eof:
-            size += len(inflate.decompress(piece, 2**22))
-            if size > MAX_FILE_BYTES:
-                raise FilmError("TooLarge", f"The deflated DICOM file grows over {MAX_FILE_BYTES} bytes.")
-            piece = inflate.unconsumed_tail or stream.read(2**20)

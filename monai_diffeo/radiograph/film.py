@@ -19,11 +19,13 @@ __all__ = ["Film", "MAX_FILE_BYTES", "MAX_PIXELS", "MAX_SIDE", "in_plane_affine"
 
 MAX_FILE_BYTES = 2**30
 MAX_SIDE = 20_000
-MAX_PIXELS = 2**27  # 512 MiB as float32
+MAX_PIXELS = 2**26  # 256 MiB as float32
 MIN_SIDE = 2
 _SMALLEST, _LARGEST = 20.0, 1000.0  # mm, sides of a film that is plausible
 
 EXPORT = "Export the film again."
+PASSED = (FilmError, MemoryError, KeyboardInterrupt, SystemExit, GeneratorExit)
+"""A reader turns every error of its libraries into a `FilmError`, but passes these on."""
 
 Detail = str | int | float | bool
 

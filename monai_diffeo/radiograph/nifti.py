@@ -15,8 +15,19 @@ from pathlib import Path
 import numpy as np
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph import film as shared
-from monai_diffeo.radiograph.film import DETAILS, UNKNOWN, Detail, Film, in_plane_affine, joined_notes, size_doubt
+from monai_diffeo.radiograph.film import (
+    DETAILS,
+    PASSED,
+    UNKNOWN,
+    Detail,
+    Film,
+    check_size,
+    check_values,
+    in_plane_affine,
+    joined_notes,
+    library,
+    size_doubt,
+)
 
 __all__ = ["file_of_film", "film_of_file", "read_nifti"]
 
@@ -35,10 +46,10 @@ def read_nifti(path: Path) -> Film:
     The film's affine maps its own rows and columns to where the file's affine has them; a singular one gives unknown spacing.
     Errors are those of `monai_diffeo.radiograph.reader.read_film`.
     """
-    nibabel = shared.library("nibabel", "Reading NIfTI needs nibabel: pip install nibabel.")
+    nibabel = library("nibabel", "Reading NIfTI needs nibabel: pip install nibabel.")
     try:
         return _read(nibabel, path)
-    except FilmError:
+    except PASSED:
         raise
     except (EOFError, OSError) as error:
         code = "DamagedFile" if isinstance(error, gzip.BadGzipFile) else "TruncatedPixels"
@@ -62,7 +73,7 @@ def _read(nibabel, path: Path) -> Film:
     affine, header = np.asarray(image.affine, np.float64), image.header
     axes, notes = _axes(header, affine, values.shape)
     pixels = np.ascontiguousarray(film_of_file(values.reshape(values.shape[:2]), axes))
-    shared.check_values(pixels)
+    check_values(pixels)
     frame = {"version": 2 if image_class is nibabel.Nifti2Image else 1, "shape": values.shape, "axes": axes}
     frame |= {"header": {name: header[name].tolist() for name in _FRAME}}
     details = DETAILS | {"file_axes": axes, "file_frame": json.dumps(frame), "notes": joined_notes(*notes)}
@@ -71,22 +82,36 @@ def _read(nibabel, path: Path) -> Film:
 
 def _check_header(header_class, stream) -> None:
     """Everything that bounds the memory is looked at before a pixel is inflated."""
-    header = header_class.from_fileobj(stream, check=False)
-    stream.seek(0)
+    header = header_class(stream.read(header_class.template_dtype.itemsize), check=False)
     shape = tuple(int(n) for n in header.get_data_shape())
     if min(shape, default=-1) < 0:
         raise FilmError("DamagedFile", "The NIfTI header declares a negative size. Export the film again.")
     if len(shape) < 2 or any(n != 1 for n in shape[2:]):
         came = f"the file has shape {shape}. Cut out one slice."
         raise FilmError("VolumeNotFilm", f"A film has two axes and then only axes of length 1, {came}")
-    shared.check_size(shape[1], shape[0])
+    check_size(shape[1], shape[0])
     if not 0 <= float(header["vox_offset"]) <= _MAX_OFFSET:
         raise FilmError("DamagedFile", "The NIfTI header puts the pixels at an impossible place. Export it again.")
+    _check_extensions(header, stream)
+    stream.seek(0)
     dtype = header.get_data_dtype()
     if dtype.fields:
         raise FilmError("ColourImage", "A film is grey, the NIfTI file holds RGB pixels. Convert it on purpose.")
     if dtype.kind not in "iuf":
         raise FilmError("UnsupportedFile", "A film holds real numbers, the NIfTI file does not. Export its magnitude.")
+
+
+def _check_extensions(header, stream) -> None:
+    """nibabel reads an extension of any size, also of gigabytes that a small gzip file unpacks to."""
+    if stream.read(4)[:1] in (b"", b"\0"):
+        return
+    left = int(header["vox_offset"]) - stream.tell()
+    while left >= 16 or left < 0:
+        size = int.from_bytes(stream.read(8)[:4], "little" if header.endianness == "<" else "big")
+        if not 8 <= size <= left:
+            raise FilmError("DamagedFile", "The extensions of the NIfTI header do not fit into it. Export it again.")
+        stream.seek(size - 8, 1)
+        left -= size
 
 
 def _film(pixels: np.ndarray, file_affine: np.ndarray, unit: str, details: dict[str, Detail]) -> Film:

@@ -15,15 +15,15 @@ from pathlib import Path
 import numpy as np
 
 from monai_diffeo.errors import FilmError
+from monai_diffeo.radiograph.content import FILM_FORMATS, HEAD_BYTES, content_of_head
 from monai_diffeo.radiograph.dicom import read_dicom
-from monai_diffeo.radiograph.film import MAX_FILE_BYTES, Film, in_plane_affine, quiet
+from monai_diffeo.radiograph.dicom_file import DIRECTORY
+from monai_diffeo.radiograph.film import MAX_FILE_BYTES, PASSED, Film, in_plane_affine, quiet
 from monai_diffeo.radiograph.nifti import read_nifti
 from monai_diffeo.radiograph.paths import format_of_name, list_films, split_name
 from monai_diffeo.radiograph.picture import read_picture
 
 __all__ = ["Film", "film_meta", "format_of_name", "in_plane_affine", "list_films", "read_film", "split_name"]
-
-_HEAD = 352  # bytes: a NIfTI-1 header and its extension flag
 
 
 def read_film(path: str | os.PathLike) -> Film:
@@ -39,24 +39,32 @@ def read_film(path: str | os.PathLike) -> Film:
         FilmError: with the code ``FileNotReadable``, ``EmptyFile``, ``NotAFilm``, ``UnsupportedFile``,
             ``DamagedFile``, ``TruncatedPixels``, ``NoPixelData``, ``MissingElement``, ``MultiFrame``,
             ``VolumeNotFilm``, ``NotARadiograph``, ``ColourImage``, ``NotFinite``, ``ConstantImage``, ``TooSmall``,
-            ``TooLarge`` or ``UnreadablePixels``.
+            ``TooLarge``, ``UnreadablePixels`` or ``DicomDirectory``.
     """
     path = Path(path)
-    found, promised = _format_of_content(path), format_of_name(path.name)
+    found, promised = _content(path), format_of_name(path.name)
+    if promised == "dicom" and path.stem.upper() == "DICOMDIR":
+        raise FilmError("DicomDirectory", DIRECTORY)
+    if found.endswith("archive"):
+        raise FilmError("UnsupportedFile", f"The content is {found}. Unpack it first.")
     if promised is None:
         raise FilmError("UnsupportedFile", "The suffix is not .dcm, .dicom, .nii, .nii.gz, .png, .jpg or .jpeg.")
-    if found is None:
-        remedy = "DICOM without its 128-byte preamble must be exported again."
-        raise FilmError("NotAFilm", f"The content is no DICOM, NIfTI, PNG or JPEG. {remedy}")
+    if found not in FILM_FORMATS:
+        raise FilmError("NotAFilm", f"The content is {found or 'of an unknown kind'}, no DICOM, NIfTI, PNG or JPEG.")
     if found != promised:
         raise FilmError("UnsupportedFile", f"The name promises {promised}, the content is {found}. Rename the file.")
-    with quiet():
-        readers = {"dicom": read_dicom, "nifti": read_nifti}
-        return readers[found](path) if found in readers else read_picture(path, found)
+    readers = {"dicom": read_dicom, "nifti": read_nifti}
+    try:
+        with quiet():
+            return readers[found](path) if found in readers else read_picture(path, found)
+    except PASSED:
+        raise
+    except BaseException:  # decoders raise what is no Exception
+        raise FilmError("UnreadablePixels", "The decoder of the pixels failed. Export the film again.") from None
 
 
-def _format_of_content(path: Path) -> str | None:
-    """Format by the first bytes."""
+def _content(path: Path) -> str:
+    """What the file is by its first bytes, as `content_of_head` says; what is gzipped counts as NIfTI or as an archive."""
     try:
         state = path.stat()
         if not stat.S_ISREG(state.st_mode):
@@ -64,27 +72,22 @@ def _format_of_content(path: Path) -> str | None:
                 "FileNotReadable", "A film is a regular file; this is a pipe, a device, or a folder that may not be opened."
             )
         with open(path, "rb") as stream:
-            head = stream.read(_HEAD)
+            head = stream.read(HEAD_BYTES)
     except OSError:
         raise FilmError("FileNotReadable", "The file is missing or may not be opened. Check path and rights.") from None
     if not head:
         raise FilmError("EmptyFile", "The file is empty. Copy it again.")
     if state.st_size > MAX_FILE_BYTES:
         raise FilmError("TooLarge", f"A film file may have up to {MAX_FILE_BYTES} bytes, this one has {state.st_size}.")
-    zipped = head.startswith(b"\x1f\x8b")
-    if zipped:
-        try:
-            with gzip.open(path, "rb") as stream:
-                head = stream.read(_HEAD)
-        except (EOFError, OSError, zlib.error):
-            raise FilmError("DamagedFile", "The gzip file is damaged or was cut. Copy it again.") from None
-    kinds = {
-        "dicom": head[128:132] == b"DICM",
-        "png": head.startswith(b"\x89PNG\r\n\x1a\n"),
-        "jpeg": head.startswith(b"\xff\xd8\xff"),
-        "nifti": head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0",
-    }
-    return next((kind for kind, found in kinds.items() if found and (kind == "nifti" or not zipped)), None)
+    if not head.startswith(b"\x1f\x8b"):
+        return content_of_head(head)
+    try:
+        with gzip.open(path, "rb") as stream:
+            inside = content_of_head(stream.read(HEAD_BYTES))
+    except (EOFError, OSError, zlib.error):
+        raise FilmError("DamagedFile", "The gzip file is damaged or was cut. Copy it again.") from None
+    packed = inside in FILM_FORMATS or inside.endswith("archive")
+    return inside if inside == "nifti" else "a gzip archive" if packed else f"gzip of {inside or 'an unknown kind'}"
 
 
 def film_meta(film: Film, path: str | os.PathLike = "") -> dict:
