@@ -43,7 +43,8 @@ except ImportError:  # Windows
 __all__ = ["IsolatedReader", "serve"]
 
 MEMORY, MEMORY_A_BYTE, MEMORY_A_PIXEL = 640 * 2**20, 3, 40  # bytes, of any film, for a byte of its file and for a pixel
-SECONDS, SECONDS_A_BYTE, SECONDS_A_PIXEL = 3.0, 2e-6, 4e-6  # a film of 2000 x 2000 gets over 20, and takes 0.1 to 1
+SECONDS, SECONDS_A_BYTE, SECONDS_A_PIXEL = 3.0, 2e-6, 4e-6  # of the processor; 2000 x 2000 pixels take 0.1 to 3 of over 19
+PATIENCE = 5  # so much longer by the clock: the machine may be busy, and the disk slow
 
 _FORKS = sys.platform == "linux"
 _LONGEST = 2**20  # bytes of a message
@@ -161,8 +162,9 @@ if hasattr(os, "register_at_fork"):
 
 def _stop(server: subprocess.Popen) -> None:
     """End a server and its worker; they hold nothing that could be lost."""
-    with suppress(OSError):
-        os.killpg(server.pid, signal.SIGKILL) if hasattr(os, "killpg") else server.kill()
+    if server.poll() is None:  # else its number may be another's by now
+        with suppress(OSError):
+            os.killpg(server.pid, signal.SIGKILL) if hasattr(os, "killpg") else server.kill()
     with server:  # closes the pipes and waits
         pass
 
@@ -257,7 +259,7 @@ def _said(error: BaseException) -> tuple[str, str]:
 def _end(code: int) -> tuple[str, str]:
     """What a process died of, by its exit code, negative for a signal; Linux kills when memory runs out."""
     name = signal.Signals(-code).name if code < 0 else ""
-    return {"SIGALRM": _SLOW, "SIGKILL": _GREW}.get(name, _CRASHED)
+    return {"SIGALRM": _SLOW, "SIGPROF": _SLOW, "SIGKILL": _GREW}.get(name, _CRASHED)
 
 
 def _used() -> int:
@@ -277,10 +279,11 @@ def _limit(base: int, size: int, pixels: int) -> None:
 def _alarm(seconds: float) -> None:
     """End this process after so many seconds, also inside C code; 0 ends the alarm."""
     if hasattr(signal, "setitimer"):
-        signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        for timer, number, limit in (("PROF", signal.SIGPROF, seconds), ("REAL", signal.SIGALRM, PATIENCE * seconds)):
+            signal.signal(number, signal.SIG_DFL)
+            signal.setitimer(getattr(signal, f"ITIMER_{timer}"), limit)
     elif seconds:
-        faulthandler.dump_traceback_later(seconds, exit=True)
+        faulthandler.dump_traceback_later(PATIENCE * seconds, exit=True)
     else:
         faulthandler.cancel_dump_traceback_later()
 

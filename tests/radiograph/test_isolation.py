@@ -16,7 +16,6 @@ import pytest
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph import isolation
-from monai_diffeo.radiograph.failsafe import FAILURE, FailSafeDataset, collate_one
 from monai_diffeo.radiograph.isolation import IsolatedReader
 from monai_diffeo.radiograph.reader import read_film
 
@@ -32,7 +31,7 @@ import os, signal, sys, time
 from pathlib import Path
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph import isolation
-isolation.SECONDS, isolation.MEMORY = 1.0, 64 * 2**20
+isolation.SECONDS, isolation.MEMORY = 0.6, 64 * 2**20
 good, answer = isolation.read_film, isolation._answer
 
 class Panic(BaseException):
@@ -83,7 +82,7 @@ def reader():
 
 @pytest.fixture
 def evil(monkeypatch):
-    """A reader whose server does what films of certain names ask for; 1 second and 64 MiB are the limits."""
+    """A reader whose server does what films of certain names ask for; 0.6 seconds and 64 MiB are the limits."""
     monkeypatch.setattr(isolation, "_BOOT", isolation._BOOT.replace("serve(0, answers)", EVIL + "serve(0, answers)"))
     found = IsolatedReader()
     yield found
@@ -337,6 +336,8 @@ def poison(tmp_path_factory):
 
 
 def test_poison_is_an_item_of_a_dataset_also_without_isolation(poison):
+    from monai_diffeo.radiograph.failsafe import FAILURE, FailSafeDataset
+
     items = FailSafeDataset([{"image": str(path)} for path in poison], lambda item: read_film(item["image"]) and item)
     failed = [FAILURE in items[k] for k in range(len(poison))]
     assert failed == [False, *[True] * (len(poison) - 2), False]
@@ -350,6 +351,7 @@ def test_twelve_poison_films_between_two_good_ones_are_twelve_lines_and_both_goo
     from torch.utils.data import DataLoader
 
     from monai_diffeo.engines import FilmEvaluator
+    from monai_diffeo.radiograph.failsafe import FailSafeDataset, collate_one
     from monai_diffeo.transforms import LoadImageFilmd
 
     class Seen:
