@@ -193,8 +193,6 @@ def _fault(node: ast.AST, names: Mapping[str, str], local: set[str]) -> ast.AST 
         return node
     elif isinstance(node, ast.keyword) and (node.arg is None or node.arg in {*_REFUSED, *_FIXED}):
         return node
-    elif isinstance(node, ast.Dict) and None in node.keys:
-        return node
     faults = (_fault(part, names, local) for part in ast.iter_child_nodes(node))
     return next((fault for fault in faults if fault is not None), None)
 
