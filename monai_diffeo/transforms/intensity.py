@@ -25,7 +25,7 @@ _WHOLE = 0.95  # of a side that it covers
 _SOFT = 0.03  # width of a border's soft edge, share of the lattice
 
 # In spreads. A spread is the distance of the percentiles 10 and 90 in the middle ninth of the film.
-_TOLERANCE = 0.03, 0.002  # within which a border is constant, at most and at least
+_TOLERANCE = 0.03, 0.002  # within which a border is constant, at most and at least; one grey level is always allowed
 _DARKER, _LIGHTER = 1.5, 0.25  # distances from the film's dark end at which a border matters
 _DARK_GAP, _LIGHT_GAP = 1.5, 0.75  # between the film's values and extreme ones; dark ones do less harm
 
@@ -71,9 +71,11 @@ def _middle(grey: np.ndarray) -> tuple[slice, ...]:
 def _border(grey: np.ndarray, spread: float) -> np.ndarray:
     """The layers of the border that matter, ``(h, w)``, bool."""
     border, box, middle = np.zeros(grey.shape, bool), (slice(0, grey.shape[0]), slice(0, grey.shape[1])), _middle(grey)
+    level = float(np.diff(np.unique(grey[middle])).min())
+    most, least = (max(share * spread, 1.2 * level) for share in _TOLERANCE)
     for _ in range(_LAYERS):
         inner, layers = grey[box], np.zeros(grey.shape, bool)
-        for value, tolerance in {_commonest(side, spread) for side in (inner[0], inner[-1], inner[:, 0], inner[:, -1])}:
+        for value, tolerance in {_commonest(side, most, least) for side in (inner[0], inner[-1], inner[:, 0], inner[:, -1])}:
             layer = np.zeros(grey.shape, bool)
             layer[box] = _from_frame(abs(inner - value) <= tolerance)
             if layer[middle].any() or layer.mean() < _SHARE or not _surrounds(layer[box]):
@@ -92,9 +94,9 @@ def _border(grey: np.ndarray, spread: float) -> np.ndarray:
     return border
 
 
-def _commonest(side: np.ndarray, spread: float) -> tuple[float, float]:
+def _commonest(side: np.ndarray, most: float, least: float) -> tuple[float, float]:
     """The commonest value of one side of a film ``(N,)``, and how far from it a constant border's values lie there."""
-    side, most, least = np.sort(side), *(share * spread for share in _TOLERANCE)
+    side = np.sort(side)
     common = np.searchsorted(side, side + 2 * most, "right") - np.arange(len(side))
     first = int(common.argmax())
     value, low, high = np.percentile(side[first : first + common[first]], [50, 25, 75])

@@ -130,6 +130,36 @@ def test_the_patients_right_lung_stays_right_however_the_film_lies(tmp_path, sma
     assert (report["untagged.png"]["areas"]["right"] is None) == looks_mirrored
 
 
+def test_borders_markers_and_negatives_are_noted_and_only_borders_and_markers_taken_care_of(tmp_path, small_film):
+    films = tmp_path / "films"
+    films.mkdir()
+    detector = (200 + small_film.astype(np.uint16) * 13).astype(np.uint16)
+    marked = detector.copy()
+    marked[10:50, 10:60] = 65535
+    pictures = {
+        "film": detector,
+        "framed": np.pad(detector, 40, constant_values=65535),
+        "marked": marked,
+        "negative": 65535 - detector,
+    }
+    for name, pixels in pictures.items():
+        Image.fromarray(pixels).save(films / f"{name}.png")
+    status, report = run(tmp_path / "out", dataset_dir=films, figures="false")
+    masks = {n: np.asarray(Image.open(tmp_path / "out" / report[f"{n}.png"]["mask"])) > 0 for n in pictures}
+    masks["framed"] = masks["framed"][40:-40, 40:-40]
+    for name, least in (("framed", 0.95), ("marked", 0.97)):
+        assert 2 * (masks["film"] & masks[name]).sum() / (masks["film"].sum() + masks[name].sum()) >= least, name
+    notes = {name: report[f"{name}.png"]["notes"] or "" for name in pictures}
+    assert (
+        status == 0 and "left out" not in notes["film"] and "negative" not in notes["film"] + notes["framed"] + notes["marked"]
+    )
+    assert "a border of 27% of the film was left out of the grey scale" in notes["framed"]
+    assert "extreme values of 0.9% of the film were left out of the grey scale" in notes["marked"]
+    assert "looks like a negative" in notes["negative"] and "left out" not in notes["negative"]
+    _, report = run(tmp_path / "out", dataset_dir=films, figures="false", enabled="false")
+    assert "negative" not in (report["negative.png"]["notes"] or "") and "border" in report["framed.png"]["notes"]
+
+
 def test_switched_off_it_is_the_plain_network_and_the_next_run_removes_what_it_does_not_write(tmp_path, one_film):
     out = tmp_path / "out"
     status, report = run(out, dataset_dir=one_film, enabled="FALSE")

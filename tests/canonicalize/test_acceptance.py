@@ -64,6 +64,13 @@ def test_a_quarter_turn_needs_its_probability():
     assert acceptance.confident_turns(probabilities, 0.8).tolist() == [0, 3, 0, 0]
 
 
+def test_a_negative_is_noted_below_the_ratio_of_its_energies():
+    assert "negative (inverted, its energy is multiplied by 1.50)" in acceptance.negative_note(2.0, 3.0, 1.6)
+    assert acceptance.negative_note(2.0, 3.0, 1.5) == "" == acceptance.negative_note(2.0, 3.0, 1.0)
+    for energy, inverted in ((math.nan, 1.0), (1.0, math.nan), (math.inf, 1.0), (1.0, math.inf), (0.0, 0.0), (1.0, -1.0)):
+        assert acceptance.negative_note(energy, inverted, 1.5) == ""
+
+
 def test_a_mirrored_film_is_noted_from_its_probability_on():
     assert "mirrored (probability 0.75)" in acceptance.mirrored_note(0.75, 0.75)
     assert acceptance.mirrored_note(0.74, 0.75) == "" == acceptance.mirrored_note(-1.0, 0.0)
@@ -244,6 +251,28 @@ def test_the_energy_may_rise_by_the_setting_and_no_more():
     darker = 1 - image
     assert shifted(max_energy_increase=-rise + 0.01)(darker).status == ("canonicalized",)
     assert "energy rose" in shifted(max_energy_increase=-rise - 0.01)(darker).status[0]
+
+
+def test_a_negative_is_noted_at_the_canonical_pose_and_never_changed():
+    given = blob(4, shift=torch.tensor([0.25, 0.25, 0.25, -0.25]))  # the first is moved onto the centre
+    given[1] = 1 - given[1]
+    given[2] = 0.5
+    settings = {"polarity": FromTemplate(blob()), "min_polarity_ratio": 1.8}
+    plain, noted = (shifted(**part)(given) for part in ({}, settings))
+    assert plain.notes == ("",) * 4  # off unless set
+    assert noted.notes[0] == "" == noted.notes[2] and noted.status[2].endswith("constant")
+    assert noted.notes[1].startswith("looks like a negative (inverted, its energy is multiplied by 0.0")
+    assert torch.equal(noted.image, plain.image) and torch.equal(noted.ddf, plain.ddf) and noted.status == plain.status
+    assert torch.equal(noted.energy_after, plain.energy_after)
+    broken = given.clone()
+    broken[1, 0, 0, 0] = math.nan
+    assert shifted(**settings)(broken).notes[1] == ""
+    rejected = shifted(**settings, max_energy_increase=-9.0)(given)  # as it was given
+    ratio = (settings["polarity"](1 - given) / settings["polarity"](given))[3].item()
+    assert (rejected.notes[3] != "") == (ratio < 1.8) and rejected.status[3].startswith("rejected")
+    for part, error in (({"polarity": AffineMatrix()}, TypeError), ({**settings, "min_polarity_ratio": -1.0}, ValueError)):
+        with pytest.raises(error, match="polarity"):
+            shifted(**part)
 
 
 def test_a_turn_is_noted_only_where_it_was_made():

@@ -57,6 +57,14 @@ def test_a_film_in_a_border_is_scaled_as_the_film_alone_and_the_border_is_black(
     assert value == 2000.0 or note == f"a border of {share:.0%} of the film was left out of the grey scale"
 
 
+def test_a_border_of_eight_bits_may_vary_by_one_level_however_flat_the_film():
+    image = film(low=100.0, high=140.0) + 0.0  # the spread of its middle is less than 30 levels
+    whole = framed(image, 20, 20, 20, 20, value=254.0)
+    inside = framed(torch.ones_like(image), 20, 20, 20, 20) > 0
+    whole += torch.randint(-1, 2, whole.shape, generator=torch.Generator().manual_seed(1)) * ~inside
+    assert SCALE(whole)[~inside].max() == 0
+
+
 def test_sides_of_two_values_and_one_border_in_another_are_left_out():
     image = film()
     sides = framed(framed(image, left=20, value=4095.0), right=25, value=2500.0)
