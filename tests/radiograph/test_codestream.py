@@ -20,7 +20,7 @@ openjpeg = pytest.importorskip("openjpeg")
 from pydicom.data import get_testdata_file  # noqa: E402
 from pydicom.encaps import encapsulate, get_frame  # noqa: E402
 
-from tests.radiograph.dicom_factory import corner_film, dataset  # noqa: E402
+from tests.radiograph.dicom_factory import CR, corner_film, dataset  # noqa: E402
 
 UNCOMPRESSED, BIG, RLE = "1.2.840.10008.1.2.1", "1.2.840.10008.1.2.2", "1.2.840.10008.1.2.5"
 BASELINE, EXTENDED, LOSSLESS, JPEG_LS, NEAR, J2K, J2K_LOSSY, HTJ2K = (
@@ -113,6 +113,7 @@ def packed(syntax, stored, bits):
 
 def of_pydicom(name, **elements):
     ds = pydicom.dcmread(get_testdata_file(name))
+    ds.Modality, ds.SOPClassUID = "CR", CR
     for keyword, value in elements.items():
         setattr(ds, keyword, value)
     return ds, get_frame(ds.PixelData, 0, number_of_frames=1)

@@ -189,7 +189,7 @@ def test_other_containers_are_named(tmp_path, name, content, code, words):
 def test_documents_inside_dicom_are_named(tmp_path):
     pdf = content_of(SOPClassUID="1.2.840.10008.5.1.4.1.1.104.1", PixelData=None, EncapsulatedDocument=b"%PDF-1.7")
     error = refused(tmp_path, "a.dcm", pdf)
-    assert error.code == "NoPixelData" and "Encapsulated PDF Storage" in error.sentence
+    assert error.code == "NotARadiograph" and "Encapsulated PDF Storage" in error.sentence
     error = refused(tmp_path, "b.dcm", content_of(SOPClassUID="1.2.3.SECRET", PixelData=None))
     assert error.code == "NoPixelData" and "SECRET" not in error.sentence
 
