@@ -16,12 +16,8 @@ from monai_diffeo.radiograph.film import UNKNOWN, joined_notes, size_doubt
 
 __all__ = ["GEOMETRY_TAGS", "FilmGeometry", "film_geometry"]
 
-_PIXEL, _DETECTOR, _SCANNED, _RT = _SPACINGS = (
-    "PixelSpacing",
-    "ImagerPixelSpacing",
-    "NominalScannedPixelSpacing",
-    "ImagePlanePixelSpacing",
-)
+_PIXEL, _DETECTOR, _SCANNED, _RT = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "ImagePlanePixelSpacing"
+_SPACINGS = _PIXEL, _DETECTOR, _SCANNED, _RT
 _POSITION, _ORIENTATION, _DEPTH = _PLACES = "ImagePositionPatient", "ImageOrientationPatient", "SpacingBetweenSlices"
 _RATIO, _WAY, _FACTOR = _REMARKS = "PixelAspectRatio", "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor"
 _OF_FRAMES = "PerFrameFunctionalGroupsSequence"
