@@ -16,8 +16,7 @@ from monai_diffeo.radiograph.film import UNKNOWN, joined_notes, size_doubt
 
 __all__ = ["GEOMETRY_TAGS", "FilmGeometry", "film_geometry"]
 
-_PIXEL, _DETECTOR, _SCANNED, _RT = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing", "ImagePlanePixelSpacing"
-_SPACINGS = _PIXEL, _DETECTOR, _SCANNED, _RT
+_PIXEL, _DETECTOR, _SCANNED = _SPACINGS = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"
 _POSITION, _ORIENTATION, _DEPTH = _PLACES = "ImagePositionPatient", "ImageOrientationPatient", "SpacingBetweenSlices"
 _RATIO, _WAY, _FACTOR = _REMARKS = "PixelAspectRatio", "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor"
 _OF_FRAMES = "PerFrameFunctionalGroupsSequence"
@@ -25,9 +24,9 @@ _MACROS = "PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSeq
 GEOMETRY_TAGS = ["SOPClassUID", "Modality", *_SPACINGS, *_PLACES, *_REMARKS]
 
 _CLASSES = "1.2.840.10008.5.1.4.1.1."  # what follows names the kind of file
-_PROJECTIONS = {"1", "1.1", "1.1.1", "1.2", "1.2.1", "1.3", "1.3.1", "12.1", "12.2", "12.3"}  # CR, DX, MG, IO, XA, RF
-_PROJECTION_MODALITIES = {"CR", "DX", "MG", "XA", "RF"}
-_ENHANCED_XA, _ENHANCED_XRF, _RT_IMAGE, _WITH_GROUPS = "12.1.1", "12.2.1", "481.1", ("7.", "13.1.")
+_PROJECTIONS = {"1", "1.1", "1.1.1", "12.1", "12.2", "12.3"}  # CR, DX, XA, RF
+_PROJECTION_MODALITIES = {"CR", "DX", "XA", "RF"}
+_ENHANCED_XA, _ENHANCED_XRF, _WITH_GROUPS = "12.1.1", "12.2.1", "7."
 
 _NUMBER = re.compile(r"\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 _COMMA = re.compile(r"\s*\d+,\d+\s*")
@@ -51,8 +50,8 @@ class FilmGeometry(NamedTuple):
 def film_geometry(dataset) -> FilmGeometry:
     """Geometry of a film of one frame.
 
-    The spacing is the first usable one of the element that ITK takes, PixelSpacing, ImagerPixelSpacing,
-    NominalScannedPixelSpacing and ImagePlanePixelSpacing, in the data set and then in its functional groups; ``(1.0, 1.0)`` and
+    The spacing is the first usable one of the element that ITK takes, PixelSpacing, ImagerPixelSpacing and
+    NominalScannedPixelSpacing, in the data set and then in its functional groups; ``(1.0, 1.0)`` and
     ``"unknown"`` without. The unit is ``"mm"`` where the affine has this spacing, else ``"unknown"``.
     """
     kind, macros = _kind(dataset), _macros(dataset)
@@ -116,7 +115,7 @@ def _kind(dataset) -> str:
 
 def _itk_keyword(dataset, kind: str) -> str:
     """The element from which ITK takes the spacing of a kind of file, empty for none."""
-    known = dict.fromkeys(_PROJECTIONS, _DETECTOR) | {_RT_IMAGE: _RT, _ENHANCED_XA: ""}
+    known = dict.fromkeys(_PROJECTIONS, _DETECTOR) | {_ENHANCED_XA: ""}
     return known.get(kind, _SCANNED if _PIXEL not in dataset and _SCANNED in dataset else _PIXEL)
 
 
