@@ -16,7 +16,7 @@ VOI_TAGS = ["VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"]
 
 MAX_LOST = 0.15
 """Largest share of a film that one end may clip, plateaus not counted. Up to here the mask kept a Dice of 0.98 with that of the
-full range on the packaged film, and of 0.92 on the worst of 22 others. At a share of 0.4 these are 0.88 and 0.44."""
+full range on the packaged film, and of 0.92 on the worst of 40 others. At a share of 0.4 these are 0.88 and 0.44."""
 
 MIN_LEVELS = 16
 _MOST = 8  # windows and tables that are tried, each
