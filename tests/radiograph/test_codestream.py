@@ -476,4 +476,5 @@ def test_rle_segments():
     full = b"\xfd\7\0\7\x80" + b"\x03abcd\x00e"  # 4 + 1 bytes and a byte that does nothing; 4 + 1 bytes
     assert not rle_is_short(header + full, 2, 5) and rle_is_short(header + full, 2, 6)
     assert rle_is_short(header + full[:-3], 2, 5) and rle_is_short(header + full[:3], 2, 5) and rle_is_short(header[:50], 2, 5)
+    assert rle_is_short(struct.pack("<16L", 1, 64, *[0] * 14) + b"\x04abc", 1, 5)  # five bytes are promised
     assert not rle_is_short(b"SECRET" * 20, 2, 5)

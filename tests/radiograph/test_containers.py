@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from monai_diffeo.errors import FilmError
+from monai_diffeo.radiograph import dicom_file
 from monai_diffeo.radiograph.reader import read_film
 
 pydicom = pytest.importorskip("pydicom")
@@ -254,6 +255,14 @@ def test_a_header_of_millions_of_items_is_not_parsed(tmp_path, monkeypatch):
     assert refused(tmp_path, "a.dcm", bomb).code == "TooLarge"
     assert time.process_time() - start < 5 and len(made) < 2**16
     assert refused(tmp_path, "b.dcm", bomb[132:]).code == "TooLarge"
+
+
+def test_whichever_read_is_the_last_one(tmp_path, monkeypatch):
+    """pydicom catches what some of its reads raise."""
+    bomb = with_sequence((ITEM + bytes(4)) * 3000)
+    for reads in range(500, 510):
+        monkeypatch.setattr(dicom_file, "_MAX_READS", reads)
+        assert refused(tmp_path, "a.dcm", bomb).code == "TooLarge"
 
 
 def test_a_deflated_header_of_millions_of_items_is_not_parsed(tmp_path, monkeypatch):
