@@ -65,7 +65,7 @@ def say(request, base):
     found, pixels = answer(request, base)
     match Path(request["path"]).stem:
         case "stranger": found["turn"] += 1
-        case "endless": found["shape"] = [2**40, 2**40]
+        case "endless": found["shape"] = [2**16, 2**12]
         case "foreign": found["film"] = {"code": "?"}
     return found, pixels
 
