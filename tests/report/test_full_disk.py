@@ -68,6 +68,17 @@ def test_a_report_that_cannot_be_written_on_ends_the_run_with_whole_lines(tmp_pa
     assert status == 0 and len(seen) == 6 - len([line for line in lines if "mask" in line])
 
 
+def test_a_run_that_could_not_be_reported_does_not_forget_earlier_outputs(tmp_path):
+    films = folder_of_films(tmp_path / "films", *(f"{letter}.png" for letter in "abcdef"))
+    run(films, tmp_path / "out", figures=False)
+    (films / "f.png").unlink()
+    with largest_file(1500):
+        assert run(films, tmp_path / "out", figures=False)[0] == 3
+    assert (tmp_path / "out" / "f_lungs.png").exists()
+    run(films, tmp_path / "out", figures=False)
+    assert lines_of(tmp_path / "out")[-1]["removed"] == ["f_lungs.png"] and not (tmp_path / "out" / "f_lungs.png").exists()
+
+
 def test_a_report_that_cannot_be_begun_is_said(tmp_path):
     with largest_file(4), pytest.raises(OutputError, match="The disk is full"):
         FilmReporter(tmp_path, tmp_path).begin(1)

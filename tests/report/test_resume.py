@@ -118,6 +118,18 @@ def test_a_line_holds_only_for_the_same_film_settings_and_outputs(films, tmp_pat
     assert resumed == one
 
 
+def test_a_mask_that_another_film_left_under_the_name_does_not_count(tmp_path):
+    films, output = folder_of_films(tmp_path / "films", "d.dcm", "d"), tmp_path / "out"
+    run(films, output, figures=False)
+    assert {line["input"]: line["mask"] for line in lines_of(output)[:-1]} == {
+        "d": "d_lungs.nii.gz",
+        "d.dcm": "d_dcm_lungs.nii.gz",
+    }
+    (films / "d").unlink()
+    assert run(films, output, resume=True, figures=False)[1] == ["d.dcm"]
+    assert [path.name for path in output.glob("*.gz")] == ["d_lungs.nii.gz"]
+
+
 def test_another_version_does_not_hold(films, tmp_path, monkeypatch):
     run(films, tmp_path / "out")
     monkeypatch.setattr("monai_diffeo.__version__", "0.0.0")
