@@ -109,6 +109,16 @@ def test_every_setting_of_a_mode_reaches_its_place(folder):
     assert load_canonicalizer(folder, predictor="predictor", family="@families::control_grid").predictor is not None
 
 
+def test_the_energy_of_both_polarities_is_named_as_it_is_and_off_unless_set(folder):
+    image = torch.rand(2, 1, 32, 32)
+    off, *on = (load_canonicalizer(folder, **part) for part in ({}, {"polarity": "vae"}, {"polarity": "@energies::vae"}))
+    assert off.polarity is None and all(isinstance(c.polarity, VAEEnergy) for c in on)
+    always = load_canonicalizer(folder, polarity="vae", min_polarity_ratio=1e6)(image)
+    assert all("looks like a negative" in note for note in always.notes) and torch.equal(always.image, off(image).image)
+    with pytest.raises(ConfigError, match="polarity|absent"):
+        load_canonicalizer(folder, polarity="absent")
+
+
 def test_energies_are_standardised_unless_the_mode_takes_them_as_they_are(folder):
     image, statistics = torch.rand(2, 1, 32, 32), json.loads((folder / "statistics.json").read_text())
     plain = load_canonicalizer(folder, standardize=False).energy.terms(image)
