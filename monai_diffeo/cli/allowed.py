@@ -42,12 +42,15 @@ _NAMES = {  # what an expression may name or call, by its true name
     "bool", "bytes.fromhex", "dict", "enumerate", "float", "int", "len", "list", "max", "min", "range", "round", "sorted",
     "str", "sum", "tuple", "zip", "glob.glob", "os.path.basename", "os.path.dirname", "os.path.exists", "os.path.join",
     "sys.exit", "monai.utils.set_determinism", "torch.bool", "torch.cuda.is_available", "torch.device", "torch.manual_seed",
-    "monai_diffeo.command_line.check_options", "monai_diffeo.command_line.option_text",
-    "monai_diffeo.command_line.parse_switch", "monai_diffeo.inferers.parse_switch", "monai_diffeo.networks.load_weights",
-    "monai_diffeo.radiograph.datalist.film_datalist", "monai_diffeo.radiograph.failsafe.collate_one",
+    "monai_diffeo.command_line.check_options", "monai_diffeo.command_line.end_plainly",
+    "monai_diffeo.command_line.option_text", "monai_diffeo.command_line.parse_switch",
+    "monai_diffeo.command_line.typed_configuration", "monai_diffeo.files.sha256_below", "monai_diffeo.inferers.parse_switch",
+    "monai_diffeo.networks.load_weights", "monai_diffeo.radiograph.datalist.film_datalist",
+    "monai_diffeo.radiograph.failsafe.collate_one", "monai_diffeo.radiograph.pseudonyms.pseudonyms",
 }  # fmt: skip
 _NAME_PATTERN = re.compile(r"torch\.nn\.[A-Z]\w*|(torch|numpy)\.(u?int|float)(8|16|32|64)")
-_ATTRIBUTES = {"begin", "decode", "end", "eval", "items", "keys", "paths", "root", "run", "set_random_state", "to", "values"}
+_ATTRIBUTES = {"begin", "decode", "end", "eval", "items", "keys", "missing", "paths", "root", "run", "to", "values"}
+_ATTRIBUTES |= {"set_random_state"}
 _GRAMMAR = (
     ast.Expression, ast.Constant, ast.List, ast.Tuple, ast.Dict, ast.Subscript, ast.Slice, ast.expr_context, ast.BinOp,
     ast.UnaryOp, ast.BoolOp, ast.Compare, ast.IfExp, ast.operator, ast.unaryop, ast.boolop, ast.cmpop, ast.Call, ast.keyword,
