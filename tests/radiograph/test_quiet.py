@@ -113,7 +113,7 @@ def test_a_slow_read_of_a_secretive_film_prints_nothing_and_hides_nothing(tmp_pa
     from monai_diffeo.radiograph.reader import read_film
     from tests.radiograph.dicom_factory import corner_film, save
 
-    path, read = save(tmp_path / "a.dcm", corner_film(), PatientID="SECRET"), dicom._dataset
+    path, read = save(tmp_path / "a.dcm", corner_film(), PatientID="SECRET"), dicom.dataset_of_file
 
     def chatty(*arguments):
         for _ in range(3):
@@ -122,7 +122,7 @@ def test_a_slow_read_of_a_secretive_film_prints_nothing_and_hides_nothing(tmp_pa
             time.sleep(slow / 3)
         return read(*arguments)
 
-    monkeypatch.setattr(dicom, "_dataset", chatty)
+    monkeypatch.setattr(dicom, "dataset_of_file", chatty)
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         threads = [threading.Thread(target=read_film, args=(path,)) for _ in range(2)]
