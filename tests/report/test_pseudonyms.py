@@ -81,7 +81,8 @@ def test_an_ordinary_run_removes_the_table_and_no_run_takes_it_for_a_film(films,
     run(films, tmp_path / "out")
     assert not (tmp_path / "out" / "pseudonyms.csv").exists()
     assert "pseudonyms.csv" in lines_of(tmp_path / "out")[-1]["removed"]
-    (films / "pseudonyms.csv").write_text("pseudonym,input\n")  # of somebody else: no report beside it
+    (films / "pseudonyms.csv").write_text("pseudonym,input\n")  # of somebody else
+    (films / "report.jsonl").write_text("a report of somebody else\n")
     assert str(films / "pseudonyms.csv") in film_datalist(films).paths
 
 
