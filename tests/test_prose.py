@@ -20,7 +20,7 @@ RIDDLES = [
     r"\bin the pose of\b",
     r"\bin eight (views|poses) around\b",
     r"\basked in\b",
-    r"\bviews?\b",
+    r"(?<!lateral )(?<!other )\bviews?\b",  # of a radiograph it is the right word
     r"\bleans?\b|\bleaned\b|\bleaning\b",
     r"\bin doubt\b",
     r"\bturned back\b",
