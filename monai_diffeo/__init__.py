@@ -34,13 +34,14 @@ __all__ = [
     "inverse", "jacobian_determinant", "load_canonicalizer", "warp", "warp_points",
 ]  # fmt: skip
 
-_ROOMS = ("flow", "families", "networks", "energies", "canonicalize", "inferers")
+_ROOMS = ("flow", "families", "networks", "canonicalize", "inferers")  # that the names of __all__ come from
+_MORE_ROOMS = ("command_line", "energies", "errors", "metrics")
 _renamed = renamed_names(__name__, folding="folding_fraction")
 
 
 def __getattr__(name: str) -> Any:
     """Rooms come when they or their names are asked for, so that the command line answers ``--help`` without torch."""
-    if name in _ROOMS:
+    if name in (*_ROOMS, *_MORE_ROOMS):
         return importlib.import_module(f"{__name__}.{name}")
     if name in __all__:
         return next(getattr(room, name) for room in map(__getattr__, _ROOMS) if name in room.__all__)
@@ -48,4 +49,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__, *_ROOMS})
+    return sorted({*globals(), *__all__, *_ROOMS, *_MORE_ROOMS})
