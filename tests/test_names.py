@@ -2,14 +2,19 @@
 
 import importlib
 import inspect
+import os
 import pkgutil
+import subprocess
 import sys
+from pathlib import Path
 
 import monai  # noqa: F401  (loads all its submodules)
 import pytest
 from monai.bundle.config_item import ComponentLocator
 
 import monai_diffeo
+
+ROOT = Path(__file__).parents[1]
 
 
 def our_modules():
@@ -90,3 +95,15 @@ def test_the_root_offers_names_of_rooms_and_no_others():
     rooms = {n for room in README_SELLS for n in load(f"monai_diffeo.{room}").__all__}
     assert set(monai_diffeo.__all__) <= rooms and len(monai_diffeo.__all__) == len(set(monai_diffeo.__all__))
     assert {"DiffeoInferer", "TemplateInferer", "Canonicalizer", "load_canonicalizer", "CPAB"} <= set(monai_diffeo.__all__)
+
+
+def test_rooms_and_names_of_the_root_come_when_they_are_asked_for():
+    """In a fresh process, also by getattr alone, which is how MONAI's configurations import; torch is not there before."""
+    code = (
+        "import sys, monai_diffeo as m; assert not {'torch', 'monai', 'numpy'} & set(sys.modules)\n"
+        "rooms = 'canonicalize command_line energies errors families flow inferers metrics networks'.split()\n"
+        "assert {*rooms, *m.__all__} <= set(dir(m)) and all(getattr(m, n).__name__ == f'monai_diffeo.{n}' for n in rooms)\n"
+        "assert all(getattr(m, n).__name__ == n for n in m.__all__) and m.command_line.parse_switch('on')\n"
+        "assert not hasattr(m, 'no_such_name')"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=300, env={**os.environ, "PYTHONPATH": str(ROOT)})
