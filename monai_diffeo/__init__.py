@@ -34,25 +34,17 @@ __all__ = [
     "inverse", "jacobian_determinant", "load_canonicalizer", "warp", "warp_points",
 ]  # fmt: skip
 
-<<<<<<< HEAD
-_ROOMS = ("flow", "families", "networks", "energies", "canonicalize", "inferers")
-_OTHERS = (
-    "augmentation", "command_line", "engines", "errors", "files", "metrics", "radiograph", "report", "training", "transforms",
-)  # fmt: skip
-=======
 _ROOMS = ("flow", "families", "networks", "canonicalize", "inferers")  # that the names of __all__ come from
-_MORE_ROOMS = ("command_line", "energies", "errors", "metrics")
->>>>>>> i16-cli
+_MORE_ROOMS = (
+    "augmentation", "command_line", "energies", "engines", "errors", "files", "metrics", "radiograph", "report", "training",
+    "transforms",
+)  # fmt: skip
 _renamed = renamed_names(__name__, folding="folding_fraction")
 
 
 def __getattr__(name: str) -> Any:
     """Rooms come when they or their names are asked for, so that the command line answers ``--help`` without torch."""
-<<<<<<< HEAD
-    if name in (*_ROOMS, *_OTHERS):
-=======
     if name in (*_ROOMS, *_MORE_ROOMS):
->>>>>>> i16-cli
         return importlib.import_module(f"{__name__}.{name}")
     if name in __all__:
         return next(getattr(room, name) for room in map(__getattr__, _ROOMS) if name in room.__all__)
@@ -60,8 +52,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-<<<<<<< HEAD
-    return sorted({*globals(), *__all__, *_ROOMS, *_OTHERS})
-=======
     return sorted({*globals(), *__all__, *_ROOMS, *_MORE_ROOMS})
->>>>>>> i16-cli
