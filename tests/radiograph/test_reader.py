@@ -637,9 +637,9 @@ def test_format_of_name(name, expected):
 
 
 def test_list_films(tmp_path):
-    listed = ["a.nii.gz", "b/1.dcm", "b/2.png", "b/out/1.dcm", "link.dcm", "lost.dcm", "note.txt"]
+    listed = ["a.nii.gz", "b/1.dcm", "b/2.png", "b/out/1.dcm", "link.dcm", "lost.dcm", "note.txt", "pipe-link.dcm", "pipe.dcm"]
     for name in (
-        *(n for n in reversed(listed) if n not in ("link.dcm", "lost.dcm")),
+        *(n for n in reversed(listed) if not n.startswith(("link", "lost", "pipe"))),
         ".hidden.dcm",
         ".git/x.dcm",
         "out/m.nii.gz",
