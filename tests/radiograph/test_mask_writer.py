@@ -1,5 +1,6 @@
 """Masks land beside their film, in the frame of the film's own file, and never on one another."""
 
+import errno
 import os
 import time
 from pathlib import Path
@@ -328,10 +329,10 @@ def test_write_is_atomic_and_repeatable(tmp_path, monkeypatch):
     assert write_mask(MASK, "dicom", np.eye(4), path).read_bytes() == first
 
     def no_space(*_):
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "no space left on device")
 
     monkeypatch.setattr("monai_diffeo.files.os.replace", no_space)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="The disk is full"):
         write_mask(~MASK, "dicom", np.eye(4), path)
     assert [file.name for file in tmp_path.iterdir()] == ["m.nii.gz"] and path.read_bytes() == first
 
