@@ -78,7 +78,7 @@ def list_films(folder: str | os.PathLike, exclude: Iterable[str | os.PathLike] =
         places += [(folder, (*above, real)) for folder in found["folder"]]
         hidden += len(found["hidden"])
     if hidden:
-        logger.warning("list_films(): %d hidden files and folders below %s are left out.", hidden, root)
+        logger.warning("list_films(): %d hidden files and folders are left out.", hidden)
     return sorted(films)
 
 
