@@ -49,7 +49,7 @@ def film_range(grey: np.ndarray) -> FilmRange | None:
     a wide gap separates them from the others.
     """
     spread = float(np.subtract(*np.percentile(grey[_middle(grey)], [90, 10])))
-    if not (spread > 0 and np.isfinite(grey).all()):
+    if not spread > 0:  # or NaN
         return None
     border = _border(grey, spread)
     film = np.sort(grey[~_grown(border, round(_SOFT * max(grey.shape)))] if border.any() else grey, axis=None)
