@@ -203,8 +203,9 @@ class Canonicalizer(nn.Module):
         """Remarks on images that look like negatives; a constant image has no polarity."""
         if self.polarity is None:
             return [""] * len(image)
-        pairs = zip(self.polarity(image).tolist(), self.polarity(1 - image).tolist(), acceptance.refuse_unusable_image(image))
-        return ["" if refused else acceptance.negative_note(*pair, self.min_polarity_ratio) for *pair, refused in pairs]
+        energies, inverted = self.polarity(image).tolist(), self.polarity(1 - image).tolist()
+        rows = zip(energies, inverted, acceptance.refuse_unusable_image(image))
+        return ["" if refused else acceptance.negative_note(e, i, self.min_polarity_ratio) for e, i, refused in rows]
 
     def _search(self, image: Tensor, turns: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
         """Deformations of every image, and the steps of each; images that already have a status are not optimised."""

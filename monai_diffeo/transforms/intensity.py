@@ -18,7 +18,6 @@ __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict"
 
 _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
 _SIDE = 320  # of the lattice on which a film is judged, pixels at most
-_LEAST = 16  # rows and columns of a film that is judged
 _LAYERS = 3  # of a border, one inside the other
 _SHARE = 0.01  # of the film that a border covers at least
 _WHOLE = 0.95  # of a side that it covers
@@ -49,19 +48,17 @@ def film_range(grey: np.ndarray) -> FilmRange | None:
     where it is lighter, or much darker, than the dark end of the film. Extreme values, such as those of a marker, are few, and
     a wide gap separates them from the others.
     """
-    low, high = np.percentile(grey[_middle(grey)], [10, 90]) if min(grey.shape) >= _LEAST else (0.0, 0.0)
-    spread = high - low
-    if not (spread > 0 and np.isfinite(grey).all()):
+    spread = float(np.subtract(*np.percentile(grey[_middle(grey)], [90, 10])))
+    if not spread > 0:  # or NaN
         return None
     border = _border(grey, spread)
     film = np.sort(grey[~_grown(border, round(_SOFT * max(grey.shape)))] if border.any() else grey, axis=None)
     dark, light = _extreme(film, _DARK_GAP * spread), _extreme(-film[::-1], _LIGHT_GAP * spread)
-    left = [f"a border of {border.mean():.0%} of the film was left out of the grey scale"] if border.any() else []
-    if dark or light:
-        left.append(f"extreme values of {(dark + light) / len(film):.1%} of the film were left out of the grey scale")
-    if not left:
-        return None
-    return FilmRange(border, *np.percentile(film[dark : len(film) - light], _PERCENTILES).tolist(), joined_notes(*left))
+    left = [f"a border of {border.mean():.0%} of the film was"] if border.any() else []
+    left += [f"extreme values of {(dark + light) / len(film):.1%} of the film were"] if dark + light else []
+    low, high = np.percentile(film[dark : len(film) - light], _PERCENTILES)
+    note = joined_notes(*(f"{part} left out of the grey scale" for part in left))
+    return FilmRange(border, float(low), float(high), note) if left else None
 
 
 def _middle(grey: np.ndarray) -> tuple[slice, ...]:
@@ -70,7 +67,7 @@ def _middle(grey: np.ndarray) -> tuple[slice, ...]:
 
 def _border(grey: np.ndarray, spread: float) -> np.ndarray:
     """The layers of the border that matter, ``(h, w)``, bool."""
-    border, box, middle = np.zeros(grey.shape, bool), (slice(0, grey.shape[0]), slice(0, grey.shape[1])), _middle(grey)
+    border, box, middle = np.zeros(grey.shape, bool), tuple(slice(0, n) for n in grey.shape), _middle(grey)
     level = float(np.diff(np.unique(grey[middle])).min())
     most, least = (max(share * spread, 1.2 * level) for share in _TOLERANCE)
     for _ in range(_LAYERS):
@@ -86,11 +83,8 @@ def _border(grey: np.ndarray, spread: float) -> np.ndarray:
                 border |= layer
         if not layers.any():
             break
-        rows, columns = (np.flatnonzero((~layers[box]).any(axis)) for axis in (1, 0))
-        box = (
-            slice(box[0].start + rows[0], box[0].start + rows[-1] + 1),
-            slice(box[1].start + columns[0], box[1].start + columns[-1] + 1),
-        )
+        ends = [np.flatnonzero((~layers[box]).any(axis))[[0, -1]] for axis in (1, 0)]
+        box = tuple(slice(span.start + first, span.start + last + 1) for span, (first, last) in zip(box, ends))
     return border
 
 
@@ -122,7 +116,7 @@ def _grown(mask: np.ndarray, width: int) -> np.ndarray:
     """A mask and all voxels at most ``width`` rows and columns away."""
     for axis in (0, 1):
         padded = np.pad(mask, [(width, width) if axis == a else (0, 0) for a in (0, 1)])
-        mask = np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1, axis).any(-1)
+        mask = np.any(np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1, axis), axis=-1)
     return mask
 
 
@@ -139,13 +133,13 @@ class ScaleFilmIntensity(Transform):
 
     Where all is film, it is MONAI's ``ScaleIntensityRangePercentiles``, bit for bit. A border of another value than the dark
     end of the film, and extreme values such as those of a marker, are left out of the percentiles. Then ``film_notes`` of the
-    metadata says so. Films smaller than 16 x 16, and images of other than one channel or two axes, count as all film.
+    metadata says so. Images of several channels or of three axes count as all film.
 
     Example:
-        >>> film = torch.linspace(100, 200, 64).expand(1, 64, 64)
+        >>> film = torch.linspace(100, 200, 64) + torch.linspace(0, 50, 64)[None, :, None]
         >>> framed = torch.nn.functional.pad(film, (8, 8, 8, 8), value=4095.0)
-        >>> ScaleFilmIntensity()(framed)[0, 40, [0, 40, 70, 79]]
-        tensor([0.0000, 0.5079, 0.9841, 0.0000])
+        >>> [round(value, 2) for value in ScaleFilmIntensity()(framed)[0, 40, [0, 40, 69, 79]].tolist()]
+        [0.0, 0.51, 0.87, 0.0]
     """
 
     backend = [TransformBackends.TORCH]

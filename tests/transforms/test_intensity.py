@@ -104,9 +104,28 @@ def test_a_marker_does_not_move_the_grey_scale(value, share, border):
 def test_shades_between_a_marker_and_the_film_are_few_and_left_out_with_it():
     image = film()
     marked = image.clone()
-    marked[:, 20:35, 20:35] = 65535.0
-    marked[:, 20:35, 19] = torch.linspace(5000, 60000, 15)  # its edge, resampled
+    marked[:, 20:50, 20:35] = 65535.0
+    marked[:, 20:50, 19], marked[:, 20:50, 35] = torch.linspace(4000, 60000, 30), torch.linspace(5000, 61000, 30)  # resampled
     assert_close(SCALE(marked)[:, 60:], MONAI(image)[:, 60:], atol=0.03, rtol=0)
+
+
+def test_the_gap_decides_whether_a_value_is_extreme():
+    image = film()
+    for value, left_out in ((3900.0, False), (5600.0, True), (-1000.0, False), (-4000.0, True)):
+        marked = image.clone()
+        marked[:, 10:30, 20:40] = value
+        assert (SCALE.scaled(marked)[1] != "") == left_out == (not torch.equal(SCALE(marked), MONAI(marked))), value
+
+
+@pytest.mark.parametrize("turns", range(4))
+def test_letters_in_a_border_leave_the_rest_of_it_black(turns):
+    whole = framed(film(150, 150), 20, 20, 20, 20, value=4095.0)
+    whole[:, 175:185, [60, 90]] = 2000.0  # beside the film, so that what is between them is reached from one side alone
+    whole = torch.rot90(whole, turns, (1, 2))
+    scaled = torch.rot90(SCALE(whole), -turns, (1, 2))
+    border = framed(torch.ones(1, 150, 150), 20, 20, 20, 20) == 0
+    border[:, 174:186, 59:62] = border[:, 174:186, 89:92] = False
+    assert scaled[border].max() == 0
 
 
 def test_what_belongs_to_the_film_stays():
