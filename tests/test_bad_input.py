@@ -73,7 +73,6 @@ def refused(path, content):
     return caught.value
 
 
-@pytest.mark.xfail(reason="the film is refused with the code TooLarge and a sentence about fragments", strict=True)
 @pytest.mark.parametrize("syntax", COMPRESSED)
 def test_pixels_that_are_not_compressed_as_the_header_says(tmp_path, syntax):
     """Entry 17: raw pixels, and a meta header that names a compression."""

@@ -54,9 +54,12 @@ def check_pixel_data(pydicom, dataset) -> None:
 
 def _frame(pydicom, data: bytes) -> bytes:
     """The compressed frame; tables and fragments without end are refused before pydicom makes lists of them."""
-    if int.from_bytes(data[4:8], "little") > 8 * _MAX_FRAGMENTS or data.count(_ITEM_TAG) > _MAX_FRAGMENTS:
+    packed = data.startswith(_ITEM_TAG)
+    if packed and (int.from_bytes(data[4:8], "little") > 8 * _MAX_FRAGMENTS or data.count(_ITEM_TAG) > _MAX_FRAGMENTS):
         raise FilmError("TooLarge", f"The compressed frame has more than {_MAX_FRAGMENTS} fragments. {EXPORT}")
     try:
+        if not packed:
+            raise ValueError("no item")
         return pydicom.encaps.get_frame(data, 0, number_of_frames=1)
     except PASSED:
         raise
