@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any, NoReturn
 
@@ -12,22 +13,29 @@ from monai_diffeo.cli.segment import segment
 
 __all__ = ["program"]
 
-NOTHING_RUN, INTERRUPTED = 1, 130
+NOTHING_RUN, INTERRUPTED, TERMINATED = 1, 130, 143
+_LEFT = "The films without a line in report.jsonl have no mask; --resume goes on."
 
 
 class _Program(click.Group):
     """A command line that is wrong ends with 1, as README says, not with click's 2."""
 
     def main(self, *args: Any, **settings: Any) -> NoReturn:
+        signal.signal(signal.SIGTERM, _terminated)
         try:
             status = super().main(*args, **{**settings, "standalone_mode": False}) or 0
         except click.ClickException as error:
             error.show()
             status = NOTHING_RUN
         except click.Abort:
-            click.echo("Interrupted. The films without a line in report.jsonl have no mask.", err=True)
+            click.echo(f"Interrupted. {_LEFT}", err=True)
             status = INTERRUPTED
         sys.exit(status)
+
+
+def _terminated(number: int, frame: Any) -> NoReturn:
+    click.echo(f"Terminated. {_LEFT}", err=True)
+    sys.exit(TERMINATED)
 
 
 @click.group(

@@ -26,6 +26,7 @@ class Codestream(NamedTuple):
         rows, columns, components, precision: what the frame declares, 0 if it does not; the precision in bits a sample.
         kind: the marker that starts a JPEG frame (0xC0 baseline, 0xC1 extended, 0xC2 progressive); 0 for JPEG 2000.
         whole: whether the frame has its end, and all tiles and restarts before it.
+        signed: whether the samples have a sign; None where the frame does not say.
     """
 
     rows: int = 0
@@ -34,6 +35,7 @@ class Codestream(NamedTuple):
     precision: int = 0
     kind: int = 0
     whole: bool = False
+    signed: bool | None = None
 
 
 def codestream(frame: bytes) -> Codestream | None:
@@ -84,10 +86,10 @@ def _start_in_boxes(frame: bytes) -> int | None:
 
 def _jpeg_2000(frame: bytes, start: int) -> Codestream:
     right, bottom, left, top, width, height, x, y = (_number(frame, start + 8 + 4 * i, 4) for i in range(8))
-    components, precision = _number(frame, start + 40, 2), (_number(frame, start + 42, 1) & 0x7F) + 1
+    components, sample = _number(frame, start + 40, 2), _number(frame, start + 42, 1)
     tiles = -((x - right) // width) * -((y - bottom) // height) if width and height else 0
     whole = _has_all_tiles(frame, start + 2, tiles)
-    return Codestream(bottom - top, right - left, components, precision, whole=whole)
+    return Codestream(bottom - top, right - left, components, (sample & 0x7F) + 1, 0, whole, sample > 0x7F)
 
 
 def _has_all_tiles(frame: bytes, at: int, tiles: int) -> bool:

@@ -114,3 +114,5 @@ def _check_deflated(stream: _Stream) -> None:
         if size > MAX_FILE_BYTES or items > _MAX_READS:
             raise FilmError("TooLarge", f"The deflated DICOM file grows over {MAX_FILE_BYTES} bytes or {_MAX_READS} items.")
         piece = inflate.unconsumed_tail or stream.read(2**20)
+    if not inflate.eof:
+        raise FilmError("TruncatedPixels", "The deflated DICOM file ends before its last pixel. Copy it again.")

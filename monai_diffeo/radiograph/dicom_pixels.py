@@ -103,7 +103,10 @@ def stored_values(pydicom, dataset) -> tuple[np.ndarray, str]:
         raise FilmError("TruncatedPixels", _FRAME_CUT)
     if raw.shape != (dataset.Rows, dataset.Columns) + (3,) * (dataset.SamplesPerPixel == 3):
         raise FilmError("UnreadablePixels", f"The decoded pixels do not have the size of the header. {EXPORT}")
-    return _without_high_bits(raw, dataset)
+    values, note = _without_high_bits(raw, dataset)
+    if _has_other_sign(frame, values, dataset):
+        raise FilmError("DamagedFile", f"The compressed frame contradicts the sign of PixelRepresentation. {EXPORT}")
+    return values, note
 
 
 def _decoded(decoder, dataset, frame: bytes) -> np.ndarray | None:
@@ -137,6 +140,14 @@ def _without_high_bits(raw: np.ndarray, dataset) -> tuple[np.ndarray, str]:
     if low == 0 and _roughness(raw) < _roughness(values):
         raise FilmError("DamagedFile", f"The grey values use more bits than BitsStored declares. {EXPORT}")
     return values, f"bits above BitsStored were taken off {np.mean(values != raw):.1%} of the pixels"
+
+
+def _has_other_sign(frame: bytes, values: np.ndarray, dataset) -> bool:
+    """Whether the frame contradicts PixelRepresentation where it matters: with the wrong sign, white is black."""
+    stream = codestream(frame)
+    signed = None if stream is None else stream.signed
+    same = values.min() >= 0 and values.max() < 2 ** (int(dataset.BitsStored) - 1)  # with both signs
+    return signed is not None and signed != bool(dataset.PixelRepresentation) and not same
 
 
 def _roughness(pixels: np.ndarray) -> float:

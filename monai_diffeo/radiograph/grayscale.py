@@ -13,7 +13,7 @@ import numpy as np
 
 from monai_diffeo.radiograph.dicom_groups import macro
 from monai_diffeo.radiograph.film import Detail
-from monai_diffeo.radiograph.voi import VOI_TAGS, Scale, look_up, windowed
+from monai_diffeo.radiograph.voi import MAX_LOST, VOI_TAGS, Scale, fault, look_up, share_without_plateau, windowed
 
 __all__ = ["GREY_TAGS", "displayed"]
 
@@ -33,11 +33,11 @@ def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, Detail], 
     Of the pydicom dataset only the grey scale is used. The details ``inverted``, ``voi``, ``voi_refused`` and
     ``padding_pixels`` come with the pixels, and notes: which window was not used and why, and what inverts the grey scale.
     """
-    padding = _padding(dataset, raw)
-    values, scale, notes = _modality(dataset, raw)
+    padding, doubts = _padding(dataset, raw)
+    values, scale, notes = _modality(dataset, raw, ~padding)
     values, scale, voi, refused, remarks = windowed(dataset, values, scale, ~padding)
     photometric, shape = dataset.PhotometricInterpretation, str(dataset.get("PresentationLUTShape") or "").strip().upper()
-    notes += [*remarks, _CONTRADICTIONS.get((photometric, shape), "")]
+    notes += [*doubts, *remarks, _CONTRADICTIONS.get((photometric, shape), "")]
     inverted = photometric == "MONOCHROME1" or shape == "INVERSE"  # one fact stated twice is one flip
     if inverted:
         values = scale[0] + scale[1] - values
@@ -48,13 +48,18 @@ def displayed(dataset, raw: np.ndarray) -> tuple[np.ndarray, dict[str, Detail], 
     return pixels, grey, notes
 
 
-def _padding(dataset, raw: np.ndarray) -> np.ndarray:
-    value = _integer(dataset, "PixelPaddingValue")
+def _padding(dataset, raw: np.ndarray) -> tuple[np.ndarray, list[str]]:
+    """Pixels that the header calls padding, and a note if it names grey values of much of the film's middle: these are none."""
+    value, none = _integer(dataset, "PixelPaddingValue"), np.zeros(raw.shape, bool)
     if value is None:
-        return np.zeros(raw.shape, bool)
+        return none, []
     limit = _integer(dataset, "PixelPaddingRangeLimit")
     ends = [_as_stored(end, dataset) for end in (value, value if limit is None else limit)]
-    return (raw >= min(ends)) & (raw <= max(ends))
+    padding = (raw >= min(ends)) & (raw <= max(ends))
+    middle = tuple(slice(n // 3, n - n // 3) for n in raw.shape)
+    share = share_without_plateau(raw[middle].ravel(), padding[middle].ravel())
+    note = f"padding covers {round(100 * share)} % of the film's middle and was not used"
+    return (none, [note]) if share > MAX_LOST else (padding, [])
 
 
 def _integer(dataset, keyword: str) -> int | None:
@@ -71,19 +76,29 @@ def _as_stored(value: int, dataset) -> int:
     return value - span if dataset.PixelRepresentation == 1 and value >= span // 2 else value
 
 
-def _modality(dataset, raw: np.ndarray) -> tuple[np.ndarray, Scale, list[str]]:
-    """Values after rescale or table, of the functional groups where the top level has neither, and a note if they fall."""
+def _modality(dataset, raw: np.ndarray, film: np.ndarray) -> tuple[np.ndarray, Scale, list[str]]:
+    """Values after rescale or table, of the functional groups where the top level has neither, and notes.
+
+    A table that is not sound, as `fault` says of windows, is not used: the rescale or the stored values are.
+    """
     groups = macro(dataset, "PixelValueTransformationSequence")
     source = dataset if groups is None or any(keyword in dataset for keyword in _MODALITY_TAGS) else groups
+    notes: list[str] = []
     if source.get("ModalityLUTSequence"):
-        values, scale = look_up(source.ModalityLUTSequence[0], raw, dataset)
-        falls = bool(values.flat[raw.argmin()] > values.flat[raw.argmax()])
-        return values, scale, ["modality table inverts the grey scale"] * falls
+        try:
+            values, scale = look_up(source.ModalityLUTSequence[0], raw, dataset)
+            why, falls = fault(raw[film], values[film])
+        except Exception:
+            why, falls = "is unusable", False
+        if not why:
+            return values, scale, ["modality table inverts the grey scale"] * falls
+        notes = [f"modality table {why} and was not used"]
     slope, intercept = _number(source, "RescaleSlope") or 1.0, _number(source, "RescaleIntercept") or 0.0
     span = 2.0 ** int(dataset.BitsStored)
     low = -span / 2 if dataset.PixelRepresentation == 1 else 0.0
     ends = slope * low + intercept, slope * (low + span - 1) + intercept
-    return raw * slope + intercept, (min(ends), max(ends)), ["negative RescaleSlope inverts the grey scale"] * (slope < 0)
+    notes += ["negative RescaleSlope inverts the grey scale"] * (slope < 0)
+    return raw * slope + intercept, (min(ends), max(ends)), notes
 
 
 def _number(dataset, keyword: str) -> float | None:

@@ -72,6 +72,7 @@ def _read(nibabel, path: Path) -> Film:
         stream.read(1)  # past the last pixel, so that gzip compares its checksum
     affine, header = np.asarray(image.affine, np.float64), image.header
     axes, notes = _axes(header, affine, values.shape)
+    notes += ["negative scl_slope inverts the grey scale"] * (image.dataobj.slope < 0)
     pixels = np.ascontiguousarray(film_of_file(values.reshape(values.shape[:2]), axes))
     check_values(pixels)
     frame = {"version": 2 if image_class is nibabel.Nifti2Image else 1, "shape": values.shape, "axes": axes}
@@ -87,7 +88,7 @@ def _check_header(header_class, stream) -> None:
     if min(shape, default=-1) < 0:
         raise FilmError("DamagedFile", "The NIfTI header declares a negative size. Export the film again.")
     if len(shape) < 2 or any(n != 1 for n in shape[2:]):
-        came = f"the file has shape {shape}. Cut out one slice."
+        came = f"the file has shape {shape}. Cut out one slice, and put its two axes first."
         raise FilmError("VolumeNotFilm", f"A film has two axes and then only axes of length 1, {came}")
     check_size(shape[1], shape[0])
     if not 0 <= float(header["vox_offset"]) <= _MAX_OFFSET:

@@ -62,6 +62,8 @@ def _read(image_module, path: Path, file_format: str) -> Film:
         details["exif_orientation"] = int(picture.getexif().get(_EXIF_ORIENTATION, 0))
         if picture.mode in _COLOUR_MODES:
             details["notes"] = PALETTE_NOTE if picture.mode in ("P", "PA") else CHANNELS_NOTE
+        if picture.mode == "1":
+            details["notes"] = "the picture has 2 grey values"
         stored = np.asarray(picture)
         values = np.asarray(picture.convert("RGBA")) if picture.mode in _COLOUR_MODES else stored
     if not (_is_whole_jpeg(image_module, content, stored) if file_format == "jpeg" else _is_whole_png(content)):

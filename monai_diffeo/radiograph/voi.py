@@ -10,7 +10,7 @@ import numpy as np
 
 from monai_diffeo.radiograph.dicom_groups import macro
 
-__all__ = ["VOI_TAGS", "Scale", "look_up", "windowed"]
+__all__ = ["MAX_LOST", "VOI_TAGS", "Scale", "fault", "look_up", "share_without_plateau", "windowed"]
 
 VOI_TAGS = ["VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"]
 
@@ -43,14 +43,14 @@ def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> tup
     for kind, name, apply in _candidates(source, dataset):
         try:
             shown, ends = apply(values)
-            fault, falls = _fault(values[film], shown[film])
+            why, falls = fault(values[film], shown[film])
         except Exception:
-            fault, falls = "is unusable", False
-        if not fault:
+            why, falls = "is unusable", False
+        if not why:
             refused = bool(notes)
             notes += [f"{name} inverts the grey scale"] * falls + [f"{name} was used"] * refused
             return shown, ends, kind, refused, notes
-        notes.append(f"{name} {fault} and was not used")
+        notes.append(f"{name} {why} and was not used")
     return values, scale, "none", bool(notes), [*notes, "the full range was used"] if notes else []
 
 
@@ -114,7 +114,7 @@ def _window(values: np.ndarray, centre, width, function: str, bits: int) -> tupl
     return apply_windowing(values, window), (0.0, 2.0 ** int(bits) - 1)
 
 
-def _fault(full: np.ndarray, shown: np.ndarray) -> tuple[str, bool]:
+def fault(full: np.ndarray, shown: np.ndarray) -> tuple[str, bool]:
     """Why the film, shape ``(N,)``, must not be shown so (empty if it may), and whether dark and bright change places."""
     if not np.isfinite(shown).all():
         return "is unusable", False
@@ -129,6 +129,12 @@ def _fault(full: np.ndarray, shown: np.ndarray) -> tuple[str, bool]:
         return f"clips {round(100 * lost)} % of the film", False
     direction = _order(_levels(full), shown)
     return "" if abs(direction) > 0.9 else "changes the order of the grey values", direction < 0
+
+
+def share_without_plateau(full: np.ndarray, inside: np.ndarray) -> float:
+    """Share of the values ``full`` (N,) that are ``inside`` (booleans), without the largest plateau among them."""
+    taken, plateau = _apart(_levels(full), inside)
+    return taken / max(1, full.size - plateau)
 
 
 def _levels(full: np.ndarray) -> np.ndarray:
@@ -149,10 +155,16 @@ def _lost(full: np.ndarray, shown: np.ndarray) -> float:
     margin, lost, plateaus = (high - low) / 256, [], 0
     black = shown <= low + margin
     for end in (black, (shown >= high - margin) & ~black):
-        plateau = np.convolve(np.bincount(levels[end], minlength=256), [1, 1, 1]).max()
-        lost.append(np.count_nonzero(end) - plateau)
+        count, plateau = _apart(levels, end)
+        lost.append(count)
         plateaus += plateau
     return max(lost) / max(1, full.size - plateaus)
+
+
+def _apart(levels: np.ndarray, end: np.ndarray) -> tuple[int, int]:
+    """How many of the marked values are no plateau, and how many are."""
+    plateau = int(np.convolve(np.bincount(levels[end], minlength=256), [1, 1, 1]).max())
+    return int(np.count_nonzero(end)) - plateau, plateau
 
 
 def _order(before: np.ndarray, after: np.ndarray) -> float:

@@ -123,7 +123,7 @@ def test_a_package_that_is_not_installed_is_named_before_anything_runs(tiny):
 @pytest.mark.parametrize(
     "error, status, last",
     [
-        (KeyboardInterrupt(), 130, "Interrupted. The films without a line in report.jsonl have no mask."),
+        (KeyboardInterrupt(), 130, "Interrupted. The films without a line in report.jsonl have no mask; --resume goes on."),
         (ModuleNotFoundError("No module named 'x'"), 1, 'come with: pip install "monai-diffeo[demo]"'),
         (ValueError("two\nlines"), 1, "Error: two lines"),
         (KeyError("a"), 1, "Error: segment: no entry 'a'"),

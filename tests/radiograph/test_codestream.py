@@ -465,10 +465,10 @@ def test_a_missing_decoder_is_named(tmp_path, monkeypatch, syntax, package):
 
 def test_header_of_a_codestream():
     assert codestream(jpeg(GREY))[:5] == (40, 56, 1, 8, 0xC0)
-    assert codestream(lossless_jpeg(NOISE, 12)) == (40, 56, 1, 12, 0xC3, True)
-    assert codestream(jpeg_2000(GREY, no_jp2=False)) == codestream(jpeg_2000(GREY)) == (40, 56, 1, 8, 0, True)
+    assert codestream(lossless_jpeg(NOISE, 12)) == (40, 56, 1, 12, 0xC3, True, None)
+    assert codestream(jpeg_2000(GREY, no_jp2=False)) == codestream(jpeg_2000(GREY)) == (40, 56, 1, 8, 0, True, False)
     assert codestream(b"\1\0\0\0" + bytes(60)) is None and codestream(b"") is None
-    assert codestream(b"\xff\xd8\xff\xd9") == (0, 0, 0, 0, 0, False)
+    assert codestream(b"\xff\xd8\xff\xd9") == (0, 0, 0, 0, 0, False, None)
 
 
 def test_rle_segments():
@@ -478,3 +478,16 @@ def test_rle_segments():
     assert rle_is_short(header + full[:-3], 2, 5) and rle_is_short(header + full[:3], 2, 5) and rle_is_short(header[:50], 2, 5)
     assert rle_is_short(struct.pack("<16L", 1, 64, *[0] * 14) + b"\x04abc", 1, 5)  # five bytes are promised
     assert not rle_is_short(b"SECRET" * 20, 2, 5)
+
+
+@pytest.mark.parametrize("representation", [0, 1])
+def test_a_sign_that_contradicts_the_codestream(tmp_path, representation):
+    """With the wrong sign, white is black; below half of the scale both signs say the same."""
+    for values, code in ((FILM, "DamagedFile" if representation else None), (FILM // 2, None)):
+        ds = packed(J2K, values, 12)
+        ds.PixelRepresentation = representation
+        path = write(tmp_path / "a.dcm", ds)
+        if code:
+            assert code_of(path) == code
+        else:
+            np.testing.assert_array_equal(read_film(path).pixels, values)

@@ -7,6 +7,7 @@ import pytest
 
 from monai_diffeo.errors import FilmError
 from monai_diffeo.radiograph import dicom, voi
+from monai_diffeo.radiograph.dicom_file import dataset_of_file
 from monai_diffeo.radiograph.film import DETAILS
 from monai_diffeo.radiograph.packaged import packaged_film
 from monai_diffeo.radiograph.reader import read_film
@@ -127,7 +128,7 @@ def test_line_of_the_rule_on_the_packaged_film():
 
     def fault(low, high):
         low, high = np.percentile(film, [low, high])
-        return voi._fault(film, np.clip(film, low, high))[0]
+        return voi.fault(film, np.clip(film, low, high))[0]
 
     assert all(fault(low, high) == "" for low, high in ((0, 100), (1, 99), (5, 95), (10, 90), (0, 85), (15, 100)))
     assert all("clips" in fault(low, high) for low, high in ((0, 70), (30, 100), (0, 50), (50, 100), (30, 70)))
@@ -135,7 +136,7 @@ def test_line_of_the_rule_on_the_packaged_film():
 
 def test_the_rule_looks_at_a_sample_of_a_large_film(monkeypatch):
     large = np.tile(SMOOTH.ravel().astype(float), 100)
-    assert voi._fault(large, np.minimum(large, np.quantile(large, 0.6)))[0] == "clips 37 % of the film"
+    assert voi.fault(large, np.minimum(large, np.quantile(large, 0.6)))[0] == "clips 37 % of the film"
 
 
 def test_falling_tables_and_slopes_are_named(tmp_path):
@@ -198,7 +199,7 @@ def test_the_frame_goes_before_what_all_frames_share(tmp_path):
 def test_patient_data_in_functional_groups_stays_undecoded(tmp_path):
     group = item(PixelValueTransformationSequence=item(RescaleSlope=-1, RescaleIntercept=4095), PatientName="SECRET^NAME")
     path = save(tmp_path / "a.dcm", SMOOTH, SharedFunctionalGroupsSequence=group)
-    parsed = dicom._dataset(pydicom, path)
+    parsed = dataset_of_file(pydicom, path, dicom._TAGS)
     dicom.displayed(parsed, SMOOTH)
     left = parsed.SharedFunctionalGroupsSequence[0]._dict[pydicom.tag.Tag("PatientName")]
     assert isinstance(left, pydicom.dataelem.RawDataElement)
@@ -222,7 +223,7 @@ def test_an_overlay_above_bits_stored_is_left_out_with_a_note(tmp_path):
     overlay[20:30, 10:25] |= 0x1000
     film = read_film(save(tmp_path / "a.dcm", overlay))
     np.testing.assert_array_equal(film.pixels, SMOOTH)
-    assert notes(film) == ["bits above BitsStored were left out"]
+    assert notes(film) == ["bits above BitsStored were taken off 5.0% of the pixels"]
 
 
 def test_signed_pixels_carry_their_sign_above_bits_stored(tmp_path):
@@ -351,3 +352,28 @@ def test_jpeg_pictures_of_equal_channels(tmp_path):
     image_module.fromarray(wide).convert("CMYK").save(tmp_path / "b.jpg")
     with pytest.raises(FilmError, match="ColourImage"):
         read_film(tmp_path / "b.jpg")
+
+
+# ---- what the header says of the grey scale, and does not mean -----------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "entries, fault",
+    [
+        (np.r_[np.linspace(0, 65535, 2000), np.full(2096, 65535)], "clips"),
+        (np.repeat([0, 65535], 2048), "leaves 2 grey values"),
+        (np.tile(np.r_[np.arange(256), np.arange(256)[::-1]] * 256, 8), "changes the order of the grey values"),
+    ],
+)
+def test_a_modality_table_that_leaves_no_picture_is_not_used(tmp_path, entries, fault):
+    table = lut_item(np.asarray(entries).astype(int), bits=16)
+    film = read_film(save(tmp_path / "a.dcm", SMOOTH, ModalityLUTSequence=table))
+    np.testing.assert_array_equal(film.pixels, SMOOTH)
+    assert notes(film)[0].startswith(f"modality table {fault}") and notes(film)[0].endswith("was not used")
+
+
+def test_padding_that_names_the_anatomy_is_not_used(tmp_path):
+    middle = int(np.median(SMOOTH))
+    film = read_film(save(tmp_path / "a.dcm", SMOOTH, PixelPaddingValue=0, PixelPaddingRangeLimit=middle))
+    np.testing.assert_array_equal(film.pixels, SMOOTH)
+    assert "of the film's middle and was not used" in film.details["notes"] and film.details["padding_pixels"] == 0
