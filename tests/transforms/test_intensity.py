@@ -73,6 +73,18 @@ def test_sides_of_two_values_and_one_border_in_another_are_left_out():
         assert ((SCALE(whole)[inner] - MONAI(image)[:, 2:-2, 2:-2]).abs() <= 0.03).float().mean() > 0.98
 
 
+@pytest.mark.parametrize("value", [4095.0, 65535.0, -9000.0])
+def test_a_soft_edge_goes_with_its_border(value):
+    image = film()
+    weight = torch.ones(210).index_fill(0, torch.arange(15), 0.0)
+    weight[15:25] = torch.linspace(0, 1, 11)[:-1]  # ten rows from the border to the film
+    whole = torch.nn.functional.pad(image[None], (0, 0, 30, 0), mode="replicate")[0]
+    scaled = SCALE(whole * weight[:, None] + value * (1 - weight[:, None]))
+    assert scaled[:, :15].max() == 0 and scaled[:, :21].max() < 0.9
+    assert_close(scaled[:, 35:], MONAI(image)[:, 5:], atol=0.03, rtol=0)
+    assert (SCALE(framed(image, top=30, value=value))[:, 32:] > 0).float().mean() > 0.98  # a sharp edge keeps the film
+
+
 @pytest.mark.parametrize("degrees", [5, -20, 40])
 def test_the_corners_of_a_turned_film_are_black(degrees):
     image, angle = film(180, 180), np.deg2rad(degrees)
