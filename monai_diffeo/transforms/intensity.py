@@ -18,7 +18,7 @@ __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict"
 
 _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
 _SIDE = 320  # of the lattice on which a film is judged, pixels at most
-_LAYERS = 3  # of a border, one inside the other
+_LAYERS = 2  # of a border, one inside the other
 _SHARE = 0.01  # of the film that a border covers at least
 _WHOLE = 0.95  # of a side that it covers
 _SOFT = 0.08  # width of a border's soft edge at most, share of the lattice

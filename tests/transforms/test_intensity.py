@@ -65,6 +65,13 @@ def test_a_border_of_eight_bits_may_vary_by_one_level_however_flat_the_film():
     assert SCALE(whole)[~inside].max() == 0
 
 
+def test_a_white_border_may_vary_by_a_few_levels():
+    whole = framed(film(), 20, 20, 20, 20, value=4080.0)
+    inside = framed(torch.ones(1, 180, 150), 20, 20, 20, 20) > 0
+    whole += torch.randint(-12, 13, whole.shape, generator=torch.Generator().manual_seed(1)) * ~inside
+    assert SCALE(whole)[~inside].max() == 0
+
+
 def test_sides_of_two_values_and_one_border_in_another_are_left_out():
     image = film()
     sides = framed(framed(image, left=20, value=4095.0), right=25, value=2500.0)
@@ -156,7 +163,16 @@ def test_what_cannot_be_judged_is_scaled_as_by_monai():
     hole[:, 30, 30] = 1.0  # all border
     broken = film()
     broken[:, 5, 5] = torch.nan
-    for image in (torch.full((1, 40, 40), 7.0), hole, broken, film(180, 150).repeat(3, 1, 1), film()[None], film(15, 300)):
+    stamp = framed(film(30, 30), 50, 50, 50, 50, value=4095.0)  # less than the middle ninth
+    for image in (
+        stamp,
+        torch.full((1, 40, 40), 7.0),
+        hole,
+        broken,
+        film(180, 150).repeat(3, 1, 1),
+        film()[None],
+        film(15, 300),
+    ):
         assert torch.equal(SCALE(image).nan_to_num(9.0), MONAI(image).nan_to_num(9.0))
 
 
@@ -191,6 +207,13 @@ def test_the_note_joins_those_of_the_film_and_of_its_copy_and_the_input_keeps_it
     assert bordered.meta["film_notes"] == "a window was not used"
     assert prepare({"image": plain})["film"].meta["film_notes"] == ""
     assert ScaleFilmIntensityd(["image", "label"], allow_missing_keys=True)({"image": bordered})["image"].max() == 1
+
+
+@given(st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_a_mask_grows_by_rows_and_columns(width, seed):
+    mask = np.random.default_rng(seed).random((23, 17)) < 0.02
+    near = [np.abs(np.arange(n)[:, None] - np.arange(n)) <= width for n in mask.shape]
+    np.testing.assert_array_equal(intensity._grown(mask, width), near[0] @ mask @ near[1])
 
 
 def test_names():
