@@ -18,14 +18,15 @@ __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict"
 
 _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
 _SIDE = 320  # of the lattice on which a film is judged, pixels at most
-_LAYERS = 3  # of a border, one inside the other
+_LAYERS = 2  # of a border, one inside the other
 _SHARE = 0.01  # of the film that a border covers at least
 _WHOLE = 0.95  # of a side that it covers
-_SOFT = 0.03  # width of a border's soft edge, share of the lattice
+_SOFT = 0.08  # width of a border's soft edge at most, share of the lattice
 
 # In spreads. A spread is the distance of the percentiles 10 and 90 in the middle ninth of the film.
 _TOLERANCE = 0.03, 0.002  # within which a border is constant, at most and at least; one grey level is always allowed
-_DARKER, _LIGHTER = 1.5, 0.25  # distances from the film's dark end at which a border matters
+_DARKER, _LIGHTER = 3.0, 0.25  # distances from the film's dark end at which a border matters
+_EDGE = 0.5  # by which the soft edge of a light border is lighter than the film inside
 _DARK_GAP, _LIGHT_GAP = 1.5, 0.75  # between the film's values and extreme ones; dark ones do less harm
 
 _EXTREME = (0.0025, 0.1)  # shares of the film that extreme values have, at least and at most
@@ -51,8 +52,8 @@ def film_range(grey: np.ndarray) -> FilmRange | None:
     spread = float(np.subtract(*np.percentile(grey[_middle(grey)], [90, 10])))
     if not spread > 0:  # or NaN
         return None
-    border = _border(grey, spread)
-    film = np.sort(grey[~_grown(border, round(_SOFT * max(grey.shape)))] if border.any() else grey, axis=None)
+    border = _with_soft_edge(grey, _border(grey, spread), _EDGE * spread)
+    film = np.sort(grey[~_grown(border, 1)])
     dark, light = _extreme(film, _DARK_GAP * spread), _extreme(-film[::-1], _LIGHT_GAP * spread)
     left = [f"a border of {border.mean():.0%} of the film was"] if border.any() else []
     left += [f"extreme values of {(dark + light) / len(film):.1%} of the film were"] if dark + light else []
@@ -78,7 +79,7 @@ def _border(grey: np.ndarray, spread: float) -> np.ndarray:
             if layer[middle].any() or layer.mean() < _SHARE or not _surrounds(layer[box]):
                 continue
             layers |= layer
-            above = value - np.percentile(inner[~layer[box]], _PERCENTILES[0])
+            above = value - np.percentile(inner[~_grown(layer[box], round(_SOFT * max(grey.shape)))], _PERCENTILES[0])
             if not -_DARKER * spread <= above <= _LIGHTER * spread:
                 border |= layer
         if not layers.any():
@@ -112,11 +113,33 @@ def _surrounds(layer: np.ndarray) -> bool:
     return bool(sides >= _WHOLE or layer[[0, 0, -1, -1], [0, -1, 0, -1]].sum() >= 3)
 
 
+def _with_soft_edge(grey: np.ndarray, border: np.ndarray, step: float) -> np.ndarray:
+    """The border and its edge, as far as that is ``step`` lighter than the film inside, or as dark as its darkest tenth."""
+    if not border.any():
+        return border
+    width = round(_SOFT * max(grey.shape))
+    film = grey[~_grown(border, width)]
+    light = np.median(grey[border]) > np.median(film)
+    limit = np.median(film) + step if light else np.percentile(film, 10)
+    for _ in range(width):
+        grown = _grown(border, 1)
+        if (np.median(grey[grown & ~border]) > limit) != light:
+            break
+        border = grown
+    return border
+
+
 def _grown(mask: np.ndarray, width: int) -> np.ndarray:
     """A mask and all voxels at most ``width`` rows and columns away."""
-    for axis in (0, 1):
-        padded = np.pad(mask, [(width, width) if axis == a else (0, 0) for a in (0, 1)])
-        mask = np.any(np.lib.stride_tricks.sliding_window_view(padded, 2 * width + 1, axis), axis=-1)
+    for _ in range(2):
+        reach = 0
+        while reach < width:
+            step = min(reach + 1, width - reach)
+            grown = mask.copy()
+            grown[step:] |= mask[:-step]
+            grown[:-step] |= mask[step:]
+            mask, reach = grown, reach + step
+        mask = mask.T
     return mask
 
 
@@ -138,8 +161,8 @@ class ScaleFilmIntensity(Transform):
     Example:
         >>> film = torch.linspace(100, 200, 64) + torch.linspace(0, 50, 64)[None, :, None]
         >>> framed = torch.nn.functional.pad(film, (8, 8, 8, 8), value=4095.0)
-        >>> [round(value, 2) for value in ScaleFilmIntensity()(framed)[0, 40, [0, 40, 69, 79]].tolist()]
-        [0.0, 0.51, 0.87, 0.0]
+        >>> [round(value, 2) for value in ScaleFilmIntensity()(framed)[0, 40, [0, 9, 40, 79]].tolist()]
+        [0.0, 0.14, 0.51, 0.0]
     """
 
     backend = [TransformBackends.TORCH]

@@ -264,6 +264,10 @@ def test_a_negative_is_noted_at_the_canonical_pose_and_never_changed():
     assert noted.notes[1].startswith("looks like a negative (inverted, its energy is multiplied by 0.0")
     assert torch.equal(noted.image, plain.image) and torch.equal(noted.ddf, plain.ddf) and noted.status == plain.status
     assert torch.equal(noted.energy_after, plain.energy_after)
+    energy = settings["polarity"]
+    away, centred = ((energy(1 - image) / energy(image))[0].item() for image in (given, plain.image))
+    assert away < centred / 2
+    assert shifted(polarity=energy, min_polarity_ratio=(away + centred) / 2)(given).notes[0] == ""
     broken = given.clone()
     broken[1, 0, 0, 0] = math.nan
     assert shifted(**settings)(broken).notes[1] == ""

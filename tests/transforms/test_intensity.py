@@ -65,12 +65,31 @@ def test_a_border_of_eight_bits_may_vary_by_one_level_however_flat_the_film():
     assert SCALE(whole)[~inside].max() == 0
 
 
+def test_a_white_border_may_vary_by_a_few_levels():
+    whole = framed(film(), 20, 20, 20, 20, value=4080.0)
+    inside = framed(torch.ones(1, 180, 150), 20, 20, 20, 20) > 0
+    whole += torch.randint(-12, 13, whole.shape, generator=torch.Generator().manual_seed(1)) * ~inside
+    assert SCALE(whole)[~inside].max() == 0
+
+
 def test_sides_of_two_values_and_one_border_in_another_are_left_out():
     image = film()
     sides = framed(framed(image, left=20, value=4095.0), right=25, value=2500.0)
     nested = framed(framed(image, 9, 9, 9, 9, value=4095.0), 12, 12, 12, 12, value=-9000.0)
     for whole, inner in ((sides, np.s_[:, 2:-2, 22:-27]), (nested, np.s_[:, 23:-23, 23:-23])):
         assert ((SCALE(whole)[inner] - MONAI(image)[:, 2:-2, 2:-2]).abs() <= 0.03).float().mean() > 0.98
+
+
+@pytest.mark.parametrize("value", [4095.0, 65535.0, -9000.0])
+def test_a_soft_edge_goes_with_its_border(value):
+    image = film()
+    weight = torch.ones(210).index_fill(0, torch.arange(15), 0.0)
+    weight[15:25] = torch.linspace(0, 1, 11)[:-1]  # ten rows from the border to the film
+    whole = torch.nn.functional.pad(image[None], (0, 0, 30, 0), mode="replicate")[0]
+    scaled = SCALE(whole * weight[:, None] + value * (1 - weight[:, None]))
+    assert scaled[:, :15].max() == 0 and scaled[:, :21].max() < 0.9
+    assert_close(scaled[:, 35:], MONAI(image)[:, 5:], atol=0.03, rtol=0)
+    assert (SCALE(framed(image, top=30, value=value))[:, 32:] > 0).float().mean() > 0.98  # a sharp edge keeps the film
 
 
 @pytest.mark.parametrize("degrees", [5, -20, 40])
@@ -144,7 +163,16 @@ def test_what_cannot_be_judged_is_scaled_as_by_monai():
     hole[:, 30, 30] = 1.0  # all border
     broken = film()
     broken[:, 5, 5] = torch.nan
-    for image in (torch.full((1, 40, 40), 7.0), hole, broken, film(180, 150).repeat(3, 1, 1), film()[None], film(15, 300)):
+    stamp = framed(film(30, 30), 50, 50, 50, 50, value=4095.0)  # less than the middle ninth
+    for image in (
+        stamp,
+        torch.full((1, 40, 40), 7.0),
+        hole,
+        broken,
+        film(180, 150).repeat(3, 1, 1),
+        film()[None],
+        film(15, 300),
+    ):
         assert torch.equal(SCALE(image).nan_to_num(9.0), MONAI(image).nan_to_num(9.0))
 
 
@@ -179,6 +207,13 @@ def test_the_note_joins_those_of_the_film_and_of_its_copy_and_the_input_keeps_it
     assert bordered.meta["film_notes"] == "a window was not used"
     assert prepare({"image": plain})["film"].meta["film_notes"] == ""
     assert ScaleFilmIntensityd(["image", "label"], allow_missing_keys=True)({"image": bordered})["image"].max() == 1
+
+
+@given(st.integers(0, 9), st.integers(0, 2**32 - 1))
+def test_a_mask_grows_by_rows_and_columns(width, seed):
+    mask = np.random.default_rng(seed).random((23, 17)) < 0.02
+    near = [np.abs(np.arange(n)[:, None] - np.arange(n)) <= width for n in mask.shape]
+    np.testing.assert_array_equal(intensity._grown(mask, width), near[0] @ mask @ near[1])
 
 
 def test_names():
