@@ -73,7 +73,7 @@ def test_good_films_are_segmented_beside_bad_ones_and_every_bad_one_is_a_line(tm
     with_nan[3, 4] = np.nan
     nibabel.save(nibabel.Nifti1Image(with_nan, np.eye(4)), films / "nan.nii.gz")
     nibabel.save(nibabel.Nifti1Image(np.zeros((64, 64, 5), np.float32), np.eye(4)), films / "volume.nii.gz")
-    Image.fromarray(np.stack([small_film] * 3, -1)).save(films / "colour.png")
+    Image.fromarray(np.stack([small_film, small_film, 255 - small_film], -1)).save(films / "colour.png")
     Image.fromarray(np.full((64, 64), 7, np.uint8)).save(films / "constant.png")
     (films / "notes.txt").write_text("ward round at nine")
     status, report = run(tmp_path / "out", dataset_dir=films, figures="false")
