@@ -18,7 +18,7 @@ __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict"
 
 _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
 _SIDE = 320  # of the lattice on which a film is judged, pixels at most
-_LAYERS = 2  # of a border, one inside the other
+_LAYERS = 8  # of a border: its sides, and one inside the other
 _SHARE = 0.01  # of the film that a border covers at least
 _WHOLE = 0.95  # of a side that it covers
 _SOFT = 0.08  # width of a border's soft edge at most, share of the lattice
@@ -71,31 +71,30 @@ def _border(grey: np.ndarray, spread: float) -> np.ndarray:
     border, box, middle = np.zeros(grey.shape, bool), tuple(slice(0, n) for n in grey.shape), _middle(grey)
     level = float(np.diff(np.unique(grey[middle])).min())
     most, least = (max(share * spread, 1.2 * level) for share in _TOLERANCE)
-    for _ in range(_LAYERS):
-        inner, layers = grey[box], np.zeros(grey.shape, bool)
-        for value, tolerance in {_commonest(side, most, least) for side in (inner[0], inner[-1], inner[:, 0], inner[:, -1])}:
+    for _ in range(_LAYERS):  # the purest first: a film may have almost the value of the border beside it
+        inner = grey[box]
+        for tolerance, value in sorted(_commonest(side, most, least) for side in (*inner[[0, -1]], *inner.T[[0, -1]])):
             layer = np.zeros(grey.shape, bool)
             layer[box] = _from_frame(abs(inner - value) <= tolerance)
-            if layer[middle].any() or layer.mean() < _SHARE or not _surrounds(layer[box]):
-                continue
-            layers |= layer
-            above = value - np.percentile(inner[~_grown(layer[box], round(_SOFT * max(grey.shape)))], _PERCENTILES[0])
-            if not -_DARKER * spread <= above <= _LIGHTER * spread:
-                border |= layer
-        if not layers.any():
-            break
-        ends = [np.flatnonzero((~layers[box]).any(axis))[[0, -1]] for axis in (1, 0)]
+            if layer.mean() >= _SHARE and _surrounds(layer[box]) and not layer[middle].any():
+                break
+        else:
+            return border
+        above = value - np.percentile(inner[~_grown(layer[box], round(_SOFT * max(grey.shape)))], _PERCENTILES[0])
+        if not -_DARKER * spread <= above <= _LIGHTER * spread:
+            border |= layer
+        ends = [np.flatnonzero((~layer[box]).any(axis))[[0, -1]] for axis in (1, 0)]
         box = tuple(slice(span.start + first, span.start + last + 1) for span, (first, last) in zip(box, ends))
     return border
 
 
 def _commonest(side: np.ndarray, most: float, least: float) -> tuple[float, float]:
-    """The commonest value of one side of a film ``(N,)``, and how far from it a constant border's values lie there."""
+    """How far a constant border's values on one side of a film ``(N,)`` lie from the commonest value, and that value."""
     side = np.sort(side)
     common = np.searchsorted(side, side + 2 * most, "right") - np.arange(len(side))
     first = int(common.argmax())
     value, low, high = np.percentile(side[first : first + common[first]], [50, 25, 75])
-    return float(value), float(np.clip(2 * (high - low), least, most))
+    return float(np.clip(2 * (high - low), least, most)), float(value)
 
 
 def _from_frame(same: np.ndarray) -> np.ndarray:

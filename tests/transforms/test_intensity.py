@@ -147,6 +147,13 @@ def test_letters_in_a_border_leave_the_rest_of_it_black(turns):
     assert scaled[border].max() == 0
 
 
+def test_a_film_almost_as_white_as_the_border_beside_it_stays():
+    image = film()
+    image[:, -50:, 10:-10] = 4050.0  # the abdomen
+    scaled = SCALE(framed(image, left=40, value=4095.0))
+    assert scaled[:, :, :40].max() == 0 and scaled[:, -48:, 55:-15].min() == 1
+
+
 def test_what_belongs_to_the_film_stays():
     image = film()
     patch, air, faded = image.clone(), image.clone(), image.clone()
