@@ -17,15 +17,15 @@ _SWITCH = click.Choice(["true", "false"], case_sensitive=False)
 
 
 def default_bundle() -> Path:
-    """Folder of the lung bundle.
+    """Folder of the lung bundle: of the clone that the package is in, else of the clone that is the current folder.
 
     Raises:
-        click.UsageError: if it is not beside the package, as in a clone.
+        click.UsageError: if there is neither.
     """
-    root = Path(__file__).resolve().parents[2] / "bundles" / "cxr_lung_segmentation"
-    if not root.is_dir():
-        raise click.UsageError("--bundle_root must name a bundle, because no bundles are installed beside monai_diffeo.")
-    return root
+    for clone in (Path(__file__).resolve().parents[2], Path.cwd()):
+        if (root := clone / "bundles" / "cxr_lung_segmentation").is_dir():
+            return root
+    raise click.UsageError("--bundle_root must name a bundle: there is none beside monai_diffeo or in the current folder.")
 
 
 def _once(context: click.Context, option: click.Parameter, values: tuple[Any, ...]) -> Any:
@@ -57,7 +57,7 @@ Exit status:
 )
 @_option("dataset_dir", "A folder of films, or one film. Without it, the packaged film.", metavar="DIR")
 @_option("output_dir", "Folder of the results. Without it, 'output' in the bundle.", metavar="DIR")
-@_option("bundle_root", "Folder of the bundle. Without it, the lung bundle of the clone.", metavar="DIR")
+@_option("bundle_root", "Folder of the bundle. Without it, the lung bundle of the clone or the current folder.", metavar="DIR")
 @_option("enabled", "'false' uses the plain network.", _SWITCH)
 @_option("mode", "How the canonicaliser searches: single_pass, refine or faithful.", metavar="MODE")
 @_option("tta_samples", "Number of poses of the test-time augmentation.", click.IntRange(min=1), "N")

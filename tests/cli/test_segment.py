@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -141,6 +142,7 @@ def test_whatever_happens_has_a_status_and_a_last_line(tiny, monkeypatch, error,
 
 def test_without_a_clone_a_bundle_must_be_named(monkeypatch, tmp_path):
     monkeypatch.setattr(segment_module, "__file__", str(tmp_path / "monai_diffeo" / "cli" / "segment.py"))
+    monkeypatch.chdir(tmp_path)
     status, _, lines = invoke("segment")
     assert status == 1 and "--bundle_root must name a bundle" in lines[-1]
 
@@ -198,3 +200,14 @@ def test_modules_in_a_bundle_or_in_the_current_folder_are_not_found(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "PWNED").exists() and (tmp_path / "output" / "film_lungs_report.png").is_file()
+
+
+def test_the_default_bundle_is_that_of_the_clone_else_of_the_current_folder(tmp_path, monkeypatch):
+    module = segment_module
+    assert module.default_bundle() == ROOT / "bundles" / "cxr_lung_segmentation"
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "site" / "monai_diffeo" / "cli" / "segment.py"))
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(click.UsageError, match="there is none beside monai_diffeo or in the current folder"):
+        module.default_bundle()
+    monkeypatch.chdir(ROOT)
+    assert module.default_bundle() == ROOT / "bundles" / "cxr_lung_segmentation"
