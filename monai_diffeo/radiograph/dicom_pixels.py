@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from monai_diffeo.errors import FilmError
-from monai_diffeo.radiograph.codestream import JPEG_LS, codestream, rle_is_short, with_noise
+from monai_diffeo.radiograph.codestream import JPEG_LS, Codestream, codestream, rle_is_short, with_noise
 from monai_diffeo.radiograph.film import EXPORT, PASSED
 
 __all__ = ["CUT", "PIXEL_TAGS", "check_pixel_data", "check_pixels_exist", "stored_values"]
@@ -18,6 +18,7 @@ _PIXEL_DATA_TAG, _ITEM_TAG = b"\xe0\x7f\x10\x00", b"\xfe\xff\x00\xe0"
 _MAX_FRAGMENTS = 10_000
 CUT = "The DICOM file ends before its last pixel. Copy it again."
 _FRAME_CUT = "The compressed frame inside the DICOM file ends before its last pixel, or is damaged. Export the film again."
+_UNPACKED = f"The compressed pixels are not packed as their transfer syntax demands. {EXPORT}"
 
 _RLE = "1.2.840.10008.1.2.5"
 _LOSSY = {f"1.2.840.10008.1.2.4.{end}" for end in ("50", "51", "81", "91", "203")}
@@ -54,18 +55,16 @@ def check_pixel_data(pydicom, dataset) -> None:
 
 def _frame(pydicom, data: bytes) -> bytes:
     """The compressed frame; tables and fragments without end are refused before pydicom makes lists of them."""
-    packed = data.startswith(_ITEM_TAG)
-    if packed and (int.from_bytes(data[4:8], "little") > 8 * _MAX_FRAGMENTS or data.count(_ITEM_TAG) > _MAX_FRAGMENTS):
+    if not data.startswith(_ITEM_TAG):
+        raise FilmError("UnreadablePixels", _UNPACKED)
+    if int.from_bytes(data[4:8], "little") > 8 * _MAX_FRAGMENTS or data.count(_ITEM_TAG) > _MAX_FRAGMENTS:
         raise FilmError("TooLarge", f"The compressed frame has more than {_MAX_FRAGMENTS} fragments. {EXPORT}")
     try:
-        if not packed:
-            raise ValueError("no item")
         return pydicom.encaps.get_frame(data, 0, number_of_frames=1)
     except PASSED:
         raise
     except Exception:
-        came = "The compressed pixels are not packed as their transfer syntax demands."
-        raise FilmError("UnreadablePixels", f"{came} {EXPORT}") from None
+        raise FilmError("UnreadablePixels", _UNPACKED) from None
 
 
 def _check_frame(dataset, frame: bytes) -> None:
@@ -91,27 +90,27 @@ def stored_values(pydicom, dataset) -> tuple[np.ndarray, str]:
         remedy = "pip install " + " ".join(f"'{package}'" for package in needed)
         raise FilmError("UnreadablePixels", f"The pixels are compressed and their decoder is not installed: {remedy}.")
     frame = _frame(pydicom, dataset.PixelData) if decoder.is_encapsulated else b""
-    raw = _decoded(decoder, dataset, frame)
+    stream = codestream(frame)
+    raw = _decoded(decoder, dataset, stream)
     segments, pixels = dataset.SamplesPerPixel * dataset.BitsAllocated // 8, dataset.Rows * dataset.Columns
     if raw is None and (decoder.UID != _RLE or not rle_is_short(frame, segments, pixels)):
         raise FilmError("UnreadablePixels", f"The compressed pixels cannot be decoded. {EXPORT}")
     if frame.startswith(b"\xff\xd8"):  # what was cut off is filled up without a word: does noise fill it up otherwise?
         dataset.PixelData = pydicom.encaps.encapsulate([with_noise(frame)])
-        again = _decoded(decoder, dataset, frame)
+        again = _decoded(decoder, dataset, stream)
         raw = raw if raw is not None and again is not None and np.array_equal(raw, again) else None
     if raw is None:
         raise FilmError("TruncatedPixels", _FRAME_CUT)
     if raw.shape != (dataset.Rows, dataset.Columns) + (3,) * (dataset.SamplesPerPixel == 3):
         raise FilmError("UnreadablePixels", f"The decoded pixels do not have the size of the header. {EXPORT}")
     values, note = _without_high_bits(raw, dataset)
-    if _has_other_sign(frame, values, dataset):
+    if _has_other_sign(stream, values, dataset):
         raise FilmError("DamagedFile", f"The compressed frame contradicts the sign of PixelRepresentation. {EXPORT}")
     return values, note
 
 
-def _decoded(decoder, dataset, frame: bytes) -> np.ndarray | None:
+def _decoded(decoder, dataset, stream: Codestream | None) -> np.ndarray | None:
     """Values as the decoder gives them, None if it fails; a JPEG of 8 bits may lie in 16 bits allocated."""
-    stream = codestream(frame)
     narrow = stream is not None and stream.kind not in (0, JPEG_LS) and stream.precision <= 8
     options = {"bits_allocated": 8, "bits_stored": min(8, dataset.BitsStored)} if narrow else {}
     try:
@@ -142,9 +141,8 @@ def _without_high_bits(raw: np.ndarray, dataset) -> tuple[np.ndarray, str]:
     return values, f"bits above BitsStored were taken off {np.mean(values != raw):.1%} of the pixels"
 
 
-def _has_other_sign(frame: bytes, values: np.ndarray, dataset) -> bool:
+def _has_other_sign(stream: Codestream | None, values: np.ndarray, dataset) -> bool:
     """Whether the frame contradicts PixelRepresentation where it matters: with the wrong sign, white is black."""
-    stream = codestream(frame)
     signed = None if stream is None else stream.signed
     same = values.min() >= 0 and values.max() < 2 ** (int(dataset.BitsStored) - 1)  # with both signs
     return signed is not None and signed != bool(dataset.PixelRepresentation) and not same

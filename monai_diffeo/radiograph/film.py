@@ -91,6 +91,11 @@ def size_doubt(shape: tuple[int, ...], spacing: tuple[float, float]) -> str:
     return f"a film of {sides[0]:.4g} x {sides[1]:.4g} mm is implausible"
 
 
+def middle_ninth(shape: tuple[int, ...]) -> tuple[slice, ...]:
+    """The middle third of each axis: what of a picture ``(H, W)`` is film, whatever lies around it."""
+    return tuple(slice(n // 3, n - n // 3) for n in shape)
+
+
 def joined_notes(*notes: str) -> str:
     """Remarks as the one text of ``details["notes"]``; empty ones are left out.
 

@@ -8,12 +8,13 @@ values of its MONOCHROME2 twin. This is also what ITK does, but ITK looks at the
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import numpy as np
 
 from monai_diffeo.radiograph.dicom_groups import macro
-from monai_diffeo.radiograph.film import Detail
-from monai_diffeo.radiograph.voi import MAX_LOST, VOI_TAGS, Scale, fault, look_up, share_without_plateau, windowed
+from monai_diffeo.radiograph.film import Detail, middle_ninth
+from monai_diffeo.radiograph.voi import MAX_LOST, VOI_TAGS, Scale, attempt, look_up, share_without_plateau, windowed
 
 __all__ = ["GREY_TAGS", "displayed"]
 
@@ -56,7 +57,7 @@ def _padding(dataset, raw: np.ndarray) -> tuple[np.ndarray, list[str]]:
     limit = _integer(dataset, "PixelPaddingRangeLimit")
     ends = [_as_stored(end, dataset) for end in (value, value if limit is None else limit)]
     padding = (raw >= min(ends)) & (raw <= max(ends))
-    middle = tuple(slice(n // 3, n - n // 3) for n in raw.shape)
+    middle = middle_ninth(raw.shape)
     share = share_without_plateau(raw[middle].ravel(), padding[middle].ravel())
     note = f"padding covers {round(100 * share)} % of the film's middle and was not used"
     return (none, [note]) if share > MAX_LOST else (padding, [])
@@ -79,17 +80,14 @@ def _as_stored(value: int, dataset) -> int:
 def _modality(dataset, raw: np.ndarray, film: np.ndarray) -> tuple[np.ndarray, Scale, list[str]]:
     """Values after rescale or table, of the functional groups where the top level has neither, and notes.
 
-    A table that is not sound, as `fault` says of windows, is not used: the rescale or the stored values are.
+    A table that is not sound, as `attempt` says of windows, is not used: the rescale or the stored values are.
     """
     groups = macro(dataset, "PixelValueTransformationSequence")
     source = dataset if groups is None or any(keyword in dataset for keyword in _MODALITY_TAGS) else groups
     notes: list[str] = []
     if source.get("ModalityLUTSequence"):
-        try:
-            values, scale = look_up(source.ModalityLUTSequence[0], raw, dataset)
-            why, falls = fault(raw[film], values[film])
-        except Exception:
-            why, falls = "is unusable", False
+        table = partial(look_up, source.ModalityLUTSequence[0], dataset=dataset)
+        values, scale, why, falls = attempt(table, raw, film)
         if not why:
             return values, scale, ["modality table inverts the grey scale"] * falls
         notes = [f"modality table {why} and was not used"]

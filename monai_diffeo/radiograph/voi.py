@@ -10,7 +10,7 @@ import numpy as np
 
 from monai_diffeo.radiograph.dicom_groups import macro
 
-__all__ = ["MAX_LOST", "VOI_TAGS", "Scale", "fault", "look_up", "share_without_plateau", "windowed"]
+__all__ = ["MAX_LOST", "VOI_TAGS", "Scale", "attempt", "look_up", "share_without_plateau", "windowed"]
 
 VOI_TAGS = ["VOILUTSequence", "VOILUTFunction", "WindowCenter", "WindowWidth"]
 
@@ -23,6 +23,7 @@ _MOST = 8  # windows and tables that are tried, each
 _SAMPLE = 2**18  # pixels that are looked at
 
 Scale = tuple[float, float]
+Shows = Callable[[np.ndarray], tuple[np.ndarray, Scale]]
 
 
 def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> tuple[np.ndarray, Scale, str, bool, list[str]]:
@@ -41,11 +42,7 @@ def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> tup
     source = dataset if groups is None or any(_values(dataset, keyword) for keyword in VOI_TAGS) else groups
     notes: list[str] = []
     for kind, name, apply in _candidates(source, dataset):
-        try:
-            shown, ends = apply(values)
-            why, falls = fault(values[film], shown[film])
-        except Exception:
-            why, falls = "is unusable", False
+        shown, ends, why, falls = attempt(apply, values, film)
         if not why:
             refused = bool(notes)
             notes += [f"{name} inverts the grey scale"] * falls + [f"{name} was used"] * refused
@@ -54,7 +51,16 @@ def windowed(dataset, values: np.ndarray, scale: Scale, film: np.ndarray) -> tup
     return values, scale, "none", bool(notes), [*notes, "the full range was used"] if notes else []
 
 
-def _candidates(source, dataset) -> Iterator[tuple[str, str, Callable[[np.ndarray], tuple[np.ndarray, Scale]]]]:
+def attempt(apply: Shows, values: np.ndarray, film: np.ndarray) -> tuple[np.ndarray, Scale, str, bool]:
+    """Values and ends of a table or window, why it must not be used (empty if it may), and whether dark and bright change."""
+    try:
+        shown, ends = apply(values)
+        return shown, ends, *fault(values[film], shown[film])
+    except Exception:
+        return values, (0.0, 0.0), "is unusable", False
+
+
+def _candidates(source, dataset) -> Iterator[tuple[str, str, Shows]]:
     """Kind, name for the notes and function of each table, then of each window."""
     for number, item in enumerate(islice(_values(source, "VOILUTSequence"), _MOST), 1):
         yield "lut", f"table {number}", partial(look_up, item, dataset=dataset)

@@ -12,7 +12,7 @@ from monai.data import MetaTensor
 from monai.transforms import MapTransform, ScaleIntensityRange, ScaleIntensityRangePercentiles, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, convert_to_tensor
 
-from monai_diffeo.radiograph.film import joined_notes
+from monai_diffeo.radiograph.film import joined_notes, middle_ninth
 
 __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict", "ScaleFilmIntensityd"]
 
@@ -49,7 +49,7 @@ def film_range(grey: np.ndarray) -> FilmRange | None:
     where it is lighter, or much darker, than the dark end of the film. Extreme values, such as those of a marker, are few, and
     a wide gap separates them from the others.
     """
-    spread = float(np.subtract(*np.percentile(grey[_middle(grey)], [90, 10])))
+    spread = float(np.subtract(*np.percentile(grey[middle_ninth(grey.shape)], [90, 10])))
     if not spread > 0:  # or NaN
         return None
     border = _with_soft_edge(grey, _border(grey, spread), _EDGE * spread)
@@ -62,13 +62,9 @@ def film_range(grey: np.ndarray) -> FilmRange | None:
     return FilmRange(border, float(low), float(high), note) if left else None
 
 
-def _middle(grey: np.ndarray) -> tuple[slice, ...]:
-    return tuple(slice(n // 3, n - n // 3) for n in grey.shape)
-
-
 def _border(grey: np.ndarray, spread: float) -> np.ndarray:
     """The layers of the border that matter, ``(h, w)``, bool."""
-    border, box, middle = np.zeros(grey.shape, bool), tuple(slice(0, n) for n in grey.shape), _middle(grey)
+    border, box, middle = np.zeros(grey.shape, bool), tuple(slice(0, n) for n in grey.shape), middle_ninth(grey.shape)
     level = float(np.diff(np.unique(grey[middle])).min())
     most, least = (max(share * spread, 1.2 * level) for share in _TOLERANCE)
     for _ in range(_LAYERS):  # the purest first: a film may have almost the value of the border beside it
