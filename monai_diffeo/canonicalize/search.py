@@ -37,7 +37,7 @@ class Chain:
     def forward(self, size: Sequence[int], steps: int | None = None) -> Deformation:
         """The whole deformation; ``steps`` squarings where velocities are integrated, by default each family's own."""
         if self.known is not None and self.known[0] == tuple(size):
-            if steps is None or all(getattr(family, "steps", steps) == steps for family, _ in self.links):
+            if steps is None or all(getattr(family, "steps", None) == steps for family, _ in self.links):
                 return self.known[1]
         return _compose([family(theta, size, steps) for family, theta in self.links])
 
