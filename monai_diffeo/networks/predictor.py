@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
+
+from monai_diffeo.errors import ShapeError
 
 __all__ = ["DeformationPredictor", "standardize_image"]
 
@@ -22,11 +25,26 @@ def standardize_image(image: Tensor) -> Tensor:
 
 
 def resample_image(image: Tensor, spatial_size: tuple[int, ...]) -> Tensor:
-    """Images ``(B, C, *S)`` on another grid over the same frame; linear, in the plane with antialiasing."""
+    """Images ``(B, C, *S)`` on another grid over the same frame; linear, with antialiasing."""
     if tuple(image.shape[2:]) == spatial_size:
         return image
-    options = {"mode": "bilinear", "antialias": True} if image.ndim == 4 else {"mode": "trilinear"}
-    return F.interpolate(image, spatial_size, align_corners=False, **options)
+    linear = partial(F.interpolate, mode="bilinear", antialias=True, align_corners=False)
+    if image.ndim == 4:
+        return linear(image, spatial_size)
+    image = linear(image.flatten(1, 2), spatial_size[1:]).unflatten(1, image.shape[1:3])  # the filter takes two axes at once
+    (rows, *others), size = spatial_size, image.shape[2]
+    return linear(image.flatten(3), (rows, math.prod(others))).unflatten(3, others) if rows != size else image
+
+
+def check_image(
+    network: nn.Module, image: Tensor, spatial_dims: int, channels: int, spatial_size: tuple[int, ...] = ()
+) -> None:
+    """Raise :class:`ShapeError` unless ``image`` has the axes and channels of a network, and its size where one is given."""
+    size = tuple(image.shape[2:])
+    if image.ndim != spatial_dims + 2 or image.shape[1] != channels or (spatial_size and size != spatial_size):
+        axes = ", ".join(map(str, spatial_size or "HWD"[:spatial_dims]))
+        remedy = "Build the network for such images, or bring the images to its axes, channels and size."
+        raise ShapeError(type(network).__name__, "image", f"(B, {channels}, {axes})", image.shape, remedy)
 
 
 class ResidualUnit(nn.Module):
@@ -68,6 +86,7 @@ class DeformationPredictor(nn.Module):
         output_scale: float = 0.1,
     ) -> None:
         super().__init__()
+        self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.image_size, self.output_scale = tuple(image_size), output_scale
         widths = [in_channels, *channels]
         self.features = nn.Sequential(*(ResidualUnit(spatial_dims, a, b) for a, b in zip(widths, widths[1:])))
@@ -83,8 +102,10 @@ class DeformationPredictor(nn.Module):
         """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose.
 
         Computed in the precision of the weights. Rounding depends on the batch and grows from iteration to iteration; with
-        ``double()`` weights it stays so small that a batch gives what its images give one by one.
+        ``double()`` weights it stays so small that a batch gives what its images give one by one. Raises :class:`ShapeError`
+        for other axes or channels.
         """
+        check_image(self, image, self.spatial_dims, self.in_channels)
         dtype, image = image.dtype, image.to(next(self.parameters()).dtype)
         image = standardize_image(resample_image(image, self.image_size))
         theta = self.head(self.squeeze(self.features(image)).flatten(1)) * self.output_scale
