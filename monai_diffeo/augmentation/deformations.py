@@ -10,11 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.augmentation.common import uniform, unit_grid
-from monai_diffeo.families import DiffeomorphicAffine
 from monai_diffeo.flow import folding_fraction, thin_plate_spline
 from monai_diffeo.flow.grid import half_frame
 
-__all__ = ["random_affine", "random_elastic", "random_homography", "random_svf", "tps_protocol"]
+__all__ = ["random_elastic", "random_homography", "random_svf", "tps_protocol"]
 
 
 def _to_ddf(points: Tensor, spatial_size: Sequence[int]) -> Tensor:
@@ -133,18 +132,6 @@ def random_elastic(
     """
     amplitude = torch.as_tensor(amplitude, dtype=torch.float32).view(-1, *[1] * (len(spatial_size) + 1))
     return _smooth_noise(batch_size, spatial_size, sigma * min(spatial_size), generator) * amplitude * min(spatial_size)
-
-
-def random_affine(
-    batch_size: int, spatial_size: Sequence[int], generator: torch.Generator | None = None, change: float = 0.12
-) -> Tensor:
-    """Affine flows ``(B, D, *S)``, voxels: scaled, sheared, turned and shifted about all axes, never folded.
-
-    ``change`` is the largest number of the velocity's matrix, in the units of :class:`DiffeomorphicAffine`.
-    """
-    family = DiffeomorphicAffine(len(spatial_size))
-    theta = uniform(-change, change, (batch_size, family.num_parameters), generator)
-    return family(theta, spatial_size).ddf(spatial_size)
 
 
 def random_homography(

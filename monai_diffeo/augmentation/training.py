@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.augmentation.common import uniform
-from monai_diffeo.augmentation.deformations import random_affine, random_homography, random_svf, tps_protocol
+from monai_diffeo.augmentation.deformations import random_homography, random_svf, tps_protocol
 from monai_diffeo.augmentation.intensity import random_intensity
 from monai_diffeo.augmentation.opacities import random_opacities
+from monai_diffeo.families import DiffeomorphicAffine
 from monai_diffeo.flow import compose, exp, folding_fraction, warp
 from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.warp import resize_ddf
 
 __all__ = ["random_framing", "random_strength_tps", "random_training_deformation", "varied_films"]
 
@@ -30,26 +32,32 @@ def random_training_deformation(
 
     Seven tenths are thin-plate splines of all strengths. The others are smooth flows after a perspective view, in space an
     affine map, or after such a spline. Some are then composed with another frame, and some are replaced by the identity.
-    In the plane composed maps rarely fold. In space a displacement that folds is halved until it does not.
+    In the plane composed maps rarely fold. In space they are drawn on at most 24 points along each axis, with linear
+    interpolation between, and a displacement that folds is halved until it does not.
 
     Args:
         batch_size, spatial_size, generator, angle, jitter: as for :func:`tps_protocol`, of 2 or 3 axes.
         identity_share: probability that an image is not deformed.
         framing_share: probability of :func:`random_framing`.
     """
+    plane, size = len(spatial_size) == 2, tuple(spatial_size)
+    spatial_size = size if plane else tuple(min(n, 24) for n in size)
     scale = torch.rand(1, generator=generator).item() * 0.35 + 0.75
     strength = torch.rand(batch_size, generator=generator).sqrt()
     tps = tps_protocol(batch_size, spatial_size, generator, strength, angle, jitter, scale, fold_free=True)
     amplitude = torch.rand(batch_size, generator=generator) * 0.08
     flow = exp(random_svf(batch_size, spatial_size, generator, amplitude, sigma=0.1), 5)
-    plane = len(spatial_size) == 2
-    view = (random_homography if plane else random_affine)(batch_size, spatial_size, generator, 0.12)
+    if plane:
+        view = random_homography(batch_size, spatial_size, generator, shift=0.12)
+    else:
+        affine = DiffeomorphicAffine(len(size))
+        view = affine(affine.sample(batch_size, 0.08, generator), spatial_size).ddf(spatial_size)
     one = (batch_size, 1, *[1] * len(spatial_size))
     kind = torch.rand(one, generator=generator)
     ddf = torch.where(kind < 0.7, tps, torch.where(kind < 0.85, compose(view, flow), compose(tps, flow)))
     framed = torch.rand(one, generator=generator) < framing_share
     ddf = torch.where(framed, compose(ddf, random_framing(batch_size, spatial_size, generator)), ddf)
-    ddf = ddf if plane else _halved_until_fold_free(ddf)
+    ddf = ddf if plane else _halved_until_fold_free(resize_ddf(ddf, size))
     still = torch.rand(one, generator=generator) < identity_share
     return torch.where(still, torch.zeros_like(ddf), ddf)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.grid import check_field, voxel_grid
 
-__all__ = ["sample", "warp", "warp_points"]
+__all__ = ["resize_ddf", "sample", "warp", "warp_points"]
 
 
 def _float(tensor: Tensor) -> Tensor:
@@ -82,6 +82,15 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     if not (image.dtype.is_floating_point or mode == "nearest"):
         moved = moved.round()
     return moved.to(image.dtype)
+
+
+def resize_ddf(ddf: Tensor, size: tuple[int, ...]) -> Tensor:
+    """The same displacement on another number of voxels over the same frame, corners on corners."""
+    if tuple(ddf.shape[2:]) == size:
+        return ddf
+    mode = {4: "bilinear", 5: "trilinear"}[ddf.ndim]
+    factor = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(size, ddf.shape[2:])], device=ddf.device, dtype=ddf.dtype)
+    return F.interpolate(ddf, size, mode=mode, align_corners=True) * factor.view(-1, *[1] * (ddf.ndim - 2))
 
 
 def warp_points(points: Tensor, ddf: Tensor) -> Tensor:

@@ -36,13 +36,10 @@ def resample_image(image: Tensor, spatial_size: tuple[int, ...]) -> Tensor:
     return linear(image.flatten(3), (rows, math.prod(others))).unflatten(3, others) if rows != size else image
 
 
-def check_image(
-    network: nn.Module, image: Tensor, spatial_dims: int, channels: int, spatial_size: tuple[int, ...] = ()
-) -> None:
-    """Raise :class:`ShapeError` unless ``image`` has the axes and channels of a network, and its size where one is given."""
-    size = tuple(image.shape[2:])
-    if image.ndim != spatial_dims + 2 or image.shape[1] != channels or (spatial_size and size != spatial_size):
-        axes = ", ".join(map(str, spatial_size or "HWD"[:spatial_dims]))
+def check_image(network: nn.Module, image: Tensor, dims: int, channels: int, size: tuple[int, ...] = ()) -> None:
+    """Raise :class:`ShapeError` unless ``image`` has the axes and channels of a network, and its ``size`` where one is given."""
+    if image.ndim != dims + 2 or image.shape[1] != channels or (size and tuple(image.shape[2:]) != size):
+        axes = ", ".join(map(str, size or "HWD"[:dims]))
         remedy = "Build the network for such images, or bring the images to its axes, channels and size."
         raise ShapeError(type(network).__name__, "image", f"(B, {channels}, {axes})", image.shape, remedy)
 

@@ -40,9 +40,7 @@ class EnergyVAE(nn.Module):
         self.spatial_dims, self.in_channels, self.image_size = spatial_dims, in_channels, tuple(image_size)
         self.bottom = (channels[-1], *[n >> len(channels) for n in image_size])
         widths = [in_channels, *channels]
-        odd = [
-            tuple(n >> k & 1 for n in image_size) for k in range(len(channels))
-        ]  # what halving drops comes back on the way up
+        odd = [tuple(n >> k & 1 for n in image_size) for k in range(len(channels))]  # what halving drops comes back
         down = [nn.Sequential(conv(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2)) for a, b in zip(widths, widths[1:])]
         up = [
             nn.Sequential(nn.LeakyReLU(0.2), transposed(b, a, 4, stride=2, padding=1, output_padding=rest))

@@ -27,12 +27,12 @@ def answer_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
     Raises:
         ValueError: for another name; by the softmax of one channel, which is 1 everywhere.
     """
+    if not isinstance(activation, str):
+        return activation
     names = {"sigmoid": torch.sigmoid, "softmax": _softmax, "none": nn.Identity()}
-    if not callable(activation) and activation not in names:
-        raise ValueError(
-            f"answer_activation(): 'activation' must be one of {', '.join(names)} or a function, got {activation!r}."
-        )
-    return names[activation] if isinstance(activation, str) else activation
+    if activation not in names:
+        raise ValueError(f"answer_activation(): expected {', '.join(names)} or a function, got {activation!r}.")
+    return names[activation]
 
 
 def _softmax(output: Tensor) -> Tensor:
@@ -54,21 +54,18 @@ def network_answer(who: str, output: object, image: Tensor, activation: Activati
         ValueError: if ``activation`` is None and the network has several channels.
     """
     found = list(_tensors(output))
-    maps = [
-        m
-        for m in found
-        if m.is_floating_point() and m.ndim == image.ndim and len(m) == len(image)
-        if all(n <= most for n, most in zip(m.shape[2:], image.shape[2:]))
-    ]
+    size = tuple(image.shape[2:])
+    maps = [m for m in found if m.is_floating_point() and m.ndim == image.ndim and len(m) == len(image)]
+    maps = [m for m in maps if all(n <= most for n, most in zip(m.shape[2:], size))]
     if not maps:
-        frame = f"({len(image)}, K, *S), S at most {tuple(image.shape[2:])} as the image has it"
+        frame = f"({len(image)}, K, *S), S at most {size} as the image has it"
         shape = tuple(found[0].shape) if found else ()
         raise ShapeError(who, "network(image)", frame, shape, "Give a network whose answer is a map, or none.")
     finest = max(maps, key=lambda m: m.shape[2:].numel())
     if activation is None and finest.shape[1] > 1:
         choice = "'softmax' (classes exclude one another) or 'sigmoid' (they may overlap)"
         raise ValueError(f"{who}: 'activation' must be named for a network of {finest.shape[1]} channels: {choice}.")
-    return resample_image(answer_activation(activation or "sigmoid")(finest), tuple(image.shape[2:]))
+    return resample_image(answer_activation(activation or "sigmoid")(finest), size)
 
 
 def _tensors(output: object) -> Iterator[Tensor]:

@@ -154,11 +154,12 @@ class OrientationStep:
 class PredictorStep:
     """Train a predictor to undo random deformations, in iterations that compose; no labels are used.
 
-    An image ``x`` ``(B, C, *S)``, of 2 or 3 axes, is deformed by a random ``g`` and its values are varied. Each iteration predicts what is left to undo.
-    The losses look at the whole map, ``g`` after the deformation found so far, which should be the identity: the length of
-    its displacement where every axis counts 128 voxels (``grid``), the squared error of the standardised image moved by it
-    (``image``), the soft Dice loss of the answer on ``x`` moved by it (``overlap``), the soft Dice loss and cross entropy of the
-    answer on the canonicalised image against that moved answer (``answer``), and the squared parameters (``smooth``).
+    An image ``x`` ``(B, C, *S)``, of 2 or 3 axes, is deformed by a random ``g`` and its values are varied. Each iteration
+    predicts what is left to undo. The losses look at the whole map, ``g`` after the deformation found so far, which should be
+    the identity: the length of its displacement where every axis counts 128 voxels (``grid``), the squared error of the
+    standardised image moved by it (``image``), the soft Dice loss of the answer on ``x`` moved by it (``overlap``), the soft
+    Dice loss and cross entropy of the answer on the canonicalised image against that moved answer (``answer``), and the squared
+    parameters (``smooth``).
 
     Args:
         family: of the deformations whose parameters the predictor gives.
