@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -24,20 +23,21 @@ def standardize_image(image: Tensor) -> Tensor:
     return (image - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
 
 
-def resample_image(image: Tensor, spatial_size: tuple[int, ...]) -> Tensor:
-    """Images ``(B, C, *S)`` on another grid over the same frame; linear, with antialiasing."""
-    if tuple(image.shape[2:]) == spatial_size:
+def resample_image(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Images ``(B, C, *S)`` on another grid over the same frame, edges on edges; linear, with antialiasing.
+
+    In space an axis that loses voxels is averaged over blocks, and then all axes are interpolated.
+    """
+    if tuple(image.shape[2:]) == tuple(spatial_size):
         return image
-    linear = partial(F.interpolate, mode="bilinear", antialias=True, align_corners=False)
     if image.ndim == 4:
-        return linear(image, spatial_size)
-    image = linear(image.flatten(1, 2), spatial_size[1:]).unflatten(1, image.shape[1:3])  # the filter takes two axes at once
-    (rows, *others), size = spatial_size, image.shape[2]
-    return linear(image.flatten(3), (rows, math.prod(others))).unflatten(3, others) if rows != size else image
+        return F.interpolate(image, spatial_size, mode="bilinear", align_corners=False, antialias=True)
+    image = F.adaptive_avg_pool3d(image, [min(n, m) for n, m in zip(image.shape[2:], spatial_size)])
+    return F.interpolate(image, spatial_size, mode="trilinear", align_corners=False)
 
 
 def check_image(network: nn.Module, image: Tensor, dims: int, channels: int, size: tuple[int, ...] = ()) -> None:
-    """Raise :class:`ShapeError` unless ``image`` has the axes and channels of a network, and its ``size`` where one is given."""
+    """Raise :class:`ShapeError` unless ``image`` has the axes and channels of a network, and its ``size`` if one is given."""
     if image.ndim != dims + 2 or image.shape[1] != channels or (size and tuple(image.shape[2:]) != size):
         axes = ", ".join(map(str, size or "HWD"[:dims]))
         remedy = "Build the network for such images, or bring the images to its axes, channels and size."

@@ -29,7 +29,7 @@ def answer_activation(activation: Activation) -> Callable[[Tensor], Tensor]:
     """
     if not isinstance(activation, str):
         return activation
-    names = {"sigmoid": torch.sigmoid, "softmax": _softmax, "none": nn.Identity()}
+    names: dict[str, Callable[[Tensor], Tensor]] = {"sigmoid": torch.sigmoid, "softmax": _softmax, "none": lambda x: x}
     if activation not in names:
         raise ValueError(f"answer_activation(): expected {', '.join(names)} or a function, got {activation!r}.")
     return names[activation]

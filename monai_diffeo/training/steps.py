@@ -89,7 +89,7 @@ class VAEStep:
         self.beta, self.intensity, self.generator = beta, intensity, torch.Generator().manual_seed(seed)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        image = resample_image(batch["image"], tuple(getattr(network, "image_size", batch["image"].shape[2:])))
+        image = resample_image(batch["image"], getattr(network, "image_size", batch["image"].shape[2:]))
         if self.intensity:
             image = standardize_image(random_intensity(image.cpu(), self.generator, self.intensity).to(image))
         rebuilt, mean, log_variance = network(image)
