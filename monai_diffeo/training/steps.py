@@ -6,6 +6,7 @@ Each step is a callable ``(network, batch) -> losses by name``; the sum of the l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -21,8 +22,8 @@ from monai_diffeo.augmentation import (
 )
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family
-from monai_diffeo.flow import compose, warp
-from monai_diffeo.networks import rot90_image, standardize_image
+from monai_diffeo.flow import axis_rotations, compose, warp
+from monai_diffeo.networks import orient_images, standardize_image
 from monai_diffeo.networks.predictor import resample_image
 from monai_diffeo.renamed import renamed_arguments
 from monai_diffeo.training.answers import Activation, answer_loss, frozen_copy, network_answer, soft_dice_loss
@@ -128,27 +129,30 @@ class CriticStep:
 
 
 class OrientationStep:
-    """Cross entropy of a :class:`FilmOrientation` on films that were deformed, mirrored and turned; no labels are used.
+    """Cross entropy of an :class:`ImageOrientation` on images that were deformed, mirrored and rotated; no labels are used.
 
-    The class of a film is ``4 * mirrored + turns``, turns in steps of 90 degrees, counter-clockwise, after the mirroring.
+    The class of an image is ``R * mirrored + rotation``, one of the R = 4 or 24 :func:`~monai_diffeo.flow.axis_rotations`,
+    after the mirroring. Images ``(B, C, *S)`` of any frame are resampled to a square or a cube, where rotations are exact.
 
     Args:
-        working_size: (N, N), size at which the step computes.
+        working_size: size at which the step computes, all axes equal; None takes the network's ``image_size``.
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
     """
 
-    def __init__(self, working_size: Sequence[int] = (64, 64), intensity: float = 1.0, seed: int = 0) -> None:
-        self.working_size, self.intensity = tuple(working_size), intensity
+    def __init__(self, working_size: Sequence[int] | None = None, intensity: float = 1.0, seed: int = 0) -> None:
+        self.working_size, self.intensity = working_size, intensity
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        image = F.interpolate(batch["image"], self.working_size, mode="area")
-        g = random_training_deformation(len(image), self.working_size, self.generator, angle=30.0).to(image)
+        size = tuple(self.working_size or cast(Sequence[int], network.image_size))
+        image = F.interpolate(batch["image"], size, mode="area")
+        g = random_training_deformation(len(image), size, self.generator, angle=30.0).to(image)
         shown = _varied(image, g, self.generator, self.intensity)
-        turns, mirrored = (torch.randint(n, (len(image),), generator=self.generator).to(image.device) for n in (4, 2))
-        scores = network(rot90_image(shown, turns, mirrored.bool()))
-        return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * 4 + turns)}
+        among = (len(axis_rotations(len(size))), 2)
+        turns, mirrored = (torch.randint(n, (len(image),), generator=self.generator).to(image.device) for n in among)
+        scores = network(orient_images(shown, turns, mirrored.bool()))
+        return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * among[0] + turns)}
 
 
 class PredictorStep:
