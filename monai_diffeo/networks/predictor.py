@@ -32,7 +32,7 @@ def resample_image(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
         return image
     if image.ndim == 4:
         return F.interpolate(image, spatial_size, mode="bilinear", align_corners=False, antialias=True)
-    image = F.adaptive_avg_pool3d(image, tuple(min(n, m) for n, m in zip(image.shape[2:], spatial_size)))
+    image = F.adaptive_avg_pool3d(image, [min(n, m) for n, m in zip(image.shape[2:], spatial_size)])
     return F.interpolate(image, spatial_size, mode="trilinear", align_corners=False)
 
 
