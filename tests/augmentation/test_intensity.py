@@ -114,12 +114,12 @@ def test_the_range_of_a_channel_is_its_own_where_it_leaves_the_unit_interval():
     assert low == pytest.approx([0, 0, -3, 0.2, 7]) and width == pytest.approx([1, 1, 4, 254.8, 1])
 
 
-@pytest.mark.parametrize("size", [(40, 40), (20, 20, 20)])
+@pytest.mark.parametrize("size", [(40, 40), (16, 16, 16)])
 def test_channels_vary_apart_and_share_their_bands(size):
-    image = torch.full((300, 2, *size), 0.5)
+    image = torch.full((200, 2, *size), 0.5)
     out = random_intensity(image, seeded(), 0.5)
-    middle = out[(..., *[slice(6, -6)] * len(size))].flatten(2).mean(2)
-    assert abs(torch.corrcoef(middle.T)[0, 1].item()) < 0.2 and (middle[:, 0] - middle[:, 1]).abs().mean() > 0.03
+    middle = out[(..., *[slice(5, -5)] * len(size))].flatten(2).mean(2)
+    assert abs(torch.corrcoef(middle.T)[0, 1].item()) < 0.25 and (middle[:, 0] - middle[:, 1]).abs().mean() > 0.03
     black = (out == 0).flatten(2).float().mean(2)
     assert torch.equal(black[:, 0], black[:, 1]) and (black[:, 0] > 0).float().mean() > 0.3
 

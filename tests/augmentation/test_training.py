@@ -161,15 +161,15 @@ def test_films_are_varied_in_order_and_only_as_asked(monkeypatch):
         varied_films(image, mask, seeded(), framing_share=0.3)
 
 
-@pytest.mark.parametrize("size", [(12, 12, 12), (16, 9, 30)])
+@pytest.mark.parametrize("size", [(12, 12, 12), (10, 8, 26)])
 def test_training_deformations_of_volumes_are_seeded_never_fold_and_leave_some_as_they_are(size):
     def sample(seed, **more):
-        return random_training_deformation(100, size, seeded(seed), **more)
+        return random_training_deformation(60, size, seeded(seed), **more)
 
     ddf = sample(0, identity_share=0.3)
-    assert ddf.shape == (100, 3, *size) and torch.equal(ddf, sample(0, identity_share=0.3))
+    assert ddf.shape == (60, 3, *size) and torch.equal(ddf, sample(0, identity_share=0.3))
     still = (ddf == 0).flatten(1).all(1)
-    assert 0.2 < still.float().mean() < 0.4
+    assert 0.15 < still.float().mean() < 0.45
     moved = sample(1, identity_share=0.0)
     assert not (moved == 0).flatten(1).all(1).any() and folding_fraction(moved).max() == 0
     relative = moved / torch.tensor([n / 2 for n in size]).view(3, 1, 1, 1)
