@@ -42,7 +42,9 @@ def declared_part(outputs: Any, key: Any) -> Any:
     return outputs[key] if isinstance(outputs, (list, tuple)) else outputs
 
 
-def map_parts(answer: Any, function: Callable[[Any, str | None, str], Any], outputs: Any = None, name: str = "prediction") -> Any:
+def map_parts(
+    answer: Any, function: Callable[[Any, str | None, str], Any], outputs: Any = None, name: str = "prediction"
+) -> Any:
     """``function(part, declaration, name)`` of every part of dictionaries, lists and tuples, in the same structure.
 
     Raises:
@@ -50,7 +52,9 @@ def map_parts(answer: Any, function: Callable[[Any, str | None, str], Any], outp
     """
     if isinstance(outputs, Mapping) and not (isinstance(answer, Mapping) and set(outputs) <= set(answer)):
         have = f"the keys {sorted(map(str, answer))}" if isinstance(answer, Mapping) else type(answer).__name__
-        raise ConfigError(f"DiffeoInferer: 'outputs' must name keys of '{name}', got {list(outputs)} for {have}. Correct 'outputs'.")
+        raise ConfigError(
+            f"DiffeoInferer: 'outputs' must name keys of '{name}', got {list(outputs)} for {have}. Correct 'outputs'."
+        )
     if isinstance(outputs, (list, tuple)) and not (isinstance(answer, (list, tuple)) and len(answer) == len(outputs)):
         have = f"{len(answer)} parts" if isinstance(answer, (list, tuple)) else type(answer).__name__
         wanted = f"DiffeoInferer: 'outputs' must have one declaration for each part of '{name}'"
@@ -71,12 +75,16 @@ def return_answers(found: Any, prediction: Any, mode: str, outputs: Any) -> Any:
         if not isinstance(part, Tensor):
             if kind in (None, "scores") or part is None:
                 return part
-            raise TypeError(f"DiffeoInferer: '{name}' is declared {kind!r} and must be a torch.Tensor, got {type(part).__name__}.")
+            raise TypeError(
+                f"DiffeoInferer: '{name}' is declared {kind!r} and must be a torch.Tensor, got {type(part).__name__}."
+            )
         declared = kind is not None
         if kind is None:
             kind = _kind_by_shape(part, len(found.image), size, name)
         elif kind != "scores" and (part.ndim < 2 or len(part) != len(found.image)):
-            raise ShapeError("DiffeoInferer", name, f"({len(found.image)}, ...) as {kind!r}", part.shape, "Keep the batch axis.")
+            raise ShapeError(
+                "DiffeoInferer", name, f"({len(found.image)}, ...) as {kind!r}", part.shape, "Keep the batch axis."
+            )
         if kind in ("map", "labels"):
             if declared and (part.ndim <= dims or not _tiles(part.shape[-dims:], size)):
                 expected = f"({len(found.image)}, ..., {', '.join(map(str, size))}), or whole fractions of it"

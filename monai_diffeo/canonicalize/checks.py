@@ -24,7 +24,9 @@ def check_image(who: str, image: Any, spatial_dims: int) -> None:
         raise TypeError(f"{who}: 'image' must be a torch.Tensor of shape {expected}, got {came}. {remedy}")
     missing = 2 + spatial_dims - image.ndim
     if missing:
-        other = f"This canonicalizer is for images with {spatial_dims} axes: give slices one by one, or use one made for volumes."
+        other = (
+            f"This canonicalizer is for images with {spatial_dims} axes: give slices one by one, or use one made for volumes."
+        )
         one = "Add the axis that is missing: image[None] for the batch, or image[:, None] for the channel."
         remedy = {1: one, 2: "Add batch and channel axes: image[None, None].", -1: other}.get(missing, "Check its axes.")
         raise ShapeError(who, "image", expected, image.shape, remedy)

@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
+from monai_diffeo.canonicalize.checks import check_device
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256
@@ -57,6 +58,7 @@ def load_canonicalizer(
             see :func:`monai_diffeo.files.check_sha256`.
         ConfigError: if a name is unknown or not allowed, or the folder is of an earlier version.
     """
+    device = check_device("load_canonicalizer()", device)
     folder = Path(folder)
     check_sha256(folder)
     settings = _settings(folder)

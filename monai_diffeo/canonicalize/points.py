@@ -56,7 +56,9 @@ def move_boxes(boxes: Tensor, ddf: Tensor, size: tuple[int, ...], moved: Tensor,
     dims = ddf.shape[1]
     if boxes.ndim != 3 or boxes.shape[0] != len(ddf) or boxes.shape[2] != 2 * dims:
         expected = f"({len(ddf)}, N, {2 * dims})"
-        raise ShapeError("warp_boxes()", "boxes", expected, boxes.shape, "A box has two corners; add the batch with boxes[None].")
+        raise ShapeError(
+            "warp_boxes()", "boxes", expected, boxes.shape, "A box has two corners; add the batch with boxes[None]."
+        )
     if not boxes.numel():
         return boxes
     exact = boxes if boxes.dtype == torch.float64 else boxes.float()
@@ -64,7 +66,9 @@ def move_boxes(boxes: Tensor, ddf: Tensor, size: tuple[int, ...], moved: Tensor,
     axis = torch.linspace(0, 1, _SAMPLES[dims], dtype=exact.dtype, device=exact.device)
     share = torch.cartesian_prod(*[axis] * dims)
     share = share[((share == 0) | (share == 1)).any(1)]  # a homeomorphism maps the border of a box to the border of its image
-    border = low[:, :, None] + share * (high - low)[:, :, None] - 0.5  # voxel 0 is from 0 to 1, and its centre is its coordinate
+    border = (
+        low[:, :, None] + share * (high - low)[:, :, None] - 0.5
+    )  # voxel 0 is from 0 to 1, and its centre is its coordinate
     there = move_points(border.flatten(1, 2), ddf, size, torch.ones_like(moved)).view(border.shape) + 0.5
     corners = torch.cat([there.amin(2), there.amax(2)], 2)
     after = convert_box_mode(corners.flatten(0, 1), dst_mode=box_mode).view(exact.shape)

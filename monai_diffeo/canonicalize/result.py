@@ -162,7 +162,9 @@ class Canonicalization:
 
     def _way(self, to: str) -> tuple[Tensor, tuple[int, ...], Tensor]:
         if to not in ("input", "canonical"):
-            raise ValueError(f"Canonicalization: 'to' must be 'input' or 'canonical', got {to!r}. Points of 'image' go to 'input'.")
+            raise ValueError(
+                f"Canonicalization: 'to' must be 'input' or 'canonical', got {to!r}. Points of 'image' go to 'input'."
+            )
         own, other = (self.ddf, self.inverse_ddf) if to == "input" else (self.inverse_ddf, self.ddf)
         return own, tuple(other.shape[2:]), self.moved
 

@@ -78,7 +78,9 @@ def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int
 
 def _check_theta(who: str, giver: str, theta: Any, expected: tuple[int, int], family: Family) -> None:
     if not isinstance(theta, Tensor):
-        raise TypeError(f"{who}: 'theta' must be a torch.Tensor {expected}, got {type(theta).__name__}. Let {giver} return one.")
+        raise TypeError(
+            f"{who}: 'theta' must be a torch.Tensor {expected}, got {type(theta).__name__}. Let {giver} return one."
+        )
     if tuple(theta.shape) != expected:
         remedy = f"Let {giver} give num_parameters={family.num_parameters} numbers an image."
         raise ShapeError(who, "theta", f"{expected} as {type(family).__name__} has it", theta.shape, remedy)
@@ -118,7 +120,9 @@ class SearchObjective:
         value = self.energy(warp(self.image, ddf if self.start is None else self.start.after(flow).ddf(size)))
         if theta.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
             remedy = "Compute it with torch operations, or search with steps=0."
-            raise ValueError(f"{self.energy._called()}: must be differentiable in the image for 'steps', got no gradient. {remedy}")
+            raise ValueError(
+                f"{self.energy._called()}: must be differentiable in the image for 'steps', got no gradient. {remedy}"
+            )
         if self.regularizer is None:
             return value
         cost = self.regularizer(velocity_of(self.family, theta, size, ddf), ddf)

@@ -29,7 +29,9 @@ class Energy(nn.Module):
         if not isinstance(value, Tensor) or tuple(value.shape) != (len(image),):
             actual = tuple(value.shape) if isinstance(value, Tensor) else ()
             remedy = "Give one number an image: end with .flatten(1).mean(1), not with .mean()."
-            raise ShapeError(self._called(), "energy", f"({len(image)},), one number for each of {len(image)} images,", actual, remedy)
+            raise ShapeError(
+                self._called(), "energy", f"({len(image)},), one number for each of {len(image)} images,", actual, remedy
+            )
         return value
 
     def _called(self) -> str:
@@ -80,5 +82,7 @@ def as_energy(who: str, argument: str, energy: Any) -> Energy:
     if callable(energy) and not inspect.isclass(energy):
         return FunctionEnergy(energy)
     expected = "of class Energy, or a function of images (B, C, *S) that gives (B,)"
-    remedy = "Create the energy first: call its class." if inspect.isclass(energy) else "Give an object, for example VAEEnergy(vae)."
+    remedy = (
+        "Create the energy first: call its class." if inspect.isclass(energy) else "Give an object, for example VAEEnergy(vae)."
+    )
     raise TypeError(f"{who}: {argument!r} must be {expected}, got {energy!r}. {remedy}")

@@ -33,13 +33,13 @@ class Family(nn.Module):
 
     def __call__(self, theta: Tensor, spatial_size: Sequence[int], *args: Any, **kwargs: Any) -> Deformation:
         """:meth:`forward`, and a ShapeError if ``theta`` or the frame is not of this family."""
-        if theta.ndim != 2 or theta.shape[1] != self.num_parameters:
-            remedy = f"{type(self).__name__} takes rows of num_parameters={self.num_parameters}; one row alone is theta[None]."
-            raise ShapeError(type(self).__name__, "theta", f"(B, {self.num_parameters})", theta.shape, remedy)
-        if len(spatial_size) != self.spatial_dims:
-            expected = f"that has {self.spatial_dims} axes"
+        who, length, axes = type(self).__name__, getattr(self, "num_parameters", None), getattr(self, "spatial_dims", None)
+        if length is not None and (theta.ndim != 2 or theta.shape[1] != length):
+            remedy = f"{who} takes rows of num_parameters={length}; one row alone is theta[None]."
+            raise ShapeError(who, "theta", f"(B, {length})", theta.shape, remedy)
+        if axes is not None and len(spatial_size) != axes:
             remedy = "Give the spatial axes only, image.shape[2:]."
-            raise ShapeError(type(self).__name__, "spatial_size", expected, tuple(spatial_size), remedy)
+            raise ShapeError(who, "spatial_size", f"of {axes} axes", tuple(spatial_size), remedy)
         return super().__call__(theta, spatial_size, *args, **kwargs)
 
     def identity(self, batch_size: int, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
