@@ -168,7 +168,7 @@ CASES = (
         "a regularizer that returns a scalar",
         lambda: steps(regularizer=lambda velocity, ddf: velocity.square().mean()),
         errors.ShapeError,
-        ("function", "'cost' must have shape (1,)", "got ()", "one number for each image"),
+        ("Canonicalizer", "'regularizer' must have shape (1,)", "got ()", "one number for each image"),
     ),
     UserError(
         "a predictor of the wrong length",

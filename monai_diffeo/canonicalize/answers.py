@@ -90,7 +90,7 @@ def return_answers(found: Any, prediction: Any, mode: str, outputs: Any) -> Any:
                 expected = f"({len(found.image)}, ..., {', '.join(map(str, size))}), or whole fractions of it"
                 remedy = "A map covers the whole image; pad what the network crops."
                 raise ShapeError("DiffeoInferer", name, expected, part.shape, remedy)
-            return found.warp_map(part, "nearest" if kind == "labels" else mode)
+            return found.warp_map(part, found.inverse_ddf, size, "nearest" if kind == "labels" else mode)
         if kind == "scores":
             return part
         if part.shape[-1] != dims * (1 if kind == "points" else 2):

@@ -105,7 +105,7 @@ class SearchObjective:
     image: Tensor
     energy: Energy
     family: Family
-    regularizer: nn.Module | None = None
+    regularizer: Callable[[Tensor, Tensor], Tensor] | None = None
     start: Deformation | None = None
     seed: int = 0
 
@@ -127,8 +127,8 @@ class SearchObjective:
             return value
         cost = self.regularizer(velocity_of(self.family, theta, size, ddf), ddf)
         if not isinstance(cost, Tensor) or cost.shape != value.shape:
-            who, actual = type(self.regularizer).__name__, cost.shape if isinstance(cost, Tensor) else ()
-            raise ShapeError(who, "cost", f"({len(value)},)", actual, "Give one number for each image of (velocity, ddf).")
+            actual, remedy = cost.shape if isinstance(cost, Tensor) else (), "Give one number for each image of (velocity, ddf)."
+            raise ShapeError("Canonicalizer", "regularizer", f"({len(value)},)", actual, remedy)
         return value + cost
 
 

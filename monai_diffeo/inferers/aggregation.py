@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_diffeo.canonicalize.answers import declared_part
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["agreement", "mean_prediction"]
+__all__ = ["agreement", "join_predictions", "mean_prediction"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Any:
@@ -33,10 +33,7 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) 
     if isinstance(first, Tensor):
         if first.ndim == 0 or first.shape[0] != len(moved):
             return first
-        for other in answers:
-            if other.shape != first.shape:
-                remedy = "Use tta_samples=1, or a network that gives a fixed number of points or boxes."
-                raise ShapeError("DiffeoInferer", "prediction", f"{tuple(first.shape)} at every pose", other.shape, remedy)
+        _check_same(answers, "Use tta_samples=1, or a network that gives a fixed number of points or boxes.")
         if outputs == "labels":
             mean = torch.stack(list(answers)).mode(0).values
         elif first.is_floating_point():
@@ -51,6 +48,27 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) 
         parts = [mean_prediction(list(items), moved, declared_part(outputs, i)) for i, items in columns]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return first
+
+
+def join_predictions(answers: Sequence[Any]) -> Any:
+    """Predictions for single images, tensors ``(1, ...)`` in any structure, as one for the batch ``(B, ...)``."""
+    first = answers[0]
+    if isinstance(first, Tensor):
+        if first.ndim:
+            _check_same(answers, "Give images one by one, or use a network that gives a fixed number of points or boxes.")
+        return torch.cat(list(answers)) if first.ndim else first
+    if isinstance(first, Mapping):
+        return {key: join_predictions([a[key] for a in answers]) for key in first}
+    if isinstance(first, (list, tuple)):
+        parts = [join_predictions(items) for items in zip(*answers)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return first
+
+
+def _check_same(answers: Sequence[Tensor], remedy: str) -> None:
+    shape = tuple(answers[0].shape)
+    if odd := [answer for answer in answers if tuple(answer.shape) != shape]:
+        raise ShapeError("DiffeoInferer", "prediction", f"{shape} at every pose and for every image", odd[0].shape, remedy)
 
 
 def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Tensor | None:

@@ -91,7 +91,7 @@ def test_eight_poses_average_points_and_boxes_where_they_lie_in_the_input_and_vo
 
 def test_another_number_of_boxes_at_every_pose_is_refused_in_words():
     counts = iter(range(1, 9))
-    with pytest.raises(ShapeError, match="at every pose.*tta_samples=1"):
+    with pytest.raises(ShapeError, match="at every pose and for every image.*tta_samples=1"):
         DiffeoInferer(tiny_canonicalizer(), outputs="boxes", tta_samples=4)(blob(1), lambda x: torch.zeros(1, next(counts), 4))
 
 
