@@ -62,7 +62,7 @@ def test_the_same_image_on_a_finer_lattice_gets_the_same_field_and_energies(dims
     assert_close(large.energy_after, small.energy_after, atol=0.01, rtol=0.02)
     for name in ("ddf", "inverse_ddf"):
         pooled = (F.avg_pool2d if dims == 2 else F.avg_pool3d)(getattr(large, name), 4) / 4
-        assert (pooled - getattr(small, name)).abs().max() < 0.02 and getattr(small, name).abs().max() > 0.5
+        assert (pooled - getattr(small, name)).abs().max() < 0.05 and getattr(small, name).abs().max() > 0.5
     assert_close(resample_image(large.image, size), small.image, atol=0.03, rtol=0)
     assert large.inverse_error.item() < 0.2
 
