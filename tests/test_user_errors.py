@@ -42,15 +42,15 @@ def test_the_advice_fits_the_number_of_axes(shape, words):
     with pytest.raises(ShapeError, match=words):
         check_image("f()", torch.zeros(shape), 2)
     check_image("f()", torch.zeros(1, 1, 8, 8), 2)
-    with pytest.raises(TypeError, match="real values, got torch.complex64"):
+    with pytest.raises(TypeError, match="with real values, got Tensor .* torch.complex64"):
         check_image("f()", torch.zeros(1, 1, 8, 8, dtype=torch.complex64), 2)
 
 
 def test_numbers_devices_and_callables():
-    for value in (1, 2.0, float("inf")):
+    for value in (1, 2.0):
         check_number("f()", "n", value, 1)
     check_number("f()", "n", None, 1, optional=True)
-    for value in (None, True, 1.5, "1", 0, float("nan"), [1]):
+    for value in (None, True, 1.5, "1", 0, float("inf"), float("nan"), [1]):
         with pytest.raises(ValueError, match="f.*'n' must be"):
             check_number("f()", "n", value, 1)
     check_number("f()", "n", 1.5, 1, whole=False)

@@ -108,7 +108,12 @@ CASES = (
         "a numpy image",
         lambda: canonicalizer()(IMAGES.numpy()),
         TypeError,
-        ("canonicalize()", "torch.Tensor of shape (B, C, H, W)", "got ndarray of shape (2, 1, 32, 32)", "torch.as_tensor(image)"),
+        (
+            "canonicalize()",
+            "torch.Tensor of shape (B, C, H, W)",
+            "got ndarray of shape (2, 1, 32, 32)",
+            "torch.as_tensor(image)",
+        ),
     ),
     UserError(
         "an image without batch and channel",
@@ -144,13 +149,13 @@ CASES = (
         "an energy that returns a scalar",
         lambda: canonicalizer(lambda image: image.mean())(IMAGES),
         errors.ShapeError,
-        ("<lambda>()", "(2,), one number for each of 2 images", "got ()", ".flatten(1).mean(1)"),
+        ("<lambda>()", "(2,), one number for each image", "got ()", ".flatten(1).mean(1)"),
     ),
     UserError(
         "a term of a weighted energy that returns a scalar",
         lambda: canonicalizer(WeightedEnergy({"mean": lambda image: image.mean(), "own": mean_brightness}))(IMAGES),
         errors.ShapeError,
-        ("<lambda>()", "(2,), one number for each of 2 images", "got ()", ".flatten(1).mean(1)"),
+        ("<lambda>()", "(2,), one number for each image", "got ()", ".flatten(1).mean(1)"),
     ),
     UserError(
         "the class of an energy in place of an energy",
@@ -174,7 +179,12 @@ CASES = (
         "a predictor of the wrong length",
         lambda: canonicalizer(predictor=predictor(FAMILY.num_parameters + 1))(IMAGES),
         errors.ShapeError,
-        ("predict()", "as ControlGrid has it", f"got (2, {FAMILY.num_parameters + 1})", f"num_parameters={FAMILY.num_parameters}"),
+        (
+            "predict()",
+            "as ControlGrid has it",
+            f"got (2, {FAMILY.num_parameters + 1})",
+            f"num_parameters={FAMILY.num_parameters}",
+        ),
     ),
     UserError(
         "theta of the wrong length",
@@ -192,13 +202,13 @@ CASES = (
         "a number as text, tta_samples='8'",
         lambda: inferer(tta_samples="8"),
         ValueError,
-        ("DiffeoInferer", "'tta_samples' must be a whole number", "got '8'", "write it without quotes"),
+        ("DiffeoInferer", "'tta_samples' must be a whole number", "got '8', a text", "write it without quotes"),
     ),
     UserError(
         "a number as text, steps='3'",
         lambda: canonicalizer(steps="3"),
         ValueError,
-        ("Canonicalizer", "'steps' must be a whole number", "got '3'", "write it without quotes"),
+        ("Canonicalizer", "'steps' must be a whole number", "got '3', a text", "write it without quotes"),
     ),
     UserError(
         "a path in place of a canonicaliser",
@@ -228,13 +238,13 @@ CASES = (
         "landmarks that are not declared",
         lambda: inferer()(IMAGES, lambda x: {"landmarks": POINTS}),
         errors.ShapeError,
-        ("DiffeoInferer", "one kind of answer", "got (2, 7, 2)", "outputs='map', 'labels', 'scores', 'points' or 'boxes'"),
+        ("DiffeoInferer", "one kind of answer", "got (2, 7, 2)", "outputs='map', 'labels', 'scores', 'points', 'boxes'"),
     ),
     UserError(
         "an unknown kind of output",
         lambda: inferer(outputs="mask"),
         errors.ConfigError,
-        ("DiffeoInferer", "'outputs' must consist of", "got 'mask'", "outputs={'seg': 'map', 'landmarks': 'points'}"),
+        ("DiffeoInferer", "'outputs' must be 'map', 'labels'", "got 'mask'", "outputs={'seg': 'map', 'landmarks': 'points'}"),
     ),
     UserError(
         "a key that the network does not answer",
@@ -258,7 +268,7 @@ CASES = (
         "an unknown family in JSON",
         lambda: folder(changes={"family": "@families::siren"}),
         errors.ConfigError,
-        ("load_canonicalizer()", "'families'", "siren", "there are ['grid']"),
+        ("load_canonicalizer()", "among the families", "no 'siren'", "there are ['grid']. Use one of these"),
     ),
     UserError(
         "a class in JSON that does not exist",
@@ -270,7 +280,7 @@ CASES = (
         "an unknown mode",
         lambda: folder("fast"),
         errors.ConfigError,
-        ("load_canonicalizer()", "among the modes", "'fast'", "there are ['single_pass']"),
+        ("load_canonicalizer()", "among the modes", "no 'fast'", "there are ['single_pass']"),
     ),
     UserError(
         "an unknown setting in JSON",
@@ -301,4 +311,6 @@ CASES = (
 
 def rows() -> list[dict[str, str]]:
     """The mistakes and the messages, as rows of a table."""
-    return [{"mistake": case.mistake, "error": case.kind.__name__, "message": case.message().replace("|", "\\|")} for case in CASES]
+    return [
+        {"mistake": case.mistake, "error": case.kind.__name__, "message": case.message().replace("|", "\\|")} for case in CASES
+    ]

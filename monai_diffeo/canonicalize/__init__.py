@@ -6,5 +6,6 @@ from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
 from monai_diffeo.canonicalize.search import SearchObjective
 
 __all__ = [
-    "CANONICALIZED", "Canonicalization", "Canonicalizer", "LEFT_ALONE", "REJECTED", "SearchObjective", "fit_statistics", "load_canonicalizer",
+    "CANONICALIZED", "Canonicalization", "Canonicalizer", "LEFT_ALONE", "REJECTED", "SearchObjective", "fit_statistics",
+    "load_canonicalizer",
 ]  # fmt: skip

@@ -14,10 +14,8 @@ from monai_diffeo.errors import ConfigError, ShapeError
 __all__ = ["check_outputs", "declared_part", "map_parts", "return_answers"]
 
 _KINDS = {"map", "labels", "scores", "points", "boxes", *(f"boxes:{mode.value}" for mode in BoxModeName)}
-_REMEDY = (
-    "Declare what it is: outputs='map', 'labels', 'scores', 'points' or 'boxes'; of a dictionary by key, "
-    "outputs={'seg': 'map', 'landmarks': 'points'}."
-)
+_WORDS = "'map', 'labels', 'scores', 'points', 'boxes', or 'boxes:' and a box mode of MONAI"
+_REMEDY = f"Declare what it is: outputs={_WORDS}; of a dictionary by key, outputs={{'seg': 'map', 'landmarks': 'points'}}."
 
 
 def check_outputs(outputs: Any) -> Any:
@@ -31,7 +29,8 @@ def check_outputs(outputs: Any) -> Any:
         for part in outputs.values() if isinstance(outputs, Mapping) else outputs:
             check_outputs(part)
     elif outputs is not None and outputs not in _KINDS:
-        raise ConfigError(f"DiffeoInferer: 'outputs' must consist of {sorted(_KINDS)} or None, got {outputs!r}. {_REMEDY}")
+        remedy = "By key: outputs={'seg': 'map', 'landmarks': 'points'}."
+        raise ConfigError(f"DiffeoInferer: 'outputs' must be {_WORDS}, or of such, got {outputs!r}. {remedy}")
     return outputs
 
 

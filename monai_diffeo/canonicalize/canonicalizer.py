@@ -155,8 +155,8 @@ class Canonicalizer(nn.Module):
 
         Raises:
             TypeError: if ``image`` is no tensor, or has no real values.
-            ShapeError: if ``image`` has another number of axes or channels, or if oblong images of a batch are rotated so differently that
-                their canonical images have different frames.
+            ShapeError: if ``image`` has another number of axes or channels, or if oblong images of a batch are rotated so
+                differently that their canonical images have different frames.
         """
         check_image("canonicalize()", image, self.family.spatial_dims)
         began = time.perf_counter()

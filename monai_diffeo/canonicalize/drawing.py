@@ -39,13 +39,14 @@ def describe_result(found: Any) -> str:
 
 def describe_canonicalizer(canonicalizer: Any) -> str:
     """What a :class:`Canonicalizer` consists of, in a few lines."""
-    parts = {name: getattr(canonicalizer, name, None) for name in ("energy", "family", "predictor", "orientation", "polarity")}
-    rows = {name: _module(part) for name, part in parts.items() if part is not None}
-    terms = getattr(canonicalizer.energy, "weights", None)
-    if isinstance(terms, dict):
+    parts = {
+        name: getattr(canonicalizer, name) for name in ("energy", "family", "predictor", "orientation", "search", "polarity")
+    }
+    rows = {name: _part(part) for name, part in parts.items() if part is not None}
+    if isinstance(terms := getattr(canonicalizer.energy, "weights", None), dict):
         rows["energy"] += f" of {', '.join(f'{weight:g} {name}' for name, weight in terms.items())}"
     names = ("iterations", "steps", "working_size", "skip_below", "max_energy_increase", "tta_samples", "sampling")
-    rows["settings"] = ", ".join(f"{name}={getattr(canonicalizer, name)!r}" for name in names if hasattr(canonicalizer, name))
+    rows["settings"] = ", ".join(f"{name}={getattr(canonicalizer, name)!r}" for name in names)
     return _lines("Canonicalizer", rows)
 
 
@@ -54,7 +55,7 @@ def html_of_result(found: Any) -> str:
     text = f"<pre>{html.escape(describe_result(found))}</pre>"
     try:
         data = base64.b64encode(_picture(found)).decode()
-    except ImportError:
+    except ImportError:  # matplotlib is an extra
         return text
     return f'{text}<img alt="canonical images over their inputs" src="data:image/png;base64,{data}"/>'
 
@@ -101,9 +102,9 @@ def _range(values: Tensor, unit: str = "") -> str:
     return f"{text} {unit}".rstrip() + (f", {len(values) - len(known)} not finite" if len(known) < len(values) else "")
 
 
-def _module(part: nn.Module) -> str:
-    weights = sum(p.numel() for p in part.parameters())
-    return type(part).__name__ + (f" ({weights:,} weights)" if weights else "")
+def _part(part: Any) -> str:
+    weights = sum(p.numel() for p in part.parameters()) if isinstance(part, nn.Module) else 0
+    return getattr(part, "__name__", type(part).__name__) + (f" ({weights:,} weights)" if weights else "")
 
 
 def _lines(title: str, rows: dict[str, str]) -> str:

@@ -78,7 +78,9 @@ def load_canonicalizer(
         chosen["regularizer"] = {"_target_": "monai_diffeo.energies.DeformationRegularizer", **regularizer}
     for key, section in REFERENCES.items():
         if isinstance(chosen.get(key), str):
-            chosen[key] = f"@{section}::{chosen[key].removeprefix(f'@{section}::')}"
+            name = chosen[key].removeprefix(f"@{section}::")
+            _named(settings, section, name)
+            chosen[key] = f"@{section}::{name}"
     parser = _parser(folder, {**settings, "chosen": chosen}, trusted)
     energies = {name: _energy(parser, name, statistics) for name in weights}
     return Canonicalizer(WeightedEnergy(energies, weights, level), **_content(parser, "chosen")).to(device)
@@ -146,7 +148,10 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _named(settings: Mapping[str, Any], section: str, name: str) -> Any:
     if name not in settings[section]:
-        raise ConfigError(f"load_canonicalizer(): no {name!r} among the {section}; there are {sorted(settings[section])}.")
+        have = sorted(settings[section])
+        raise ConfigError(
+            f"load_canonicalizer(): no {name!r} among the {section}; there are {have}. Use one of these, or add it."
+        )
     return settings[section][name]
 
 

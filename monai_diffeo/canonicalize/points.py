@@ -62,7 +62,7 @@ def move_boxes(boxes: Tensor, ddf: Tensor, size: tuple[int, ...], moved: Tensor,
     if not boxes.numel():
         return boxes
     exact = boxes if boxes.dtype == torch.float64 else boxes.float()
-    low, high = convert_box_mode(exact.flatten(0, 1), box_mode).view(exact.shape).split(dims, 2)
+    low, high = torch.as_tensor(convert_box_mode(exact.flatten(0, 1), box_mode)).view(exact.shape).split(dims, 2)
     axis = torch.linspace(0, 1, _SAMPLES[dims], dtype=exact.dtype, device=exact.device)
     share = torch.cartesian_prod(*[axis] * dims)
     share = share[((share == 0) | (share == 1)).any(1)]  # a homeomorphism maps the border of a box to the border of its image
@@ -71,6 +71,6 @@ def move_boxes(boxes: Tensor, ddf: Tensor, size: tuple[int, ...], moved: Tensor,
     )  # voxel 0 is from 0 to 1, and its centre is its coordinate
     there = move_points(border.flatten(1, 2), ddf, size, torch.ones_like(moved)).view(border.shape) + 0.5
     corners = torch.cat([there.amin(2), there.amax(2)], 2)
-    after = convert_box_mode(corners.flatten(0, 1), dst_mode=box_mode).view(exact.shape)
+    after = torch.as_tensor(convert_box_mode(corners.flatten(0, 1), dst_mode=box_mode)).view(exact.shape)
     after = after if boxes.is_floating_point() else after.round()
     return torch.where(moved.to(boxes.device).view(-1, 1, 1), after.to(boxes.dtype), boxes)

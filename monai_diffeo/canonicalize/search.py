@@ -127,7 +127,10 @@ class SearchObjective:
             return value
         cost = self.regularizer(velocity_of(self.family, theta, size, ddf), ddf)
         if not isinstance(cost, Tensor) or cost.shape != value.shape:
-            actual, remedy = cost.shape if isinstance(cost, Tensor) else (), "Give one number for each image of (velocity, ddf)."
+            actual, remedy = (
+                cost.shape if isinstance(cost, Tensor) else (),
+                "Give one number for each image of (velocity, ddf).",
+            )
             raise ShapeError("Canonicalizer", "regularizer", f"({len(value)},)", actual, remedy)
         return value + cost
 
@@ -143,7 +146,7 @@ def minimize(
     image: Tensor,
     energy: Energy,
     family: Family,
-    regularizer: nn.Module,
+    regularizer: Callable[[Tensor, Tensor], Tensor] | None,
     start: Deformation | None,
     steps: int,
     learning_rate: float,

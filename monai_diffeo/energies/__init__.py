@@ -7,8 +7,8 @@ from monai_diffeo.energies.regularizers import DeformationRegularizer, folding_p
 from monai_diffeo.renamed import renamed_names
 
 __all__ = [
-    "CriticEnergy", "DeformationRegularizer", "Energy", "FunctionEnergy", "ResidualDeformationEnergy", "StandardizedEnergy", "VAEEnergy",
-    "WeightedEnergy", "folding_penalty", "smoothness",
+    "CriticEnergy", "DeformationRegularizer", "Energy", "FunctionEnergy", "ResidualDeformationEnergy", "StandardizedEnergy",
+    "VAEEnergy", "WeightedEnergy", "folding_penalty", "smoothness",
 ]  # fmt: skip
 
 __getattr__ = renamed_names(__name__, MotionEnergy="ResidualDeformationEnergy")

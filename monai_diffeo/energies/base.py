@@ -29,9 +29,7 @@ class Energy(nn.Module):
         if not isinstance(value, Tensor) or tuple(value.shape) != (len(image),):
             actual = tuple(value.shape) if isinstance(value, Tensor) else ()
             remedy = "Give one number an image: end with .flatten(1).mean(1), not with .mean()."
-            raise ShapeError(
-                self._called(), "energy", f"({len(image)},), one number for each of {len(image)} images,", actual, remedy
-            )
+            raise ShapeError(self._called(), "energy", f"({len(image)},), one number for each image", actual, remedy)
         return value
 
     def _called(self) -> str:

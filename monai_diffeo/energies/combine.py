@@ -29,6 +29,8 @@ class StandardizedEnergy(Energy):
                 "Measure them on the training films."
             )
         self.energy = as_energy("StandardizedEnergy", "energy", energy)
+        self.mean: Tensor
+        self.std: Tensor
         self.register_buffer("mean", torch.tensor(float(mean)))
         self.register_buffer("std", torch.tensor(float(std)))
         self.train(False)

@@ -15,7 +15,7 @@ __all__ = ["agreement", "join_predictions", "mean_prediction"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Any:
-    """Mean of predictions of one structure, tensor by tensor; of integers and labels the most frequent value, the smaller of two.
+    """Mean of predictions of one structure, tensor by tensor; of integers and labels the most frequent, the smaller of two.
 
     Rows of images that were not moved, and everything that cannot be averaged, are those of the first prediction, bit for bit.
 

@@ -61,9 +61,9 @@ class DiffeoInferer(Inferer):
             and their agreement goes into the result. 1 runs once, as published; None takes the canonicaliser's, or 1.
         mode: ``"bilinear"`` to map maps back, ``"nearest"`` if the network gives labels.
         outputs: what the network gives: ``"map"`` (a value for every voxel, or every few), ``"labels"`` (a map of labels),
-            ``"scores"`` (not mapped), ``"points"`` ``(B, N, D)`` in voxels, or ``"boxes"`` ``(B, N, 2 * D)``, with MONAI's name of
-            another order of the numbers as ``"boxes:ccwh"``. Of a dictionary by key, ``{"class": "scores", "seg": "map"}``, of
-            a tuple or list one after another. None decides by shape between maps and scores.
+            ``"scores"`` (not mapped), ``"points"`` ``(B, N, D)`` in voxels, or ``"boxes"`` ``(B, N, 2 * D)``, in another order
+            with its name in MONAI, ``"boxes:ccwh"``. Of a dictionary by key, ``{"class": "scores", "seg": "map"}``, of a tuple
+            or list one after another. None decides by shape between maps and scores.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
@@ -14,8 +15,8 @@ __all__ = ["explained_channels"]
 
 
 @contextmanager
-def explained_channels(who: str, module: nn.Module, image: Tensor) -> Iterator[None]:
-    """If ``module`` fails on ``image`` ``(B, C, *S)`` and its first convolution takes another C, raise a ShapeError that says so."""
+def explained_channels(who: str, module: Any, image: Tensor) -> Iterator[None]:
+    """A ShapeError that names the channels, if ``module`` fails and its first convolution takes others than ``image`` has."""
     try:
         yield
     except RuntimeError as error:

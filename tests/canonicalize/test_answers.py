@@ -10,7 +10,9 @@ from torch.testing import assert_close
 
 from monai_diffeo.canonicalize.answers import check_outputs
 from monai_diffeo.errors import ConfigError, ShapeError
+from monai_diffeo.flow import rotate_axes
 from monai_diffeo.inferers import DiffeoInferer, overlay_path
+from tests.canonicalize.test_working_size import OBLONG, Turned, anatomy, build
 from tests.helpers import blob, tiny_canonicalizer
 
 POINTS = torch.tensor([[[8.0, 9.0], [20.0, 22.5]], [[15.0, 16.0], [3.0, 28.0]]])
@@ -187,8 +189,29 @@ def test_a_declaration_that_is_not_the_answers_structure_is_refused():
     with pytest.raises(TypeError, match="'prediction' is declared 'map' and must be a torch.Tensor, got list|ndarray"):
         DiffeoInferer(canonicalizer, outputs="map")(image, lambda x: x.numpy())
     for wrong in ("maps", 3, {"a": "point"}, ["boxes:cwh"], "map:ccwh"):
-        with pytest.raises(ConfigError, match="'outputs' must consist of"):
+        with pytest.raises(ConfigError, match="'outputs' must be 'map', 'labels'"):
             check_outputs(wrong)
+
+
+def test_oblong_images_rotated_differently_keep_their_own_answers():
+    """Their canonical images have one frame, the inputs two poses; points are averaged over poses and joined over images."""
+    images = torch.cat([rotate_axes(anatomy(OBLONG[2]), 1)] * 2)
+    outputs = {"seg": "map", "landmarks": "points", "boxes": "boxes"}
+    inferer = DiffeoInferer(build(2, OBLONG[2], Turned(1, 4)), outputs=outputs, tta_samples=2)
+    points = torch.tensor([[[8.0, 20.0], [12.0, 30.0]]])
+
+    def network(x):
+        return {
+            "seg": x,
+            "landmarks": points.expand(len(x), -1, -1),
+            "boxes": torch.cat([points, points + 2], 2).expand(len(x), -1, -1),
+        }
+
+    together, alone = inferer(images, network), inferer(images[1:], network)
+    assert all(torch.equal(together[key][1:], alone[key]) and len(together[key]) == 2 for key in outputs)
+    counts = iter(range(1, 9))
+    with pytest.raises(ShapeError, match="for every image.*one by one"):
+        DiffeoInferer(build(2, OBLONG[2], Turned(1, 4)), outputs="boxes")(images, lambda x: torch.zeros(1, next(counts), 4))
 
 
 def test_the_overlay_hands_the_declaration_on():

@@ -9,8 +9,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.helpers import blob, canonicalizer_folder, tiny_canonicalizer
 from monai_diffeo.canonicalize import load_canonicalizer
+from tests.helpers import blob, canonicalizer_folder, tiny_canonicalizer
 
 
 def mixed():

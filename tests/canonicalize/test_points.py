@@ -11,6 +11,8 @@ from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.canonicalize.points import move_boxes, move_points
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid, DiffeomorphicAffine
+from monai_diffeo.flow import axis_rotations, rotate_axes
+from tests.canonicalize.test_working_size import OBLONG, Turned, anatomy, build
 from tests.helpers import Brightness, FixedTheta, blob, some_theta, tiny_canonicalizer
 
 SIZES = [(48, 64), (20, 24, 28)]
@@ -80,6 +82,29 @@ def test_between_frames_points_are_measured_from_the_centres():
     ddf = torch.zeros(1, 2, 5, 9)
     there = move_points(torch.tensor([[[2.0, 4.0], [0.0, 0.0]]]), ddf, (9, 5), torch.tensor([True]))
     assert torch.equal(there, torch.tensor([[[4.0, 2.0], [2.0, -2.0]]]))
+
+
+@pytest.mark.parametrize(("dims", "rotation"), [(2, 1), (2, 3), (3, 4), (3, 15)])
+def test_points_and_boxes_of_a_canonical_image_on_another_frame_lie_on_that_of_the_input(dims, rotation):
+    size, count = OBLONG[dims], len(axis_rotations(dims))
+    turned = rotate_axes(anatomy(size), rotation)
+    found, points = build(dims, size, Turned(rotation, count))(turned), inner_points(size)
+    assert found.image.shape[2:] == size != turned.shape[2:]
+    for to, given, picture in (
+        ("input", points, found.warp_back(painted(points, size))),
+        (
+            "canonical",
+            inner_points(turned.shape[2:]),
+            found.warp_input(painted(inner_points(turned.shape[2:]), turned.shape[2:])),
+        ),
+    ):
+        assert torch.linalg.vector_norm(found.warp_points(given[None], to)[0] - centres(picture), dim=1).max() < 0.5
+    straight = build(dims, size, Turned(rotation, count), scale=0.0)(turned)  # a rotation alone keeps boxes boxes
+    boxes = torch.cat([points, points + 3], 1)[None]
+    moved = straight.warp_boxes(boxes)
+    low, high = moved.split(dims, 2)
+    assert_close((high - low).prod(2), torch.full((1, len(points)), 3.0**dims), atol=1e-2, rtol=0)
+    assert_close(straight.warp_boxes(moved, "canonical"), boxes, atol=2e-3, rtol=0)
 
 
 def test_integers_are_rounded_and_double_precision_stays():
