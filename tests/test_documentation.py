@@ -91,6 +91,7 @@ def test_the_page_on_parts_of_ones_own_runs():
     scope = run_page("extend.md")
     for name in ("result", "shifted", "centred", "searched", "loaded"):
         assert scope[name].image.shape == (2, 1, 32, 32) and "canonicalized" in scope[name].status
+        assert scope[name].largest_displacement.max() > 0.1
     assert scope["searched"].ddf.abs().max() > 0.1 and scope["loaded"].velocity.shape[1] == 2  # predicted, then searched
 
 

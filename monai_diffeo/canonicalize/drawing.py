@@ -97,8 +97,8 @@ def _range(values: Tensor, unit: str = "") -> str:
     known = known[known.isfinite()]
     if not len(known):
         return "not finite"
-    low, middle, high = known.min().item(), known.median().item(), known.max().item()
-    text = f"{low:.3g}" if len(values) == 1 or low == high else f"{low:.3g} to {high:.3g}, median {middle:.3g}"
+    low, middle, high = (f"{value:.3g}" for value in (known.min().item(), known.median().item(), known.max().item()))
+    text = low if low == high else f"{low} to {high}" + (f", median {middle}" if len(known) > 2 else "")
     return f"{text} {unit}".rstrip() + (f", {len(values) - len(known)} not finite" if len(known) < len(values) else "")
 
 

@@ -99,7 +99,8 @@ def test_points_and_boxes_of_a_canonical_image_on_another_frame_lie_on_that_of_t
         ),
     ):
         assert torch.linalg.vector_norm(found.warp_points(given[None], to)[0] - centres(picture), dim=1).max() < 0.5
-    straight = build(dims, size, Turned(rotation, count), scale=0.0)(turned)  # a rotation alone keeps boxes boxes
+    still = FixedTheta(torch.zeros(1, ControlGrid(dims, 4).num_parameters))
+    straight = build(dims, size, Turned(rotation, count), predictor=still)(turned)  # a rotation alone keeps boxes boxes
     boxes = torch.cat([points, points + 3], 1)[None]
     moved = straight.warp_boxes(boxes)
     low, high = moved.split(dims, 2)
