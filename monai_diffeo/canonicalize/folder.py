@@ -17,6 +17,7 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
+from monai_diffeo.canonicalize.checks import check_device
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256
@@ -57,6 +58,7 @@ def load_canonicalizer(
             see :func:`monai_diffeo.files.check_sha256`.
         ConfigError: if a name is unknown or not allowed, or the folder is of an earlier version.
     """
+    device = check_device("load_canonicalizer()", device)
     folder = Path(folder)
     check_sha256(folder)
     settings = _settings(folder)
@@ -76,7 +78,9 @@ def load_canonicalizer(
         chosen["regularizer"] = {"_target_": "monai_diffeo.energies.DeformationRegularizer", **regularizer}
     for key, section in REFERENCES.items():
         if isinstance(chosen.get(key), str):
-            chosen[key] = f"@{section}::{chosen[key].removeprefix(f'@{section}::')}"
+            name = chosen[key].removeprefix(f"@{section}::")
+            _named(settings, section, name)
+            chosen[key] = f"@{section}::{name}"
     parser = _parser(folder, {**settings, "chosen": chosen}, trusted)
     energies = {name: _energy(parser, name, statistics) for name in weights}
     return Canonicalizer(WeightedEnergy(energies, weights, level), **_content(parser, "chosen")).to(device)
@@ -144,7 +148,10 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _named(settings: Mapping[str, Any], section: str, name: str) -> Any:
     if name not in settings[section]:
-        raise ConfigError(f"load_canonicalizer(): no {name!r} among the {section}; there are {sorted(settings[section])}.")
+        have = sorted(settings[section])
+        raise ConfigError(
+            f"load_canonicalizer(): no {name!r} among the {section}; there are {have}. Use one of these, or add it."
+        )
     return settings[section][name]
 
 
