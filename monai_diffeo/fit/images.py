@@ -32,8 +32,8 @@ def find_images(images: Any) -> list[Item]:
     """Items with an ``image``, and a ``label`` only if the list names one.
 
     Args:
-        images: a folder of images, or with a ``manifest.csv``, ``datalist.json`` or ``dataset.json``; such a list; or a sequence
-            of items, paths, or tensors ``(C, *S)``. Of a manifest with splits only ``train`` is taken.
+        images: a folder of images, or with a ``manifest.csv``, ``datalist.json`` or ``dataset.json``; such a list; or a
+            sequence of items, paths, or tensors ``(C, *S)``. Of a manifest with splits only ``train`` is taken.
 
     Raises:
         ConfigError: if there is nothing of this kind.
@@ -51,7 +51,7 @@ def find_images(images: Any) -> list[Item]:
         return [{"image": str(file)} for file in list_films(path) if file.suffix.lower() not in _NO_IMAGES]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
-            f"fit: the images must be a folder, a datalist.json or a manifest.csv; {str(path)!r} is none that can be read: {error}."
+            f"fit: the images must be a folder, a datalist.json or a manifest.csv that can be read, got {str(path)!r}: {error}."
         ) from error
 
 
@@ -76,8 +76,8 @@ class ImageReader:
     """Reads images as the network sees them, all with the same number of axes and channels as the first.
 
     Args:
-        transform: of ``{"image": path}``, as a bundle's preprocessing; None reads files as MONAI's ``LoadImage`` does, and DICOM
-            films as :class:`~monai_diffeo.transforms.LoadImageFilm`.
+        transform: of ``{"image": path}``, as a bundle's preprocessing; None reads files as MONAI's ``LoadImage`` does, and
+            DICOM films as :class:`~monai_diffeo.transforms.LoadImageFilm`.
         dims: 2 or 3; None takes what the first image has.
         say: takes a line on each image that cannot be used.
     """

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from statistics import fmean, median
 from typing import Any
 
@@ -19,17 +19,16 @@ from monai_diffeo.flow import compose, rotate_axes, warp
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import ImageOrientation
 
-__all__ = ["FitOutcome", "Overlap", "measure", "measure_orientation", "measure_overlap"]
+__all__ = ["FitOutcome", "Overlap", "keeps_orientation", "measure", "measure_orientation", "measure_overlap"]
 
-CLOSED, UNDONE, UPRIGHT_LOSS = 0.5, 0.5, 0.01  # what "it worked" takes, beside no fold
-KEPT_UPRIGHT, FOUND_TURNS = 0.95, 0.8  # what keeps the orientation network in the folder
-MIN_CONFIDENCE = 0.9  # at which a canonicaliser believes it
-_SLOW = 2.0  # seconds of one answer of the network, above which one pose is asked at, not eight
+CLOSED, UNDONE, UPRIGHT_LOSS = 0.5, 0.5, 0.01  # what "it worked" takes
+KEPT_UPRIGHT, FOUND_TURNS, CONFIDENCE = 0.95, 0.8, 0.9  # what an orientation network must reach to be used
+_SLOW = 2.0  # seconds of one answer of the network, above which one pose is asked at
 
 
 @dataclass(frozen=True)
 class Overlap:
-    """Mean Dice over images, without and with the canonicaliser; ``reference`` is ``"masks"`` or ``"own answers"``."""
+    """Mean Dice without (``plain``) and with the canonicaliser; ``reference`` is ``"masks"`` or ``"its own answers"``."""
 
     reference: str
     images: int
@@ -39,29 +38,21 @@ class Overlap:
     deformed_plain: float
     deformed: float
 
-    @property
-    def closed(self) -> float:
-        """Share of what deformation costs the plain network that the canonicaliser wins back; NaN if it costs nothing."""
-        gap = self.upright_plain - self.deformed_plain
-        return (self.deformed - self.deformed_plain) / gap if gap > 0 else float("nan")
-
 
 @dataclass(frozen=True)
 class FitOutcome:
-    """Figures of held-back images.
+    """Figures of images that were held back.
 
     Attributes:
-        images: how many were measured.
         energy, energy_deformed, energy_canonical: medians: as they are, deformed, canonicalised after that.
-        undone: share of the displacement that canonicalisation takes back: an image and its deformed twin should be brought to
-            the same pose. Median; no energy and no network is asked.
-        canonicalized: share of the deformed images that were not left as they were.
+        undone: share of the displacement that is taken back, median: an image and its deformed twin should come to the same
+            pose. Neither an energy nor a network is asked.
+        canonicalized: share of the deformed images that were moved.
         folding: largest share of folded voxels of a field.
         seconds: an image, at the working size.
-        kept_upright, found_turns: shares of upright images left upright, and of turned ones whose rotation is found; None without
-            an orientation network.
-        overlap: Dice, if there is a network.
-        notes: what else to know, a sentence each.
+        kept_upright, found_turns: shares of upright images that are seen upright, and of turned ones whose rotation is found.
+        orientation: whether the canonicaliser uses that.
+        overlap: with the network's masks, if there is one.
     """
 
     images: int
@@ -72,40 +63,32 @@ class FitOutcome:
     canonicalized: float
     folding: float
     seconds: float
-    kept_upright: float | None
-    found_turns: float | None
+    kept_upright: float = 0.0
+    found_turns: float = 0.0
+    orientation: bool = False
     overlap: Overlap | None = None
-    notes: tuple[str, ...] = field(default=())
 
     @property
     def closed(self) -> float:
-        """Share of the gap between deformed and undeformed images' energies that canonicalisation closes."""
+        """Share of the gap between deformed and undeformed images' energies that is closed; 0 if deformation opens none."""
         gap = self.energy_deformed - self.energy
-        return (self.energy_deformed - self.energy_canonical) / gap if gap > 0 else float("nan")
-
-    @property
-    def worked(self) -> bool:
-        """The rule: half of the energy gap is closed, half of the displacement undone, nothing folds, and no Dice is lost."""
-        return not self.reasons()
+        return (self.energy_deformed - self.energy_canonical) / gap if gap > 0 else 0.0
 
     def reasons(self) -> list[str]:
-        """Why it did not work, a clause each."""
-        reasons = []
-        if not self.closed >= CLOSED:
-            reasons.append(f"only {self.closed:.0%} of the energy gap is closed, less than {CLOSED:.0%}")
-        if not self.undone >= UNDONE:
-            reasons.append(f"only {self.undone:.0%} of the displacement is undone, less than {UNDONE:.0%}")
+        """The rule: why it did not work, a clause each; nothing if it worked."""
+        reasons = [f"{self.closed:.0%} of the energy gap is closed, less than {CLOSED:.0%}"] if self.closed < CLOSED else []
+        if self.undone < UNDONE:
+            reasons.append(f"{self.undone:.0%} of the displacement is undone, less than {UNDONE:.0%}")
         if self.folding > 0:
             reasons.append(f"up to {self.folding:.2%} of a field folds")
-        if (overlap := self.overlap) is not None:
-            if overlap.deformed <= overlap.deformed_plain:
-                reasons.append(f"on deformed images the Dice falls from {overlap.deformed_plain:.3f} to {overlap.deformed:.3f}")
-            if overlap.upright < overlap.upright_plain - UPRIGHT_LOSS:
-                reasons.append(f"on undeformed images the Dice falls by more than {UPRIGHT_LOSS}")
+        if (dice := self.overlap) is not None and dice.deformed <= dice.deformed_plain:
+            reasons.append(f"on deformed images the Dice falls from {dice.deformed_plain:.3f} to {dice.deformed:.3f}")
+        if dice is not None and dice.upright < dice.upright_plain - UPRIGHT_LOSS:
+            reasons.append(f"on undeformed images the Dice falls from {dice.upright_plain:.3f} to {dice.upright:.3f}")
         return reasons
 
     def sentence(self) -> str:
-        """Did it work?"""
+        """The answer."""
         if reasons := self.reasons():
             return f"No: {'; '.join(reasons)}. More minutes or more images may help."
         closed = f"canonicalisation closes {self.closed:.0%} of the energy gap that deformation opens"
@@ -113,7 +96,7 @@ class FitOutcome:
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, and the answer, for ``fit.json``."""
-        return {**asdict(self), "closed": self.closed, "worked": self.worked, "sentence": self.sentence()}
+        return {**asdict(self), "closed": self.closed, "worked": not self.reasons(), "sentence": self.sentence()}
 
 
 def _deformations(count: int, size: Sequence[int], seed: int) -> Tensor:
@@ -122,58 +105,53 @@ def _deformations(count: int, size: Sequence[int], seed: int) -> Tensor:
     return random_training_deformation(count, tuple(size), draw, identity_share=0.0, framing_share=0.0)
 
 
-def measure(canonicalizer: Canonicalizer, images: Tensor, seed: int, device: torch.device) -> tuple[FitOutcome, Tensor, Tensor]:
+def measure(canonicalizer: Canonicalizer, images: Tensor, seed: int) -> tuple[FitOutcome, Tensor, Tensor]:
     """Figures of held-back images ``(N, C, *S)``; also those images deformed, and canonicalised after that."""
-    ddf = _deformations(len(images), images.shape[2:], seed).to(device)
-    images = images.to(device)
+    ddf = _deformations(len(images), images.shape[2:], seed).to(images)
     deformed = warp(images, ddf, padding_mode="zeros")
-    before, found = ([canonicalizer(image[None]) for image in some] for some in (images, deformed))
-    undone = [_undone(g[None], first, then) for g, first, then in zip(ddf, before, found)]
+    before, after = ([canonicalizer(image[None]) for image in some] for some in (images, deformed))
     outcome = FitOutcome(
         images=len(images),
-        energy=_median(before, "energy_before"),
-        energy_deformed=_median(found, "energy_before"),
-        energy_canonical=_median(found, "energy_after"),
-        undone=median(undone),
-        canonicalized=fmean(float(row.moved.all()) for row in found),
-        folding=max(float(row.folding_fraction.max()) for row in (*before, *found)),
-        seconds=fmean(row.seconds for row in found),
-        kept_upright=None,
-        found_turns=None,
+        energy=median(float(row.energy_before) for row in before),
+        energy_deformed=median(float(row.energy_before) for row in after),
+        energy_canonical=median(float(row.energy_after) for row in after),
+        undone=median(_undone(g[None], *twins) for g, *twins in zip(ddf, before, after)),
+        canonicalized=fmean(float(row.moved) for row in after),
+        folding=max(float(row.folding_fraction) for row in (*before, *after)),
+        seconds=fmean(row.seconds for row in after),
     )
-    return outcome, deformed.cpu(), torch.cat([row.image for row in found]).cpu()
+    return outcome, deformed, torch.cat([row.image if row.image.shape == images[:1].shape else images[:1] * 0 for row in after])
 
 
 def _undone(ddf: Tensor, upright: Canonicalization, deformed: Canonicalization) -> float:
-    """How much less an image's canonical pose and that of its deformed twin differ than image and twin, 1 for not at all."""
-    if upright.ddf.shape != ddf.shape or deformed.ddf.shape != ddf.shape:
+    """How much nearer the canonical poses of an image and of its deformed twin are than image and twin; 1 is the same pose."""
+    if not upright.ddf.shape == deformed.ddf.shape == ddf.shape:
         return 0.0  # rotated to another frame
     left = compose(ddf, deformed.ddf) - upright.ddf
     return 1 - float(torch.linalg.vector_norm(left, dim=1).mean() / torch.linalg.vector_norm(ddf, dim=1).mean())
 
 
-def _median(rows: Sequence[Canonicalization], name: str) -> float:
-    return float(torch.cat([getattr(row, name) for row in rows]).nanmedian())
-
-
 def measure_orientation(network: ImageOrientation, images: Tensor, seed: int) -> tuple[float, float]:
-    """Shares of upright images that are left upright, and of turned ones whose rotation is found."""
-    draw = torch.Generator().manual_seed(seed)
+    """Shares of upright images ``(N, C, *S)`` that are seen upright, and of turned ones whose rotation is found."""
 
-    def found(image: Tensor, index: int) -> bool:
+    def seen(image: Tensor, index: int) -> float:
         with torch.no_grad():
             rotation, _ = network.probabilities(rotate_axes(image[None], index))
-        return int(confident_rotations(rotation, MIN_CONFIDENCE)) == index
+        return float(int(confident_rotations(rotation, CONFIDENCE)) == index)
 
-    indices = torch.randint(1, network.num_rotations, (len(images),), generator=draw).tolist()
-    kept = fmean(float(found(image, 0)) for image in images)
-    return kept, fmean(float(found(image, index)) for image, index in zip(images, indices))
+    indices = torch.randint(1, network.num_rotations, (len(images),), generator=torch.Generator().manual_seed(seed)).tolist()
+    return fmean(seen(image, 0) for image in images), fmean(seen(*pair) for pair in zip(images, indices))
+
+
+def keeps_orientation(kept_upright: float, found_turns: float) -> bool:
+    """Whether an orientation network is good enough to be used."""
+    return kept_upright >= KEPT_UPRIGHT and found_turns >= FOUND_TURNS
 
 
 def measure_overlap(
     canonicalizer: Canonicalizer,
     network: NetworkUnderTest,
-    images: Sequence[tuple[Tensor, Tensor | None]],
+    images: Iterable[tuple[Tensor, Tensor | None]],
     seed: int,
     device: torch.device,
     seconds: float,
@@ -181,36 +159,30 @@ def measure_overlap(
     """Dice of the network with and without the canonicaliser, on images at their own size.
 
     Args:
-        canonicalizer, network: to be judged.
-        images: each ``(C, *S)``, with its mask or None; an iterator, from which images are taken until the time is up. Where the
-            first has no mask, the network's own answers on undeformed images stand in for masks.
-        seed: of the deformations.
-        device: of the canonicaliser and the network.
+        canonicalizer, network, seed, device: what is measured, and how.
+        images: each ``(C, *S)``, with its mask or None. If the first has none, the network's own answers on undeformed images
+            stand in for masks; they say what deformation changes, not what is right.
         seconds: after which no further image is begun; two are always taken.
     """
-    rows: list[tuple[float, float, float, float]] = []
+    rows: list[list[float]] = []
     began, reference, poses = time.perf_counter(), "", 1
     for image, label in images:
-        if len(rows) >= 2 and time.perf_counter() - began > seconds:
-            break
         start = time.perf_counter()
+        if len(rows) >= 2 and start - began > seconds:
+            break
         own = network.masks(network.ask(image, device))
         if not reference:
+            reference = "its own answers" if label is None else "masks"
             poses = canonicalizer.tta_samples if time.perf_counter() - start < _SLOW else 1
-            reference = "own answers" if label is None else "masks"
-        wanted = own if reference == "own answers" else None if label is None else masks_of_label(label, len(own))
+        wanted = own if reference != "masks" else None if label is None else masks_of_label(label, len(own))
         if wanted is None:
             continue
-        wrapped: Callable[..., Any] = DiffeoInferer(canonicalizer, network.inferer, tta_samples=poses)  # type: ignore[arg-type]
-        plain = torch.as_tensor(image)
+        wrapped: Any = DiffeoInferer(canonicalizer, network.inferer, tta_samples=poses)  # type: ignore[arg-type]
         ddf = _deformations(1, image.shape[1:], seed + len(rows))
-        moved = warp(plain[None] - plain.amin(), ddf, padding_mode="zeros")[0] + plain.amin()
+        plain, least = torch.Tensor.as_subclass(image, Tensor), image.amin()
+        moved = warp(plain[None] - least, ddf, padding_mode="zeros")[0] + least
         goal = warp(wanted[None].float(), ddf, padding_mode="zeros")[0] > 0.5
-        with_it = [network.masks(network.ask(some, device, wrapped)) for some in (plain, moved)]
+        found = [network.masks(network.ask(some, device, wrapped)) for some in (plain, moved)]
         without = network.masks(network.ask(moved, device))
-        answers = ((own, wanted), (with_it[0], wanted), (without, goal), (with_it[1], goal))
-        rows.append(tuple(dice_of_masks(*pair) for pair in answers))  # type: ignore[arg-type]
-    if not rows:
-        return None
-    upright_plain, upright, deformed_plain, deformed = (fmean(column) for column in zip(*rows))
-    return Overlap(reference, len(rows), poses, upright_plain, upright, deformed_plain, deformed)
+        rows.append([dice_of_masks(*two) for two in ((own, wanted), (found[0], wanted), (without, goal), (found[1], goal))])
+    return Overlap(reference, len(rows), poses, *(fmean(column) for column in zip(*rows))) if rows else None

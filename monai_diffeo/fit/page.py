@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,125 +11,96 @@ import numpy as np
 from torch import Tensor
 
 from monai_diffeo.files import write_atomically
-from monai_diffeo.fit.outcome import FitOutcome
+from monai_diffeo.fit.outcome import FOUND_TURNS, KEPT_UPRIGHT, FitOutcome
 from monai_diffeo.report import panels
 
-__all__ = ["PAGE", "SHEET", "plan_lines", "write_page"]
+__all__ = ["PAGE", "SHEET", "outcome_lines", "plan_lines", "write_page"]
 
 PAGE, SHEET = "README.md", "sheet.png"
-_MOST = 6
-_ROWS = ("as it is", "deformed", "canonicalised")
+_STATES = ("as it is", "deformed", "canonicalised")
+_PICTURES = 6
 
 
 def plan_lines(plan: Mapping[str, Any]) -> list[str]:
-    """What a fit will do, a line each."""
+    """What a fit does, a line each."""
     frame, size = (" x ".join(map(str, plan[name])) for name in ("frame", "working_size"))
-    lines = [
-        f"images        {plan['images']}, of which {plan['held_back']} are held back; {plan['channels']} channel(s), frame {frame}",
-        f"working size  {size}",
-        f"network       {plan['network']}",
-        f"device        {plan['device']}",
-    ]
+    images = f"{plan['images']}, {plan['held_back']} of them held back; channels {plan['channels']}, frame {frame}"
+    rows = {"images": images, "working size": size, "network": plan["network"], "device": plan["device"]}
     for name, part in plan["parts"].items():
-        minutes = "" if part["seconds"] is None else f", {part['seconds'] / 60:.1f} minutes"
-        lines.append(f"{name:<13} {part['steps']} steps{minutes}")
-    return lines
+        rows[name] = f"{part['steps']} steps" + (f", {part['seconds'] / 60:.1f} minutes" if part["seconds"] else "")
+    return [f"{name:<14}{value}" for name, value in rows.items()]
 
 
-def outcome_rows(outcome: FitOutcome) -> list[tuple[str, str]]:
-    """Figures by name."""
-    rows = [
-        ("held-back images", str(outcome.images)),
-        ("energy as they are", f"{outcome.energy:.2f}"),
-        ("energy deformed", f"{outcome.energy_deformed:.2f}"),
-        ("energy canonicalised", f"{outcome.energy_canonical:.2f}"),
-        ("share of the energy gap closed", f"{outcome.closed:.2f}"),
-        ("share of the displacement undone", f"{outcome.undone:.2f}"),
-        ("deformed images canonicalised", f"{outcome.canonicalized:.0%}"),
-        ("largest share of folded voxels", f"{outcome.folding:.4f}"),
-        ("seconds an image", f"{outcome.seconds:.2f}"),
-    ]
-    if outcome.found_turns is not None and outcome.kept_upright is not None:
-        rows += [
-            ("upright images left upright", f"{outcome.kept_upright:.0%}"),
-            ("rotations found", f"{outcome.found_turns:.0%}"),
-        ]
-    if (overlap := outcome.overlap) is not None:
-        of = f"Dice with {overlap.reference}, {overlap.images} images, {overlap.tta_samples} pose(s)"
-        rows += [
-            (f"{of}: undeformed, plain", f"{overlap.upright_plain:.3f}"),
-            ("undeformed, canonicalised", f"{overlap.upright:.3f}"),
-            ("deformed, plain", f"{overlap.deformed_plain:.3f}"),
-            ("deformed, canonicalised", f"{overlap.deformed:.3f}"),
-            ("share of the Dice gap closed", f"{overlap.closed:.2f}"),
-        ]
-    return rows
+def outcome_lines(outcome: FitOutcome) -> list[str]:
+    """The figures, a line each."""
+    used = "used" if outcome.orientation else f"not used: {KEPT_UPRIGHT:.0%} and {FOUND_TURNS:.0%} are needed"
+    rows = {
+        "images held back": outcome.images,
+        "energy": f"{outcome.energy:.2f} as they are, {outcome.energy_deformed:.2f} deformed, {outcome.energy_canonical:.2f} "
+        f"canonicalised; {outcome.closed:.0%} of the gap closed",
+        "displacement": f"{outcome.undone:.0%} undone",
+        "moved": f"{outcome.canonicalized:.0%} of the deformed images",
+        "folded": f"at most {outcome.folding:.2%} of a field",
+        "rotations": f"{outcome.found_turns:.0%} found, {outcome.kept_upright:.0%} of upright images seen upright; {used}",
+        "time": f"{outcome.seconds:.2f} seconds an image",
+    }
+    if (dice := outcome.overlap) is not None:
+        rows["Dice"] = (
+            f"with {dice.reference}, {dice.images} images, {dice.tta_samples} pose(s): undeformed {dice.upright_plain:.3f} plain, "
+            f"{dice.upright:.3f} canonicalised; deformed {dice.deformed_plain:.3f} plain, {dice.deformed:.3f} canonicalised"
+        )
+    return [f"{name:<18}{value}" for name, value in rows.items()]
 
 
-def write_page(
-    folder: Path, plan: Mapping[str, Any], outcome: FitOutcome, images: Tensor, deformed: Tensor, canonical: Tensor
-) -> None:
-    """Write ``README.md`` and ``sheet.png``; the images are ``(N, C, *S)``, the same ones in three states."""
-    table = "\n".join(f"| {name} | {value} |" for name, value in outcome_rows(outcome))
-    notes = "".join(f"\n{note}\n" for note in outcome.notes)
+def write_page(folder: Path, plan: Mapping[str, Any], outcome: FitOutcome, *states: Tensor) -> None:
+    """Write ``README.md`` and ``sheet.png``; ``states`` are the same images ``(N, C, *S)`` as they are, deformed, canonicalised."""
+    plans, figures = "\n".join(plan_lines(plan)), "\n".join(outcome_lines(outcome))
     text = f"""# A fitted canonicaliser
 
-Did it work? {outcome.sentence()}
-{notes}
-These images were held back from training. Deformations are random, of the kind that the training used.
+**Did it work?** {outcome.sentence()}
 
-| held-back images, median | |
-|---|---|
-{table}
-
-![Images as they are, deformed and canonicalised]({SHEET})
-
-Energies are in spreads of undeformed images, over their median.
-
-## What was fitted
+The figures are of images that were held back from training. They were deformed at random, as in the training.
+An energy is 0 at the median of undeformed images, and its unit is their spread.
 
 ```
-{chr(10).join(plan_lines(plan))}
+{figures}
 ```
 
-Use it: `load_canonicalizer("FOLDER")`. `fit.json` holds all settings. For research, not for diagnosis.
+![Images as they are, deformed, and canonicalised after that]({SHEET})
+
+What was fitted, and for how long:
+
+```
+{plans}
+```
+
+`load_canonicalizer(FOLDER)` reads this folder. `fit.json` holds all settings and figures. For research, not for diagnosis.
 """
-    write_atomically(folder / SHEET, _sheet(images, deformed, canonical))
+    write_atomically(folder / SHEET, _sheet(*states))
     write_atomically(folder / PAGE, text.encode())
 
 
 def _sheet(*states: Tensor) -> bytes:
-    """A PNG with a column for each of six images, and a row for each state."""
+    """A PNG with a row for each state and a column for each of six images."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    count = min(_MOST, len(states[0]))
-    pictures = [[_picture(images[i]) for i in range(count)] for images in states]
+    pictures = [[_picture(image) for image in images[:_PICTURES]] for images in states]
     height, width = pictures[0][0].shape
-    figure = Figure(figsize=(2 * count + 1, 2 * len(states) * height / width + 0.3), facecolor=panels.BACKGROUND, dpi=100)
-    axes = figure.subplots(len(states), count, squeeze=False)
-    for row, title, line in zip(axes, _ROWS, pictures):
-        for place, picture in zip(row, line):
-            panels.background(place, picture)
-        panels.words(row[0], 0.03, 0.97, title, panels.INK, 11, va="top", frame=True)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99, 0.03, 0.03)
+    size = 2 * len(pictures[0]), 2 * len(pictures) * height / width
+    figure = Figure(figsize=size, facecolor=panels.BACKGROUND, dpi=100)
+    grid = figure.subplots(len(pictures), len(pictures[0]), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+    for places, state, row in zip(grid, _STATES, pictures):
+        for axes, picture in zip(places, row):
+            panels.background(axes, picture)
+        panels.words(places[0], 0.03, 0.97, state, panels.INK, 11, va="top", frame=True)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99)
     stream = io.BytesIO()
     FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"})
     return stream.getvalue()
 
 
 def _picture(image: Tensor) -> np.ndarray:
-    """Mean over the channels; the middle slice of a volume, the last axis up."""
-    grey = image.float().mean(0).numpy()
-    if grey.ndim == 2:
-        return grey
-    return np.rot90(grey[:, grey.shape[1] // 2])
-
-
-def summary(outcome: FitOutcome) -> Sequence[str]:
-    """What is printed at the end."""
-    return [
-        *(f"{name:<44} {value}" for name, value in outcome_rows(outcome)),
-        *outcome.notes,
-        f"Did it work? {outcome.sentence()}",
-    ]
+    """Mean over the channels ``(H, W)``; of a volume the middle slice of its second axis, the last axis upwards."""
+    grey = image.float().mean(0).cpu().numpy()
+    return grey if grey.ndim == 2 else np.rot90(grey[:, grey.shape[1] // 2])
