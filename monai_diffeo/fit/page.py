@@ -46,14 +46,14 @@ def outcome_lines(outcome: FitOutcome) -> list[str]:
     }
     if (dice := outcome.overlap) is not None:
         rows["Dice"] = (
-            f"with {dice.reference}, {dice.images} images, {dice.tta_samples} pose(s): undeformed {dice.upright_plain:.3f} plain, "
-            f"{dice.upright:.3f} canonicalised; deformed {dice.deformed_plain:.3f} plain, {dice.deformed:.3f} canonicalised"
+            f"with {dice.reference}, {dice.images} images, {dice.tta_samples} pose(s), plain and canonicalised: undeformed "
+            f"{dice.upright_plain:.3f} and {dice.upright:.3f}, deformed {dice.deformed_plain:.3f} and {dice.deformed:.3f}"
         )
     return [f"{name:<18}{value}" for name, value in rows.items()]
 
 
 def write_page(folder: Path, plan: Mapping[str, Any], outcome: FitOutcome, *states: Tensor) -> None:
-    """Write ``README.md`` and ``sheet.png``; ``states`` are the same images ``(N, C, *S)`` as they are, deformed, canonicalised."""
+    """Write ``README.md`` and ``sheet.png``; ``states`` are images ``(N, C, *S)`` as they are, deformed, canonicalised."""
     plans, figures = "\n".join(plan_lines(plan)), "\n".join(outcome_lines(outcome))
     text = f"""# A fitted canonicaliser
 
