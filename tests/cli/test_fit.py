@@ -57,20 +57,14 @@ def bundle(tmp_path):
     (root / "models").mkdir()
     network = {"spatial_dims": 2, "in_channels": 3, "out_channels": 3, "channels": [4, 8], "strides": [2]}
     loads = {"_target_": "LoadImaged", "keys": "image", "ensure_channel_first": True}
-    steps = [
-        loads,
-        {"_target_": "ScaleIntensityd", "keys": "image"},
-        {"_target_": "Resized", "keys": "image", "spatial_size": [32, 40]},
-    ]
+    scales, resizes = ({"_target_": name, "keys": "image"} for name in ("ScaleIntensityd", "Resized"))
+    softmax = {"_target_": "Activationsd", "keys": "pred", "softmax": True}
     config = {
         "bundle_root": ".",
         "network_def": {"_target_": "UNet", **network},
-        "preprocessing": {"_target_": "Compose", "transforms": steps},
+        "preprocessing": {"_target_": "Compose", "transforms": [loads, scales, {**resizes, "spatial_size": [32, 40]}]},
         "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [32, 32]},
-        "postprocessing": {
-            "_target_": "Compose",
-            "transforms": [{"_target_": "Activationsd", "keys": "pred", "softmax": True}],
-        },
+        "postprocessing": {"_target_": "Compose", "transforms": [softmax]},
     }
     (root / "configs" / "inference.json").write_text(json.dumps(config))
     from monai.networks.nets import UNet
