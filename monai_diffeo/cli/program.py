@@ -9,6 +9,7 @@ from typing import Any, NoReturn
 import click
 
 from monai_diffeo import __version__
+from monai_diffeo.cli.fit import fit
 from monai_diffeo.cli.segment import segment
 
 __all__ = ["program"]
@@ -53,3 +54,4 @@ def program() -> None:
 
 
 program.add_command(segment)
+program.add_command(fit)
