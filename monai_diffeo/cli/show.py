@@ -80,7 +80,7 @@ def _weights(folder: Path, name: str, settings: Mapping[str, Any]) -> dict[str, 
 def _page(found: Mapping[str, Any]) -> Iterator[str]:
     yield f"Canonicaliser in {found['folder']}" + (f", bundle {found['bundle']}" if found["bundle"] else "")
     yield from filter(None, [found["intended_use"]])
-    yield from (f"Licence: {file}" for file in found["licences"] or ["none in the folder"])
+    yield f"Licences: {', '.join(found['licences']) or 'none in the folder'}"
     for section in ("families", "networks", "energies", "modes"):
         yield f"{section.capitalize()}:"
         width = max(map(len, found[section]), default=0)

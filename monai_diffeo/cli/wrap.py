@@ -34,8 +34,8 @@ def wrap(bundle: str, canonicalizer: str | None) -> None:
 def wrapped_command(bundle: Path, canonicalizer: str | None = None) -> tuple[str, list[str]]:
     """The command for bash, and sentences about it.
 
-    The ids that the overlay refers to are looked for in the bundle's ``inference`` configuration. Where the evaluator or its
-    inferer has another id, an option is added to the command.
+    The ids that the overlay refers to are looked for in the bundle's ``inference`` configuration. Where the device or the
+    evaluator's inferer has another id or none, an option is added to the command.
 
     Args:
         bundle: its folder.
@@ -78,24 +78,21 @@ def _quoted(word: str) -> str:
 
 
 def _missing(config: Mapping[str, Any], name: str) -> dict[str, str]:
-    """Options that lead the overlay to what has another id than it refers to: ``device``, ``inferer``, ``evaluator``."""
+    """Options for what the overlay refers to (``device``, ``inferer``, ``evaluator``) and the configuration lacks."""
     from monai_diffeo.cli.allowed import entries
+    from monai_diffeo.inferers import overlay_path
 
-    found = {id: entry for id, entry in entries(dict(config)) if isinstance(entry, dict)}
-    evaluators = [id for id, entry in found.items() if str(entry.get("_target_", "")).endswith("Evaluator")]
-    options = {} if "device" in config else {"device": "cpu"}
     if "evaluator" not in config:
-        if len(evaluators) != 1:
-            rule = "must have an entry 'evaluator', or one whose _target_ ends with Evaluator"
-            remedy = "Give the evaluator of inference that id, in a copy or in a configuration that you stack."
-            raise ConfigError(f"wrap: {name} {rule}, got {evaluators or sorted(config)}. {remedy}")
-        options[f"{evaluators[0]}::inferer"] = "@diffeo_inferer"
-    used = found.get(evaluators[0] if "evaluator" not in config else "evaluator", {}).get("inferer")
+        found = [id for id, entry in entries(dict(config)) if isinstance(entry, dict) and "evaluator" in id.split("::")[-1]]
+        remedy = "Give it that id in a copy of the configuration"
+        if found:
+            remedy = f"Copy {overlay_path()}, write '{found[0]}::inferer' for 'evaluator::inferer' in it, and stack the copy"
+        raise ConfigError(f"wrap: {name} must have an entry 'evaluator', got {found or sorted(config)}. {remedy}.")
+    options = {} if "device" in config else {"device": "cpu"}
+    used = config["evaluator"].get("inferer")
     if isinstance(used, str) and used.startswith("@") and used != "@inferer":
         options["diffeo_inferer::inferer"] = used
     elif "inferer" not in config:
-        remedy = (
-            "Give the inferer an id of its own and refer to it by '@inferer', in a copy or in a configuration that you stack."
-        )
+        remedy = "Give it an id of its own in a copy of the configuration, and refer to it by '@inferer'."
         raise ConfigError(f"wrap: the evaluator of {name} must take its inferer by an id, got {used!r}. {remedy}")
     return options
