@@ -1,6 +1,7 @@
 """Where the bundles are and what they are called; that a wheel and a source distribution bring them."""
 
 import fnmatch
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -79,21 +80,27 @@ def test_what_is_left_out_of_the_wheel_is_for_training_and_comparison_only():
     assert all(name.startswith(("models/baselines/", "docs/curves/")) for name in left_out), left_out
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kind", ["bdist_wheel", "sdist"])
+@pytest.mark.parametrize("kind", ["wheel", "sdist"])
 def test_a_wheel_and_a_source_distribution_hold_every_file_that_is_named(kind, tmp_path):
-    copy = tmp_path / "copy"
-    subprocess.run(["git", "clone", "-q", "--local", str(ROOT), str(copy)], check=True)
-    code = f"import setuptools.build_meta as b; print(b.build_{'wheel' if kind == 'bdist_wheel' else kind}({str(tmp_path)!r}))"
-    subprocess.run([sys.executable, "-c", code], cwd=copy, check=True, capture_output=True, timeout=300)
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs a clone")
+    pytest.importorskip("setuptools", "77")
+    for name in subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n"):
+        if name and not name.startswith(("tests/", "docs/")):
+            (tmp_path / "copy" / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy(ROOT / name, tmp_path / "copy" / name)
+    (tmp_path / "copy" / "bundles" / "mnist_genus" / "output").mkdir()
+    (tmp_path / "copy" / "bundles" / "mnist_genus" / "output" / "report.jsonl").touch()
+    code = f"import setuptools.build_meta as b; b.build_{kind}({str(tmp_path)!r})"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path / "copy", check=True, capture_output=True, timeout=300)
     if kind == "sdist":
         with tarfile.open(next(tmp_path.glob("*.tar.gz"))) as archive:
             names = {name.partition("/bundles/")[2] for name in archive.getnames() if "/bundles/" in name}
+            assert {"setup.py", "constraints.txt"} <= {Path(name).name for name in archive.getnames()}
     else:
         with zipfile.ZipFile(next(tmp_path.glob("*.whl"))) as archive:
             names = {name.removeprefix("monai_diffeo/_bundles/") for name in archive.namelist() if "/_bundles/" in name}
-            meta = next(name for name in archive.namelist() if name.endswith("METADATA"))
-            text = archive.read(meta).decode()
+            about = archive.read(next(name for name in archive.namelist() if name.endswith("METADATA"))).decode()
         licences = [name for name in packed()[0] if name.endswith(("LICENSE", "data_license.txt"))]
-        assert licences and all(f"License-File: bundles/{name}\n" in text for name in licences)
+        assert licences and all(f"License-File: bundles/{name}\n" in about for name in licences)
     assert packed()[0] <= names and not any("__pycache__" in name or "/output/" in name for name in names)

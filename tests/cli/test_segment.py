@@ -18,6 +18,7 @@ import monai_diffeo  # noqa: E402
 from monai_diffeo.cli import bundle as bundle_module  # noqa: E402
 from monai_diffeo.cli import program  # noqa: E402
 from monai_diffeo.cli import segment as segment_module  # noqa: E402
+from monai_diffeo.errors import ConfigError  # noqa: E402
 from tests.bundles.command import lines_of  # noqa: E402
 from tests.radiograph.dicom_factory import corner_film, save  # noqa: E402
 
@@ -142,6 +143,25 @@ def test_whatever_happens_has_a_status_and_a_last_line(tiny, monkeypatch, error,
     monkeypatch.setattr(bundle_module, "run_bundle", fail)
     ended, _, lines = invoke("segment", "--bundle_root", tiny)
     assert ended == status and lines[-1].endswith(last)
+
+
+@pytest.mark.parametrize(
+    "error, last, traced",
+    [
+        (ConfigError("show: said plainly"), "Error: show: said plainly", False),
+        (ModuleNotFoundError("No module named 'x'"), 'come with: pip install "monai-diffeo[bundle]"', False),
+        (ZeroDivisionError("of ours"), "Error: of ours", True),
+        (KeyboardInterrupt(), "Interrupted.", False),
+    ],
+)
+def test_every_sub_command_ends_with_a_line_and_only_a_fault_of_ours_has_a_traceback(monkeypatch, error, last, traced):
+    def fail(folder):
+        raise error
+
+    monkeypatch.setattr("monai_diffeo.cli.show.describe", fail)
+    status, _, lines = invoke("show", "cxr")
+    assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert lines[-1].endswith(last) and any(line.startswith("Traceback") for line in lines) == traced
 
 
 @pytest.mark.parametrize("extra, needs", [("demo", "pydicom"), ("genus", "mlxtend"), ("experiments", "nilearn")])
