@@ -9,13 +9,11 @@ from typing import NamedTuple
 
 import monai
 import numpy as np
-import torch
 from monai.networks.nets import UNet
 from numpy.random import Generator
 from numpy.typing import NDArray
 from PIL import Image
 from scipy.ndimage import gaussian_filter
-from torch import nn
 
 SIZE = (192, 160)
 CLASSES = ("background", "liver", "spleen")
@@ -162,11 +160,9 @@ def unet() -> UNet:
     return UNet(**NETWORK)
 
 
-def write_bundle(folder: Path, network: nn.Module) -> Path:
-    """Write a bundle of a trained :func:`unet` in the style of MONAI's zoo; it does not know of us."""
-    for name in ("configs", "models"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    torch.save(network.state_dict(), folder / "models" / "model.pt")
+def write_bundle(folder: Path) -> Path:
+    """Write a bundle in the style of MONAI's zoo, which does not know of us; weights go to ``models/model.pt``."""
+    (folder / "configs").mkdir(parents=True, exist_ok=True)
     image = {"type": "image", "format": "RGB", "num_channels": 3, "spatial_shape": SIZE, "value_range": [0, 1]}
     answer = {"type": "image", "format": "segmentation", "num_channels": len(CLASSES), "channel_def": dict(enumerate(CLASSES))}
     formats = {"inputs": {"image": image}, "outputs": {"pred": answer}}
