@@ -193,11 +193,8 @@ def size_rows(options: Any, least: int = 128) -> tuple[Rows, Rows]:
             first, before = base.setdefault(name, (field, energies))
             off.append((field - first).square().sum(1).sqrt().max().item())
             other.append((energies - before).abs().max().item())
-        row = {
-            "size": f"{size} x {size}",
-            "films": str(len(shown)),
-            "fields differ by at most, voxels of 128": f"{max(off):.3f}",
-        }
+        row = {"size": f"{size} x {size}", "films": str(len(shown))}
+        row["fields differ by at most, voxels of 128"] = f"{max(off):.3f}"
         rows.append(row | {"energies by at most": f"{max(other):.3f}", "seconds a film": f"{np.median(seconds):.3f}"})
         far += off
     figure = judged("fields of films of 256, 512 and 1024", "within 0.25 voxel of 128", f"{max(far):.3f}", max(far) <= 0.25)
