@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_diffeo.flow.axis_rotations import axis_rotations, inverse_rotation, rotate_axes
 from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.flow.warp import sample
 
@@ -84,11 +85,47 @@ class Deformation:
         grid = whole._grid()
         return crop_or_pad(whole._affine(grid) - grid + whole.residual, size)
 
+    def resized(self, spatial_size: Sequence[int], new_size: Sequence[int]) -> Deformation:
+        """Maps of a frame of ``spatial_size`` voxels as maps of the same frame with ``new_size`` voxels, edges on edges."""
+        if tuple(spatial_size) == tuple(new_size):
+            return self
+        ratio = self.matrix.new_tensor([new / old for new, old in zip(new_size, spatial_size)])
+        have, column = self.residual.shape[2:], ratio.view(-1, *[1] * len(ratio))
+        grown = [max(new, round(n * new / old)) for n, old, new in zip(have, spatial_size, new_size)]
+        grown = [n + (n - new) % 2 for n, new in zip(grown, new_size)]  # the centre stays a centre
+        center = self.residual.new_tensor([(n - 1) / 2 for n in have]).view_as(column)
+        where = centered_grid(grown, self.residual.device, self.residual.dtype) / column + center
+        matrix = self.matrix * ratio[:, None] / torch.cat([ratio, ratio.new_ones(1)])
+        return Deformation(matrix, sample(self.residual, where.expand(len(self.residual), -1, *grown)) * column)
+
+    def turned(self, rotation: int, back: bool = False) -> Deformation:
+        """The maps followed by a rotation of the axes, ``x -> R self(x)``, R by its number in :func:`axis_rotations`.
+
+        With ``back``, the maps after its inverse, ``x -> self(R^-1 x)``. The frame of ``x`` is then the rotated one.
+        """
+        if rotation == 0:
+            return self
+        turn = axis_rotations(self.matrix.shape[1])[rotation].to(self.matrix)
+        if back:
+            linear, shift = self.matrix[..., :-1] @ turn.T, self.matrix[..., -1:]
+            undo = inverse_rotation(len(turn))[rotation]
+            return Deformation(torch.cat([linear, shift], -1), rotate_axes(self.residual, undo))
+        return Deformation(turn @ self.matrix, torch.einsum("ij,bj...->bi...", turn, self.residual))
+
     def where(self, mask: Tensor, other: Deformation) -> Deformation:
         """Rows of ``self`` where ``mask`` (B,) is true, of ``other`` elsewhere."""
         dims = self.matrix.shape[1]
         matrix = torch.where(mask.view(-1, 1, 1), self.matrix, other.matrix)
         return Deformation(matrix, torch.where(mask.view(-1, *[1] * (dims + 1)), self.residual, other.residual))
+
+    def rows(self) -> list[Deformation]:
+        """The maps one by one, each a batch of one."""
+        return [Deformation(*row) for row in zip(self.matrix.split(1), self.residual.split(1))]
+
+    @classmethod
+    def join(cls, maps: Sequence[Deformation]) -> Deformation:
+        """One batch of several, all on grids of one size."""
+        return cls(torch.cat([some.matrix for some in maps]), torch.cat([some.residual for some in maps]))
 
     def detach(self) -> Deformation:
         """The same maps without a graph."""

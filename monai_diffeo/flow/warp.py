@@ -10,7 +10,7 @@ from monai.config import USE_COMPILED
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow.grid import check_field, voxel_grid
+from monai_diffeo.flow.grid import check_field, frame_shift, voxel_grid
 
 __all__ = ["sample", "warp", "warp_points"]
 
@@ -45,7 +45,7 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
         return F.grid_sample(image, normalized, mode=mode, padding_mode=padding_mode, align_corners=True)
 
 
-def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
+def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border", *, centered: bool = False) -> Tensor:
     r"""Pull an image back along a displacement: ``warp(image, ddf)(x) = image(x + ddf(x))``.
 
     Equals ``monai.networks.blocks.Warp``; where MONAI runs its compiled extension, that is called, elsewhere the same
@@ -56,9 +56,10 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
         ddf: displacement, shape ``(B, D, *S)``, voxels, component d along spatial axis d.
         mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps.
         padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
+        centered: allow an image on another frame than that of ``ddf``; their centres lie on each other.
 
     Returns:
-        Shape and dtype of ``image``.
+        Dtype of ``image``, and its shape or, if ``centered``, ``(B, C, *S)`` of ``ddf``.
 
     Raises:
         ShapeError: if ``ddf`` is no displacement or does not fit the image.
@@ -69,16 +70,18 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
         4.0
     """
     check_field("warp()", "ddf", ddf)
-    if image.ndim != ddf.ndim or image.shape[2:] != ddf.shape[2:] or image.shape[0] != ddf.shape[0]:
+    same = image.shape[2:] == ddf.shape[2:]
+    if image.ndim != ddf.ndim or not (same or centered) or image.shape[0] != ddf.shape[0]:
         expected = f"({ddf.shape[0]}, C, {', '.join(map(str, ddf.shape[2:]))}) as 'ddf'"
         raise ShapeError("warp()", "image", expected, image.shape, "Resize one of them, or expand the batch.")
     dtype = torch.float64 if torch.float64 in (image.dtype, ddf.dtype) else torch.float32
     values, field = image.to(dtype), ddf.to(dtype)
-    if USE_COMPILED and mode != "bicubic":
+    if USE_COMPILED and same and mode != "bicubic":
         with torch.autocast(image.device.type, enabled=False):
             moved = _monai_warp(mode, padding_mode)(values, field)
     else:
-        moved = sample(values, voxel_grid(ddf.shape[2:], ddf.device, dtype) + field, mode, padding_mode)
+        where = voxel_grid(ddf.shape[2:], ddf.device, dtype) + field
+        moved = sample(values, where if same else where + frame_shift(image.shape[2:], where), mode, padding_mode)
     if not (image.dtype.is_floating_point or mode == "nearest"):
         moved = moved.round()
     return moved.to(image.dtype)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["agreement", "mean_prediction"]
+__all__ = ["agreement", "join_predictions", "mean_prediction"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor) -> Any:
@@ -35,6 +35,19 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor) -> Any:
         return {key: mean_prediction([a[key] for a in answers], moved) for key in first}
     if isinstance(first, (list, tuple)):
         parts = [mean_prediction(list(items), moved) for items in zip(*answers)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return first
+
+
+def join_predictions(answers: Sequence[Any]) -> Any:
+    """Predictions for single images, tensors ``(1, ...)`` in any structure, as one for the batch ``(B, ...)``."""
+    first = answers[0]
+    if isinstance(first, Tensor):
+        return torch.cat(list(answers)) if first.ndim else first
+    if isinstance(first, Mapping):
+        return {key: join_predictions([a[key] for a in answers]) for key in first}
+    if isinstance(first, (list, tuple)):
+        parts = [join_predictions(items) for items in zip(*answers)]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return first
 

@@ -17,7 +17,7 @@ from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.inferers.aggregation import agreement, mean_prediction
+from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
 from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["DiffeoInferer", "DiffeoResult", "overlay_path"]
@@ -31,7 +31,8 @@ class DiffeoResult:
 
     Attributes:
         prediction: in the frame of the images, what a call of the inferer returns.
-        canonicalization: of the images, with the agreement of the predictions; None if the inferer is switched off.
+        canonicalization: of the images, with the agreement of the predictions; None if the inferer is switched off, or if the
+            canonical images of a batch have different frames.
         plain: prediction without canonicalisation, if it was asked for.
         templates: the :class:`WarpedTemplate` of each pose, if a :class:`TemplateInferer` ran.
     """
@@ -115,6 +116,9 @@ class DiffeoInferer(Inferer):
         if not self.enabled or self.canonicalizer is None:
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
+        may_change_frame = getattr(self.canonicalizer, "may_change_frame", None)
+        if len(inputs) > 1 and may_change_frame is not None and may_change_frame(inputs.shape[2:]):
+            return self._one_by_one(inputs, network, *args, plain=plain, **kwargs)
         found = self.canonicalizer(inputs)
         rejected = [f"image {i} of {len(found.status)}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
         if rejected and self.fallback == "raise":
@@ -136,6 +140,22 @@ class DiffeoInferer(Inferer):
             without = self.inferer(inputs, network, *args, **kwargs)
         templates = tuple(template for result in results for template in result.templates)
         return DiffeoResult(prediction, found, without if plain else None, templates)
+
+    def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
+        """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
+        parts = []
+        for i in range(len(inputs)):
+            condition = kwargs.get("condition")
+            own = {**kwargs, "condition": condition[i : i + 1]} if isinstance(condition, Tensor) else kwargs
+            parts.append(self.infer(inputs[i : i + 1], network, *args, **own))
+        found = [part.canonicalization for part in parts if part.canonicalization is not None]
+        same = len({tuple(result.image.shape) for result in found}) == 1
+        return DiffeoResult(
+            join_predictions([part.prediction for part in parts]),
+            Canonicalization.join(found) if same else None,
+            join_predictions([part.plain for part in parts]) if kwargs.get("plain") else None,
+            tuple(template for part in parts for template in part.templates),
+        )
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any

@@ -21,12 +21,17 @@ def standardize_image(image: Tensor) -> Tensor:
     return (image - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
 
 
-def resample_image(image: Tensor, spatial_size: tuple[int, ...]) -> Tensor:
-    """Images ``(B, C, *S)`` on another grid over the same frame; linear, in the plane with antialiasing."""
-    if tuple(image.shape[2:]) == spatial_size:
+def resample_image(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Images ``(B, C, *S)`` on another grid over the same frame, edges on edges; linear, with antialiasing.
+
+    In space an axis that loses voxels is averaged over blocks, and then all axes are interpolated.
+    """
+    if tuple(image.shape[2:]) == tuple(spatial_size):
         return image
-    options = {"mode": "bilinear", "antialias": True} if image.ndim == 4 else {"mode": "trilinear"}
-    return F.interpolate(image, spatial_size, align_corners=False, **options)
+    if image.ndim == 4:
+        return F.interpolate(image, spatial_size, mode="bilinear", align_corners=False, antialias=True)
+    image = F.adaptive_avg_pool3d(image, [min(n, m) for n, m in zip(image.shape[2:], spatial_size)])
+    return F.interpolate(image, spatial_size, mode="trilinear", align_corners=False)
 
 
 class ResidualUnit(nn.Module):

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from monai_diffeo.augmentation import random_intensity, random_strength_tps, random_training_deformation, varied_films
 from monai_diffeo.families import Family
 from monai_diffeo.flow import compose, warp
-from monai_diffeo.networks import rot90_image, standardize_image
+from monai_diffeo.networks import orient_images, standardize_image
 from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["AddAnswerd", "ClassificationStep", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep"]
@@ -117,7 +117,7 @@ class CriticStep:
 
 
 class OrientationStep:
-    """Cross entropy of a :class:`FilmOrientation` on films that were deformed, mirrored and turned; no labels are used.
+    """Cross entropy of a :class:`ImageOrientation` on films that were deformed, mirrored and turned; no labels are used.
 
     The class of a film is ``4 * mirrored + turns``, turns in steps of 90 degrees, counter-clockwise, after the mirroring.
 
@@ -137,7 +137,7 @@ class OrientationStep:
         outside = "zeros" if torch.rand((), generator=self.generator) < 0.7 else "border"
         shown = warp(random_intensity(image.cpu(), self.generator, self.intensity).to(image), g, padding_mode=outside)
         turns, mirrored = (torch.randint(n, (len(image),), generator=self.generator).to(image.device) for n in (4, 2))
-        scores = network(rot90_image(shown, turns, mirrored.bool()))
+        scores = network(orient_images(shown, turns, mirrored.bool()))
         return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * 4 + turns)}
 
 

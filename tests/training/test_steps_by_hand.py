@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from monai_diffeo.augmentation import random_strength_tps
 from monai_diffeo.families import Family
 from monai_diffeo.flow import Deformation, warp
-from monai_diffeo.networks import FilmOrientation, compress_logits
+from monai_diffeo.networks import ImageOrientation, compress_logits
 from monai_diffeo.training import (
     AddAnswerd,
     ClassificationStep,
@@ -195,7 +195,7 @@ def test_the_probabilities_of_an_equivariant_network_are_its_own():
     upright = torch.rand(1, 1, 6, 6, generator=seeded())
     scores = torch.randn(2, 4, generator=seeded(1)).log_softmax(0).flatten().log_softmax(0).view(2, 4)
 
-    class Equivariant(FilmOrientation):
+    class Equivariant(ImageOrientation):
         def forward(self, image):
             mirrored, turns = lies_at(image[0], upright[0])
             moved = scores.flip(0)[:, [0, 3, 2, 1]] if mirrored else scores
