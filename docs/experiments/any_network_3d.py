@@ -181,7 +181,7 @@ def zoo_bundle(folder: Path, network: nn.Module | None = None) -> Path:
         "preprocessing": {"_target_": "Compose", "transforms": preprocessing},
         "dataset": {"_target_": "Dataset", "data": "$[{'image': i} for i in @datalist]", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": False, "num_workers": 0},
-        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [48, 48, 48], "sw_batch_size": 4, "overlap": 0.25},
+        "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [64, 64, 64], "sw_batch_size": 2, "overlap": 0.25},
         "postprocessing": {"_target_": "Compose", "transforms": postprocessing},
         "handlers": [
             {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'",
@@ -208,7 +208,7 @@ def zoo_bundle(folder: Path, network: nn.Module | None = None) -> Path:
 class PatchStep:
     """Dice and cross entropy on random cubes, as a network for sliding windows is trained; one subject at a time."""
 
-    def __init__(self, side: int = 48, seed: int = 0) -> None:
+    def __init__(self, side: int = 64, seed: int = 0) -> None:
         self.side, self.generator = side, torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(to_onehot_y=True, softmax=True)
 
@@ -241,18 +241,32 @@ def foreign(options: Any) -> dict[str, Any]:
     config = bundle / "configs" / "inference.json"
     runs = {
         "plain": ("--config_file", config),
-        "wrapped": ("--config_file", f"['{config}','{overlay_path()}']", "--diffeo_folder", fitted),
+        "wrapped": (
+            "--config_file",
+            f"['{config}','{overlay_path()}']",
+            "--diffeo_folder",
+            fitted,
+            "--diffeo_tta_samples",
+            options.tta_samples,
+        ),
     }
-    truths = shown(options.tested, options.template)
+    truths = shown(options.tested, options.template, rotations=options.rotations)
     return {**measured(bundle, folder, truths, runs, fitted, device, FOREIGN_OF_CLASS), **spent}
 
 
 def ours(options: Any) -> dict[str, Any]:
     """The bundle brain_3d as it lies in the repository."""
-    words = ("--config_file", OURS / "configs" / "inference.json", "--device", options.device)
+    words = (
+        "--config_file",
+        OURS / "configs" / "inference.json",
+        "--device",
+        options.device,
+        "--tta_samples",
+        options.tta_samples,
+    )
     runs = {"plain": (*words, "--enabled", "false"), "wrapped": words}
     folder = Path(options.weights_dir).absolute() / "brain_3d"
-    truths = shown(options.tested, options.template)
+    truths = shown(options.tested, options.template, rotations=options.rotations)
     return measured(OURS, folder, truths, runs, OURS / "models" / "energy", options.device)
 
 
@@ -270,7 +284,7 @@ def results(options: Any) -> tuple[Rows, Rows]:
 
 
 DEFAULTS: dict[str, Any] = {"weights_dir": "runs/any_network_3d", "template": str, "device": "cpu", "seed": 0, "subjects": 40}
-DEFAULTS |= {"iterations": 300, "minutes": 20.0, "tested": 6, "parts": tuple(PARTS)}
+DEFAULTS |= {"iterations": 300, "minutes": 20.0, "tested": 6, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
 
 
 def rows(options: Any) -> dict[str, Rows]:
