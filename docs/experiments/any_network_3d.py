@@ -183,18 +183,18 @@ def zoo_bundle(folder: Path, network: nn.Module | None = None) -> Path:
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "shuffle": False, "num_workers": 0},
         "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [64, 64, 64], "sw_batch_size": 2, "overlap": 0.25},
         "postprocessing": {"_target_": "Compose", "transforms": postprocessing},
-        "handlers": [
-            {"_target_": "CheckpointLoader", "load_path": "$@bundle_root + '/models/model.pt'",
-             "load_dict": {"model": "@network"}, "map_location": "@device"},
-        ],
         "evaluator": {
             "_target_": "SupervisedEvaluator", "device": "@device", "val_data_loader": "@dataloader", "network": "@network",
-            "inferer": "@inferer", "postprocessing": "@postprocessing", "val_handlers": "@handlers", "amp": False,
+            "inferer": "@inferer", "postprocessing": "@postprocessing",
         },
-        "initialize": ["$setattr(torch.backends.cudnn, 'benchmark', True)"],
+        "checkpointloader": {
+            "_target_": "CheckpointLoader",
+            "load_path": "$@bundle_root + '/models/model.pt'",
+            "load_dict": {"model": "@network"},
+        },
+        "initialize": ["$monai.utils.set_determinism(seed=123)", "$@checkpointloader(@evaluator)"],
         "run": ["$@evaluator.run()"],
     }  # fmt: skip
-    inference["imports"].append("$import torch")
     metadata = {"version": "0.1.0", "monai_version": "1.6.1", "pytorch_version": "2.13.0", "numpy_version": "2.4.6"}
     for name, content in {"inference": inference, "metadata": metadata}.items():
         (folder / "configs").mkdir(parents=True, exist_ok=True)
@@ -239,31 +239,17 @@ def foreign(options: Any) -> dict[str, Any]:
 
     spent = kept(folder, {"experiment": "fit", "minutes": options.minutes, "device": device}, fit)
     config = bundle / "configs" / "inference.json"
-    runs = {
-        "plain": ("--config_file", config),
-        "wrapped": (
-            "--config_file",
-            f"['{config}','{overlay_path()}']",
-            "--diffeo_folder",
-            fitted,
-            "--diffeo_tta_samples",
-            options.tta_samples,
-        ),
-    }
+    overlay = f"['{config}','{overlay_path()}']"
+    tta = ("--diffeo_tta_samples", options.tta_samples)
+    runs = {"plain": ("--config_file", config), "wrapped": ("--config_file", overlay, "--diffeo_folder", fitted, *tta)}
     truths = shown(options.tested, options.template, rotations=options.rotations)
     return {**measured(bundle, folder, truths, runs, fitted, device, FOREIGN_OF_CLASS), **spent}
 
 
 def ours(options: Any) -> dict[str, Any]:
     """The bundle brain_3d as it lies in the repository."""
-    words = (
-        "--config_file",
-        OURS / "configs" / "inference.json",
-        "--device",
-        options.device,
-        "--tta_samples",
-        options.tta_samples,
-    )
+    words = ("--config_file", OURS / "configs" / "inference.json", "--device", options.device)
+    words = (*words, "--tta_samples", options.tta_samples)
     runs = {"plain": (*words, "--enabled", "false"), "wrapped": words}
     folder = Path(options.weights_dir).absolute() / "brain_3d"
     truths = shown(options.tested, options.template, rotations=options.rotations)
