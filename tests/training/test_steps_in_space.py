@@ -1,6 +1,5 @@
 """The same laws for every step in the plane and in space, on oblong frames, with one channel and with several."""
 
-
 import pytest
 import torch
 from torch import nn
