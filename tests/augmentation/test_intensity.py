@@ -142,7 +142,7 @@ def test_grey_values_of_the_plane_stay_those_that_trained_the_bundles():
 
 def test_each_side_has_its_own_band(monkeypatch):
     """Before and behind along each axis, one axis after the other, each as wide as it was drawn."""
-    widths = torch.tensor([[0.02, 0.04, 0.06, 0.08, 0.1, 0.12]])
+    widths = torch.tensor([[0.015, 0.035, 0.055, 0.075, 0.095, 0.115]])
     monkeypatch.setattr(
         intensity, "uniform", lambda low, high, shape, generator: widths if shape == (1, 6) else torch.zeros(shape)
     )
