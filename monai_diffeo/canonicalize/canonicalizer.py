@@ -182,7 +182,8 @@ class Canonicalizer(nn.Module):
         rotations, mirrored = self._orientation(seen)
         upright = _rotated(image, rotations)
         found, steps = self._search(self._resampled(upright), status)
-        found, forward, inverse, folded = self._unfold(found, tuple(upright.shape[2:]), rotations)
+        found, forward, inverse, folded = self._unfold(found, tuple(upright.shape[2:]))
+        forward, inverse = _rotated_maps(forward, inverse, rotations)
         ddf, inverse_ddf = forward.ddf(upright.shape[2:]), inverse.ddf(image.shape[2:])
         velocity = found.velocity(self._size(upright))
         finite = acceptance.finite_rows(ddf, inverse_ddf, velocity)
@@ -274,10 +275,8 @@ class Canonicalizer(nn.Module):
             bar.close()
         return found.then(self.search_family, theta), steps
 
-    def _unfold(
-        self, found: Chain, upright: tuple[int, ...], rotations: Tensor
-    ) -> tuple[Chain, Deformation, Deformation, Tensor]:
-        """The deformations, halved while they fold, as maps of the image's frame, their inverses, and the share of voxels that
+    def _unfold(self, found: Chain, upright: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
+        """The deformations, halved while they fold, as maps of the upright frame, their inverses, and the share of voxels that
         still fold."""
         size = upright if self.working_size is None else self.working_size
         for attempts_left in reversed(range(self.max_halvings + 1)):
@@ -287,11 +286,17 @@ class Canonicalizer(nn.Module):
             if not attempts_left or not bool((folded > 0).any()):
                 break
             found = found.scaled(torch.where(folded > 0, 0.5, 1.0))
-        undo = [inverse_rotation(len(upright))[k] for k in rotations.tolist()]
-        if any(undo):
-            forward = Deformation.join([row.turned(k) for row, k in zip(forward.rows(), undo)])
-            inverse = Deformation.join([row.turned(k, back=True) for row, k in zip(inverse.rows(), undo)])
         return found, forward, inverse, folded
+
+
+def _rotated_maps(forward: Deformation, inverse: Deformation, rotations: Tensor) -> tuple[Deformation, Deformation]:
+    """Maps of upright frames and their inverses, continued to the images, which show these rotations."""
+    undo = [inverse_rotation(forward.matrix.shape[1])[k] for k in rotations.tolist()]
+    if not any(undo):
+        return forward, inverse
+    maps = zip(forward.rows(), inverse.rows(), undo)
+    there, back = zip(*((there.turned(k), back.turned(k, back=True)) for there, back, k in maps))
+    return Deformation.join(there), Deformation.join(back)
 
 
 def _rotated(image: Tensor, rotations: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
+from monai_diffeo.bundles import canonicalizer_folder
 from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
 from monai_diffeo.canonicalize.checks import check_device
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
@@ -45,7 +46,8 @@ def load_canonicalizer(
     A :class:`DeformationPredictor` is loaded in double precision, so that a batch gives what its images give one by one.
 
     Args:
-        folder: with ``canonicalizer.json``, ``statistics.json`` and the weights they name.
+        folder: with ``canonicalizer.json``, ``statistics.json`` and the weights they name; or a bundle, by its folder or by a
+            name such as ``"cxr"``, see :func:`monai_diffeo.bundles.find_bundle`. An existing folder comes before a name.
         mode: one of the file's modes (``"single_pass"``, ``"refine"``, ``"faithful"``); None takes its default.
         device: where the networks go.
         trusted: let the file run any code. Without it, every ``_target_`` must be a public ``nn.Module`` of a room of
@@ -54,12 +56,12 @@ def load_canonicalizer(
         changes: settings to use in place of the mode's, such as ``steps`` or ``progress``; families and networks by name.
 
     Raises:
-        WeightsError: if a file is missing or does not fit, or if any file of the folder is not the one that its bundle names,
-            see :func:`monai_diffeo.files.check_sha256`.
+        WeightsError: if there is no such folder or name, a file is missing or does not fit, or if any file of the folder is
+            not the one that its bundle names, see :func:`monai_diffeo.files.check_sha256`.
         ConfigError: if a name is unknown or not allowed, or the folder is of an earlier version.
     """
     device = check_device("load_canonicalizer()", device)
-    folder = Path(folder)
+    folder = canonicalizer_folder(folder, "load_canonicalizer()")
     check_sha256(folder)
     settings = _settings(folder)
     mode = settings["default_mode"] if mode is None else str(mode)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.canonicalize.answers import map_parts, return_answers
@@ -18,6 +16,7 @@ from monai_diffeo.canonicalize.points import move_boxes, move_points
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import Deformation, affine_deformation, warp
 from monai_diffeo.flow.grid import centered_grid, half_frame
+from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.renamed import renamed_attributes
 
 _TENSORS = ("image", "velocity", "ddf", "inverse_ddf", "energy_before", "energy_after", "folding_fraction", "inverse_error")
@@ -103,7 +102,7 @@ class Canonicalization:
     @property
     def largest_displacement(self) -> Tensor:
         """Largest displacement of each image, shape ``(B,)``, voxels."""
-        return torch.linalg.vector_norm(self.ddf, dim=1).flatten(1).amax(1)
+        return self.ddf.square().sum(1).flatten(1).amax(1).sqrt()
 
     def tta_samples(
         self, given: Tensor, count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0
@@ -231,30 +230,6 @@ def move_image(image: Tensor, ddf: Tensor, sampling: str = "bilinear") -> Tensor
     return torch.minimum(torch.maximum(moved, low), high)
 
 
-def resize_ddf(ddf: Tensor, size: tuple[int, ...], frame: tuple[int, ...] | None = None) -> Tensor:
-    """The same displacement for an image of ``size`` voxels over the frame to which it leads, corners on corners.
-
-    Args:
-        ddf: shape ``(B, D, *S)``, voxels.
-        size: of the image that it is to pull back.
-        frame: to which ``ddf`` leads, by default its own ``*S``, or that with its axes in another order.
-
-    Returns:
-        Shape ``(B, D, *size)``, the axes of ``size`` ordered as those of ``*S`` are in ``frame``.
-    """
-    frame, dims = tuple(ddf.shape[2:]) if frame is None else frame, ddf.ndim - 2
-    if frame == size:
-        return ddf
-    order = next(p for p in itertools.permutations(range(dims)) if tuple(frame[a] for a in p) == tuple(ddf.shape[2:]))
-    new, column = tuple(size[a] for a in order), (-1, *[1] * dims)
-    factor = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(size, frame)], device=ddf.device, dtype=ddf.dtype)
-    mode = {2: "bilinear", 3: "trilinear"}[dims]
-    if order == tuple(range(dims)):
-        return F.interpolate(ddf, size, mode=mode, align_corners=True) * factor.view(column)
-    where = F.interpolate(centered_grid(ddf.shape[2:], ddf.device, ddf.dtype) + ddf, new, mode=mode, align_corners=True)
-    return where * factor.view(column) - centered_grid(new, ddf.device, ddf.dtype)
-
-
 def mean_inverse_error(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
     """Mean over the voxels whose way stays in the frame of the distance of ``ddf`` after ``inverse_ddf`` from the identity,
     shape ``(B,)``, voxels."""
@@ -263,5 +238,5 @@ def mean_inverse_error(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
         -1, *[1] * (ddf.ndim - 2)
     )
     inside = (where.abs() <= edge).all(1)
-    error = torch.linalg.vector_norm(warp(ddf, inverse_ddf, centered=True) + inverse_ddf, dim=1)
+    error = (warp(ddf, inverse_ddf, centered=True) + inverse_ddf).square().sum(1).sqrt()
     return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)

@@ -26,6 +26,7 @@ class Chain:
     """Deformations that were found one after another: for each its family and its parameters ``(B, P)``."""
 
     links: tuple[tuple[Family, Tensor], ...] = ()
+    known: tuple[tuple[int, ...], Deformation] | None = None  # a frame and :meth:`forward` there by each family's own steps
 
     def then(self, family: Family, theta: Tensor) -> Chain:
         """One more deformation, which moves what these have moved."""
@@ -37,6 +38,9 @@ class Chain:
 
     def forward(self, size: Sequence[int], steps: int | None = None) -> Deformation:
         """The whole deformation; ``steps`` squarings where velocities are integrated, by default each family's own."""
+        if self.known is not None and self.known[0] == tuple(size):
+            if steps is None or all(getattr(family, "steps", None) == steps for family, _ in self.links):
+                return self.known[1]
         return _compose([family(theta, size, steps) for family, theta in self.links])
 
     def inverse(self, size: Sequence[int], steps: int | None = None) -> Deformation:
@@ -73,7 +77,7 @@ def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int
         step = family(theta, size)
         flow = step if flow is None else flow.after(step)
         found = found.then(family, theta)
-    return found
+    return Chain(found.links, None if flow is None else (size, flow))
 
 
 def _check_theta(who: str, giver: str, theta: Any, expected: tuple[int, int], family: Family) -> None:
