@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from monai_diffeo.bundles import find_bundle
 from monai_diffeo.cli.options import SWITCH, option, sentence
 
 __all__ = ["fit"]
@@ -63,7 +64,7 @@ def fit(dataset_dir: str | None, output_dir: str | None, **options: Any) -> int:
             from monai_diffeo.cli.fit_network import network_of_bundle
 
             file = None if weights is None else Path(weights)
-            network, transform = network_of_bundle(Path(root), file, activation, bool(trusted))
+            network, transform = network_of_bundle(find_bundle(root, "fit"), file, activation, bool(trusted))
         fit_canonicalizer(dataset_dir, str(output_dir), network, transform=transform, say=click.echo, **settings)
     except KeyboardInterrupt:
         click.echo("Interrupted. --resume goes on with the fit.", err=True)
@@ -71,7 +72,7 @@ def fit(dataset_dir: str | None, output_dir: str | None, **options: Any) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        raise click.ClickException(sentence(error, "fit", "bundle")) from error
+        raise click.ClickException(sentence(error, "fit")) from error
     return 0
 
 
