@@ -8,7 +8,8 @@ from typing import Any
 
 import click
 
-from monai_diffeo.cli.segment import _SWITCH, _option, _sentence
+from monai_diffeo.bundles import find_bundle
+from monai_diffeo.cli.options import SWITCH, option, sentence
 
 __all__ = ["fit"]
 
@@ -20,24 +21,24 @@ Exit status:
   1    nothing was done; the last line on stderr says why
   130  interrupted; --resume goes on"""
 )
-@_option("dataset_dir", "A folder of images, a datalist.json or a manifest.csv. Labels are not needed.", metavar="DIR")
-@_option("output_dir", "Folder of the canonicaliser; a fit that is in it is never overwritten.", metavar="FOLDER")
-@_option("bundle_root", "A bundle, whose preprocessing and network are used. Without it, images alone.", metavar="BUNDLE")
-@_option("network_weights", "Weights of the bundle's network. Without it, models/model.pt.", metavar="FILE")
-@_option(
+@option("dataset_dir", "A folder of images, a datalist.json or a manifest.csv. Labels are not needed.", metavar="DIR")
+@option("output_dir", "Folder of the canonicaliser; a fit that is in it is never overwritten.", metavar="FOLDER")
+@option("bundle_root", "A bundle, whose preprocessing and network are used. Without it, images alone.", metavar="BUNDLE")
+@option("network_weights", "Weights of the bundle's network. Without it, models/model.pt.", metavar="FILE")
+@option(
     "activation",
     "'sigmoid' or 'softmax'. Without it, that of the bundle's postprocessing.",
     click.Choice(["sigmoid", "softmax"]),
 )
-@_option("dims", "2 or 3. Without it, that of the first image.", click.Choice(["2", "3"]))
-@_option("size", "Working size, such as 128,112: multiples of 16. Without it, chosen from the images.", metavar="SIZE")
-@_option("minutes", "Time for everything. Without it, 20.", click.FloatRange(min=0, min_open=True), "N")
-@_option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
-@_option("seed", "Of all random numbers. Without it, 0.", int, "N")
-@_option("progress", "Show a progress bar. Without it, on a terminal only.", _SWITCH)
-@_option("resume", "Go on with the fit in --output_dir, which began with the same options.", _SWITCH)
-@_option("debug", "Print the traceback of what fails.", _SWITCH)
-@_option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", _SWITCH)
+@option("dims", "2 or 3. Without it, that of the first image.", click.Choice(["2", "3"]))
+@option("size", "Working size, such as 128,112: multiples of 16. Without it, chosen from the images.", metavar="SIZE")
+@option("minutes", "Time for everything. Without it, 20.", click.FloatRange(min=0, min_open=True), "N")
+@option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
+@option("seed", "Of all random numbers. Without it, 0.", int, "N")
+@option("progress", "Show a progress bar. Without it, on a terminal only.", SWITCH)
+@option("resume", "Go on with the fit in --output_dir, which began with the same options.", SWITCH)
+@option("debug", "Print the traceback of what fails.", SWITCH)
+@option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
 def fit(dataset_dir: str | None, output_dir: str | None, **options: Any) -> int:
     """Fit a canonicaliser to images, for any network, any size, 2D or 3D.
 
@@ -63,7 +64,7 @@ def fit(dataset_dir: str | None, output_dir: str | None, **options: Any) -> int:
             from monai_diffeo.cli.fit_network import network_of_bundle
 
             file = None if weights is None else Path(weights)
-            network, transform = network_of_bundle(Path(root), file, activation, bool(trusted))
+            network, transform = network_of_bundle(find_bundle(root, "fit"), file, activation, bool(trusted))
         fit_canonicalizer(dataset_dir, str(output_dir), network, transform=transform, say=click.echo, **settings)
     except KeyboardInterrupt:
         click.echo("Interrupted. --resume goes on with the fit.", err=True)
@@ -71,7 +72,7 @@ def fit(dataset_dir: str | None, output_dir: str | None, **options: Any) -> int:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        raise click.ClickException(_sentence(error)) from error
+        raise click.ClickException(sentence(error, "fit")) from error
     return 0
 
 
