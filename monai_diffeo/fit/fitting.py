@@ -86,7 +86,10 @@ def fit_canonicalizer(
     items = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()]
     net = NetworkUnderTest(network) if isinstance(network, nn.Module) else network
     names = "".join(str(item["image"]) for item in items if not isinstance(item["image"], Tensor))
-    settings = {"images": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(), "network": net and net.source}
+    settings: dict[str, Any] = {
+        "images": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        "network": net and net.source,
+    }
     settings |= {"dims": dims, "size": size and list(size), "minutes": minutes, "steps": steps and dict(steps), "seed": seed}
     record = _begin(folder, settings, resume)
     limit = math.inf if steps else 60 * minutes
