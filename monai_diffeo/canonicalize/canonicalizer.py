@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import acceptance
+from monai_diffeo.canonicalize.checks import check_callable, check_image, check_number
+from monai_diffeo.canonicalize.drawing import describe_canonicalizer
 from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, mean_inverse_error, move_image
-from monai_diffeo.canonicalize.search import Chain, minimize, predict
+from monai_diffeo.canonicalize.search import Chain, SearchObjective, minimize, predict, search_theta
 from monai_diffeo.energies import Energy
-from monai_diffeo.errors import ShapeError
+from monai_diffeo.energies.base import as_energy
 from monai_diffeo.families import Family
 from monai_diffeo.flow import Deformation, folding_fraction, rotate_axes
 from monai_diffeo.flow.axis_rotations import inverse_rotation
@@ -50,10 +52,11 @@ class Canonicalizer(nn.Module):
     weights stay as they are.
 
     Args:
-        energy: of images, lower = closer to the training images.
+        energy: of images, lower = closer to the training images; a function of images ``(B, C, *S)`` that gives ``(B,)`` will
+            do, see :class:`FunctionEnergy`.
         family: of the deformations, any.
         regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
-        predictor: image to the parameters of ``family``; None starts the search from the identity.
+        predictor: image to the parameters of ``family``, any module or function; None starts the search from the identity.
         orientation: sees how the axes of an image are rotated; where it is sure, the search starts from the image rotated
             back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus exists.
         min_confidence: smallest probability at which ``orientation`` is believed.
@@ -75,18 +78,21 @@ class Canonicalizer(nn.Module):
             looks like a negative is only noted. None notes none.
         min_polarity_ratio: the least by which inverting multiplies ``polarity`` on an image that is no negative.
         working_size: frame on which everything is computed, one number an axis; None is the image's own, rotated back.
+        search: what to do in place of the ``steps`` of Adam: a function of a :class:`SearchObjective`, which holds one image as
+            the predictor left it, that returns ``theta`` of ``search_family``.
 
     Raises:
+        TypeError: for a part of another kind.
         ValueError: for a setting without a meaning, such as ``iterations=0``.
     """
 
     @renamed_arguments(**RENAMED_SETTINGS)
     def __init__(
         self,
-        energy: Energy,
+        energy: Energy | Callable[[Tensor], Tensor],
         family: Family,
-        regularizer: nn.Module | None = None,
-        predictor: nn.Module | None = None,
+        regularizer: Callable[[Tensor, Tensor], Tensor] | None = None,
+        predictor: Callable[[Tensor], Tensor] | None = None,
         orientation: ImageOrientation | None = None,
         min_confidence: float = 0.9,
         steps: int = 0,
@@ -103,14 +109,17 @@ class Canonicalizer(nn.Module):
         sampling: str = "bilinear",
         seed: int = 0,
         progress: bool = False,
-        polarity: Energy | None = None,
+        polarity: Energy | Callable[[Tensor], Tensor] | None = None,
         min_polarity_ratio: float = 1.0,
         working_size: Sequence[int] | None = None,
+        search: Callable[[SearchObjective], Tensor] | None = None,
     ) -> None:
         settings = dict(locals())
         super().__init__()
         _check_settings(settings)
-        if predictor is None and steps == 0:
+        energy = as_energy("Canonicalizer", "energy", energy)
+        polarity = None if polarity is None else as_energy("Canonicalizer", "polarity", polarity)
+        if predictor is None and steps == 0 and search is None:
             raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
         if steps and regularizer is None:
             raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
@@ -121,8 +130,7 @@ class Canonicalizer(nn.Module):
             raise ValueError(f"Canonicalizer: 'working_size' must be {expected}, got {tuple(working_size)}.")
         self.working_size = None if working_size is None else tuple(int(n) for n in working_size)
         self.energy, self.family, self.regularizer = energy.train(False), family, regularizer
-        self.predictor = None if predictor is None else copy.deepcopy(predictor).requires_grad_(False).eval()
-        self.orientation = None if orientation is None else copy.deepcopy(orientation).requires_grad_(False).eval()
+        self.predictor, self.orientation, self.search = _frozen(predictor), _frozen(orientation), search
         self.search_family = family if search_family is None else search_family
         self.polarity, self.min_polarity_ratio = None if polarity is None else polarity.train(False), min_polarity_ratio
         self.min_confidence, self.steps, self.iterations = min_confidence, steps, iterations
@@ -135,6 +143,9 @@ class Canonicalizer(nn.Module):
         """A canonicaliser has no training mode: its networks are frozen copies."""
         return self
 
+    def __repr__(self) -> str:
+        return describe_canonicalizer(self)
+
     def may_change_frame(self, spatial_size: Sequence[int]) -> bool:
         """Whether rotating an image of this size back can give another frame, as for oblong images."""
         return self.orientation is not None and len(set(spatial_size)) > 1
@@ -143,12 +154,11 @@ class Canonicalizer(nn.Module):
         """Canonicalise a batch of images ``(B, C, *S)``; works under ``no_grad``, ``inference_mode`` and ``autocast``.
 
         Raises:
-            ShapeError: if ``image`` has another number of axes, or if oblong images of a batch are rotated so differently that
-                their canonical images have different frames.
+            TypeError: if ``image`` is no tensor, or has no real values.
+            ShapeError: if ``image`` has another number of axes or channels, or if oblong images of a batch are rotated so
+                differently that their canonical images have different frames.
         """
-        if image.ndim != 2 + self.family.spatial_dims:
-            expected = f"({', '.join('BCHWD'[: 2 + self.family.spatial_dims])})"
-            raise ShapeError("canonicalize()", "image", expected, image.shape, "Add batch and channel axes: image[None, None].")
+        check_image("canonicalize()", image, self.family.spatial_dims)
         began = time.perf_counter()
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
@@ -172,7 +182,8 @@ class Canonicalizer(nn.Module):
         rotations, mirrored = self._orientation(seen)
         upright = _rotated(image, rotations)
         found, steps = self._search(self._resampled(upright), status)
-        found, forward, inverse, folded = self._unfold(found, tuple(upright.shape[2:]), rotations)
+        found, forward, inverse, folded = self._unfold(found, tuple(upright.shape[2:]))
+        forward, inverse = _rotated_maps(forward, inverse, rotations)
         ddf, inverse_ddf = forward.ddf(upright.shape[2:]), inverse.ddf(image.shape[2:])
         velocity = found.velocity(self._size(upright))
         finite = acceptance.finite_rows(ddf, inverse_ddf, velocity)
@@ -245,7 +256,7 @@ class Canonicalizer(nn.Module):
         found, steps = Chain(), torch.zeros(len(image), dtype=torch.long, device=image.device)
         if self.predictor is not None:
             found = predict(image, self.predictor, self.family, self.iterations)
-        if self.steps == 0 or self.regularizer is None:
+        if self.search is None and (self.steps == 0 or self.regularizer is None):
             return found, steps
         start = found.forward(image.shape[2:]) if found.links else None
         rows = [slice(i, i + 1) for i, s in enumerate(status) if s is None]
@@ -256,15 +267,16 @@ class Canonicalizer(nn.Module):
         with torch.enable_grad():
             for row in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
                 begin = None if start is None else Deformation(start.matrix[row], start.residual[row])
-                theta[row], steps[row] = minimize(image[row], *parts, begin, *limits, seed=self.seed, progress=tick)
+                if self.search is None:
+                    theta[row], steps[row] = minimize(image[row], *parts, begin, *limits, seed=self.seed, progress=tick)
+                else:
+                    theta[row] = search_theta(self.search, SearchObjective(image[row], *parts, begin, self.seed))
         if bar is not None:
             bar.close()
         return found.then(self.search_family, theta), steps
 
-    def _unfold(
-        self, found: Chain, upright: tuple[int, ...], rotations: Tensor
-    ) -> tuple[Chain, Deformation, Deformation, Tensor]:
-        """The deformations, halved while they fold, as maps of the image's frame, their inverses, and the share of voxels that
+    def _unfold(self, found: Chain, upright: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
+        """The deformations, halved while they fold, as maps of the upright frame, their inverses, and the share of voxels that
         still fold."""
         size = upright if self.working_size is None else self.working_size
         for attempts_left in reversed(range(self.max_halvings + 1)):
@@ -274,11 +286,17 @@ class Canonicalizer(nn.Module):
             if not attempts_left or not bool((folded > 0).any()):
                 break
             found = found.scaled(torch.where(folded > 0, 0.5, 1.0))
-        undo = [inverse_rotation(len(upright))[k] for k in rotations.tolist()]
-        if any(undo):
-            forward = Deformation.join([row.turned(k) for row, k in zip(forward.rows(), undo)])
-            inverse = Deformation.join([row.turned(k, back=True) for row, k in zip(inverse.rows(), undo)])
         return found, forward, inverse, folded
+
+
+def _rotated_maps(forward: Deformation, inverse: Deformation, rotations: Tensor) -> tuple[Deformation, Deformation]:
+    """Maps of upright frames and their inverses, continued to the images, which show these rotations."""
+    undo = [inverse_rotation(forward.matrix.shape[1])[k] for k in rotations.tolist()]
+    if not any(undo):
+        return forward, inverse
+    maps = zip(forward.rows(), inverse.rows(), undo)
+    there, back = zip(*((there.turned(k), back.turned(k, back=True)) for there, back, k in maps))
+    return Deformation.join(there), Deformation.join(back)
 
 
 def _rotated(image: Tensor, rotations: Tensor) -> Tensor:
@@ -292,6 +310,11 @@ def _identity_unless(done: Tensor, maps: Deformation) -> Deformation:
     return maps.where(done, still)
 
 
+def _frozen(part: Any) -> Any:
+    """A copy of a module that does not train; a function as it is."""
+    return copy.deepcopy(part).requires_grad_(False).eval() if isinstance(part, nn.Module) else part
+
+
 def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
     """Rows of a tensor ``(B, ...)`` where ``keep`` (B,) is true, ``other`` elsewhere."""
     return torch.where(keep.view(-1, *[1] * (tensor.ndim - 1)), tensor, other)
@@ -299,15 +322,15 @@ def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Raise an error for a part of another kind, or for a number that no search can use."""
-    for name, kind in {"energy": Energy, "family": Family, "search_family": Family, "polarity": Energy}.items():
-        if not isinstance(settings[name], kind) and not (name in ("search_family", "polarity") and settings[name] is None):
-            raise TypeError(f"Canonicalizer: {name!r} must be of class {kind.__name__}, got {settings[name]!r}.")
-    for name, least in _LEAST.items():
-        value, optional = settings[name], name in _OPTIONAL
-        if not (optional and value is None) and not value >= least:  # NaN is at least nothing
-            raise ValueError(f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}.")
-        if isinstance(least, int) and value is not None and (isinstance(value, bool) or value % 1 != 0):
-            raise ValueError(f"Canonicalizer: {name!r} must be a whole number{' or None' * optional}, got {value}.")
+    for name in ("family", "search_family"):
+        if not isinstance(settings[name], Family) and not (name == "search_family" and settings[name] is None):
+            remedy = "Create one, for example ControlGrid(spatial_dims=2, controls=8)."
+            raise TypeError(f"Canonicalizer: {name!r} must be of class Family, got {settings[name]!r}. {remedy}")
+    for name in ("predictor", "regularizer", "search"):
+        if settings[name] is not None:
+            check_callable("Canonicalizer", name, settings[name], "a module or a function", "Create it first.")
+    for name, least in {**_LEAST, "min_confidence": 0.0, "learning_rate": 0.0}.items():
+        check_number("Canonicalizer", name, settings[name], least, isinstance(least, int), name in _OPTIONAL)
     if not 0 <= settings["min_confidence"] <= 1:
         raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
     if not 0 < settings["learning_rate"] < float("inf"):

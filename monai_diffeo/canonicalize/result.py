@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
+from monai_diffeo.canonicalize.answers import map_parts, return_answers
+from monai_diffeo.canonicalize.displacement_image import displacement_image
+from monai_diffeo.canonicalize.drawing import describe_result, html_of_result
+from monai_diffeo.canonicalize.points import move_boxes, move_points
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import Deformation, affine_deformation, warp
 from monai_diffeo.flow.grid import centered_grid, half_frame
+from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.renamed import renamed_attributes
 
 _TENSORS = ("image", "velocity", "ddf", "inverse_ddf", "energy_before", "energy_after", "folding_fraction", "inverse_error")
@@ -99,7 +102,7 @@ class Canonicalization:
     @property
     def largest_displacement(self) -> Tensor:
         """Largest displacement of each image, shape ``(B,)``, voxels."""
-        return torch.linalg.vector_norm(self.ddf, dim=1).flatten(1).amax(1)
+        return self.ddf.square().sum(1).flatten(1).amax(1).sqrt()
 
     def tta_samples(
         self, given: Tensor, count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0
@@ -139,31 +142,79 @@ class Canonicalization:
                 poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
         return poses
 
-    def warp_back(self, prediction: Any, mode: str = "bilinear") -> Any:
+    def warp_back(self, prediction: Any, mode: str = "bilinear", outputs: Any = None) -> Any:
         """Map what a network answered on ``image`` to the pose of the input.
 
         Tensors with a value for every voxel (or every few: a lower-resolution head) are warped, in dictionaries, lists and
-        tuples too, integers by nearest neighbour; vectors, ``None`` and everything else pass untouched. Give probabilities or
+        tuples too, integers by nearest neighbour; scores, ``None`` and everything else pass untouched. Give probabilities or
         logits and take the argmax afterwards.
 
         Args:
-            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, or any
-                nesting of such.
+            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, scores
+                ``(B, K)``, or any nesting of such; points ``(B, N, D)`` and boxes ``(B, N, 2 * D)`` if they are declared.
             mode: ``"bilinear"`` or, for label maps, ``"nearest"``.
+            outputs: what the prediction is, see :class:`DiffeoInferer`; None decides by shape.
+
+        Raises:
+            ShapeError: where a shape does not say what a tensor is, or is not that of its declaration.
         """
-        return _map(prediction, lambda p: self._warp_tensor(p, self.inverse_ddf, self.ddf.shape[2:], mode))
+        return return_answers(self, prediction, mode, outputs)
 
     def warp_input(self, companion: Any, mode: str = "bilinear") -> Any:
-        """Bring something that lies on the input, a mask or a second channel, to the canonical pose; as :meth:`warp_back`."""
-        return _map(companion, lambda p: self._warp_tensor(p, self.ddf, self.inverse_ddf.shape[2:], mode))
+        """Bring something that lies on the input, a mask or a second channel, to the canonical pose; maps as
+        :meth:`warp_back`, all else passes untouched."""
+        return map_parts(companion, lambda part, *_: self._warp_if_map(part, self.ddf, tuple(self.inverse_ddf.shape[2:]), mode))
 
-    def _warp_tensor(self, tensor: Tensor, ddf: Tensor, frame: Sequence[int], mode: str) -> Tensor:
-        """What lies on ``frame``, pulled back along a displacement that leads there."""
-        without_channel = tensor.shape[1:] == frame
-        if (tensor.ndim < ddf.ndim and not without_channel) or tensor.shape[0] != ddf.shape[0] or not bool(self.moved.any()):
+    def warp_points(self, points: Tensor, to: str = "input") -> Tensor:
+        """Where points lie in the other image.
+
+        Args:
+            points: shape ``(B, N, D)``, voxel coordinates in axis order. Rows that were not moved are returned bit for bit.
+            to: ``"input"`` brings points of ``image``, a network's landmarks say, to the input; ``"canonical"`` the reverse.
+
+        Raises:
+            ShapeError: if ``points`` has another shape.
+            ValueError: for another ``to``.
+        """
+        return move_points(points, *self._way(to))
+
+    def warp_boxes(self, boxes: Tensor, to: str = "input", box_mode: str | None = None) -> Tensor:
+        """The smallest axis-aligned boxes around boxes ``(B, N, 2 * D)`` in the other image; see :meth:`warp_points`.
+
+        ``box_mode`` is MONAI's name of the order of the numbers, such as ``"ccwh"``; None: lower corner, then upper corner.
+        """
+        return move_boxes(boxes, *self._way(to), box_mode)
+
+    def _way(self, to: str) -> tuple[Tensor, tuple[int, ...], Tensor]:
+        if to not in ("input", "canonical"):
+            raise ValueError(
+                f"Canonicalization: 'to' must be 'input' or 'canonical', got {to!r}. Points of 'image' go to 'input'."
+            )
+        own, other = (self.ddf, self.inverse_ddf) if to == "input" else (self.inverse_ddf, self.ddf)
+        return own, tuple(other.shape[2:]), self.moved
+
+    def to_displacement_image(self, index: int = 0, inverse: bool = False, like: Tensor | None = None) -> Any:
+        """The displacement of one image as SimpleITK has it; see :func:`displacement_image`."""
+        return displacement_image(self.ddf, self.inverse_ddf, index, inverse, like)
+
+    def __repr__(self) -> str:
+        return describe_result(self)
+
+    def _repr_html_(self) -> str:
+        return html_of_result(self)
+
+    def _warp_if_map(self, tensor: Any, ddf: Tensor, frame: tuple[int, ...], mode: str) -> Any:
+        if not isinstance(tensor, Tensor) or tensor.shape[:1] != ddf.shape[:1]:
+            return tensor
+        return self.warp_map(tensor, ddf, frame, mode) if tensor.ndim >= ddf.ndim or tensor.shape[1:] == frame else tensor
+
+    def warp_map(self, tensor: Tensor, ddf: Tensor, frame: tuple[int, ...], mode: str) -> Tensor:
+        """A map ``(B, ..., *S')`` over ``frame``, pulled back along a displacement that leads there; integers by nearest
+        neighbour."""
+        if not bool(self.moved.any()):
             return tensor
         maps = tensor.reshape(tensor.shape[0], -1, *tensor.shape[2 - ddf.ndim :])
-        field = resize_ddf(ddf, tuple(maps.shape[2:]), tuple(frame)).to(tensor.device)
+        field = resize_ddf(ddf, tuple(maps.shape[2:]), frame).to(tensor.device)
         moved = self.moved.to(tensor.device).view(-1, *[1] * (maps.ndim - 1))
         warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest", centered=True)
         warped = torch.where(moved, warped, maps) if warped.shape == maps.shape else warped  # another frame: a batch of one
@@ -179,42 +230,6 @@ def move_image(image: Tensor, ddf: Tensor, sampling: str = "bilinear") -> Tensor
     return torch.minimum(torch.maximum(moved, low), high)
 
 
-def _map(value: Any, function) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _map(item, function) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, function) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map(item, function) for item in value)
-    return value
-
-
-def resize_ddf(ddf: Tensor, size: tuple[int, ...], frame: tuple[int, ...] | None = None) -> Tensor:
-    """The same displacement for an image of ``size`` voxels over the frame to which it leads, corners on corners.
-
-    Args:
-        ddf: shape ``(B, D, *S)``, voxels.
-        size: of the image that it is to pull back.
-        frame: to which ``ddf`` leads, by default its own ``*S``, or that with its axes in another order.
-
-    Returns:
-        Shape ``(B, D, *size)``, the axes of ``size`` ordered as those of ``*S`` are in ``frame``.
-    """
-    frame, dims = tuple(ddf.shape[2:]) if frame is None else frame, ddf.ndim - 2
-    if frame == size:
-        return ddf
-    order = next(p for p in itertools.permutations(range(dims)) if tuple(frame[a] for a in p) == tuple(ddf.shape[2:]))
-    new, column = tuple(size[a] for a in order), (-1, *[1] * dims)
-    factor = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(size, frame)], device=ddf.device, dtype=ddf.dtype)
-    mode = {2: "bilinear", 3: "trilinear"}[dims]
-    if order == tuple(range(dims)):
-        return F.interpolate(ddf, size, mode=mode, align_corners=True) * factor.view(column)
-    where = F.interpolate(centered_grid(ddf.shape[2:], ddf.device, ddf.dtype) + ddf, new, mode=mode, align_corners=True)
-    return where * factor.view(column) - centered_grid(new, ddf.device, ddf.dtype)
-
-
 def mean_inverse_error(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
     """Mean over the voxels whose way stays in the frame of the distance of ``ddf`` after ``inverse_ddf`` from the identity,
     shape ``(B,)``, voxels."""
@@ -223,5 +238,5 @@ def mean_inverse_error(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
         -1, *[1] * (ddf.ndim - 2)
     )
     inside = (where.abs() <= edge).all(1)
-    error = torch.linalg.vector_norm(warp(ddf, inverse_ddf, centered=True) + inverse_ddf, dim=1)
+    error = (warp(ddf, inverse_ddf, centered=True) + inverse_ddf).square().sum(1).sqrt()
     return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)

@@ -56,7 +56,7 @@ class Deformation:
     def _affine(self, points: Tensor) -> Tensor:
         linear, shift = self.matrix[..., :-1], self.matrix[..., -1]
         with torch.autocast(points.device.type, enabled=False):
-            return torch.einsum("bij,bj...->bi...", linear, points) + shift.view(*shift.shape, *[1] * (points.ndim - 2))
+            return torch.baddbmm(shift[..., None], linear, points.flatten(2)).view(points.shape)
 
     def _grid(self) -> Tensor:
         size = self.residual.shape[2:]
@@ -94,8 +94,11 @@ class Deformation:
         grown = [max(new, round(n * new / old)) for n, old, new in zip(have, spatial_size, new_size)]
         grown = [n + (n - new) % 2 for n, new in zip(grown, new_size)]  # the centre stays a centre
         center = self.residual.new_tensor([(n - 1) / 2 for n in have]).view_as(column)
-        where = centered_grid(grown, self.residual.device, self.residual.dtype) / column + center
         matrix = self.matrix * ratio[:, None] / torch.cat([ratio, ratio.new_ones(1)])
+        if all(m * old == n * new for m, n, old, new in zip(grown, have, spatial_size, new_size)):  # quicker, the same
+            mode = "bilinear" if len(have) == 2 else "trilinear"
+            return Deformation(matrix, F.interpolate(self.residual, grown, mode=mode, align_corners=False) * column)
+        where = centered_grid(grown, self.residual.device, self.residual.dtype) / column + center
         return Deformation(matrix, sample(self.residual, where.expand(len(self.residual), -1, *grown)) * column)
 
     def turned(self, rotation: int, back: bool = False) -> Deformation:

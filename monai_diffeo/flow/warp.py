@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from functools import lru_cache
 
 import torch
@@ -10,9 +11,9 @@ from monai.config import USE_COMPILED
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow.grid import check_field, frame_shift, voxel_grid
+from monai_diffeo.flow.grid import centered_grid, check_field, frame_shift, voxel_grid
 
-__all__ = ["sample", "warp", "warp_points"]
+__all__ = ["resize_ddf", "sample", "warp", "warp_points"]
 
 
 def _float(tensor: Tensor) -> Tensor:
@@ -85,6 +86,30 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     if not (image.dtype.is_floating_point or mode == "nearest"):
         moved = moved.round()
     return moved.to(image.dtype)
+
+
+def resize_ddf(ddf: Tensor, size: tuple[int, ...], frame: tuple[int, ...] | None = None) -> Tensor:
+    """The same displacement for an image of ``size`` voxels over the frame to which it leads, corners on corners.
+
+    Args:
+        ddf: shape ``(B, D, *S)``, voxels.
+        size: of the image that it is to pull back.
+        frame: to which ``ddf`` leads, by default its own ``*S``, or that with its axes in another order.
+
+    Returns:
+        Shape ``(B, D, *size)``, the axes of ``size`` ordered as those of ``*S`` are in ``frame``.
+    """
+    frame, dims = tuple(ddf.shape[2:]) if frame is None else frame, ddf.ndim - 2
+    if frame == size:
+        return ddf
+    order = next(p for p in itertools.permutations(range(dims)) if tuple(frame[a] for a in p) == tuple(ddf.shape[2:]))
+    new, column = tuple(size[a] for a in order), (-1, *[1] * dims)
+    factor = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(size, frame)], device=ddf.device, dtype=ddf.dtype)
+    mode = {2: "bilinear", 3: "trilinear"}[dims]
+    if order == tuple(range(dims)):
+        return F.interpolate(ddf, size, mode=mode, align_corners=True) * factor.view(column)
+    where = F.interpolate(centered_grid(ddf.shape[2:], ddf.device, ddf.dtype) + ddf, new, mode=mode, align_corners=True)
+    return where * factor.view(column) - centered_grid(new, ddf.device, ddf.dtype)
 
 
 def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
