@@ -33,7 +33,7 @@ __all__ = ["fit_canonicalizer"]
 
 RECORD = "fit.json"
 _MOST_VALUES = 4e8  # of all images in memory: 1.6 GB
-_READING, _ANSWERS, _OUTCOME = 0.15, 0.15, 0.1  # shares of the time
+_READING, _ANSWERS, _OUTCOME = 0.15, 0.15, 0.12  # shares of the time
 _LOOKED_AT = 16  # images from which the working size is chosen
 
 
@@ -103,7 +103,7 @@ def fit_canonicalizer(
     for line in plan_lines(record["plan"]):
         say(line)
     _train(folder, parts, inputs, record["plan"]["parts"], device, seed, progress, checkpoint_seconds)
-    outcome = _finish(folder, parts, data, net, device, seed, _OUTCOME * limit / 2, record["plan"])
+    outcome = _finish(folder, parts, data, net, device, seed, _OUTCOME * limit / 3, record["plan"])
     _write(folder, {**record, "outcome": outcome.as_dict()})
     record_sha256(folder)
     for line in (*outcome_lines(outcome), f"Did it work? {outcome.sentence()}"):
@@ -269,7 +269,7 @@ def _finish(
     write_atomically(folder / "canonicalizer.json", content.encode())
     fit_statistics(folder, data.images[: data.held if data.held >= 8 else None].split(8))
     canonicalizer = load_canonicalizer(folder, device=device)
-    outcome, *moved = measure(canonicalizer, held, seed)
+    outcome, *moved = measure(canonicalizer, held, seed, seconds)
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)
     if network is not None:
         pairs = ((image, data.reader.label(item, image)) for item, image in data.reader.usable(data.items[: data.held]))

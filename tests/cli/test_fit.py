@@ -84,11 +84,11 @@ def bundle(tmp_path):
         ("fit --dataset_dir x", "--output_dir is needed"),
         ("fit --dataset_dir x --output_dir y --dims 4", "'4' is not one of '2', '3'"),
         ("fit --dataset_dir x --output_dir y --minutes 0", "0.0 is not in the range x>0"),
-        ("fit --dataset_dir x --output_dir y --size big", "--size must be numbers with commas, such as 128,112, got 'big'"),
+        ("fit --dataset_dir x --output_dir y --size big", "--size must be numbers such as 128,112, got 'big'"),
         ("fit --dataset_dir x --output_dir y --activation softmax", "--activation needs a --bundle_root"),
         ("fit --dataset_dir x --output_dir y --network_weights w", "--network_weights needs a --bundle_root"),
         ("fit --dataset_dir /no/such --output_dir y", "fit: the images must be a folder"),
-        ("fit --dataset_dir . --output_dir y --bundle_root /no/such", "Check --bundle_root"),
+        ("fit --dataset_dir . --output_dir y --bundle_root /no/such", "fit: expected a folder or the name of a bundle"),
     ],
 )
 def test_a_wrong_command_line_does_nothing_and_says_why_in_its_last_line(words, says, tmp_path, monkeypatch):

@@ -62,19 +62,20 @@ class Undoes(nn.Module):
 def test_undone_is_1_for_the_inverse_and_0_for_the_identity(monkeypatch):
     images = blob(3, (32, 48))
     inverses = invert(module._deformations(3, (32, 48), 5))
-    exact, none = (measure(Undoes(inverses, share), images, 5)[0] for share in (1.0, 0.0))
+    exact, none = (measure(Undoes(inverses, share), images, 5, 100.0)[0] for share in (1.0, 0.0))
     assert exact.undone > 0.85 and none.undone == pytest.approx(0)
     assert exact.images == 3 and exact.seconds > 0
 
 
 def test_measures_of_a_canonicalizer_are_of_these_images_before_and_after():
     images = blob(3, (32, 32))
-    outcome, deformed, canonical = measure(tiny_canonicalizer(), images, 0)
+    outcome, deformed, canonical = measure(tiny_canonicalizer(), images, 0, 100.0)
     assert outcome.energy == pytest.approx(images.mean().item(), rel=1e-4)  # of tests.helpers.Brightness
     assert outcome.energy_deformed == pytest.approx(deformed.flatten(1).mean(1).median().item(), rel=1e-4)
     assert outcome.energy_canonical == pytest.approx(canonical.flatten(1).mean(1).median().item(), rel=1e-4)
     assert outcome.canonicalized == 1 and outcome.folding == 0
-    assert not torch.equal(measure(tiny_canonicalizer(), images, 1)[1], deformed), "the seed draws the deformations"
+    assert not torch.equal(measure(tiny_canonicalizer(), images, 1, 100.0)[1], deformed), "the seed draws the deformations"
+    assert measure(tiny_canonicalizer(), images, 0, 0.0)[0].images == 2, "two are measured however little time is left"
 
 
 class SeesCorner(nn.Module):
