@@ -80,9 +80,7 @@ def test_images_that_are_held_back_are_never_trained_on(tmp_path, monkeypatch):
         return loop.train_part(part, data, *rest)
 
     monkeypatch.setattr(fitting, "train_part", spy)
-    monkeypatch.setattr(
-        fitting, "measure", lambda canonicalizer, held, seed: measured.extend(held) or true(canonicalizer, held, seed)
-    )
+    monkeypatch.setattr(fitting, "measure", lambda net, held, *rest: measured.extend(held) or true(net, held, *rest))
     fit(tmp_path, seed=4)
     assert len(trained) == 10 and len(measured) == 2
     assert len({float(image.sum()) for image in (*trained, *measured)}) == 12
