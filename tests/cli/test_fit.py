@@ -131,9 +131,9 @@ def test_a_fit_with_a_bundle_end_to_end_and_the_folder_is_not_overwritten(bundle
     words = ["--dataset_dir", pictures, "--output_dir", tmp_path / "out", "--bundle_root", bundle, "--minutes", "0.05"]
     status, lines, errors = invoke("fit", *words, "--size", "32,32")
     assert status == 0, errors
-    assert lines[0].startswith("images        8, 2 of them held back; channels 3, frame 32 x 40")
+    assert lines[0].startswith("images        8, 3 of them held back; channels 3, frame 32 x 40")
     assert "UNet of bundle, softmax (as given)" in lines[2] and lines[-1].startswith("Did it work? ")
-    assert "with masks, 2 images" in (tmp_path / "out" / "README.md").read_text()
+    assert "with masks, 3 images" in (tmp_path / "out" / "README.md").read_text()
     status, _, errors = invoke("fit", *words, "--size", "32,32")
     assert status == 1 and "must not hold a canonicaliser" in errors[-1]
 
