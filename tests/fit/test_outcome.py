@@ -1,6 +1,7 @@
 """What is measured on held-back images, and the rule that says whether a fit worked."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from monai_diffeo.fit import NetworkUnderTest
 from monai_diffeo.fit import outcome as module
 from monai_diffeo.fit.network import dice_of_masks, masks_of_label
 from monai_diffeo.fit.outcome import FitOutcome, Overlap, keeps_orientation, measure, measure_orientation, measure_overlap
-from monai_diffeo.flow import invert, rotate_axes
+from monai_diffeo.flow import compose, invert, rotate_axes
 from tests.helpers import blob, tiny_canonicalizer
 
 GOOD = FitOutcome(10, 0.0, 10.0, 4.0, 0.6, 1.0, 0.0, 0.1)
@@ -63,6 +64,12 @@ def test_undone_is_1_for_the_inverse_and_0_for_the_identity(monkeypatch):
     exact, none = (measure(Undoes(inverses, share), images, 5, 100.0)[0] for share in (1.0, 0.0))
     assert exact.undone > 0.85 and none.undone == pytest.approx(0)
     assert exact.images == 3 and exact.seconds > 0
+
+
+def test_twins_in_the_same_pose_are_undone_wherever_that_pose_is():
+    there, other = module._deformations(2, (32, 32), 3).split(1)
+    found = [SimpleNamespace(ddf=ddf) for ddf in (0.5 * other, compose(invert(there), 0.5 * other))]
+    assert module._undone(there, *found) > 0.85 and module._undone(there, found[0], found[0]) < 0.6
 
 
 def test_measures_of_a_canonicalizer_are_of_these_images_before_and_after():
