@@ -23,6 +23,7 @@ from monai.networks.nets import UNet
 from monai.transforms import LoadImage
 from torch import Tensor, nn
 
+from docs.experiments.any_network_3d import volume_rows
 from docs.experiments.made_up_bodies import CLASSES, SIZE, SPLITS, unet, write_bundle, write_folder
 from docs.experiments.pages import Experiment, judged, note, section
 from docs.experiments.templates import plus_minus, timing
@@ -227,7 +228,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "single_pass": single_pass_rows,
         "sizes": size_rows,
         "errors": lambda _: (rows_of("user_errors"), []),
-        "volumes": lambda options: (rows_of("any_network_3d", options), []),
+        "volumes": volume_rows,
     }
     defaults = {"weights_dir": "runs/any_network", "seed": 0, "split": "test", "minutes": 15.0, "iterations": 450, "scale": 1.0}
     defaults |= {"bundle": "bundles/cxr_lung_segmentation", "films_dir": str, "repeats": 15, "parts": tuple(parts)}

@@ -120,11 +120,8 @@ def table(found: Mapping[str, Any], network: str) -> Rows:
     rows = []
     for method in ("plain", "wrapped"):
         dice = {kind: torch.tensor(values) for kind, values in found[method]["dice"].items()}
-        row = {
-            "network": network,
-            "method": method,
-            **{f"Dice, {kind}": plus_minus(values, 4) for kind, values in dice.items()},
-        }
+        row = {"network": network, "method": method}
+        row |= {f"Dice, {kind}": plus_minus(values, 4) for kind, values in dice.items()}
         row["lowest, turned"] = f"{dice['turned'].min():.4f}"
         row["seconds a volume, with loading"] = f"{found[method]['seconds']:.1f}"
         if method == "wrapped":
@@ -279,13 +276,10 @@ DEFAULTS: dict[str, Any] = {"weights_dir": "runs/any_network_3d", "template": st
 DEFAULTS |= {"iterations": 300, "minutes": 20.0, "tested": 6, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
 
 
-def rows(options: Any) -> dict[str, Rows]:
-    """For the page of ``any_network``: the two tables by name, with this module's defaults and the page's folder and seed."""
-    own = Experiment(
-        "any_network_3d", __doc__, ["--weights_dir", str(options.weights_dir), "--seed", str(options.seed)], **DEFAULTS
-    )
-    table_rows, asked = results(own.options)
-    return {"volumes": table_rows, "asked": asked}
+def volume_rows(options: Any) -> tuple[Rows, Rows]:
+    """For the page of ``any_network``: this module's defaults, with the page's folder and seed."""
+    words = ["--weights_dir", str(options.weights_dir), "--seed", str(options.seed)]
+    return results(Experiment("any_network_3d", __doc__, words, **DEFAULTS).options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
