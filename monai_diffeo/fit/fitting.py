@@ -258,6 +258,7 @@ def _finish(
     plan: Mapping[str, Any],
 ) -> FitOutcome:
     """Write the folder's configuration and statistics, and measure what it does to the images that were held back."""
+    record_sha256(folder)  # of what is loaded below: a bundle may still name the files of an earlier fit
     held = torch.stack(data.held)
     orientation = next(part for part in parts if part.name == "orientation")
     judge = load_weights(orientation.build(), folder / "orientation.pt").to(device)
@@ -266,6 +267,7 @@ def _finish(
     content = json.dumps(folder_settings(len(data.frame), data.size, used), indent=2) + "\n"
     write_atomically(folder / "canonicalizer.json", content.encode())
     fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
+    record_sha256(folder)
     canonicalizer = load_canonicalizer(folder, device=device)
     outcome, *moved = measure(canonicalizer, held.to(device), seed, seconds)
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)
