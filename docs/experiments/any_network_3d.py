@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 import time
@@ -23,7 +24,6 @@ from docs.experiments.templates import plus_minus
 from docs.experiments.training import kept, train
 from monai_diffeo.canonicalize import load_canonicalizer
 from monai_diffeo.flow import folding_fraction, rotate_axes
-from monai_diffeo.inferers import overlay_path
 
 OURS = Path(__file__).parents[2] / "bundles" / "brain_3d"
 FOREIGN_OF_CLASS = (0, 0, 0, 1, 1, 2)  # the foreign network's labels: the middle of the brain, and the hindbrain
@@ -66,14 +66,24 @@ def dice_of(folder: Path, names: Sequence[str], truths: Sequence[Truth], of_clas
     return torch.stack(values)
 
 
-def run(*words: object, cwd: Path | None = None) -> str:
-    """Run a Python module as a command of its own, on one thread; what it printed."""
-    environment = {**os.environ, "PYTHONPATH": str(OURS.parents[1]), "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    command = [sys.executable, "-W", "ignore", "-m", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True)
+def shell(command: str) -> str:
+    """Run a command on one thread; what it printed."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ, "PYTHONPATH": str(OURS.parents[1])}
+    done = subprocess.run(["bash", "-c", command], env=environment, stdout=subprocess.PIPE, text=True)
     if done.returncode:
-        raise RuntimeError(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout[-3000:]}")
+        raise RuntimeError(f"{command} ended with {done.returncode}:\n{done.stdout[-3000:]}")
     return done.stdout
+
+
+def module(name: str, *words: object) -> str:
+    """The command of a Python module."""
+    return shlex.join([sys.executable, "-W", "ignore", "-m", name, *map(str, words)])
+
+
+def bundle_command(bundle: Path) -> str:
+    """The command that runs a bundle as its makers have it."""
+    config = bundle / "configs" / "inference.json"
+    return module("monai.bundle", "run", "--config_file", config, "--bundle_root", bundle, "--workflow_type", "infer")
 
 
 def folds(fitted: Path, preprocessing: Callable[[Any], Any], files: Sequence[Path], device: str) -> dict[str, float]:
@@ -89,14 +99,13 @@ def folds(fitted: Path, preprocessing: Callable[[Any], Any], files: Sequence[Pat
     return {"folded": sum(a for a, _ in found), "moved": sum(b for _, b in found), "seconds": seconds / len(files)}
 
 
-def measured(bundle: Path, folder: Path, truths: Mapping[str, Sequence[Truth]], runs: Mapping[str, Sequence[object]],
+def measured(bundle: Path, folder: Path, truths: Mapping[str, Sequence[Truth]], runs: Mapping[str, str],
              canonicalizer: Path, device: str, of_class: Sequence[int] | None = None) -> dict[str, Any]:  # fmt: skip
     """Write the volumes, run the commands on them, and read the Dice of their labels, by method and kind of volume."""
     names, found = write_shown(folder / "shown", truths), {}
-    for method, words in runs.items():
+    for method, command in runs.items():
         began = time.perf_counter()
-        run("monai.bundle", "run", *words, "--bundle_root", bundle, "--workflow_type", "infer",
-            "--dataset_dir", folder / "shown", "--output_dir", folder / method)  # fmt: skip
+        shell(f"{command} {shlex.join(['--dataset_dir', str(folder / 'shown'), '--output_dir', str(folder / method)])}")
         seconds = (time.perf_counter() - began) / sum(map(len, names.values()))
         dice = {kind: dice_of(folder / method, names[kind], truths[kind], of_class).tolist() for kind in names}
         found[method] = {"dice": dice, "seconds": seconds}
@@ -111,11 +120,8 @@ def table(found: Mapping[str, Any], network: str) -> Rows:
     rows = []
     for method in ("plain", "wrapped"):
         dice = {kind: torch.tensor(values) for kind, values in found[method]["dice"].items()}
-        row = {
-            "network": network,
-            "method": method,
-            **{f"Dice, {kind}": plus_minus(values, 4) for kind, values in dice.items()},
-        }
+        row = {"network": network, "method": method}
+        row |= {f"Dice, {kind}": plus_minus(values, 4) for kind, values in dice.items()}
         row["lowest, turned"] = f"{dice['turned'].min():.4f}"
         row["seconds a volume, with loading"] = f"{found[method]['seconds']:.1f}"
         if method == "wrapped":
@@ -233,24 +239,21 @@ def foreign(options: Any) -> dict[str, Any]:
 
     def fit() -> dict[str, Any]:
         began = time.perf_counter()
-        run("monai_diffeo", "fit", "--dataset_dir", volumes, "--bundle_root", bundle, "--output_dir", fitted,
-            "--minutes", options.minutes, "--device", device)  # fmt: skip
+        words = ("--dataset_dir", volumes, "--bundle_root", bundle, "--output_dir", fitted)
+        shell(module("monai_diffeo", "fit", *words, "--minutes", options.minutes, "--device", device))
         return {"minutes": (time.perf_counter() - began) / 60}
 
     spent = kept(folder, {"experiment": "fit", "minutes": options.minutes, "device": device}, fit)
-    config = bundle / "configs" / "inference.json"
-    overlay = f"['{config}','{overlay_path()}']"
-    tta = ("--diffeo_tta_samples", options.tta_samples)
-    runs = {"plain": ("--config_file", config), "wrapped": ("--config_file", overlay, "--diffeo_folder", fitted, *tta)}
+    wrapped = shell(module("monai_diffeo", "wrap", bundle, "--canonicalizer", fitted)).strip()
+    runs = {"plain": bundle_command(bundle), "wrapped": f"{wrapped} --diffeo_tta_samples {options.tta_samples}"}
     truths = shown(options.tested, options.template, rotations=options.rotations)
     return {**measured(bundle, folder, truths, runs, fitted, device, FOREIGN_OF_CLASS), **spent}
 
 
 def ours(options: Any) -> dict[str, Any]:
     """The bundle brain_3d as it lies in the repository."""
-    words = ("--config_file", OURS / "configs" / "inference.json", "--device", options.device)
-    words = (*words, "--tta_samples", options.tta_samples)
-    runs = {"plain": (*words, "--enabled", "false"), "wrapped": words}
+    command = f"{bundle_command(OURS)} --device {options.device}"
+    runs = {"plain": f"{command} --enabled false", "wrapped": f"{command} --tta_samples {options.tta_samples}"}
     folder = Path(options.weights_dir).absolute() / "brain_3d"
     truths = shown(options.tested, options.template, rotations=options.rotations)
     return measured(OURS, folder, truths, runs, OURS / "models" / "energy", options.device)
@@ -273,13 +276,10 @@ DEFAULTS: dict[str, Any] = {"weights_dir": "runs/any_network_3d", "template": st
 DEFAULTS |= {"iterations": 300, "minutes": 20.0, "tested": 6, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
 
 
-def rows(options: Any) -> dict[str, Rows]:
-    """For the page of ``any_network``: the two tables by name, with this module's defaults and the page's folder and seed."""
-    own = Experiment(
-        "any_network_3d", __doc__, ["--weights_dir", str(options.weights_dir), "--seed", str(options.seed)], **DEFAULTS
-    )
-    table_rows, asked = results(own.options)
-    return {"volumes": table_rows, "asked": asked}
+def volume_rows(options: Any) -> tuple[Rows, Rows]:
+    """For the page of ``any_network``: this module's defaults, with the page's folder and seed."""
+    words = ["--weights_dir", str(options.weights_dir), "--seed", str(options.seed)]
+    return results(Experiment("any_network_3d", __doc__, words, **DEFAULTS).options)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import fit_statistics, load_canonicalizer
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import record_sha256, write_atomically
-from monai_diffeo.fit.images import LEAST_IMAGES, ImageReader, Item, find_images, is_held_back
+from monai_diffeo.fit.images import LEAST_IMAGES, ImagesReader, Item, find_images, is_held_back
 from monai_diffeo.fit.loop import seconds_a_step, train_part
 from monai_diffeo.fit.network import NetworkUnderTest
 from monai_diffeo.fit.outcome import FitOutcome, keeps_orientation, measure, measure_orientation, measure_overlap
@@ -94,7 +94,7 @@ def fit_canonicalizer(
     settings |= {"dims": dims, "size": size and list(size), "minutes": minutes, "steps": steps and dict(steps), "seed": seed}
     record = _begin(folder, settings, resume)
     limit = math.inf if steps else 60 * minutes
-    data = _Images(items, ImageReader(transform, dims, say), net, size, record.get("plan"))
+    data = _Images(items, ImagesReader(transform, dims, say), net, size, record.get("plan"))
     data.read(limit, device)
     parts = parts_of(len(data.frame), data.reader.channels, data.size)
     inputs = {part.name: data.of(part) for part in parts}
@@ -155,7 +155,7 @@ class _Images:
     """
 
     def __init__(
-        self, items: Sequence[Item], reader: ImageReader, network: NetworkUnderTest | None, size: Any, known: Any
+        self, items: Sequence[Item], reader: ImagesReader, network: NetworkUnderTest | None, size: Any, known: Any
     ) -> None:
         self.usable, self.reader, self.network, self.known = reader.usable(items), reader, network, known
         self.first = list(islice(self.usable, _LOOKED_AT))

@@ -68,13 +68,15 @@ def read_template(path: str | Path | None = None) -> Tensor:
         return torch.from_numpy(file["maps"]).float()[None] / 255
 
 
-def deformations(count: int, generator: torch.Generator, angle: float, scale: float, shift: float, flow: float) -> Tensor:
+def deformations(
+    count: int, generator: torch.Generator, angle: tuple[float, float], scale: float, shift: float, flow: float
+) -> Tensor:
     """Random displacements ``(N, 3, *SIZE)``, voxels: a turn about a random axis, three scales and a shift, then a smooth flow.
 
     Args:
         count: N.
         generator: of all random numbers.
-        angle: largest turn, degrees.
+        angle: least and largest turn, degrees.
         scale: each axis is scaled by a factor between ``1 - scale`` and ``1 / (1 - scale)``.
         shift: largest shift along an axis, voxels.
         flow: largest speed of the flow, share of the shortest side.
@@ -84,7 +86,8 @@ def deformations(count: int, generator: torch.Generator, angle: float, scale: fl
     """
     found = []
     for _ in range(count):  # one by one: a subject is the same in any number of them
-        axis = F.normalize(torch.randn(3, generator=generator), dim=0) * math.radians(angle) * _uniform(1, generator)
+        axis, share = F.normalize(torch.randn(3, generator=generator), dim=0), _uniform(1, generator)
+        axis = axis * torch.deg2rad(share * (angle[1] - angle[0]) + share.sign() * angle[0])
         turn = torch.zeros(3, 3)
         turn[[2, 0, 1], [1, 2, 0]], turn[[1, 2, 0], [2, 0, 1]] = axis, -axis
         linear = turn + torch.diag(_uniform(3, generator) * -math.log(1 - scale))
@@ -101,7 +104,7 @@ def brains(count: int, seed: int, deformed: bool = False, template: str | Path |
     """So many subjects.
 
     Each has another pose and shape, gamma, grey value of each structure, shading and noise. With the same seed, a deformed
-    subject is the undeformed one after a further deformation: up to 30 degrees, scales 0.8 to 1.25, a shift, a smooth flow.
+    subject is the undeformed one after a further deformation: 15 to 30 degrees, scales 0.8 to 1.25, a shift, a smooth flow.
 
     Args:
         count, seed: the first subjects of a longer list with the same seed are the same.
@@ -115,8 +118,10 @@ def brains(count: int, seed: int, deformed: bool = False, template: str | Path |
     maps, images, labels, ddfs = read_template(template), [], [], []
     for i in range(count):
         shape, looks, further = (torch.Generator().manual_seed(seed * 10**6 + 10 * i + k) for k in range(3))
-        ddf = deformations(1, shape, angle=8.0, scale=0.08, shift=2.0, flow=0.09)
-        more = deformations(1, further, angle=30.0, scale=0.2, shift=4.0, flow=0.12) if deformed else torch.zeros_like(ddf)
+        ddf = deformations(1, shape, angle=(0.0, 8.0), scale=0.08, shift=2.0, flow=0.09)
+        more = (
+            deformations(1, further, angle=(15.0, 30.0), scale=0.2, shift=4.0, flow=0.12) if deformed else torch.zeros_like(ddf)
+        )
         moved = warp(maps, compose(ddf, more) if deformed else ddf, padding_mode="zeros")
         images.append(_scanned(moved, looks))
         moved[:, 1] += 1 - moved[:, 1:].sum(1)  # outside the template's frame
