@@ -81,7 +81,7 @@ def fit_canonicalizer(
         ConfigError: if the settings or the images cannot be used, or the folder holds a fit.
         NumericalError: if a part fails; nothing stands in for it.
     """
-    began, folder, device = time.perf_counter(), Path(folder), torch.device(device)
+    began, worked, folder, device = time.perf_counter(), time.process_time(), Path(folder), torch.device(device)
     _check(minutes, dims, size, device)
     items = find_images(images)
     items = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()]
@@ -106,7 +106,8 @@ def fit_canonicalizer(
         say(line)
     _train(folder, parts, inputs, record["plan"]["parts"], device, seed, progress, checkpoint_seconds)
     outcome = _finish(folder, parts, data, net, device, seed, _OUTCOME * limit / 3, record["plan"])
-    _write(folder, {**record, "outcome": outcome.as_dict()})
+    took = {"minutes": (time.perf_counter() - began) / 60, "cpu_minutes": (time.process_time() - worked) / 60}
+    _write(folder, {**record, "outcome": outcome.as_dict(), "took": took})
     record_sha256(folder)
     for line in (*outcome_lines(outcome), f"Did it work? {outcome.sentence()}"):
         say(line)
@@ -257,6 +258,7 @@ def _finish(
     plan: Mapping[str, Any],
 ) -> FitOutcome:
     """Write the folder's configuration and statistics, and measure what it does to the images that were held back."""
+    record_sha256(folder)  # of what is loaded below: a bundle may still name the files of an earlier fit
     held = torch.stack(data.held)
     orientation = next(part for part in parts if part.name == "orientation")
     judge = load_weights(orientation.build(), folder / "orientation.pt").to(device)
@@ -265,6 +267,7 @@ def _finish(
     content = json.dumps(folder_settings(len(data.frame), data.size, used), indent=2) + "\n"
     write_atomically(folder / "canonicalizer.json", content.encode())
     fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
+    record_sha256(folder)
     canonicalizer = load_canonicalizer(folder, device=device)
     outcome, *moved = measure(canonicalizer, held.to(device), seed, seconds)
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)

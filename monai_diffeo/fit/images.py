@@ -108,7 +108,7 @@ class ImagesReader:
         if dims not in (2, 3) or image.ndim - 1 != dims or len(image) != channels or min(image.shape[1:]) < 2:
             expected = f"({channels}, {', '.join('HWD'[:dims])})"
             raise ShapeError("fit", "image", expected, tuple(image.shape), "All images must be alike; --dims 2|3 says which.")
-        image = image.float()
+        image = image.float().cpu()
         if not image.isfinite().all() or image.amax() == image.amin():
             raise ValueError("its values must be finite and not all the same")
         self.dims, self.channels = dims, channels
