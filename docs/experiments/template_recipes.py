@@ -131,7 +131,9 @@ def trained_direct(name: str, data: Data, cache: str | Path, seed: int = 0, part
     return network
 
 
-def trained_template(name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int) -> tuple[TemplateTransformer, float]:
+def trained_template(
+    name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int, device: str = "cpu"
+) -> tuple[TemplateTransformer, float]:
     """A trained network, and its CPU seconds; from the files of an earlier run of this row in ``cache``, if there are any."""
     settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
     settings["step"] = {
@@ -141,7 +143,7 @@ def trained_template(name: str, recipe: Recipe, data: Data, cache: str | Path, s
     data, began, log = at_size(data, recipe.size), time.process_time(), stem.with_suffix(".json")
     iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)
     build, step = partial(recipe.build, data["label"]), TemplateStep(seed=seed, **recipe.step)
-    shared = {"batch_size": recipe.batch_size, "rate": recipe.rate}
+    shared = {"batch_size": recipe.batch_size, "rate": recipe.rate, "device": device}
     network = trained(stem.with_suffix(".pt"), build, step, data, iterations, seed, **shared)
     if not log.is_file():
         log.write_text(json.dumps({"name": name, "cpu_seconds": time.process_time() - began, "iterations": iterations}))

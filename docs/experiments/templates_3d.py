@@ -1,32 +1,37 @@
 """Template transformers on a real volume: one brain, the MNI152 template, under random maps and grey values."""
 
+import copy
 import math
+from argparse import Namespace
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import torch
 import torch.nn.functional as F
 from monai.networks.nets import UNet
 from scipy import ndimage
-from torch import Tensor
+from torch import Tensor, nn
 
 from docs.experiments.film_data import Films
 from docs.experiments.measures import dice_of
 from docs.experiments.pages import Experiment, note, section
 from docs.experiments.template_recipes import EVERYTHING, Recipe, Settings, trained_template
-from docs.experiments.templates import plain_masks, plus_minus, run_method, template_masks, timing
+from docs.experiments.templates import Masker, plain_masks, plus_minus, run_method, template_masks, timing
 from docs.experiments.training import trained
 from monai_diffeo.augmentation import random_svf
 from monai_diffeo.flow import affine_deformation, compose, exp, folding_fraction, warp
 from monai_diffeo.metrics import betti_numbers
-from monai_diffeo.networks import ShapePrior, TemplateTransformer
+from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer
 from monai_diffeo.training import SegmentationStep
 
 SIZE, CHANNELS = (48, 56, 48), (16, 32, 64)
 _SIZES: Settings = {"control_size": (3, 4, 6, 8), "limit": (0.8, 0.6, 0.4, 0.3)}
+ROUNDS = 8  # every training volume is answered so often for the registration
+LONGER = 10
+LONG, OURS = f"U-Net, trained {LONGER} times as long", "U-Net, then the mean shape registered to its answer"
 SPACE: Settings = {"pieces": 4, **_SIZES, "flow_size": 24, "steps": 5, "unshuffle": 2, "gain": 0.3}
 
 
@@ -37,6 +42,8 @@ def mni_volumes() -> tuple[Tensor, Tensor]:
     except metadata.PackageNotFoundError:
         message = "mni_volumes(): the volumes come with nilearn: pip install 'monai-diffeo[experiments]'."
         raise FileNotFoundError(message) from None
+    import nibabel  # comes with nilearn
+
     volumes = []
     for kind in ("t1", "gm", "wm"):
         path = files[f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"].locate()
@@ -52,16 +59,25 @@ def brain() -> tuple[Tensor, Tensor]:
     return t1, torch.from_numpy(ndimage.gaussian_filter(solid.astype(np.float32), 0.7))[None, None]
 
 
-def deformed_brains(count: int, generator: torch.Generator, strength: float = 1.0) -> dict[str, Tensor]:
-    """The brain under random maps that do not fold, with random grey values: ``image`` and ``label``, (N, 1, *SIZE)."""
-    (t1, soft), images, labels = brain(), [], []
+def random_map(generator: torch.Generator, strength: float = 1.0) -> Tensor:
+    """Displacement of a random affine map after a random flow, ``(1, 3, *SIZE)``, voxels; it does not fold."""
+    matrix = torch.randn(1, 3, 4, generator=generator) * 0.08 * strength
+    matrix[..., -1] = torch.randn(1, 3, generator=generator) * 2.0 * strength
+    pose = affine_deformation(matrix, SIZE).ddf()
+    ddf = compose(exp(random_svf(1, SIZE, generator, amplitude=0.1 * strength, sigma=0.1)), pose)
+    if folding_fraction(ddf) > 0:
+        raise RuntimeError("random_map(): the map folds; lower 'strength'.")
+    return ddf
+
+
+def deformed_brains(count: int, generator: torch.Generator, strength: float = 1.0, volumes=None) -> dict[str, Tensor]:
+    """The brain under random maps that do not fold, with random grey values: ``image`` and ``label``, (N, 1, *SIZE).
+
+    ``volumes``: what :func:`brain` gives, if it was called before.
+    """
+    (t1, soft), images, labels = volumes or brain(), [], []
     for _ in range(count):
-        matrix = torch.randn(1, 3, 4, generator=generator) * 0.08 * strength
-        matrix[..., -1] = torch.randn(1, 3, generator=generator) * 2.0 * strength
-        pose = affine_deformation(matrix, SIZE).ddf()
-        ddf = compose(exp(random_svf(1, SIZE, generator, amplitude=0.1 * strength, sigma=0.1)), pose)
-        if folding_fraction(ddf) > 0:
-            raise RuntimeError("deformed_brains(): a deformation folds; lower 'strength'.")
+        ddf = random_map(generator, strength)
         image = warp(t1, ddf, padding_mode="zeros") ** math.exp(0.4 * torch.randn((), generator=generator).item())
         shading = torch.randn(1, 1, 3, 3, 3, generator=generator)
         shading = F.interpolate(shading, SIZE, mode="trilinear", align_corners=True)
@@ -94,6 +110,53 @@ def recipes(epochs: int) -> dict[str, Recipe]:
     return {name: Recipe(*row, **shared) for name, row in rows.items()}
 
 
+@dataclass(frozen=True)
+class Registration(Recipe):
+    """Networks without normalisation that register a mean shape to log-odds, which take the place of the image.
+
+    Each network sees what the one before has left to do, and its own direct answer may be set afterwards.
+    """
+
+    outputs: tuple[int, ...] = (2, 2)  # pieces of each network
+
+    def build(self, labels: Tensor) -> TemplateTransformer:
+        """The networks before training, behind an identity in the place of the segmentation."""
+        dims, unshuffle = labels.ndim - 2, 2
+        seen, shared = 2 * labels.shape[1] * unshuffle**dims, {"norm": None, "act": "RELU"}
+        strides = (2,) * (len(self.channels) - 1)
+        networks = [UNet(dims, seen, pieces * dims, self.channels, strides, **shared) for pieces in self.outputs]
+        backbone = SegmentThenRegister(nn.Identity(), networks, unshuffle=unshuffle)
+        return TemplateTransformer(backbone, self.prior(labels), pieces=sum(self.outputs), **self.settings)
+
+
+def direct_answers(direct: nn.Module, data: Mapping[str, Tensor], rounds: int, generator: torch.Generator) -> dict[str, Tensor]:
+    """The direct network's log-odds on volumes, as they are and under ``rounds - 1`` random maps each, with their labels."""
+    odds, labels = [], []
+    with torch.no_grad():
+        for turn in range(rounds):
+            for image, label in zip(data["image"].split(1), data["label"].split(1)):
+                if turn:
+                    ddf = random_map(generator)
+                    image, label = (warp(volume, ddf, padding_mode="zeros") for volume in (image, label))
+                odds.append(direct(image))
+                labels.append((label > 0.5).float())
+    return {"image": torch.cat(odds), "label": torch.cat(labels)}
+
+
+def after(direct: nn.Module, registration: TemplateTransformer) -> TemplateTransformer:
+    """The registration networks behind another network that answers directly."""
+    network = copy.deepcopy(registration)
+    network.backbone.segmentation = direct
+    return network
+
+
+def registration(epochs: int) -> Registration:
+    """The networks of the last rows; ``epochs`` are those of the U-Net before them."""
+    settings = {"control_size": (4, 8, 8, 12), "limit": (0.8, 0.6, 0.5, 0.4), "flow_size": 20, "steps": 4, "gain": 0.5}
+    shared = {"channels": (32, 64, 128), "batch_size": 4, "rate": 4e-3}
+    return Registration(AtlasPrior.from_masks, settings, {"direct": 0.0}, epochs, **shared)
+
+
 def direct_network() -> UNet:
     """The U-Net that answers directly, of the templates' width."""
     return UNet(3, 1, 1, CHANNELS, (2, 2), num_res_units=2)
@@ -122,28 +185,50 @@ def fitted(network: TemplateTransformer, data: Mapping[str, Tensor]) -> dict[str
     return row | {"largest velocity of each piece, of its limit": used}
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """Train, measure and write the page."""
-    defaults = {"train": 24, "test": 24, "epochs": 24, "weights_dir": "runs/templates_3d", "seed": 0}
-    experiment = Experiment("templates_3d", __doc__, argv, **defaults)
-    options = experiment.options
-    data = deformed_brains(options.train, torch.Generator().manual_seed(options.seed))
-    strengths = {"as in training": 1.0, "1.5 times as strong": 1.5}  # of the same random numbers
-    draws = {name: (torch.Generator().manual_seed(options.seed + 1), strength) for name, strength in strengths.items()}
-    tests = {name: deformed_brains(options.test, *draw) for name, draw in draws.items()}
-    truths = [betti_numbers(label[0].numpy()) for test in tests.values() for label in test["label"]]
-    weights = Path(options.weights_dir) / f"direct_{options.train}_{options.epochs}_{options.seed}.pt"
-    iterations = options.epochs * (options.train // 2)
-    step = SegmentationStep(seed=options.seed)
-    direct = trained(weights, direct_network, step, data, iterations, options.seed, batch_size=2)
-    methods, networks = {"U-Net": plain_masks(direct), "U-Net, largest part": plain_masks(direct, 1)}, {}
+Networks = dict[str, TemplateTransformer]
+
+
+def trained_methods(options: Namespace, data: Mapping[str, Tensor]) -> tuple[UNet, Networks, dict[str, Masker]]:
+    """The U-Net, the templates, and the rows of the tables in order."""
+    step, shared, directs = SegmentationStep(seed=options.seed), {"batch_size": 2, "device": options.device}, []
+    for epochs in (options.epochs, LONGER * options.epochs):
+        weights = Path(options.weights_dir) / f"direct_{options.train}_{epochs}_{options.seed}.pt"
+        iterations = epochs * (options.train // 2)
+        directs.append(trained(weights, direct_network, step, data, iterations, options.seed, **shared))
+    direct, long = directs
+    methods = {"U-Net": plain_masks(direct), "U-Net, largest part": plain_masks(direct, 1), LONG: plain_masks(long)}
+    cache, networks = options.weights_dir, Networks()
     for name, recipe in recipes(options.epochs).items():
-        network, _ = trained_template(f"{name}, {options.train}", recipe, data, options.weights_dir, options.seed)
-        networks[name], methods[name] = network, template_masks(network, None if network.diffeomorphic else False)
+        run = f"{name}, {options.train}", recipe, data, cache, options.seed, options.device
+        networks[name], _ = trained_template(*run)
+    answers = direct_answers(direct, data, ROUNDS, torch.Generator().manual_seed(options.seed + 2))
+    recipe = registration(options.epochs)
+    registered, _ = trained_template(f"{OURS}, {options.train}", recipe, answers, cache, options.seed, options.device)
+    networks |= {OURS: after(direct, registered), f"{OURS}, behind that U-Net": after(long, registered)}
+    for name, network in networks.items():
+        methods[name] = template_masks(network, None if network.diffeomorphic else False)
         if network.diffeomorphic:
             methods[f"{name}, guard off"] = template_masks(network, False)
+    return direct, networks, methods
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Train, measure and write the page; ``--volumes`` is a file with what :func:`brain` gives, where ``nilearn`` is not."""
+    defaults = {"train": 24, "test": 24, "epochs": 24, "weights_dir": "runs/templates_3d", "seed": 0}
+    defaults |= {"device": "cpu", "volumes": str, "only_train": False}
+    experiment = Experiment("templates_3d", __doc__, argv, **defaults)
+    options = experiment.options
+    volumes = brain() if options.volumes is None else torch.load(options.volumes)
+    data = deformed_brains(options.train, torch.Generator().manual_seed(options.seed), volumes=volumes)
+    direct, networks, methods = trained_methods(options, data)
+    if options.only_train:
+        return
+    strengths = {"as in training": 1.0, "1.5 times as strong": 1.5}  # of the same random numbers
+    draws = {name: (torch.Generator().manual_seed(options.seed + 1), strength) for name, strength in strengths.items()}
+    tests = {name: deformed_brains(options.test, *draw, volumes) for name, draw in draws.items()}
+    truths = [betti_numbers(label[0].numpy()) for test in tests.values() for label in test["label"]]
     spacing = float(np.mean([whole / n for whole, n in zip((197, 233, 189), SIZE)]))
-    values = {"size": "x".join(map(str, SIZE)), "spacing": spacing, "numbers": betti_numbers(brain()[1][0, 0].numpy() > 0.5)}
+    values = {"size": "x".join(map(str, SIZE)), "spacing": spacing, "numbers": betti_numbers(volumes[1][0, 0].numpy() > 0.5)}
     values |= {"whole": sum(numbers == (1, 0, 0) for numbers in truths), "labels": len(truths)}
     text, six, inference = note("templates_3d", options=options, **values)
     parts = [text]
