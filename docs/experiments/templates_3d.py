@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from docs.experiments.film_data import Films
 from docs.experiments.measures import dice_of
-from docs.experiments.pages import Experiment, note, section
+from docs.experiments.pages import Experiment, judged, note, section
 from docs.experiments.template_recipes import EVERYTHING, Recipe, Settings, trained_template
 from docs.experiments.templates import Masker, plain_masks, plus_minus, run_method, template_masks, timing
 from docs.experiments.training import trained
@@ -173,6 +173,23 @@ def _row(name: str, row: Mapping[str, Tensor], spacing: float) -> dict[str, str]
     return out
 
 
+def figures(ours: Mapping[str, Tensor], direct: Mapping[str, Tensor], spacing: float) -> list[dict[str, str]]:
+    """What was asked of a template, against the network that answers directly."""
+    gap = (ours["dice"] - direct["dice"]).mean().item()
+    near, far = (spacing * row["hausdorff"].mean().item() for row in (ours, direct))
+    whole = (ours["exact"] == 1) & (ours["holes"] == 0) & (ours["cavities"] == 0)
+    acted, folded = ours["acted"].mean().item(), int(((ours["folding_fraction"] > 0) | (ours["broken"] > 0)).sum())
+    return [
+        judged("Dice against the U-Net's", "at most 0.005 below", f"{gap:+.4f}", gap >= -0.005),
+        judged("Hausdorff distance, mm", f"below the U-Net's {far:.1f}", f"{near:.1f}", near < far),
+        judged("guard", "acts on at most 10 % of volumes", f"{acted:.0%}", acted <= 0.1),
+        judged(
+            "volumes with one part, no tunnels, no cavities", "all", f"{int(whole.sum())} of {len(whole)}", bool(whole.all())
+        ),
+        judged("volumes that are folded, or not proved fold-free", "0", str(folded), folded == 0),
+    ]
+
+
 def fitted(network: TemplateTransformer, data: Mapping[str, Tensor]) -> dict[str, str]:
     """How a template fits volumes that it was trained on, and whether its limits hold it back."""
     with torch.no_grad():
@@ -230,16 +247,25 @@ def main(argv: Sequence[str] | None = None) -> None:
     spacing = float(np.mean([whole / n for whole, n in zip((197, 233, 189), SIZE)]))
     values = {"size": "x".join(map(str, SIZE)), "spacing": spacing, "numbers": betti_numbers(volumes[1][0, 0].numpy() > 0.5)}
     values |= {"whole": sum(numbers == (1, 0, 0) for numbers in truths), "labels": len(truths)}
-    text, six, inference = note("templates_3d", options=options, **values)
-    parts = [text]
+    values |= {"ours": OURS, "rounds": ROUNDS - 1, "longer": LONGER}
+    text, asked, six, inference = note("templates_3d", options=options, **values)
+    parts, judgements = [], []
     for name, test in tests.items():
         films = Films(test["image"], test["label"], tuple(str(i) for i in range(options.test)))
-        rows = [_row(method, run_method(run, films, 2, 1), spacing) for method, run in methods.items()]
+        measured = {method: run_method(run, films, 2, 1) for method, run in methods.items()}
+        judgements.append(figures(measured[OURS], measured["U-Net"], spacing))
+        rows = [_row(method, row, spacing) for method, row in measured.items()]
         parts.append(section(f"## {options.test} brains deformed {name}", rows))
     some = {key: images[:6] for key, images in data.items()}
     fits = [{"method": name, **fitted(net, some)} for name, net in networks.items() if net.diffeomorphic]
-    ours, non = networks["diffeomorphic template, trained prior"], networks["template, no diffeomorphism (Lee et al.)"]
-    turns = {"U-Net": direct, "non-diffeomorphic": non, "four fields, guarded": ours}
+    parts = [text, section(asked, judgements[0]), *parts]
+    non = networks["template, no diffeomorphism (Lee et al.)"]
+    turns = {
+        "U-Net": direct,
+        "non-diffeomorphic": non,
+        "four fields, guarded": networks["diffeomorphic template, trained prior"],
+    }
+    turns[f"{OURS}, guarded"] = networks[OURS]
     seconds = timing(turns, data["image"][:1], 10)
     times = [{"method": k, "seconds a volume": f"{v:.3f}", "ratio": f"{v / seconds['U-Net']:.2f}"} for k, v in seconds.items()]
     parts += [section(six, fits), section(inference, times)]
