@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -184,7 +185,7 @@ def figures(ours: Mapping[str, Tensor], direct: Mapping[str, Tensor], spacing: f
         judged("Hausdorff distance, mm", f"below the U-Net's {far:.1f}", f"{near:.1f}", near < far),
         judged("guard", "acts on at most 10 % of volumes", f"{acted:.0%}", acted <= 0.1),
         judged(
-            "volumes with one part, no tunnels, no cavities", "all", f"{int(whole.sum())} of {len(whole)}", bool(whole.all())
+            "one part, no tunnels, no cavities", "in all volumes", f"in {int(whole.sum())} of {len(whole)}", bool(whole.all())
         ),
         judged("volumes that are folded, or not proved fold-free", "0", str(folded), folded == 0),
     ]
@@ -237,8 +238,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = experiment.options
     volumes = brain() if options.volumes is None else torch.load(options.volumes)
     data = deformed_brains(options.train, torch.Generator().manual_seed(options.seed), volumes=volumes)
+    began, record = time.perf_counter(), Path(options.weights_dir) / "training.txt"
     direct, networks, methods = trained_methods(options, data)
     if options.only_train:
+        machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else "a CPU"
+        minutes = (time.perf_counter() - began) / 60
+        record.write_text(f"All networks were trained by `{experiment.command()}`, on {machine}, in {minutes:.1f} minutes.")
         return
     strengths = {"as in training": 1.0, "1.5 times as strong": 1.5}  # of the same random numbers
     draws = {name: (torch.Generator().manual_seed(options.seed + 1), strength) for name, strength in strengths.items()}
@@ -247,6 +252,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     spacing = float(np.mean([whole / n for whole, n in zip((197, 233, 189), SIZE)]))
     values = {"size": "x".join(map(str, SIZE)), "spacing": spacing, "numbers": betti_numbers(volumes[1][0, 0].numpy() > 0.5)}
     values |= {"whole": sum(numbers == (1, 0, 0) for numbers in truths), "labels": len(truths)}
+    values["record"] = record.read_text() if record.is_file() else "All networks were trained by this command."
     values |= {"ours": OURS, "rounds": ROUNDS - 1, "longer": LONGER}
     text, asked, six, inference = note("templates_3d", options=options, **values)
     parts, judgements = [], []
@@ -260,12 +266,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     fits = [{"method": name, **fitted(net, some)} for name, net in networks.items() if net.diffeomorphic]
     parts = [text, section(asked, judgements[0]), *parts]
     non = networks["template, no diffeomorphism (Lee et al.)"]
-    turns = {
-        "U-Net": direct,
-        "non-diffeomorphic": non,
-        "four fields, guarded": networks["diffeomorphic template, trained prior"],
-    }
-    turns[f"{OURS}, guarded"] = networks[OURS]
+    four = networks["diffeomorphic template, trained prior"]
+    turns = {"U-Net": direct, "non-diffeomorphic": non, "four fields, guarded": four, f"{OURS}, guarded": networks[OURS]}
     seconds = timing(turns, data["image"][:1], 10)
     times = [{"method": k, "seconds a volume": f"{v:.3f}", "ratio": f"{v / seconds['U-Net']:.2f}"} for k, v in seconds.items()]
     parts += [section(six, fits), section(inference, times)]
