@@ -2,12 +2,13 @@
 
 import copy
 import math
-import time
 from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from docs.experiments.film_data import Films
 from docs.experiments.measures import dice_of
 from docs.experiments.pages import Experiment, judged, note, section
-from docs.experiments.template_recipes import EVERYTHING, Recipe, Settings, trained_template
+from docs.experiments.template_recipes import EVERYTHING, Recipe, Settings, logged, trained_template
 from docs.experiments.templates import Masker, plain_masks, plus_minus, run_method, template_masks, timing
 from docs.experiments.training import trained
 from monai_diffeo.augmentation import random_svf
@@ -31,8 +32,8 @@ from monai_diffeo.training import SegmentationStep
 SIZE, CHANNELS = (48, 56, 48), (16, 32, 64)
 _SIZES: Settings = {"control_size": (3, 4, 6, 8), "limit": (0.8, 0.6, 0.4, 0.3)}
 ROUNDS = 8  # every training volume is answered so often for the registration
-LONGER = 10
-LONG, OURS = f"U-Net, trained {LONGER} times as long", "U-Net, then the mean shape registered to its answer"
+LONGER = 20
+LONG, OURS = f"U-Net, trained {LONGER} times as long", "U-Net, then a training mask registered to its answer"
 SPACE: Settings = {"pieces": 4, **_SIZES, "flow_size": 24, "steps": 5, "unshuffle": 2, "gain": 0.3}
 
 
@@ -97,6 +98,14 @@ def _fitted_prior(labels: Tensor) -> ShapePrior:
     return ShapePrior.from_masks(labels, "diagonal", EVERYTHING, 1.0)
 
 
+def central_shape(labels: Tensor) -> AtlasPrior:
+    """The mask of ``(N, 1, *S)`` that overlaps most with the others; their mean would have lost its thin parts."""
+    inside = labels.flatten(1)
+    shared, volume = inside @ inside.T, inside.sum(1)
+    overlap = 2 * shared / (volume[:, None] + volume)
+    return AtlasPrior.from_masks(labels[overlap.mean(1).argmax()][None], smooth=0.7)
+
+
 def recipes(epochs: int) -> dict[str, Recipe]:
     """The template transformers of the table."""
     shared, added = {"epochs": epochs, "channels": CHANNELS, "batch_size": 2}, {**SPACE, "diffeomorphic": False}
@@ -113,7 +122,7 @@ def recipes(epochs: int) -> dict[str, Recipe]:
 
 @dataclass(frozen=True)
 class Registration(Recipe):
-    """One network without normalisation that registers a mean shape to log-odds, which take the place of the image.
+    """One network without normalisation that registers a shape to log-odds, which take the place of the image.
 
     It is asked several times, and each time sees what is left to do. A direct network may be set before it afterwards.
     """
@@ -154,7 +163,7 @@ def registration(epochs: int) -> Registration:
     """The registration of the last rows."""
     settings = {"control_size": (6, 10, 14), "limit": 0.8, "flow_size": 20, "steps": 4, "gain": 0.5}
     shared = {"channels": (32, 64, 128), "batch_size": 4, "rate": 4e-3}
-    return Registration(AtlasPrior.from_masks, settings, {"direct": 0.0}, epochs, **shared)
+    return Registration(central_shape, settings, {"direct": 0.0}, epochs, **shared)
 
 
 def direct_network() -> UNet:
@@ -190,6 +199,10 @@ def figures(ours: Mapping[str, Tensor], direct: Mapping[str, Tensor], spacing: f
     ]
 
 
+def _spent(log: Mapping[str, Any]) -> dict[str, str]:
+    return {"seconds": f"{log['seconds']:.0f}", "CPU seconds": f"{log['cpu_seconds']:.0f}"}
+
+
 def fitted(network: TemplateTransformer, data: Mapping[str, Tensor]) -> dict[str, str]:
     """How a template fits volumes that it was trained on, and whether its limits hold it back."""
     with torch.no_grad():
@@ -202,31 +215,44 @@ def fitted(network: TemplateTransformer, data: Mapping[str, Tensor]) -> dict[str
     return row | {"largest velocity of each piece, of its limit": used}
 
 
-Networks = dict[str, TemplateTransformer]
+Networks = dict[str, Any]  # a U-Net or a template transformer by its row
 
 
-def trained_methods(options: Namespace, data: Mapping[str, Tensor]) -> tuple[UNet, Networks, dict[str, Masker]]:
-    """The U-Net, the templates, and the rows of the tables in order."""
-    step, shared, directs = SegmentationStep(seed=options.seed), {"batch_size": 2, "device": options.device}, []
-    for epochs in (options.epochs, LONGER * options.epochs):
-        weights = Path(options.weights_dir) / f"direct_{options.train}_{epochs}_{options.seed}.pt"
-        iterations = epochs * (options.train // 2)
-        directs.append(trained(weights, direct_network, step, data, iterations, options.seed, **shared))
-    direct, long = directs
-    methods = {"U-Net": plain_masks(direct), "U-Net, largest part": plain_masks(direct, 1), LONG: plain_masks(long)}
-    cache, networks = options.weights_dir, Networks()
+def trained_methods(options: Namespace, data: Mapping[str, Tensor]) -> tuple[Networks, list[dict[str, Any]]]:
+    """The U-Nets and the templates, in the order of the tables, and the logs of their training."""
+    step, folder, shared = SegmentationStep(seed=options.seed), Path(options.weights_dir), {"device": options.device}
+    networks, logs = Networks(), []
+
+    def add(name: str, found: tuple[nn.Module, dict[str, Any]]) -> nn.Module:
+        networks[name], log = found
+        logs.append({**log, "name": name})
+        return networks[name]
+
+    for name, epochs in {"U-Net": options.epochs, LONG: LONGER * options.epochs}.items():
+        stem, iterations = folder / f"direct_{options.train}_{epochs}_{options.seed}", epochs * (options.train // 2)
+        build = stem.with_suffix(".pt"), direct_network, step, data, iterations, options.seed
+        add(name, logged(stem, name, iterations, options.device, partial(trained, *build, batch_size=2, **shared)))
     for name, recipe in recipes(options.epochs).items():
-        run = f"{name}, {options.train}", recipe, data, cache, options.seed, options.device
-        networks[name], _ = trained_template(*run)
-    answers = direct_answers(direct, data, ROUNDS, torch.Generator().manual_seed(options.seed + 2))
+        add(name, trained_template(f"{name}, {options.train}", recipe, data, folder, options.seed, **shared))
+    answers = direct_answers(networks["U-Net"], data, ROUNDS, torch.Generator().manual_seed(options.seed + 2))
     recipe = registration(options.epochs)
-    registered, _ = trained_template(f"{OURS}, {options.train}", recipe, answers, cache, options.seed, options.device)
-    networks |= {OURS: after(direct, registered), f"{OURS}, behind that U-Net": after(long, registered)}
+    found = trained_template(f"{OURS}, {options.train}", recipe, answers, folder, options.seed, **shared)
+    registered, behind = add(OURS, found), {OURS: "U-Net", f"{LONG}, then the same registration": LONG}
+    networks |= {name: after(networks[direct], registered) for name, direct in behind.items()}
+    return networks, logs
+
+
+def maskers(networks: Networks) -> dict[str, Masker]:
+    """The rows of the tables; a diffeomorphic template stands there without its guard, too."""
+    methods = {}
     for name, network in networks.items():
-        methods[name] = template_masks(network, None if network.diffeomorphic else False)
-        if network.diffeomorphic:
-            methods[f"{name}, guard off"] = template_masks(network, False)
-    return direct, networks, methods
+        if not isinstance(network, TemplateTransformer):
+            methods |= {name: plain_masks(network), f"{name}, largest part": plain_masks(network, 1)}
+        elif network.diffeomorphic:
+            methods |= {name: template_masks(network), f"{name}, guard off": template_masks(network, False)}
+        else:
+            methods[name] = template_masks(network, False)
+    return methods
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -237,13 +263,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = experiment.options
     volumes = brain() if options.volumes is None else torch.load(options.volumes)
     data = deformed_brains(options.train, torch.Generator().manual_seed(options.seed), volumes=volumes)
-    began, record = time.perf_counter(), Path(options.weights_dir) / "training.txt"
-    direct, networks, methods = trained_methods(options, data)
+    networks, logs = trained_methods(options, data)
     if options.only_train:
-        machine = torch.cuda.get_device_name() if options.device.startswith("cuda") else "a CPU"
-        minutes = (time.perf_counter() - began) / 60
-        record.write_text(f"All networks were trained by `{experiment.command()}`, on {machine}, in {minutes:.1f} minutes.")
         return
+    methods = maskers(networks)
     strengths = {"as in training": 1.0, "1.5 times as strong": 1.5}  # of the same random numbers
     draws = {name: (torch.Generator().manual_seed(options.seed + 1), strength) for name, strength in strengths.items()}
     tests = {name: deformed_brains(options.test, *draw, volumes) for name, draw in draws.items()}
@@ -251,9 +274,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     spacing = float(np.mean([whole / n for whole, n in zip((197, 233, 189), SIZE)]))
     values = {"size": "x".join(map(str, SIZE)), "spacing": spacing, "numbers": betti_numbers(volumes[1][0, 0].numpy() > 0.5)}
     values |= {"whole": sum(numbers == (1, 0, 0) for numbers in truths), "labels": len(truths)}
-    values["record"] = record.read_text() if record.is_file() else "All networks were trained by this command."
     values |= {"ours": OURS, "rounds": ROUNDS - 1, "longer": LONGER, "passes": registration(0).passes}
-    text, asked, six, inference = note("templates_3d", options=options, **values)
+    text, asked, training, six, inference = note("templates_3d", options=options, **values)
     parts, judgements = [], []
     for name, test in tests.items():
         films = Films(test["image"], test["label"], tuple(str(i) for i in range(options.test)))
@@ -262,11 +284,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         rows = [_row(method, row, spacing) for method, row in measured.items()]
         parts.append(section(f"## {options.test} brains deformed {name}", rows))
     some = {key: images[:6] for key, images in data.items()}
-    fits = [{"method": name, **fitted(net, some)} for name, net in networks.items() if net.diffeomorphic]
-    parts = [text, section(asked, judgements[0]), *parts]
-    non = networks["template, no diffeomorphism (Lee et al.)"]
-    four = networks["diffeomorphic template, trained prior"]
-    turns = {"U-Net": direct, "non-diffeomorphic": non, "four fields, guarded": four, f"{OURS}, guarded": networks[OURS]}
+    fits = [{"method": name, **fitted(net, some)} for name, net in networks.items() if getattr(net, "diffeomorphic", False)]
+    logs = [{"network": log["name"], "iterations": log["iterations"], "on": log["device"], **_spent(log)} for log in logs]
+    parts = [text, section(asked, judgements[0]), *parts, section(training, logs)]
+    timed = ("U-Net", "template, no diffeomorphism (Lee et al.)", "diffeomorphic template, trained prior", OURS)
+    turns = {name: networks[name] for name in timed}
     seconds = timing(turns, data["image"][:1], 10)
     times = [{"method": k, "seconds a volume": f"{v:.3f}", "ratio": f"{v / seconds['U-Net']:.2f}"} for k, v in seconds.items()]
     parts += [section(six, fits), section(inference, times)]

@@ -56,6 +56,14 @@ def test_answers_are_those_of_the_moved_volumes(monkeypatch):
     assert torch.equal(first, again) and not torch.equal(first, second)
 
 
+def test_the_central_shape_is_the_mask_that_overlaps_most_with_the_others():
+    masks = torch.zeros(3, 1, 12, 12, 12)
+    for mask, shift in zip(masks, (0, 4, 1)):  # the last lies between the others
+        mask[0, 2 + shift : 7 + shift, 3:9, 3:9] = 1
+    shown = central_shape(masks)((12, 12, 12)) > 0.5
+    assert (shown != (masks[2:] > 0.5)).float().mean() < 0.05 < (shown != (masks[1:2] > 0.5)).float().mean()
+
+
 def test_every_figure_can_be_missed():
     names = ("dice", "hausdorff", "exact", "holes", "cavities", "acted", "folding_fraction", "broken")
     direct = {"dice": torch.tensor([0.9, 0.9]), "hausdorff": torch.tensor([2.0, 2.0])}
