@@ -8,6 +8,7 @@ from docs.experiments import templates_3d
 from docs.experiments.templates_3d import (
     after,
     ball,
+    central_shape,
     direct_answers,
     direct_network,
     figures,
