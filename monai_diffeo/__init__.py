@@ -36,8 +36,8 @@ __all__ = [
 
 _ROOMS = ("flow", "families", "networks", "canonicalize", "inferers")  # that the names of __all__ come from
 _MORE_ROOMS = (
-    "augmentation", "command_line", "energies", "engines", "errors", "files", "metrics", "radiograph", "report", "training",
-    "transforms",
+    "augmentation", "bundles", "command_line", "energies", "engines", "errors", "files", "metrics", "radiograph", "report",
+    "training", "transforms",
 )  # fmt: skip
 _renamed = renamed_names(__name__, folding="folding_fraction")
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from monai_diffeo.errors import OutputError, WeightsError
 
 __all__ = [
+    "bundle_of",
     "check_sha256",
     "output_error",
     "record_sha256",
@@ -61,7 +62,7 @@ def check_sha256(path: str | PathLike[str]) -> None:
         WeightsError: if a file differs, or the metadata cannot be read.
     """
     path = Path(os.path.abspath(path))
-    if (bundle := _bundle_of(path)) is None:
+    if (bundle := bundle_of(path)) is None:
         return
     for name, expected in _recorded(bundle).items():
         file = bundle / name
@@ -80,7 +81,7 @@ def record_sha256(path: str | PathLike[str]) -> None:
         path: a file or folder in ``models``, or the bundle's folder for all of ``models``. Outside of a bundle nothing is done.
     """
     path = Path(os.path.abspath(path))
-    if (bundle := _bundle_of(path)) is None:
+    if (bundle := bundle_of(path)) is None:
         return
     hashes = {name: value for name, value in _recorded(bundle).items() if (bundle / name).is_file()}
     if path.is_file():
@@ -94,7 +95,8 @@ def record_sha256(path: str | PathLike[str]) -> None:
     write_atomically(file, (text if found else f"{text.rstrip()[:-1].rstrip()},\n    {section}\n}}\n").encode())
 
 
-def _bundle_of(path: Path) -> Path | None:
+def bundle_of(path: Path) -> Path | None:
+    """The bundle that a path lies in, or is; None outside of a bundle."""
     return next((folder for folder in (path, *path.parents) if (folder / "configs" / "metadata.json").is_file()), None)
 
 

@@ -31,7 +31,7 @@ from monai_diffeo.networks import (
     DeformationPredictor,
     EnergyCritic,
     EnergyVAE,
-    FilmOrientation,
+    ImageOrientation,
     ShapePrior,
     SpatialTransformerLayer,
     TemplateTransformer,
@@ -177,7 +177,7 @@ def steps():
         ),
         "vae": (VAEStep(), EnergyVAE(image_size=(32, 32), channels=(8, 8), latent=4), batch),
         "critic": (CriticStep(), EnergyCritic(channels=4, layers=2), batch),
-        "orientation": (OrientationStep((32, 32)), FilmOrientation(image_size=(32, 32), channels=(8, 16)), batch),
+        "orientation": (OrientationStep((32, 32)), ImageOrientation(image_size=(32, 32), channels=(8, 16)), batch),
         "predictor": (
             PredictorStep(family, copied(segmenter)),
             DeformationPredictor(family.num_parameters, image_size=(32, 32), channels=(8, 16)),

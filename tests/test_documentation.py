@@ -85,3 +85,19 @@ def test_the_page_on_templates_runs():
     shapes = [scope[name].shape for name in ("log_odds", "masks", "direct")]
     assert shapes == [(1, 2, 128, 128)] * 3 and scope["result"].intact.all()
     assert scope["velocity"].shape == (1, 4, 2, 64, 64)
+
+
+def test_the_page_on_parts_of_ones_own_runs():
+    scope = run_page("extend.md")
+    for name in ("result", "shifted", "centred", "searched", "loaded"):
+        assert scope[name].image.shape == (2, 1, 32, 32) and "canonicalized" in scope[name].status
+        assert scope[name].largest_displacement.max() > 0.1
+    assert scope["searched"].ddf.abs().max() > 0.1 and scope["loaded"].velocity.shape[1] == 2  # predicted, then searched
+
+
+def test_the_page_on_landmarks_runs():
+    scope = run_page("landmarks-and-boxes.md")
+    answer, seen = scope["answer"], scope["network"](scope["images"])
+    assert {key: value.shape for key, value in answer.items()} == {key: value.shape for key, value in seen.items()}
+    assert not torch.equal(answer["landmarks"], seen["landmarks"]) and not torch.equal(answer["boxes"], seen["boxes"])
+    assert (scope["in_canonical"] - scope["points"]).abs().max() < 0.1 and scope["boxes"].shape == (2, 1, 4)

@@ -101,7 +101,7 @@ def test_rooms_and_names_of_the_root_come_when_they_are_asked_for():
     """In a fresh process, also by getattr alone, which is how MONAI's configurations import; torch is not there before."""
     code = (
         "import sys, monai_diffeo as m; assert not {'torch', 'monai', 'numpy'} & set(sys.modules)\n"
-        "rooms = 'canonicalize command_line energies errors families flow inferers metrics networks'.split()\n"
+        "rooms = 'bundles canonicalize command_line energies errors families flow inferers metrics networks'.split()\n"
         "assert {*rooms, *m.__all__} <= set(dir(m)) and all(getattr(m, n).__name__ == f'monai_diffeo.{n}' for n in rooms)\n"
         "assert all(getattr(m, n).__name__ == n for n in m.__all__) and m.command_line.parse_switch('on')\n"
         "assert not hasattr(m, 'no_such_name')"

@@ -24,8 +24,7 @@ NAMES = [
     ("energies", "MotionEnergy", "ResidualDeformationEnergy"),
     ("networks", "start_at_identity", "zero_init_last_layer_"),
     ("networks", "tame_log_odds", "compress_logits"),
-    ("networks", "turn_generator", "rot90_generator"),
-    ("networks", "turn_image", "rot90_image"),
+    ("networks", "turn_image", "orient_images"),
 ]
 CANONICALIZER = {
     "passes": "iterations",

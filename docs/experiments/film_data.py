@@ -9,13 +9,14 @@ from functools import partial
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from monai.networks.nets import UNet
 from monai.transforms import AsDiscreted, Compose, EnsureTyped, Resized, ScaleIntensityd
 from torch import Tensor
 
 from monai_diffeo.augmentation import random_elastic, random_homography, random_svf, tps_protocol
-from monai_diffeo.flow import affine_deformation, exp, warp
-from monai_diffeo.networks import load_weights, rot90_generator
+from monai_diffeo.flow import Deformation, axis_rotations, exp, warp
+from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.manifest import read_manifest, spread_rows
 from monai_diffeo.transforms import LoadImageFilmd, ScaleFilmIntensityd
 
@@ -63,7 +64,8 @@ def segmentation_network(weights: str | Path) -> UNet:
 
 
 def _turned(quarters: int, size: tuple[int, ...], _: torch.Generator) -> Tensor:
-    return affine_deformation(-rot90_generator(torch.tensor([quarters])), size).ddf()
+    matrix = F.pad(axis_rotations(2)[quarters], (0, 1))[None]
+    return Deformation(matrix, torch.zeros(1, 2, *size)).ddf()
 
 
 def _svf(size: tuple[int, ...], generator: torch.Generator) -> Tensor:

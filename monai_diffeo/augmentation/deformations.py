@@ -35,11 +35,12 @@ def tps_protocol(
     """Displacements of the paper's test deformation: scaled, turned and jittered control points, thin-plate spline between.
 
     Frame = [-0.5, 0.5]²; control points on the 3x3 grid ``linspace(-0.5, 0.5, 3) * 0.6``; targets
-    ``scale * R(theta) p + jitter``, clipped to the frame.
+    ``scale * R(theta) p + jitter``, clipped to the frame. In space the grid is 3x3x3, and R turns about a random axis. An
+    oblong frame is treated as if it were square, and so are rotations.
 
     Args:
         batch_size: B.
-        spatial_size: (H, W).
+        spatial_size: (H, W) or (H, W, D).
         generator: source of all random numbers.
         strength: factor on the displacement, a number or shape ``(B,)``: 1 is the full map, 0.5 what the published
             implementation applies.
@@ -49,17 +50,16 @@ def tps_protocol(
         fold_free: halve the jitter of a map until it has no folded voxel.
 
     Returns:
-        Displacement, shape ``(B, 2, H, W)``, voxels; sample films with zeros outside and keep masks > 0.5.
+        Displacement, shape ``(B, D, *S)``, voxels; sample films with zeros outside and keep masks > 0.5.
 
     Reference: arXiv 2602.06695.
     """
-    axis = torch.linspace(-0.5, 0.5, 3) * 0.6
-    control = torch.stack(torch.meshgrid(axis, axis, indexing="ij"), -1).view(-1, 2)
-    turn = uniform(-1, 1, (batch_size,), generator) * math.radians(angle)
-    shift = uniform(-1, 1, (batch_size, 9, 2), generator) * jitter
-    rotation = torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], -1).view(-1, 2, 2)
+    dims = len(spatial_size)
+    control = torch.cartesian_prod(*[torch.linspace(-0.5, 0.5, 3) * 0.6] * dims)
+    rotation = _rotation(uniform(-1, 1, (batch_size,), generator) * math.radians(angle), dims, generator)
+    shift = uniform(-1, 1, (batch_size, len(control), dims), generator) * jitter
     turned = scale * control @ rotation.transpose(1, 2)
-    strength = torch.as_tensor(strength, dtype=torch.float32).view(-1, 1, 1, 1)
+    strength = torch.as_tensor(strength, dtype=torch.float32).view(-1, *[1] * (dims + 1))
 
     def displacement(shift: Tensor) -> Tensor:
         targets = (turned + shift).clamp(-0.5, 0.5)
@@ -73,6 +73,14 @@ def tps_protocol(
         shift = torch.where(folded.view(-1, 1, 1), shift / 2, shift)
         ddf = displacement(shift)
     return ddf
+
+
+def _rotation(turn: Tensor, dims: int, generator: torch.Generator | None) -> Tensor:
+    """Matrices ``(B, D, D)`` that turn by ``turn`` (B,), radians; in space about axes drawn evenly from all directions."""
+    if dims == 2:
+        return torch.stack([turn.cos(), -turn.sin(), turn.sin(), turn.cos()], -1).view(-1, 2, 2)
+    axis = F.normalize(torch.randn(len(turn), 3, generator=generator), dim=1) * turn[:, None]
+    return torch.linalg.matrix_exp(torch.linalg.cross(axis[:, None], torch.eye(3)[None], dim=2).transpose(1, 2))
 
 
 def _smooth_noise(batch_size: int, spatial_size: Sequence[int], sigma: float, generator: torch.Generator | None) -> Tensor:

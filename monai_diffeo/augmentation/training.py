@@ -11,8 +11,10 @@ from monai_diffeo.augmentation.common import uniform
 from monai_diffeo.augmentation.deformations import random_homography, random_svf, tps_protocol
 from monai_diffeo.augmentation.intensity import random_intensity
 from monai_diffeo.augmentation.opacities import random_opacities
-from monai_diffeo.flow import compose, exp, warp
+from monai_diffeo.families import DiffeomorphicAffine
+from monai_diffeo.flow import compose, exp, folding_fraction, warp
 from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.warp import resize_ddf
 
 __all__ = ["random_framing", "random_strength_tps", "random_training_deformation", "varied_films"]
 
@@ -26,41 +28,60 @@ def random_training_deformation(
     jitter: float = 0.15,
     framing_share: float = 0.4,
 ) -> Tensor:
-    """Displacements for training a predictor, shape ``(B, 2, H, W)``, voxels.
+    """Displacements for training a predictor, shape ``(B, D, *S)``, voxels.
 
-    Seven tenths are thin-plate splines of all strengths. The others are smooth flows after a perspective view or after such a
-    spline. Some are then composed with another frame, and some are replaced by the identity.
+    Seven tenths are thin-plate splines of all strengths. The others are smooth flows after a perspective view, in space an
+    affine map, or after such a spline. Some are then composed with another frame, and some are replaced by the identity.
+    In the plane composed maps rarely fold. In space they are drawn on at most 24 points along each axis, with linear
+    interpolation between, and a displacement that folds is halved until it does not.
 
     Args:
-        batch_size, spatial_size, generator, angle, jitter: as for :func:`tps_protocol`.
-        identity_share: probability that a film is not deformed.
+        batch_size, spatial_size, generator, angle, jitter: as for :func:`tps_protocol`, of 2 or 3 axes.
+        identity_share: probability that an image is not deformed.
         framing_share: probability of :func:`random_framing`.
     """
+    plane, size = len(spatial_size) == 2, tuple(spatial_size)
+    spatial_size = size if plane else tuple(min(n, 24) for n in size)
     scale = torch.rand(1, generator=generator).item() * 0.35 + 0.75
     strength = torch.rand(batch_size, generator=generator).sqrt()
     tps = tps_protocol(batch_size, spatial_size, generator, strength, angle, jitter, scale, fold_free=True)
     amplitude = torch.rand(batch_size, generator=generator) * 0.08
     flow = exp(random_svf(batch_size, spatial_size, generator, amplitude, sigma=0.1), 5)
-    view = random_homography(batch_size, spatial_size, generator, shift=0.12)
-    one = (batch_size, 1, 1, 1)
+    if plane:
+        view = random_homography(batch_size, spatial_size, generator, shift=0.12)
+    else:
+        affine = DiffeomorphicAffine(len(size))
+        view = affine(affine.sample(batch_size, 0.08, generator), spatial_size).ddf(spatial_size)
+    one = (batch_size, 1, *[1] * len(spatial_size))
     kind = torch.rand(one, generator=generator)
     ddf = torch.where(kind < 0.7, tps, torch.where(kind < 0.85, compose(view, flow), compose(tps, flow)))
     framed = torch.rand(one, generator=generator) < framing_share
     ddf = torch.where(framed, compose(ddf, random_framing(batch_size, spatial_size, generator)), ddf)
+    ddf = ddf if plane else _halved_until_fold_free(resize_ddf(ddf, size))
     still = torch.rand(one, generator=generator) < identity_share
     return torch.where(still, torch.zeros_like(ddf), ddf)
 
 
+def _halved_until_fold_free(ddf: Tensor) -> Tensor:
+    for _ in range(20):
+        folded = folding_fraction(ddf) > 0
+        if not folded.any():
+            break
+        ddf = torch.where(folded.view(-1, *[1] * (ddf.ndim - 1)), ddf / 2, ddf)
+    return ddf
+
+
 def random_framing(batch_size: int, spatial_size: Sequence[int], generator: torch.Generator | None = None) -> Tensor:
-    """Displacements ``(B, 2, H, W)``, voxels, that change the frame around the anatomy, as collimation and black margins do.
+    """Displacements ``(B, D, *S)``, voxels, that change the frame around the anatomy, as collimation and black margins do.
 
     Each axis is scaled by a factor from 0.85 to 1.5. It is shifted by at most the margin that this leaves on one side, or by
     0.05 of half the frame where that is more.
     """
-    half = torch.tensor([(n - 1) / 2 for n in spatial_size])
-    scale = uniform(0.85, 1.5, (batch_size, 2), generator)
-    shift = uniform(-1, 1, (batch_size, 2), generator) * ((scale - 1).clamp(min=0.05) * half)
-    return (scale - 1).view(-1, 2, 1, 1) * centered_grid(spatial_size) + shift.view(-1, 2, 1, 1)
+    dims, half = len(spatial_size), torch.tensor([(n - 1) / 2 for n in spatial_size])
+    scale = uniform(0.85, 1.5, (batch_size, dims), generator)
+    shift = uniform(-1, 1, (batch_size, dims), generator) * ((scale - 1).clamp(min=0.05) * half)
+    scale, shift = (x.view(-1, dims, *[1] * dims) for x in (scale, shift))
+    return (scale - 1) * centered_grid(spatial_size) + shift
 
 
 def random_strength_tps(

@@ -12,18 +12,19 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
-from monai_diffeo.flow import folding_fraction
+from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
-    "confident_turns", "finite_rows", "high_energy_note", "mirrored_note", "negative_note", "refuse_energy_increase",
-    "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_unusable_image", "skip_low_energy",
-    "worst_folding",
+    "confident_rotations", "finite_rows", "high_energy_note", "mirrored_note", "negative_note", "refuse_energy_increase",
+    "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_unusable_image", "rotation_note",
+    "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
 
 def finite_rows(*tensors: Tensor) -> Tensor:
     """Which images have only finite values in all of the tensors ``(B, ...)``; shape ``(B,)``, bool."""
-    return torch.stack([tensor.isfinite().flatten(1).all(1) for tensor in tensors]).all(0)
+    ends = [end for tensor in tensors for end in tensor.flatten(1).aminmax(dim=1)]  # NaN where there is one
+    return torch.stack(ends).isfinite().all(0)
 
 
 def refuse_unusable_image(image: Tensor) -> list[str | None]:
@@ -45,14 +46,24 @@ def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
     return f"{LEFT_ALONE}: looks like the training images" if skip_below is not None and energy <= skip_below else None
 
 
-def confident_turns(probabilities: Tensor, min_confidence: float) -> Tensor:
-    """The likeliest quarter turn ``(B,)`` where its probability ``(B, 4)`` is at least ``min_confidence``, else 0."""
+def confident_rotations(probabilities: Tensor, min_confidence: float) -> Tensor:
+    """Number of the likeliest rotation ``(B,)`` where its probability ``(B, R)`` is at least ``min_confidence``, else 0."""
     return torch.where(probabilities.amax(1) >= min_confidence, probabilities.argmax(1), 0)
 
 
 def mirrored_note(probability: float, min_confidence: float) -> str:
     """A film that is mirrored with at least this probability is only noted, because situs inversus exists."""
     return f"looks mirrored (probability {probability:.2f}) and is not changed" if probability >= min_confidence else ""
+
+
+def rotation_note(rotation: int, spatial_dims: int) -> str:
+    """What a rotation of the axes, by its number in :func:`~monai_diffeo.flow.axis_rotations`, was; "" for the identity."""
+    if rotation == 0:
+        return ""
+    if spatial_dims == 2:
+        return f"rotation by {90 * rotation} degrees corrected"
+    axes = (f"{'-' if row.sum() < 0 else '+'}{int(row.abs().argmax()) + 1}" for row in axis_rotations(spatial_dims)[rotation])
+    return f"rotation corrected: axes 1, 2, 3 of the canonical volume are axes {', '.join(axes)} of the given one"
 
 
 def negative_note(energy: float, inverted: float, min_ratio: float) -> str:

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import acceptance
+from monai_diffeo.canonicalize.checks import check_callable, check_image, check_number
+from monai_diffeo.canonicalize.drawing import describe_canonicalizer
 from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, mean_inverse_error, move_image
-from monai_diffeo.canonicalize.search import Chain, minimize, predict
+from monai_diffeo.canonicalize.search import Chain, SearchObjective, minimize, predict, search_theta
 from monai_diffeo.energies import Energy
-from monai_diffeo.errors import ShapeError
-from monai_diffeo.families import DiffeomorphicAffine, Family
-from monai_diffeo.flow import Deformation, folding_fraction, warp
-from monai_diffeo.networks import FilmOrientation, rot90_generator
+from monai_diffeo.energies.base import as_energy
+from monai_diffeo.families import Family
+from monai_diffeo.flow import Deformation, folding_fraction, rotate_axes
+from monai_diffeo.flow.axis_rotations import inverse_rotation
+from monai_diffeo.networks import ImageOrientation
+from monai_diffeo.networks.predictor import resample_image
 from monai_diffeo.renamed import RENAMED_SETTINGS, renamed_arguments
 
 __all__ = ["Canonicalizer"]
@@ -35,6 +39,9 @@ class Canonicalizer(nn.Module):
     With a predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping
     and the published settings, *faithful*.
 
+    Search, energies and networks see the image at ``working_size``. What is found is applied to the image at its own size,
+    edges on edges, so that energies and cost hardly depend on it. All channels of an image move together.
+
     A batch gives what its images give one by one. An image is left alone, bit for bit, when its energy is already within
     ``skip_below``. It is rejected when it is constant, when anything is not finite, when its energy rises by more than
     ``max_energy_increase``, or when its field or the inverse still folds after ``max_halvings`` halvings. ``status`` says
@@ -45,12 +52,13 @@ class Canonicalizer(nn.Module):
     weights stay as they are.
 
     Args:
-        energy: of images, lower = closer to the training images.
+        energy: of images, lower = closer to the training images; a function of images ``(B, C, *S)`` that gives ``(B,)`` will
+            do, see :class:`FunctionEnergy`.
         family: of the deformations, any.
         regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
-        predictor: image to the parameters of ``family``; None starts the search from the identity.
-        orientation: sees how a square film lies; where it is sure of a quarter turn, the search starts from the film turned
-            back. A film that looks mirrored is only noted: situs inversus exists.
+        predictor: image to the parameters of ``family``, any module or function; None starts the search from the identity.
+        orientation: sees how the axes of an image are rotated; where it is sure, the search starts from the image rotated
+            back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus exists.
         min_confidence: smallest probability at which ``orientation`` is believed.
         steps: optimisation steps at most.
         iterations: looks of the predictor.
@@ -69,19 +77,23 @@ class Canonicalizer(nn.Module):
         polarity: positive energy of images in [0, 1], compared at the canonical pose with that of ``1 - image``. A film that
             looks like a negative is only noted. None notes none.
         min_polarity_ratio: the least by which inverting multiplies ``polarity`` on an image that is no negative.
+        working_size: frame on which everything is computed, one number an axis; None is the image's own, rotated back.
+        search: what to do in place of the ``steps`` of Adam: a function of a :class:`SearchObjective`, which holds one image as
+            the predictor left it, that returns ``theta`` of ``search_family``.
 
     Raises:
+        TypeError: for a part of another kind.
         ValueError: for a setting without a meaning, such as ``iterations=0``.
     """
 
     @renamed_arguments(**RENAMED_SETTINGS)
     def __init__(
         self,
-        energy: Energy,
+        energy: Energy | Callable[[Tensor], Tensor],
         family: Family,
-        regularizer: nn.Module | None = None,
-        predictor: nn.Module | None = None,
-        orientation: FilmOrientation | None = None,
+        regularizer: Callable[[Tensor, Tensor], Tensor] | None = None,
+        predictor: Callable[[Tensor], Tensor] | None = None,
+        orientation: ImageOrientation | None = None,
         min_confidence: float = 0.9,
         steps: int = 0,
         iterations: int = 1,
@@ -97,21 +109,28 @@ class Canonicalizer(nn.Module):
         sampling: str = "bilinear",
         seed: int = 0,
         progress: bool = False,
-        polarity: Energy | None = None,
+        polarity: Energy | Callable[[Tensor], Tensor] | None = None,
         min_polarity_ratio: float = 1.0,
+        working_size: Sequence[int] | None = None,
+        search: Callable[[SearchObjective], Tensor] | None = None,
     ) -> None:
         settings = dict(locals())
         super().__init__()
         _check_settings(settings)
-        if predictor is None and steps == 0:
+        energy = as_energy("Canonicalizer", "energy", energy)
+        polarity = None if polarity is None else as_energy("Canonicalizer", "polarity", polarity)
+        if predictor is None and steps == 0 and search is None:
             raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
         if steps and regularizer is None:
             raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
         if sampling not in ("bilinear", "bicubic")[: 2 if family.spatial_dims == 2 else 1]:
             raise ValueError(f"Canonicalizer: 'sampling' must be 'bilinear' or, in 2D, 'bicubic', got {sampling!r}.")
+        if working_size is not None and (len(working_size) != family.spatial_dims or not min(working_size) >= 2):
+            expected = f"{family.spatial_dims} numbers of at least 2, or None"
+            raise ValueError(f"Canonicalizer: 'working_size' must be {expected}, got {tuple(working_size)}.")
+        self.working_size = None if working_size is None else tuple(int(n) for n in working_size)
         self.energy, self.family, self.regularizer = energy.train(False), family, regularizer
-        self.predictor = None if predictor is None else copy.deepcopy(predictor).requires_grad_(False).eval()
-        self.orientation = None if orientation is None else copy.deepcopy(orientation).requires_grad_(False).eval()
+        self.predictor, self.orientation, self.search = _frozen(predictor), _frozen(orientation), search
         self.search_family = family if search_family is None else search_family
         self.polarity, self.min_polarity_ratio = None if polarity is None else polarity.train(False), min_polarity_ratio
         self.min_confidence, self.steps, self.iterations = min_confidence, steps, iterations
@@ -124,38 +143,53 @@ class Canonicalizer(nn.Module):
         """A canonicaliser has no training mode: its networks are frozen copies."""
         return self
 
+    def __repr__(self) -> str:
+        return describe_canonicalizer(self)
+
+    def may_change_frame(self, spatial_size: Sequence[int]) -> bool:
+        """Whether rotating an image of this size back can give another frame, as for oblong images."""
+        return self.orientation is not None and len(set(spatial_size)) > 1
+
     def __call__(self, image: Tensor) -> Canonicalization:
         """Canonicalise a batch of images ``(B, C, *S)``; works under ``no_grad``, ``inference_mode`` and ``autocast``.
 
         Raises:
-            ShapeError: if ``image`` has another number of axes.
+            TypeError: if ``image`` is no tensor, or has no real values.
+            ShapeError: if ``image`` has another number of axes or channels, or if oblong images of a batch are rotated so
+                differently that their canonical images have different frames.
         """
-        if image.ndim != 2 + self.family.spatial_dims:
-            expected = f"({', '.join('BCHWD'[: 2 + self.family.spatial_dims])})"
-            raise ShapeError("canonicalize()", "image", expected, image.shape, "Add batch and channel axes: image[None, None].")
+        check_image("canonicalize()", image, self.family.spatial_dims)
         began = time.perf_counter()
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             self.to(image.device)
-            return self._canonicalize(image.detach().clone(), began)
+            given = image.detach().clone()
+            if len(given) > 1 and self.may_change_frame(given.shape[2:]):
+                return Canonicalization.join([self._canonicalize(row, time.perf_counter()) for row in given.split(1)])
+            return self._canonicalize(given, began)
 
     def _canonicalize(self, given: Tensor, began: float) -> Canonicalization:
-        image, size = given.float(), tuple(given.shape[2:])
+        image = given.float()
         finite = acceptance.finite_rows(image)
         status = acceptance.refuse_unusable_image(image)
         image = _rows(finite, image, 0.0)
-        before, terms = self.energy.evaluate(image)
+        seen = self._resampled(image)
+        before, terms = self.energy.evaluate(seen)
         before, terms = _rows(finite, before, torch.nan), {name: _rows(finite, term, torch.nan) for name, term in terms.items()}
         for i, energy in enumerate(before.tolist()):
             refused = status[i] or acceptance.refuse_nonfinite_energy(energy)
             status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
-        turns, mirrored = self._orientation(image)
-        found, steps = self._search(image, turns, status)
-        found, forward, inverse, folded = self._unfold(found, size)
-        ddf, inverse_ddf, velocity = forward.ddf(size), inverse.ddf(size), found.velocity(size)
+        rotations, mirrored = self._orientation(seen)
+        upright = _rotated(image, rotations)
+        found, steps = self._search(self._resampled(upright), status)
+        found, forward, inverse, folded = self._unfold(found, tuple(upright.shape[2:]))
+        forward, inverse = _rotated_maps(forward, inverse, rotations)
+        ddf, inverse_ddf = forward.ddf(upright.shape[2:]), inverse.ddf(image.shape[2:])
+        velocity = found.velocity(self._size(upright))
         finite = acceptance.finite_rows(ddf, inverse_ddf, velocity)
         moved = move_image(image, _rows(finite, ddf, 0.0), self.sampling)
-        after, finite = self.energy(moved), finite & acceptance.finite_rows(moved)
+        looks = self._resampled(moved)
+        after, finite = self.energy(looks), finite & acceptance.finite_rows(moved)
         for i, (first, last) in enumerate(zip(before.tolist(), after.tolist())):
             status[i] = (
                 status[i]
@@ -166,15 +200,18 @@ class Canonicalizer(nn.Module):
                 or CANONICALIZED
             )
         done = torch.tensor([s == CANONICALIZED for s in status], device=image.device)
+        if moved.shape != image.shape and not done.any():  # the only image is left as it is, on its own frame
+            moved, looks, ddf, inverse_ddf = image, seen, torch.zeros_like(inverse_ddf), torch.zeros_like(inverse_ddf)
+            forward = inverse
         energy, ddf, inverse_ddf = torch.where(done, after, before), _rows(done, ddf, 0.0), _rows(done, inverse_ddf, 0.0)
-        notes, negatives = [], self._negatives(_rows(done, moved, image))
-        for p, negative, turn, e in zip(mirrored.tolist(), negatives, torch.where(done, turns, 0).tolist(), energy.tolist()):
-            turned = turn and f"rotation by {90 * turn} degrees corrected"
-            remarks = acceptance.mirrored_note(p, self.min_confidence), negative, turned
+        notes, negatives = [], self._negatives(_rows(done, looks, seen) if looks.shape == seen.shape else looks)
+        for p, negative, index, e in zip(
+            mirrored.tolist(), negatives, torch.where(done, rotations, 0).tolist(), energy.tolist()
+        ):
+            remarks = acceptance.mirrored_note(p, self.min_confidence), negative, acceptance.rotation_note(index, ddf.shape[1])
             notes.append("; ".join(filter(None, (*remarks, acceptance.high_energy_note(e, self.ood_threshold)))))
-        still = Deformation.identity(len(ddf), forward.residual.shape[2:], ddf.device, ddf.dtype)
         return Canonicalization(
-            image=_rows(done, moved.to(given.dtype), given),
+            image=_rows(done, moved.to(given.dtype), given) if moved.shape == given.shape else moved.to(given.dtype),
             velocity=_rows(done, velocity, 0.0),
             ddf=ddf,
             inverse_ddf=inverse_ddf,
@@ -187,17 +224,24 @@ class Canonicalizer(nn.Module):
             seconds=time.perf_counter() - began,
             terms=terms,
             notes=tuple(notes),
-            forward=forward.where(done, still),
-            inverse=inverse.where(done, Deformation(still.matrix, torch.zeros_like(inverse.residual))),
+            forward=_identity_unless(done, forward),
+            inverse=_identity_unless(done, inverse),
             sampling=self.sampling,
         )
 
+    def _size(self, image: Tensor) -> tuple[int, ...]:
+        """The frame on which images are looked at."""
+        return tuple(image.shape[2:]) if self.working_size is None else self.working_size
+
+    def _resampled(self, image: Tensor) -> Tensor:
+        return resample_image(image, self._size(image))
+
     def _orientation(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Quarter turns to take back, and probabilities that films are mirrored (-1: not asked), each ``(B,)``."""
-        if self.orientation is None or image.shape[2] != image.shape[3]:
+        """Numbers of the rotations, and probabilities that images are mirrored (-1: not asked), each ``(B,)``."""
+        if self.orientation is None:
             return torch.zeros(len(image), dtype=torch.long, device=image.device), image.new_full((len(image),), -1.0)
-        turn, mirrored = self.orientation.probabilities(image)
-        return acceptance.confident_turns(turn, self.min_confidence), mirrored
+        rotation, mirrored = self.orientation.probabilities(image)
+        return acceptance.confident_rotations(rotation, self.min_confidence), mirrored
 
     def _negatives(self, image: Tensor) -> list[str]:
         """Remarks on images that look like negatives; a constant image has no polarity."""
@@ -207,10 +251,12 @@ class Canonicalizer(nn.Module):
         rows = zip(energies, inverted, acceptance.refuse_unusable_image(image))
         return ["" if refused else acceptance.negative_note(e, i, self.min_polarity_ratio) for e, i, refused in rows]
 
-    def _search(self, image: Tensor, turns: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
+    def _search(self, image: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
         """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
-        found, steps = self._predict(image, turns), torch.zeros(len(image), dtype=torch.long, device=image.device)
-        if self.steps == 0 or self.regularizer is None:
+        found, steps = Chain(), torch.zeros(len(image), dtype=torch.long, device=image.device)
+        if self.predictor is not None:
+            found = predict(image, self.predictor, self.family, self.iterations)
+        if self.search is None and (self.steps == 0 or self.regularizer is None):
             return found, steps
         start = found.forward(image.shape[2:]) if found.links else None
         rows = [slice(i, i + 1) for i, s in enumerate(status) if s is None]
@@ -221,30 +267,52 @@ class Canonicalizer(nn.Module):
         with torch.enable_grad():
             for row in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
                 begin = None if start is None else Deformation(start.matrix[row], start.residual[row])
-                theta[row], steps[row] = minimize(image[row], *parts, begin, *limits, seed=self.seed, progress=tick)
+                if self.search is None:
+                    theta[row], steps[row] = minimize(image[row], *parts, begin, *limits, seed=self.seed, progress=tick)
+                else:
+                    theta[row] = search_theta(self.search, SearchObjective(image[row], *parts, begin, self.seed))
         if bar is not None:
             bar.close()
         return found.then(self.search_family, theta), steps
 
-    def _predict(self, image: Tensor, turns: Tensor) -> Chain:
-        """Take back the quarter turns where an orientation network was asked, then predict."""
-        size, found = tuple(image.shape[2:]), Chain()
-        if self.orientation is not None and size[0] == size[1]:  # a square film: halves of it are all alike
-            found = found.then(DiffeomorphicAffine(2), rot90_generator(turns).flatten(1))
-            image = warp(image, found.forward(size).ddf(size))
-        if self.predictor is None:
-            return found
-        return Chain(found.links + predict(image, self.predictor, self.family, self.iterations).links)
-
-    def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
-        """The deformations, halved while they fold, their inverses, and the share of voxels that still fold."""
+    def _unfold(self, found: Chain, upright: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
+        """The deformations, halved while they fold, as maps of the upright frame, their inverses, and the share of voxels that
+        still fold."""
+        size = upright if self.working_size is None else self.working_size
         for attempts_left in reversed(range(self.max_halvings + 1)):
-            forward, inverse = found.forward(size, self.final_steps), found.inverse(size, self.final_steps)
-            folded = acceptance.worst_folding(forward.ddf(size), inverse.ddf(size))
+            forward = found.forward(size, self.final_steps).resized(size, upright)
+            inverse = found.inverse(size, self.final_steps).resized(size, upright)
+            folded = acceptance.worst_folding(forward.ddf(upright), inverse.ddf(upright))
             if not attempts_left or not bool((folded > 0).any()):
                 break
             found = found.scaled(torch.where(folded > 0, 0.5, 1.0))
         return found, forward, inverse, folded
+
+
+def _rotated_maps(forward: Deformation, inverse: Deformation, rotations: Tensor) -> tuple[Deformation, Deformation]:
+    """Maps of upright frames and their inverses, continued to the images, which show these rotations."""
+    undo = [inverse_rotation(forward.matrix.shape[1])[k] for k in rotations.tolist()]
+    if not any(undo):
+        return forward, inverse
+    maps = zip(forward.rows(), inverse.rows(), undo)
+    there, back = zip(*((there.turned(k), back.turned(k, back=True)) for there, back, k in maps))
+    return Deformation.join(there), Deformation.join(back)
+
+
+def _rotated(image: Tensor, rotations: Tensor) -> Tensor:
+    """Images rotated back, each by the rotation that it shows."""
+    undo = [inverse_rotation(image.ndim - 2)[k] for k in rotations.tolist()]
+    return torch.cat([rotate_axes(row, k) for row, k in zip(image.split(1), undo)]) if any(undo) else image
+
+
+def _identity_unless(done: Tensor, maps: Deformation) -> Deformation:
+    still = Deformation.identity(len(done), maps.residual.shape[2:], maps.residual.device, maps.residual.dtype)
+    return maps.where(done, still)
+
+
+def _frozen(part: Any) -> Any:
+    """A copy of a module that does not train; a function as it is."""
+    return copy.deepcopy(part).requires_grad_(False).eval() if isinstance(part, nn.Module) else part
 
 
 def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
@@ -254,15 +322,15 @@ def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
 
 def _check_settings(settings: Mapping[str, Any]) -> None:
     """Raise an error for a part of another kind, or for a number that no search can use."""
-    for name, kind in {"energy": Energy, "family": Family, "search_family": Family, "polarity": Energy}.items():
-        if not isinstance(settings[name], kind) and not (name in ("search_family", "polarity") and settings[name] is None):
-            raise TypeError(f"Canonicalizer: {name!r} must be of class {kind.__name__}, got {settings[name]!r}.")
-    for name, least in _LEAST.items():
-        value, optional = settings[name], name in _OPTIONAL
-        if not (optional and value is None) and not value >= least:  # NaN is at least nothing
-            raise ValueError(f"Canonicalizer: {name!r} must be at least {least}{' or None' * optional}, got {value}.")
-        if isinstance(least, int) and value is not None and (isinstance(value, bool) or value % 1 != 0):
-            raise ValueError(f"Canonicalizer: {name!r} must be a whole number{' or None' * optional}, got {value}.")
+    for name in ("family", "search_family"):
+        if not isinstance(settings[name], Family) and not (name == "search_family" and settings[name] is None):
+            remedy = "Create one, for example ControlGrid(spatial_dims=2, controls=8)."
+            raise TypeError(f"Canonicalizer: {name!r} must be of class Family, got {settings[name]!r}. {remedy}")
+    for name in ("predictor", "regularizer", "search"):
+        if settings[name] is not None:
+            check_callable("Canonicalizer", name, settings[name], "a module or a function", "Create it first.")
+    for name, least in {**_LEAST, "min_confidence": 0.0, "learning_rate": 0.0}.items():
+        check_number("Canonicalizer", name, settings[name], least, isinstance(least, int), name in _OPTIONAL)
     if not 0 <= settings["min_confidence"] <= 1:
         raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
     if not 0 < settings["learning_rate"] < float("inf"):

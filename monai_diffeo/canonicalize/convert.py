@@ -19,7 +19,7 @@ __all__ = ["convert_settings", "main"]
 
 _FAMILIES = {"control_grid": ControlGrid, "siren": Siren}
 _NETWORKS = {"predictor": "DeformationPredictor", "vae": "EnergyVAE", "critic": "EnergyCritic"}
-_NETWORKS["orientation"] = "FilmOrientation"
+_NETWORKS["orientation"] = "ImageOrientation"
 _ENERGIES = {"predictor": "ResidualDeformationEnergy", "vae": "VAEEnergy", "critic": "CriticEnergy"}
 
 

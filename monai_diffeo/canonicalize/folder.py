@@ -16,7 +16,9 @@ import torch
 from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
+from monai_diffeo.bundles import canonicalizer_folder
 from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
+from monai_diffeo.canonicalize.checks import check_device
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256
@@ -44,7 +46,8 @@ def load_canonicalizer(
     A :class:`DeformationPredictor` is loaded in double precision, so that a batch gives what its images give one by one.
 
     Args:
-        folder: with ``canonicalizer.json``, ``statistics.json`` and the weights they name.
+        folder: with ``canonicalizer.json``, ``statistics.json`` and the weights they name; or a bundle, by its folder or by a
+            name such as ``"cxr"``, see :func:`monai_diffeo.bundles.find_bundle`. An existing folder comes before a name.
         mode: one of the file's modes (``"single_pass"``, ``"refine"``, ``"faithful"``); None takes its default.
         device: where the networks go.
         trusted: let the file run any code. Without it, every ``_target_`` must be a public ``nn.Module`` of a room of
@@ -53,11 +56,12 @@ def load_canonicalizer(
         changes: settings to use in place of the mode's, such as ``steps`` or ``progress``; families and networks by name.
 
     Raises:
-        WeightsError: if a file is missing or does not fit, or if any file of the folder is not the one that its bundle names,
-            see :func:`monai_diffeo.files.check_sha256`.
+        WeightsError: if there is no such folder or name, a file is missing or does not fit, or if any file of the folder is
+            not the one that its bundle names, see :func:`monai_diffeo.files.check_sha256`.
         ConfigError: if a name is unknown or not allowed, or the folder is of an earlier version.
     """
-    folder = Path(folder)
+    device = check_device("load_canonicalizer()", device)
+    folder = canonicalizer_folder(folder, "load_canonicalizer()")
     check_sha256(folder)
     settings = _settings(folder)
     mode = settings["default_mode"] if mode is None else str(mode)
@@ -76,7 +80,9 @@ def load_canonicalizer(
         chosen["regularizer"] = {"_target_": "monai_diffeo.energies.DeformationRegularizer", **regularizer}
     for key, section in REFERENCES.items():
         if isinstance(chosen.get(key), str):
-            chosen[key] = f"@{section}::{chosen[key].removeprefix(f'@{section}::')}"
+            name = chosen[key].removeprefix(f"@{section}::")
+            _named(settings, section, name)
+            chosen[key] = f"@{section}::{name}"
     parser = _parser(folder, {**settings, "chosen": chosen}, trusted)
     energies = {name: _energy(parser, name, statistics) for name in weights}
     return Canonicalizer(WeightedEnergy(energies, weights, level), **_content(parser, "chosen")).to(device)
@@ -144,7 +150,10 @@ def _settings(folder: Path) -> dict[str, Any]:
 
 def _named(settings: Mapping[str, Any], section: str, name: str) -> Any:
     if name not in settings[section]:
-        raise ConfigError(f"load_canonicalizer(): no {name!r} among the {section}; there are {sorted(settings[section])}.")
+        have = sorted(settings[section])
+        raise ConfigError(
+            f"load_canonicalizer(): no {name!r} among the {section}; there are {have}. Use one of these, or add it."
+        )
     return settings[section][name]
 
 

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffeo.flow import Deformation, affine_deformation, compose, warp
-from monai_diffeo.flow.grid import half_frame, voxel_grid
+from monai_diffeo.canonicalize.answers import map_parts, return_answers
+from monai_diffeo.canonicalize.displacement_image import displacement_image
+from monai_diffeo.canonicalize.drawing import describe_result, html_of_result
+from monai_diffeo.canonicalize.points import move_boxes, move_points
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.flow import Deformation, affine_deformation, warp
+from monai_diffeo.flow.grid import centered_grid, half_frame
+from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.renamed import renamed_attributes
+
+_TENSORS = ("image", "velocity", "ddf", "inverse_ddf", "energy_before", "energy_after", "folding_fraction", "inverse_error")
+_TENSORS += ("steps",)
 
 __all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "move_image", "resize_ddf"]
 
@@ -27,11 +35,13 @@ class Canonicalization:
     """A batch of images in canonical pose, and the way back.
 
     Attributes:
-        image: canonical images, shape ``(B, C, *S)``; rows that are not ``"canonicalized"`` hold the input, bit for bit.
-        velocity: the T velocities that were found, shape ``(B, T, D, *S)``, voxels per unit time; ``ddf`` is the composition
-            of their flows. In families that know no velocities, the T displacements.
-        ddf: canonical = ``warp(input, ddf)``; shape ``(B, D, *S)``, voxels; exactly zero for rows left as they were.
-        inverse_ddf: the way back, shape ``(B, D, *S)``, voxels.
+        image: canonical images, shape ``(B, C, *S)``; rows that are not ``"canonicalized"`` hold the input, bit for bit. ``*S``
+            is the input's frame ``*S'``, or, where oblong images were rotated back, the frame that they have then.
+        velocity: the T velocities that were found, shape ``(B, T, D, *W)``, voxels per unit time of the working frame; ``ddf``
+            is the composition of their flows, then of the rotation. In families that know no velocities, the T displacements.
+        ddf: canonical = ``warp(input, ddf, centered=True)``; shape ``(B, D, *S)``, voxels; exactly zero for rows left as they
+            were.
+        inverse_ddf: the way back, shape ``(B, D, *S')``, voxels.
         energy_before: energy of the input, shape ``(B,)``; NaN where the input is not finite.
         energy_after: energy of ``image``, shape ``(B,)``.
         folding_fraction: share of folded voxels of ``ddf``, shape ``(B,)``.
@@ -70,10 +80,29 @@ class Canonicalization:
         """Which images were canonicalised, shape ``(B,)``, bool."""
         return torch.tensor([s == CANONICALIZED for s in self.status], device=self.image.device)
 
+    @classmethod
+    def join(cls, results: Sequence[Canonicalization]) -> Canonicalization:
+        """One batch of several.
+
+        Raises:
+            ShapeError: if canonical images have different frames.
+        """
+        first, frames = results[0], [tuple(result.image.shape[2:]) for result in results]
+        if odd := [frame for frame in frames if frame != frames[0]]:
+            remedy = "Oblong images of one batch are rotated differently: canonicalise them one by one."
+            raise ShapeError("canonicalize()", "image", f"{frames[0]}, as the first canonical image has", odd[0], remedy)
+        joined: dict[str, Any] = {name: torch.cat([getattr(r, name) for r in results]) for name in _TENSORS}
+        joined |= {name: Deformation.join([getattr(r, name) for r in results]) for name in ("forward", "inverse")}
+        joined |= {name: sum((getattr(r, name) for r in results), ()) for name in ("status", "notes")}
+        terms = {name: torch.cat([r.terms[name] for r in results]) for name in first.terms}
+        agreements = [r.agreement for r in results]
+        joined["agreement"] = None if any(a is None for a in agreements) else torch.cat(agreements)  # type: ignore[arg-type]
+        return cls(**joined, terms=terms, seconds=sum(r.seconds for r in results), sampling=first.sampling)
+
     @property
     def largest_displacement(self) -> Tensor:
         """Largest displacement of each image, shape ``(B,)``, voxels."""
-        return torch.linalg.vector_norm(self.ddf, dim=1).flatten(1).amax(1)
+        return self.ddf.square().sum(1).flatten(1).amax(1).sqrt()
 
     def tta_samples(
         self, given: Tensor, count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0
@@ -98,7 +127,7 @@ class Canonicalization:
         if not bool(self.moved.any()):
             return [self]
         poses = [self] if count % 2 else []
-        size, margin = tuple(self.ddf.shape[2:]), self.forward.residual.shape[2:]
+        size, margin, back = tuple(self.ddf.shape[2:]), self.forward.residual.shape[2:], self.inverse_ddf.shape[2:]
         draw = torch.Generator().manual_seed(seed)
         half = half_frame(size, torch.empty(0))
         row = self.moved.view(-1, *[1] * len(margin), 1)
@@ -107,76 +136,107 @@ class Canonicalization:
             generator = torch.cat([linear, torch.randn(len(size), 1, generator=draw) * shift * half[:, None]], 1).to(self.ddf)
             for sign in (1, -1):
                 step, unstep = (affine_deformation(sign * s * generator.expand(len(given), -1, -1), margin) for s in (1, -1))
-                ddf, inverse_ddf = self.forward.after(step).ddf(size), unstep.after(self.inverse).ddf(size)
+                ddf, inverse_ddf = self.forward.after(step).ddf(size), unstep.after(self.inverse).ddf(back)
                 ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
-                image = torch.where(row, move_image(given, ddf, self.sampling), given)
+                image = torch.where(row, move_image(given, ddf, self.sampling), self.image)
                 poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
         return poses
 
-    def warp_back(self, prediction: Any, mode: str = "bilinear") -> Any:
+    def warp_back(self, prediction: Any, mode: str = "bilinear", outputs: Any = None) -> Any:
         """Map what a network answered on ``image`` to the pose of the input.
 
         Tensors with a value for every voxel (or every few: a lower-resolution head) are warped, in dictionaries, lists and
-        tuples too, integers by nearest neighbour; vectors, ``None`` and everything else pass untouched. Give probabilities or
+        tuples too, integers by nearest neighbour; scores, ``None`` and everything else pass untouched. Give probabilities or
         logits and take the argmax afterwards.
 
         Args:
-            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, or any
-                nesting of such.
+            prediction: tensor ``(B, K, *S')``, stacked heads ``(B, T, K, *S')``, a map without channels ``(B, *S)``, scores
+                ``(B, K)``, or any nesting of such; points ``(B, N, D)`` and boxes ``(B, N, 2 * D)`` if they are declared.
             mode: ``"bilinear"`` or, for label maps, ``"nearest"``.
+            outputs: what the prediction is, see :class:`DiffeoInferer`; None decides by shape.
+
+        Raises:
+            ShapeError: where a shape does not say what a tensor is, or is not that of its declaration.
         """
-        return _map(prediction, lambda p: self._warp_tensor(p, self.inverse_ddf, mode))
+        return return_answers(self, prediction, mode, outputs)
 
     def warp_input(self, companion: Any, mode: str = "bilinear") -> Any:
-        """Bring something that lies on the input, a mask or a second channel, to the canonical pose; as :meth:`warp_back`."""
-        return _map(companion, lambda p: self._warp_tensor(p, self.ddf, mode))
+        """Bring something that lies on the input, a mask or a second channel, to the canonical pose; maps as
+        :meth:`warp_back`, all else passes untouched."""
+        return map_parts(companion, lambda part, *_: self._warp_if_map(part, self.ddf, tuple(self.inverse_ddf.shape[2:]), mode))
 
-    def _warp_tensor(self, tensor: Tensor, ddf: Tensor, mode: str) -> Tensor:
-        without_channel = tensor.shape[1:] == ddf.shape[2:]
-        if (tensor.ndim < ddf.ndim and not without_channel) or tensor.shape[0] != ddf.shape[0] or not bool(self.moved.any()):
+    def warp_points(self, points: Tensor, to: str = "input") -> Tensor:
+        """Where points lie in the other image.
+
+        Args:
+            points: shape ``(B, N, D)``, voxel coordinates in axis order. Rows that were not moved are returned bit for bit.
+            to: ``"input"`` brings points of ``image``, a network's landmarks say, to the input; ``"canonical"`` the reverse.
+
+        Raises:
+            ShapeError: if ``points`` has another shape.
+            ValueError: for another ``to``.
+        """
+        return move_points(points, *self._way(to))
+
+    def warp_boxes(self, boxes: Tensor, to: str = "input", box_mode: str | None = None) -> Tensor:
+        """The smallest axis-aligned boxes around boxes ``(B, N, 2 * D)`` in the other image; see :meth:`warp_points`.
+
+        ``box_mode`` is MONAI's name of the order of the numbers, such as ``"ccwh"``; None: lower corner, then upper corner.
+        """
+        return move_boxes(boxes, *self._way(to), box_mode)
+
+    def _way(self, to: str) -> tuple[Tensor, tuple[int, ...], Tensor]:
+        if to not in ("input", "canonical"):
+            raise ValueError(
+                f"Canonicalization: 'to' must be 'input' or 'canonical', got {to!r}. Points of 'image' go to 'input'."
+            )
+        own, other = (self.ddf, self.inverse_ddf) if to == "input" else (self.inverse_ddf, self.ddf)
+        return own, tuple(other.shape[2:]), self.moved
+
+    def to_displacement_image(self, index: int = 0, inverse: bool = False, like: Tensor | None = None) -> Any:
+        """The displacement of one image as SimpleITK has it; see :func:`displacement_image`."""
+        return displacement_image(self.ddf, self.inverse_ddf, index, inverse, like)
+
+    def __repr__(self) -> str:
+        return describe_result(self)
+
+    def _repr_html_(self) -> str:
+        return html_of_result(self)
+
+    def _warp_if_map(self, tensor: Any, ddf: Tensor, frame: tuple[int, ...], mode: str) -> Any:
+        if not isinstance(tensor, Tensor) or tensor.shape[:1] != ddf.shape[:1]:
+            return tensor
+        return self.warp_map(tensor, ddf, frame, mode) if tensor.ndim >= ddf.ndim or tensor.shape[1:] == frame else tensor
+
+    def warp_map(self, tensor: Tensor, ddf: Tensor, frame: tuple[int, ...], mode: str) -> Tensor:
+        """A map ``(B, ..., *S')`` over ``frame``, pulled back along a displacement that leads there; integers by nearest
+        neighbour."""
+        if not bool(self.moved.any()):
             return tensor
         maps = tensor.reshape(tensor.shape[0], -1, *tensor.shape[2 - ddf.ndim :])
-        field = resize_ddf(ddf, tuple(maps.shape[2:])).to(tensor.device)
+        field = resize_ddf(ddf, tuple(maps.shape[2:]), frame).to(tensor.device)
         moved = self.moved.to(tensor.device).view(-1, *[1] * (maps.ndim - 1))
-        warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest")
-        return torch.where(moved, warped, maps).view(tensor.shape)
+        warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest", centered=True)
+        warped = torch.where(moved, warped, maps) if warped.shape == maps.shape else warped  # another frame: a batch of one
+        return warped.view(*tensor.shape[: tensor.ndim - maps.ndim + 2], *warped.shape[2:])
 
 
 def move_image(image: Tensor, ddf: Tensor, sampling: str = "bilinear") -> Tensor:
     """``warp``, with what ``"bicubic"`` sampling overshoots cut off at each image's own range; ``(B, C, *S)``."""
-    moved = warp(image, ddf, sampling)
+    moved = warp(image, ddf, sampling, centered=True)
     if sampling == "bilinear":
         return moved
     low, high = (edge.view(-1, *[1] * (image.ndim - 1)) for edge in image.flatten(1).aminmax(dim=1))
     return torch.minimum(torch.maximum(moved, low), high)
 
 
-def _map(value: Any, function) -> Any:
-    if isinstance(value, Tensor):
-        return function(value)
-    if isinstance(value, Mapping):
-        return {key: _map(item, function) for key, item in value.items()}
-    if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return type(value)(*(_map(item, function) for item in value))
-    if isinstance(value, (list, tuple)):
-        return type(value)(_map(item, function) for item in value)
-    return value
-
-
-def resize_ddf(ddf: Tensor, size: tuple[int, ...]) -> Tensor:
-    """The same displacement on another number of voxels over the same frame, corners on corners."""
-    if tuple(ddf.shape[2:]) == size:
-        return ddf
-    mode = {4: "bilinear", 5: "trilinear"}[ddf.ndim]
-    factor = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(size, ddf.shape[2:])], device=ddf.device, dtype=ddf.dtype)
-    return F.interpolate(ddf, size, mode=mode, align_corners=True) * factor.view(-1, *[1] * (ddf.ndim - 2))
-
-
 def mean_inverse_error(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
     """Mean over the voxels whose way stays in the frame of the distance of ``ddf`` after ``inverse_ddf`` from the identity,
     shape ``(B,)``, voxels."""
-    where = voxel_grid(ddf.shape[2:], ddf.device, ddf.dtype) + inverse_ddf
-    last = torch.tensor([n - 1 for n in ddf.shape[2:]], device=ddf.device, dtype=ddf.dtype).view(-1, *[1] * (ddf.ndim - 2))
-    inside = ((where >= 0) & (where <= last)).all(1)
-    error = torch.linalg.vector_norm(compose(ddf, inverse_ddf), dim=1)
+    where = centered_grid(inverse_ddf.shape[2:], ddf.device, ddf.dtype) + inverse_ddf
+    edge = torch.tensor([(n - 1) / 2 for n in ddf.shape[2:]], device=ddf.device, dtype=ddf.dtype).view(
+        -1, *[1] * (ddf.ndim - 2)
+    )
+    inside = (where.abs() <= edge).all(1)
+    error = (warp(ddf, inverse_ddf, centered=True) + inverse_ddf).square().sum(1).sqrt()
     return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)

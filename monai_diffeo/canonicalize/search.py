@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,9 +14,10 @@ from monai_diffeo.energies import Energy
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family, VelocityFamily
 from monai_diffeo.flow import Deformation, dense_velocity, warp
+from monai_diffeo.networks.channels import explained_channels
 from monai_diffeo.renamed import renamed_attributes
 
-__all__ = ["Chain", "minimize", "predict"]
+__all__ = ["Chain", "SearchObjective", "minimize", "predict", "search_theta"]
 
 
 @renamed_attributes(there="forward", back="inverse", milder="scaled")
@@ -24,6 +26,7 @@ class Chain:
     """Deformations that were found one after another: for each its family and its parameters ``(B, P)``."""
 
     links: tuple[tuple[Family, Tensor], ...] = ()
+    known: tuple[tuple[int, ...], Deformation] | None = None  # a frame and :meth:`forward` there by each family's own steps
 
     def then(self, family: Family, theta: Tensor) -> Chain:
         """One more deformation, which moves what these have moved."""
@@ -35,6 +38,9 @@ class Chain:
 
     def forward(self, size: Sequence[int], steps: int | None = None) -> Deformation:
         """The whole deformation; ``steps`` squarings where velocities are integrated, by default each family's own."""
+        if self.known is not None and self.known[0] == tuple(size):
+            if steps is None or all(getattr(family, "steps", None) == steps for family, _ in self.links):
+                return self.known[1]
         return _compose([family(theta, size, steps) for family, theta in self.links])
 
     def inverse(self, size: Sequence[int], steps: int | None = None) -> Deformation:
@@ -65,21 +71,86 @@ def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int
     """
     found, flow, size, expected = Chain(), None, tuple(image.shape[2:]), (len(image), family.num_parameters)
     for _ in range(iterations):
-        theta = predictor(image if flow is None else warp(image, flow.ddf(size)))
-        if theta.shape != expected:
-            shape = f"{expected} as {type(family).__name__} has it"
-            raise ShapeError("predict()", "theta", shape, theta.shape, "Check the family.")
+        with explained_channels("predict()", predictor, image):
+            theta = predictor(image if flow is None else warp(image, flow.ddf(size)))
+        _check_theta("predict()", "the predictor", theta, expected, family)
         step = family(theta, size)
         flow = step if flow is None else flow.after(step)
         found = found.then(family, theta)
-    return found
+    return Chain(found.links, None if flow is None else (size, flow))
+
+
+def _check_theta(who: str, giver: str, theta: Any, expected: tuple[int, int], family: Family) -> None:
+    if not isinstance(theta, Tensor):
+        raise TypeError(
+            f"{who}: 'theta' must be a torch.Tensor {expected}, got {type(theta).__name__}. Let {giver} return one."
+        )
+    if tuple(theta.shape) != expected:
+        remedy = f"Let {giver} give num_parameters={family.num_parameters} numbers an image."
+        raise ShapeError(who, "theta", f"{expected} as {type(family).__name__} has it", theta.shape, remedy)
+
+
+@dataclass(frozen=True)
+class SearchObjective:
+    """What a search lowers: energy of the moved images, plus what the deformation costs.
+
+    Called with ``theta`` (B, P) of ``family`` it gives ``(B,)``, differentiable. A search of one's own is a function
+    ``search(objective) -> theta``; ``objective.identity()`` is where it may begin.
+
+    Attributes:
+        image: shape ``(B, C, *S)``.
+        energy: of the moved image.
+        family: of the deformation that is searched.
+        regularizer: ``(velocity, ddf) -> (B,)`` of that deformation; None costs nothing.
+        start: deformation that moves the image first; None for none.
+        seed: of everything random.
+    """
+
+    image: Tensor
+    energy: Energy
+    family: Family
+    regularizer: Callable[[Tensor, Tensor], Tensor] | None = None
+    start: Deformation | None = None
+    seed: int = 0
+
+    def identity(self) -> Tensor:
+        """Parameters ``(B, P)`` of the deformation that moves nothing."""
+        return self.family.identity(len(self.image), self.image.device, self.seed)
+
+    def __call__(self, theta: Tensor) -> Tensor:
+        size = tuple(self.image.shape[2:])
+        flow = self.family(theta, size)
+        ddf = flow.ddf(size)
+        value = self.energy(warp(self.image, ddf if self.start is None else self.start.after(flow).ddf(size)))
+        if theta.requires_grad and torch.is_grad_enabled() and not value.requires_grad:
+            remedy = "Compute it with torch operations, or search with steps=0."
+            raise ValueError(
+                f"{self.energy._called()}: must be differentiable in the image for 'steps', got no gradient. {remedy}"
+            )
+        if self.regularizer is None:
+            return value
+        cost = self.regularizer(velocity_of(self.family, theta, size, ddf), ddf)
+        if not isinstance(cost, Tensor) or cost.shape != value.shape:
+            actual, remedy = (
+                cost.shape if isinstance(cost, Tensor) else (),
+                "Give one number for each image of (velocity, ddf).",
+            )
+            raise ShapeError("Canonicalizer", "regularizer", f"({len(value)},)", actual, remedy)
+        return value + cost
+
+
+def search_theta(search: Callable[[SearchObjective], Tensor], objective: SearchObjective) -> Tensor:
+    """What a search of the user's own finds, ``(B, P)``, detached; a ShapeError for anything else."""
+    theta, expected = search(objective), (len(objective.image), objective.family.num_parameters)
+    _check_theta("Canonicalizer", "'search'", theta, expected, objective.family)
+    return theta.detach().to(objective.image.device)
 
 
 def minimize(
     image: Tensor,
     energy: Energy,
     family: Family,
-    regularizer: nn.Module,
+    regularizer: Callable[[Tensor, Tensor], Tensor] | None,
     start: Deformation | None,
     steps: int,
     learning_rate: float,
@@ -107,18 +178,15 @@ def minimize(
     Returns:
         The best ``theta`` (B, P), detached, and the number of steps each image used (B,).
     """
-    size = tuple(image.shape[2:])
-    theta = family.identity(image.shape[0], image.device, seed).clone().requires_grad_()
+    goal = SearchObjective(image, energy, family, regularizer, start, seed)
+    theta = goal.identity().clone().requires_grad_()
     optimizer = torch.optim.Adam([theta], lr=learning_rate)
     best_theta, best = theta.detach().clone(), torch.full((image.shape[0],), float("inf"), device=image.device)
     waited = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
     used = torch.zeros_like(waited)
     active = torch.ones_like(waited, dtype=torch.bool)
     for step in range(steps + 1):  # the last round only looks at where the last step led
-        flow = family(theta, size)
-        ddf = flow.ddf(size)
-        whole = ddf if start is None else start.after(flow).ddf(size)
-        objective = energy(warp(image, whole)) + regularizer(velocity_of(family, theta, size, ddf), ddf)
+        objective = goal(theta)
         value = objective.detach()
         better = active & torch.isfinite(value) & (value < best - tolerance)
         best_theta = torch.where(better.view(-1, 1), theta.detach(), best_theta)

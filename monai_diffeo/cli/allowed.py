@@ -19,7 +19,7 @@ from monai.utils import ensure_tuple
 from monai_diffeo.canonicalize.folder import hidden_keys, public_module
 from monai_diffeo.errors import ConfigError
 
-__all__ = ["allow"]
+__all__ = ["allow", "entries"]
 
 _ROOMS = {  # every class of these kinds; public modules of networks are allowed too, as in a canonicaliser's folder
     "monai.inferers": Inferer,
@@ -35,7 +35,8 @@ _COMPONENTS = {
     "monai_diffeo.canonicalize.load_canonicalizer",
     "monai_diffeo.engines.DiffeoEvaluator", "monai_diffeo.engines.FilmEvaluator",
     "monai_diffeo.networks.ShapePrior", "monai_diffeo.radiograph.failsafe.FailSafeDataset",
-    "monai_diffeo.report.FilmReporter", "monai_diffeo.report.cxr.LungReporter", "monai_diffeo.report.cxr.TemplateReporter",
+    "monai_diffeo.report.FilmReporter", "monai_diffeo.report.VolumeReporter", "monai_diffeo.report.cxr.LungReporter",
+    "monai_diffeo.report.cxr.TemplateReporter",
     "torch.utils.data.DataLoader",
 }  # fmt: skip
 _NAMES = {  # what an expression may name or call, by its true name
@@ -96,12 +97,12 @@ def allow(parser: ConfigParser) -> None:
         raise _refusal("a macro", "must not lead to another macro", "one that does")
     names = {alias: module.__name__ for alias, module in parser.globals.items()}
     modules = ""  # ids of imports
-    for id, entry in _entries(parser[""]):
+    for id, entry in entries(parser[""]):
         for alias, meaning in _imported(id, entry):
             modules += f"{id}::\n"
             if names.setdefault(alias, meaning) != meaning or alias.startswith("_"):
                 raise _refusal(id, f"must not give another meaning to the name {alias!r}", entry)
-    for id, entry in _entries(parser[""]):
+    for id, entry in entries(parser[""]):
         if isinstance(entry, dict):
             _check_keys(id, entry)
             if "_target_" in entry:
@@ -114,12 +115,12 @@ def allow(parser: ConfigParser) -> None:
                 _check_expression(id, entry, names)
 
 
-def _entries(config: Any, id: str = "") -> Iterator[tuple[str, Any]]:
+def entries(config: Any, id: str = "") -> Iterator[tuple[str, Any]]:
     """Every part of a configuration with its id, the outer before the inner ones."""
     yield id, config
     if isinstance(config, (dict, list)):
         for _, inner_id, inner in ReferenceResolver.iter_subconfigs(id, config):
-            yield from _entries(inner, inner_id)
+            yield from entries(inner, inner_id)
 
 
 def _imported(id: str, entry: Any) -> list[tuple[str, str]]:

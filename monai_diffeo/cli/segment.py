@@ -4,46 +4,20 @@ from __future__ import annotations
 
 import json
 import traceback
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import click
 
-__all__ = ["default_bundle", "segment"]
+from monai_diffeo.bundles import bundles_folder, find_bundle
+from monai_diffeo.cli.options import SWITCH, option, sentence
+
+__all__ = ["segment"]
 
 _ENDS = {3: "Some films have no mask; report.jsonl says which and why.", 4: "No film has a mask; report.jsonl says why."}
-_SWITCH = click.Choice(["true", "false"], case_sensitive=False)
-
-
-def default_bundle() -> Path:
-    """Folder of the lung bundle: of the clone that the package is in, else of the clone that is the current folder.
-
-    Raises:
-        click.UsageError: if there is neither.
-    """
-    for clone in (Path(__file__).resolve().parents[2], Path.cwd()):
-        if (root := clone / "bundles" / "cxr_lung_segmentation").is_dir():
-            return root
-    raise click.UsageError("--bundle_root must name a bundle: there is none beside monai_diffeo or in the current folder.")
-
-
-def _once(context: click.Context, option: click.Parameter, values: tuple[Any, ...]) -> Any:
-    """The only value of an option, None if it was not given; an option that is repeated or has no word is refused."""
-    if len(values) > 1:
-        raise click.UsageError(f"--{option.name} is given {len(values)} times, and only one would count.")
-    value = values[0] if values else None
-    if value == "":
-        raise click.UsageError(f"--{option.name} has no value; a shell variable may be unset. Leave it out or give one.")
-    if value in {word for other in context.command.params for word in other.opts}:
-        raise click.UsageError(f"--{option.name} has no value; {value} is an option. For a file of that name write ./{value}.")
-    return value == "true" if option.type is _SWITCH and value is not None else value
-
-
-def _option(name: str, meaning: str, kind: Any = str, metavar: str | None = None) -> Any:
-    """A switch may stand alone, for ``true``."""
-    alone: Any = {"is_flag": False, "flag_value": "true"} if kind is _SWITCH else {}
-    return click.option(f"--{name}", type=kind, metavar=metavar, help=meaning, multiple=True, callback=_once, **alone)
+_EXTRAS = {"mlxtend": "genus", "nilearn": "experiments"}  # of a bundle that needs this package; the others need "demo"
 
 
 @click.command(
@@ -55,61 +29,65 @@ Exit status:
   4    no film has a mask
   130  interrupted"""
 )
-@_option("dataset_dir", "A folder of films, or one film. Without it, the packaged film.", metavar="DIR")
-@_option("output_dir", "Folder of the results. Without it, 'output' in the bundle.", metavar="DIR")
-@_option("bundle_root", "Folder of the bundle. Without it, the lung bundle of the clone or the current folder.", metavar="DIR")
-@_option("enabled", "'false' uses the plain network.", _SWITCH)
-@_option("mode", "How the canonicaliser searches: single_pass, refine or faithful.", metavar="MODE")
-@_option("tta_samples", "Number of poses of the test-time augmentation.", click.IntRange(min=1), "N")
-@_option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
-@_option("network_weights", "Weights of the network.", metavar="FILE")
-@_option("figures", "'false' draws no pictures.", _SWITCH)
-@_option("progress", "Show a progress bar of the optimisation.", _SWITCH)
-@_option("resume", "Do only the films that the results in --output_dir lack.", _SWITCH)
-@_option("pseudonymize_names", "Name outputs by the content of the film, not by its file name.", _SWITCH)
-@_option("debug", "Print the traceback of what fails.", _SWITCH)
-@_option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", _SWITCH)
+@option("dataset_dir", "A folder of films, or one film. Without it, the packaged film.", metavar="DIR")
+@option(
+    "output_dir",
+    "Folder of the results. Without it, 'output' in the bundle, or here for a bundle of the package.",
+    metavar="DIR",
+)
+@option("bundle_root", "Folder of a bundle, or the name of one of the package. Without it, cxr.", metavar="BUNDLE")
+@option("enabled", "'false' uses the plain network.", SWITCH)
+@option("mode", "How the canonicaliser searches: single_pass, refine or faithful.", metavar="MODE")
+@option("tta_samples", "Number of poses of the test-time augmentation.", click.IntRange(min=1), "N")
+@option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
+@option("network_weights", "Weights of the network.", metavar="FILE")
+@option("figures", "'false' draws no pictures.", SWITCH)
+@option("progress", "Show a progress bar of the optimisation.", SWITCH)
+@option("resume", "Do only the films that the results in --output_dir lack.", SWITCH)
+@option("pseudonymize_names", "Name outputs by the content of the film, not by its file name.", SWITCH)
+@option("debug", "Print the traceback of what fails.", SWITCH)
+@option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
 def segment(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> int:
     """Segment films with a bundle of MONAI.
 
     A value is taken as it is typed: a folder may be named 20240115, None or $x. A configuration that could run code which is
     not on an allow-list is refused before anything runs.
     """
-    root = default_bundle() if bundle_root is None else Path(bundle_root)
     given = {name: value for name, value in options.items() if value is not None}
+    extra = "demo"
     try:
-        _check_packages(root)
+        root = find_bundle(bundles_folder() / "cxr_lung_segmentation" if bundle_root is None else bundle_root, "segment")
+        about = _metadata(root)
+        needed = about.get("required_packages_version", {})
+        extra = next((_EXTRAS[name] for name in needed if name in _EXTRAS), extra)
+        _check_packages(needed, extra)
+        if bundles_folder().name == "_bundles" and root.resolve().is_relative_to(bundles_folder()):
+            given.setdefault("output_dir", "output")  # among installed packages is no place for results
+        if use := " ".join(str(about.get("intended_use", "")).split()):
+            terms = root / "docs" / "data_license.txt"
+            click.echo(f"{use} Terms: {terms}" if terms.is_file() else use, err=True)
         from monai_diffeo.cli.bundle import run_bundle  # imports torch
 
         status = run_bundle(root, given, trusted=bool(trust_bundle))
     except Exception as error:
         if given.get("debug"):
             traceback.print_exc()
-        raise click.ClickException(_sentence(error)) from error
+        raise click.ClickException(sentence(error, "segment", extra)) from error
     if status in _ENDS:
         click.echo(_ENDS[status], err=True)
     return status
 
 
-def _check_packages(root: Path) -> None:
-    """Refuse a bundle whose metadata names packages that are not installed."""
+def _metadata(root: Path) -> dict[str, Any]:
     file = root / "configs" / "metadata.json"
-    needed = json.loads(file.read_text(encoding="utf-8")).get("required_packages_version", {}) if file.is_file() else {}
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def _check_packages(needed: Collection[str], extra: str) -> None:
+    """Refuse a bundle that needs packages which are not installed."""
     missing = [name for name in needed if name != "monai-diffeo" and not any(metadata.distributions(name=name))]
     if missing:
         raise click.ClickException(
             f"segment: the bundle needs packages that are not installed: {missing}. "
-            'Those of our lung bundles come with: pip install "monai-diffeo[demo]"'
+            f'Those of our bundles come with: pip install "monai-diffeo[{extra}]"'
         )
-
-
-def _sentence(error: BaseException) -> str:
-    """What went wrong, in one line, without MONAI's wrapping."""
-    while type(error) is RuntimeError and error.__cause__ is not None:
-        error = error.__cause__
-    text = " ".join(line.strip() for line in str(error).splitlines()) or type(error).__name__
-    if isinstance(error, click.ClickException):
-        return error.format_message()
-    if isinstance(error, ImportError):
-        return f'segment: {text}. The packages of our lung bundles come with: pip install "monai-diffeo[demo]"'
-    return f"segment: no entry {text}" if isinstance(error, KeyError) else text

@@ -1,14 +1,14 @@
 """How far an image is from the training images, and what a deformation costs."""
 
-from monai_diffeo.energies.base import Energy
+from monai_diffeo.energies.base import Energy, FunctionEnergy
 from monai_diffeo.energies.combine import StandardizedEnergy, WeightedEnergy
 from monai_diffeo.energies.learned import CriticEnergy, ResidualDeformationEnergy, VAEEnergy
 from monai_diffeo.energies.regularizers import DeformationRegularizer, folding_penalty, smoothness
 from monai_diffeo.renamed import renamed_names
 
 __all__ = [
-    "CriticEnergy", "DeformationRegularizer", "Energy", "ResidualDeformationEnergy", "StandardizedEnergy", "VAEEnergy",
-    "WeightedEnergy", "folding_penalty", "smoothness",
+    "CriticEnergy", "DeformationRegularizer", "Energy", "FunctionEnergy", "ResidualDeformationEnergy", "StandardizedEnergy",
+    "VAEEnergy", "WeightedEnergy", "folding_penalty", "smoothness",
 ]  # fmt: skip
 
 __getattr__ = renamed_names(__name__, MotionEnergy="ResidualDeformationEnergy")

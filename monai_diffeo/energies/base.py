@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, nn
 
-__all__ = ["Energy"]
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.networks.channels import explained_channels
+
+__all__ = ["Energy", "FunctionEnergy", "as_energy"]
 
 
 class Energy(nn.Module):
@@ -13,6 +21,20 @@ class Energy(nn.Module):
     Subclasses define :meth:`forward`. An energy owns its networks. The energies of this package copy the network they are
     given and :meth:`freeze` the copy: the caller's own network is not changed and may be trained further.
     """
+
+    def __call__(self, image: Tensor) -> Tensor:
+        """:meth:`forward`, and a ShapeError if that does not give one number an image."""
+        with explained_channels(self._called(), self, image):
+            value = super().__call__(image)
+        if not isinstance(value, Tensor) or tuple(value.shape) != (len(image),):
+            actual = tuple(value.shape) if isinstance(value, Tensor) else ()
+            remedy = "Give one number an image: end with .flatten(1).mean(1), not with .mean()."
+            raise ShapeError(self._called(), "energy", f"({len(image)},), one number for each image", actual, remedy)
+        return value
+
+    def _called(self) -> str:
+        """What errors call this energy."""
+        return type(self).__name__
 
     def forward(self, image: Tensor) -> Tensor:
         """Energies, shape ``(B,)``, of images ``(B, C, *S)``."""
@@ -30,3 +52,35 @@ class Energy(nn.Module):
     def train(self, mode: bool = True) -> Energy:
         """Energies have no training mode."""
         return super().train(False)
+
+
+class FunctionEnergy(Energy):
+    """A function, or any module, that takes images ``(B, C, *S)`` to ``(B,)``, as an energy.
+
+    Args:
+        function: deterministic; of torch operations, if the energy is to be lowered by steps. A module is copied and frozen.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.function = copy.deepcopy(function) if isinstance(function, nn.Module) else function
+        self.freeze()
+
+    def _called(self) -> str:
+        return f"{getattr(self.function, '__name__', type(self.function).__name__)}()"
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.function(image)
+
+
+def as_energy(who: str, argument: str, energy: Any) -> Energy:
+    """An energy itself, or a function or module as one; a TypeError for anything else, a class for example."""
+    if isinstance(energy, Energy):
+        return energy
+    if callable(energy) and not inspect.isclass(energy):
+        return FunctionEnergy(energy)
+    expected = "of class Energy, or a function of images (B, C, *S) that gives (B,)"
+    remedy = (
+        "Create the energy first: call its class." if inspect.isclass(energy) else "Give an object, for example VAEEnergy(vae)."
+    )
+    raise TypeError(f"{who}: {argument!r} must be {expected}, got {energy!r}. {remedy}")

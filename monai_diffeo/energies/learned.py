@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import copy
 
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.energies.base import Energy
 from monai_diffeo.families import VelocityFamily
 from monai_diffeo.flow import dense_velocity
 from monai_diffeo.networks import EnergyCritic, EnergyVAE, standardize_image
+from monai_diffeo.networks.predictor import resample_image
 
 __all__ = ["CriticEnergy", "ResidualDeformationEnergy", "VAEEnergy"]
 
@@ -31,9 +31,7 @@ class VAEEnergy(Energy):
         self.freeze()
 
     def forward(self, image: Tensor) -> Tensor:
-        if tuple(image.shape[2:]) != self.vae.image_size:
-            mode = {4: "bilinear", 5: "trilinear"}[image.ndim]
-            image = F.interpolate(image, self.vae.image_size, mode=mode, align_corners=False)
+        image = resample_image(image, self.vae.image_size)
         image = standardize_image(image) if self.standardize else image
         rebuilt, mean, log_variance = self.vae(image)
         divergence = 0.5 * (mean.square() + log_variance.exp() - 1 - log_variance).sum(1)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import Deformation, exp_affine, jacobian
 from monai_diffeo.flow.grid import half_frame
 from monai_diffeo.flow.warp import _float
@@ -28,6 +30,17 @@ class Family(nn.Module):
 
     spatial_dims: int
     num_parameters: int
+
+    def __call__(self, theta: Tensor, spatial_size: Sequence[int], *args: Any, **kwargs: Any) -> Deformation:
+        """:meth:`forward`, and a ShapeError if ``theta`` or the frame is not of this family."""
+        who, length, axes = type(self).__name__, getattr(self, "num_parameters", None), getattr(self, "spatial_dims", None)
+        if length is not None and (theta.ndim != 2 or theta.shape[1] != length):
+            remedy = f"{who} takes rows of num_parameters={length}; one row alone is theta[None]."
+            raise ShapeError(who, "theta", f"(B, {length})", theta.shape, remedy)
+        if axes is not None and len(spatial_size) != axes:
+            remedy = "Give the spatial axes only, image.shape[2:]."
+            raise ShapeError(who, "spatial_size", f"of {axes} axes", tuple(spatial_size), remedy)
+        return super().__call__(theta, spatial_size, *args, **kwargs)
 
     def identity(self, batch_size: int, device: torch.device | str = "cpu", seed: int = 0) -> Tensor:
         """Parameters of the identity (or, where a family starts at random, within a hair of it), shape ``(B, P)``."""

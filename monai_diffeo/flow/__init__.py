@@ -1,5 +1,6 @@
 """The mathematics: pure functions on velocities, displacements and images."""
 
+from monai_diffeo.flow.axis_rotations import axis_rotations, mirror, rotate_axes
 from monai_diffeo.flow.bch import bch, bch_sequence, lie_bracket
 from monai_diffeo.flow.compose import compose, inverse, inverse_error, invert
 from monai_diffeo.flow.deformation import Deformation
@@ -24,10 +25,11 @@ from monai_diffeo.flow.warp import warp, warp_points
 from monai_diffeo.renamed import renamed_names
 
 __all__ = [
-    "Deformation", "affine_deformation", "bch", "bch_sequence", "nonpositive_cell_fraction", "cell_determinants", "compose",
-    "compose_sequence", "dense_velocity", "exp", "exp_affine", "exp_affine_sequence", "exp_sequence", "folding_fraction",
-    "inverse", "inverse_affine_sequence", "inverse_error", "invert", "jacobian", "jacobian_determinant", "lie_bracket",
-    "simplex_determinants", "thin_plate_slopes", "thin_plate_spline", "warp", "warp_points",
+    "Deformation", "affine_deformation", "axis_rotations", "bch", "bch_sequence", "nonpositive_cell_fraction",
+    "cell_determinants", "compose", "compose_sequence", "dense_velocity", "exp", "exp_affine", "exp_affine_sequence",
+    "exp_sequence", "folding_fraction", "inverse", "inverse_affine_sequence", "inverse_error", "invert", "jacobian",
+    "jacobian_determinant", "lie_bracket", "mirror", "rotate_axes", "simplex_determinants", "thin_plate_slopes",
+    "thin_plate_spline", "warp", "warp_points",
 ]  # fmt: skip
 
 __getattr__ = renamed_names(

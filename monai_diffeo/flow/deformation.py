@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_diffeo.flow.axis_rotations import axis_rotations, inverse_rotation, rotate_axes
 from monai_diffeo.flow.grid import centered_grid
-from monai_diffeo.flow.warp import sample
+from monai_diffeo.flow.warp import sample, sample_normalized, unit_of_sampler
 
 __all__ = ["Deformation", "crop_or_pad"]
 
@@ -55,7 +56,7 @@ class Deformation:
     def _affine(self, points: Tensor) -> Tensor:
         linear, shift = self.matrix[..., :-1], self.matrix[..., -1]
         with torch.autocast(points.device.type, enabled=False):
-            return torch.einsum("bij,bj...->bi...", linear, points) + shift.view(*shift.shape, *[1] * (points.ndim - 2))
+            return torch.baddbmm(shift[..., None], linear, points.flatten(2)).view(points.shape)
 
     def _grid(self) -> Tensor:
         size = self.residual.shape[2:]
@@ -63,15 +64,15 @@ class Deformation:
 
     def after(self, first: Deformation) -> Deformation:
         """The composition ``x -> self(first(x))``; ``warp(warp(im, a), b)`` equals one warp along ``a.after(b)``."""
-        residual = self.residual
-        where = first._affine(first._grid()) + first.residual
-        center = residual.new_tensor([(n - 1) / 2 for n in residual.shape[2:]])
-        u = sample(residual, where + center.view(-1, *[1] * (residual.ndim - 2)))
-        linear, shift = self.matrix[..., :-1], self.matrix[..., -1:]
+        residual, linear, shift = self.residual, self.matrix[..., :-1], self.matrix[..., -1:]
+        unit = unit_of_sampler(residual.shape[2:], residual)[:, None]
         with torch.autocast(residual.device.type, enabled=False):
+            scaled = Deformation(first.matrix * unit, first.residual)  # from the centre, which is the sampler's origin
+            where = torch.addcmul(scaled._affine(first._grid()).flatten(2), first.residual.flatten(2), unit)
+            u = sample_normalized(residual, where.view(first.residual.shape))
             matrix = linear @ first.matrix
             matrix = torch.cat([matrix[..., :-1], matrix[..., -1:] + shift], dim=-1)
-            return Deformation(matrix, torch.einsum("bij,bj...->bi...", linear, first.residual) + u)
+            return Deformation(matrix, torch.baddbmm(u.flatten(2), linear, first.residual.flatten(2)).view(u.shape))
 
     def ddf(self, spatial_size: Sequence[int] | None = None) -> Tensor:
         """Displacement of every voxel of the centred frame ``spatial_size``, shape ``(B, D, *S)``, voxels.
@@ -84,11 +85,50 @@ class Deformation:
         grid = whole._grid()
         return crop_or_pad(whole._affine(grid) - grid + whole.residual, size)
 
+    def resized(self, spatial_size: Sequence[int], new_size: Sequence[int]) -> Deformation:
+        """Maps of a frame of ``spatial_size`` voxels as maps of the same frame with ``new_size`` voxels, edges on edges."""
+        if tuple(spatial_size) == tuple(new_size):
+            return self
+        ratio = self.matrix.new_tensor([new / old for new, old in zip(new_size, spatial_size)])
+        have, column = self.residual.shape[2:], ratio.view(-1, *[1] * len(ratio))
+        grown = [max(new, round(n * new / old)) for n, old, new in zip(have, spatial_size, new_size)]
+        grown = [n + (n - new) % 2 for n, new in zip(grown, new_size)]  # the centre stays a centre
+        center = self.residual.new_tensor([(n - 1) / 2 for n in have]).view_as(column)
+        matrix = self.matrix * ratio[:, None] / torch.cat([ratio, ratio.new_ones(1)])
+        if all(m * old == n * new for m, n, old, new in zip(grown, have, spatial_size, new_size)):  # quicker, the same
+            mode = "bilinear" if len(have) == 2 else "trilinear"
+            return Deformation(matrix, F.interpolate(self.residual, grown, mode=mode, align_corners=False) * column)
+        where = centered_grid(grown, self.residual.device, self.residual.dtype) / column + center
+        return Deformation(matrix, sample(self.residual, where.expand(len(self.residual), -1, *grown)) * column)
+
+    def turned(self, rotation: int, back: bool = False) -> Deformation:
+        """The maps followed by a rotation of the axes, ``x -> R self(x)``, R by its number in :func:`axis_rotations`.
+
+        With ``back``, the maps after its inverse, ``x -> self(R^-1 x)``. The frame of ``x`` is then the rotated one.
+        """
+        if rotation == 0:
+            return self
+        turn = axis_rotations(self.matrix.shape[1])[rotation].to(self.matrix)
+        if back:
+            linear, shift = self.matrix[..., :-1] @ turn.T, self.matrix[..., -1:]
+            undo = inverse_rotation(len(turn))[rotation]
+            return Deformation(torch.cat([linear, shift], -1), rotate_axes(self.residual, undo))
+        return Deformation(turn @ self.matrix, torch.einsum("ij,bj...->bi...", turn, self.residual))
+
     def where(self, mask: Tensor, other: Deformation) -> Deformation:
         """Rows of ``self`` where ``mask`` (B,) is true, of ``other`` elsewhere."""
         dims = self.matrix.shape[1]
         matrix = torch.where(mask.view(-1, 1, 1), self.matrix, other.matrix)
         return Deformation(matrix, torch.where(mask.view(-1, *[1] * (dims + 1)), self.residual, other.residual))
+
+    def rows(self) -> list[Deformation]:
+        """The maps one by one, each a batch of one."""
+        return [Deformation(*row) for row in zip(self.matrix.split(1), self.residual.split(1))]
+
+    @classmethod
+    def join(cls, maps: Sequence[Deformation]) -> Deformation:
+        """One batch of several, all on grids of one size."""
+        return cls(torch.cat([some.matrix for some in maps]), torch.cat([some.residual for some in maps]))
 
     def detach(self) -> Deformation:
         """The same maps without a graph."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -10,9 +12,9 @@ from monai.config import USE_COMPILED
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow.grid import check_field, voxel_grid
+from monai_diffeo.flow.grid import centered_grid, check_field, frame_shift, voxel_grid
 
-__all__ = ["sample", "warp", "warp_points"]
+__all__ = ["resize_ddf", "sample", "warp", "warp_points"]
 
 
 def _float(tensor: Tensor) -> Tensor:
@@ -39,13 +41,23 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
     Returns:
         Shape ``(B, C, *T)``.
     """
-    scale = torch.tensor([2 / max(n - 1, 1) for n in image.shape[2:]], device=points.device, dtype=points.dtype)
-    normalized = (points * scale.view(-1, *[1] * (points.ndim - 2)) - 1).flip(1).movedim(1, -1)
+    unit = unit_of_sampler(image.shape[2:], points).view(-1, *[1] * (points.ndim - 2))
+    return sample_normalized(image, points * unit - 1, mode, padding_mode)
+
+
+def unit_of_sampler(spatial_size: Sequence[int], like: Tensor) -> Tensor:
+    """One voxel along each axis in the sampler's coordinates, in which a frame is [-1, 1]; shape ``(D,)``."""
+    return torch.tensor([2 / max(n - 1, 1) for n in spatial_size], device=like.device, dtype=like.dtype)
+
+
+def sample_normalized(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
+    """:func:`sample` at points in the sampler's coordinates, in which the image's frame is [-1, 1]."""
     with torch.autocast(image.device.type, enabled=False):
-        return F.grid_sample(image, normalized, mode=mode, padding_mode=padding_mode, align_corners=True)
+        points = points.flip(1).movedim(1, -1)
+        return F.grid_sample(image, points, mode=mode, padding_mode=padding_mode, align_corners=True)
 
 
-def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
+def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border", *, centered: bool = False) -> Tensor:
     r"""Pull an image back along a displacement: ``warp(image, ddf)(x) = image(x + ddf(x))``.
 
     Equals ``monai.networks.blocks.Warp``; where MONAI runs its compiled extension, that is called, elsewhere the same
@@ -56,9 +68,10 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
         ddf: displacement, shape ``(B, D, *S)``, voxels, component d along spatial axis d.
         mode: ``"bilinear"`` for images and probabilities, ``"nearest"`` for label maps.
         padding_mode: what lies outside the frame: ``"border"``, ``"zeros"`` or ``"reflection"``.
+        centered: allow an image on another frame than that of ``ddf``; their centres lie on each other.
 
     Returns:
-        Shape and dtype of ``image``.
+        Dtype of ``image``, and its shape or, if ``centered``, ``(B, C, *S)`` of ``ddf``.
 
     Raises:
         ShapeError: if ``ddf`` is no displacement or does not fit the image.
@@ -69,19 +82,45 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
         4.0
     """
     check_field("warp()", "ddf", ddf)
-    if image.ndim != ddf.ndim or image.shape[2:] != ddf.shape[2:] or image.shape[0] != ddf.shape[0]:
+    same = image.shape[2:] == ddf.shape[2:]
+    if image.ndim != ddf.ndim or not (same or centered) or image.shape[0] != ddf.shape[0]:
         expected = f"({ddf.shape[0]}, C, {', '.join(map(str, ddf.shape[2:]))}) as 'ddf'"
         raise ShapeError("warp()", "image", expected, image.shape, "Resize one of them, or expand the batch.")
     dtype = torch.float64 if torch.float64 in (image.dtype, ddf.dtype) else torch.float32
     values, field = image.to(dtype), ddf.to(dtype)
-    if USE_COMPILED and mode != "bicubic":
+    if USE_COMPILED and same and mode != "bicubic":
         with torch.autocast(image.device.type, enabled=False):
             moved = _monai_warp(mode, padding_mode)(values, field)
     else:
-        moved = sample(values, voxel_grid(ddf.shape[2:], ddf.device, dtype) + field, mode, padding_mode)
+        where = voxel_grid(ddf.shape[2:], ddf.device, dtype) + field
+        moved = sample(values, where if same else where + frame_shift(image.shape[2:], where), mode, padding_mode)
     if not (image.dtype.is_floating_point or mode == "nearest"):
         moved = moved.round()
     return moved.to(image.dtype)
+
+
+def resize_ddf(ddf: Tensor, size: tuple[int, ...], frame: tuple[int, ...] | None = None) -> Tensor:
+    """The same displacement for an image of ``size`` voxels over the frame to which it leads, corners on corners.
+
+    Args:
+        ddf: shape ``(B, D, *S)``, voxels.
+        size: of the image that it is to pull back.
+        frame: to which ``ddf`` leads, by default its own ``*S``, or that with its axes in another order.
+
+    Returns:
+        Shape ``(B, D, *size)``, the axes of ``size`` ordered as those of ``*S`` are in ``frame``.
+    """
+    frame, dims = tuple(ddf.shape[2:]) if frame is None else frame, ddf.ndim - 2
+    if frame == size:
+        return ddf
+    order = next(p for p in itertools.permutations(range(dims)) if tuple(frame[a] for a in p) == tuple(ddf.shape[2:]))
+    new, column = tuple(size[a] for a in order), (-1, *[1] * dims)
+    factor = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(size, frame)], device=ddf.device, dtype=ddf.dtype)
+    mode = {2: "bilinear", 3: "trilinear"}[dims]
+    if order == tuple(range(dims)):
+        return F.interpolate(ddf, size, mode=mode, align_corners=True) * factor.view(column)
+    where = F.interpolate(centered_grid(ddf.shape[2:], ddf.device, ddf.dtype) + ddf, new, mode=mode, align_corners=True)
+    return where * factor.view(column) - centered_grid(new, ddf.device, ddf.dtype)
 
 
 def warp_points(points: Tensor, ddf: Tensor) -> Tensor:

@@ -8,17 +8,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["agreement", "mean_prediction"]
+from monai_diffeo.canonicalize.answers import declared_part
+from monai_diffeo.errors import ShapeError
+
+__all__ = ["agreement", "join_predictions", "mean_prediction"]
 
 
-def mean_prediction(answers: Sequence[Any], moved: Tensor) -> Any:
-    """Mean of predictions of one structure, tensor by tensor; of integers the most frequent value, the smaller of two.
+def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Any:
+    """Mean of predictions of one structure, tensor by tensor; of integers and labels the most frequent, the smaller of two.
 
     Rows of images that were not moved, and everything that cannot be averaged, are those of the first prediction, bit for bit.
 
     Args:
         answers: tensors ``(B, ...)``, or dictionaries, lists and tuples of such.
         moved: which images were moved, shape ``(B,)``.
+        outputs: what the predictions are, see :class:`DiffeoInferer`.
+
+    Raises:
+        ShapeError: if predictions have different shapes, as lists of found objects have.
     """
     first = answers[0]
     if len(answers) == 1:
@@ -26,29 +33,55 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor) -> Any:
     if isinstance(first, Tensor):
         if first.ndim == 0 or first.shape[0] != len(moved):
             return first
-        if first.is_floating_point():
+        _check_same(answers, "Use tta_samples=1, or a network that gives a fixed number of points or boxes.")
+        if outputs == "labels":
+            mean = torch.stack(list(answers)).mode(0).values
+        elif first.is_floating_point():
             mean = torch.stack([a.float() for a in answers]).mean(0).to(first.dtype)
         else:
             mean = torch.stack([a.long() for a in answers]).mode(0).values.to(first.dtype)
         return torch.where(moved.to(first.device).view(-1, *[1] * (first.ndim - 1)), mean, first)
     if isinstance(first, Mapping):
-        return {key: mean_prediction([a[key] for a in answers], moved) for key in first}
+        return {key: mean_prediction([a[key] for a in answers], moved, declared_part(outputs, key)) for key in first}
     if isinstance(first, (list, tuple)):
-        parts = [mean_prediction(list(items), moved) for items in zip(*answers)]
+        columns = enumerate(zip(*answers))
+        parts = [mean_prediction(list(items), moved, declared_part(outputs, i)) for i, items in columns]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return first
 
 
-def agreement(answers: Sequence[Any], moved: Tensor) -> Tensor | None:
+def join_predictions(answers: Sequence[Any]) -> Any:
+    """Predictions for single images, tensors ``(1, ...)`` in any structure, as one for the batch ``(B, ...)``."""
+    first = answers[0]
+    if isinstance(first, Tensor):
+        if first.ndim:
+            _check_same(answers, "Give images one by one, or use a network that gives a fixed number of points or boxes.")
+        return torch.cat(list(answers)) if first.ndim else first
+    if isinstance(first, Mapping):
+        return {key: join_predictions([a[key] for a in answers]) for key in first}
+    if isinstance(first, (list, tuple)):
+        parts = [join_predictions(items) for items in zip(*answers)]
+        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
+    return first
+
+
+def _check_same(answers: Sequence[Tensor], remedy: str) -> None:
+    shape = tuple(answers[0].shape)
+    if odd := [answer for answer in answers if tuple(answer.shape) != shape]:
+        raise ShapeError("DiffeoInferer", "prediction", f"{shape} at every pose and for every image", odd[0].shape, remedy)
+
+
+def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Tensor | None:
     """How much predictions agree with their mean, 0 to 1, shape ``(B,)``; NaN for images that were not moved, or for which a
     prediction is not finite.
 
     For maps ``(B, K, *S)`` it is the Dice between the mask of each prediction and the mask of their mean. It is averaged over
     predictions and foreground classes. One channel is thresholded at 0, or at 0.5 if all values of that image lie in [0, 1].
     Of several channels the largest counts, and class 0 is the background. For scores ``(B, K)`` it is the share of predictions
-    that choose the class that the mean chooses. None for a single prediction or one without a tensor.
+    that choose the class that the mean chooses. The first tensor of a prediction counts that is declared neither labels, points
+    nor boxes. None for a single prediction or one without such a tensor.
     """
-    tensors = [t for t in map(first_tensor, answers) if t is not None]
+    tensors = [t for t in (first_tensor(answer, outputs) for answer in answers) if t is not None]
     if len(tensors) < 2 or tensors[0].ndim < 2:
         return None
     stack = torch.stack([t.detach().float() for t in tensors])
@@ -73,9 +106,9 @@ def _decide(scores: Tensor, threshold: Tensor) -> Tensor:
     return scores.argmax(2, keepdim=True) == classes
 
 
-def first_tensor(answer: Any) -> Tensor | None:
-    """The first tensor of floating point numbers in a prediction of any structure."""
+def first_tensor(answer: Any, outputs: Any = None) -> Tensor | None:
+    """The first tensor of floating point numbers in a prediction of any structure, without labels, points and boxes."""
     if isinstance(answer, Tensor):
-        return answer if answer.is_floating_point() else None
-    items = answer.values() if isinstance(answer, Mapping) else answer if isinstance(answer, (list, tuple)) else ()
-    return next((t for t in map(first_tensor, items) if t is not None), None)
+        return answer if answer.is_floating_point() and outputs in (None, "map", "scores") else None
+    items = answer.items() if isinstance(answer, Mapping) else enumerate(answer if isinstance(answer, (list, tuple)) else ())
+    return next((t for t in (first_tensor(part, declared_part(outputs, key)) for key, part in items) if t is not None), None)

@@ -14,10 +14,12 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
+from monai_diffeo.canonicalize.answers import check_outputs
+from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.inferers.aggregation import agreement, mean_prediction
+from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
 from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["DiffeoInferer", "DiffeoResult", "overlay_path"]
@@ -31,7 +33,8 @@ class DiffeoResult:
 
     Attributes:
         prediction: in the frame of the images, what a call of the inferer returns.
-        canonicalization: of the images, with the agreement of the predictions; None if the inferer is switched off.
+        canonicalization: of the images, with the agreement of the predictions; None if the inferer is switched off, or if the
+            canonical images of a batch have different frames.
         plain: prediction without canonicalisation, if it was asked for.
         templates: the :class:`WarpedTemplate` of each pose, if a :class:`TemplateInferer` ran.
     """
@@ -56,12 +59,17 @@ class DiffeoInferer(Inferer):
         fallback: for an image that is rejected, ``"identity"`` gives the plain prediction and ``"raise"`` stops.
         tta_samples: poses of test-time augmentation around the canonical one. Their predictions are mapped back and averaged,
             and their agreement goes into the result. 1 runs once, as published; None takes the canonicaliser's, or 1.
-        mode: ``"bilinear"`` to map scores back, ``"nearest"`` if the network gives labels.
+        mode: ``"bilinear"`` to map maps back, ``"nearest"`` if the network gives labels.
+        outputs: what the network gives: ``"map"`` (a value for every voxel, or every few), ``"labels"`` (a map of labels),
+            ``"scores"`` (not mapped), ``"points"`` ``(B, N, D)`` in voxels, or ``"boxes"`` ``(B, N, 2 * D)``, in another order
+            with its name in MONAI, ``"boxes:ccwh"``. Of a dictionary by key, ``{"class": "scores", "seg": "map"}``, of a tuple
+            or list one after another. None decides by shape between maps and scores.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
     Raises:
-        ValueError: for an unknown ``fallback`` or ``mode``.
+        ValueError: for an unknown ``fallback``, ``mode`` or ``outputs``.
+        TypeError: for a canonicaliser or an inferer that cannot be called.
 
     Example::
 
@@ -79,17 +87,22 @@ class DiffeoInferer(Inferer):
         tta_samples: int | None = None,
         mode: str = "bilinear",
         on_result: Callable[[Canonicalization], None] | None = None,
+        outputs: Any = None,
     ) -> None:
         super().__init__()
         if fallback not in ("identity", "raise"):
             raise ValueError(f"DiffeoInferer: 'fallback' must be 'identity' or 'raise', got {fallback!r}.")
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
-        if tta_samples is not None and (isinstance(tta_samples, bool) or not tta_samples >= 1 or tta_samples % 1):
-            raise ValueError(f"DiffeoInferer: 'tta_samples' must be a whole number, at least 1, got {tta_samples}.")
+        check_number("DiffeoInferer", "tta_samples", tta_samples, 1, optional=True)
         if canonicalizer is None and parse_switch(enabled):
             raise ValueError("DiffeoInferer: 'canonicalizer' is None; give one, for example load_canonicalizer(folder).")
-        self.canonicalizer, self.tta_samples = canonicalizer, tta_samples
+        if canonicalizer is not None:
+            remedy = "Load a folder with load_canonicalizer(folder)."
+            check_callable("DiffeoInferer", "canonicalizer", canonicalizer, "a Canonicalizer", remedy)
+        if inferer is not None:
+            check_callable("DiffeoInferer", "inferer", inferer, "an inferer", "Create it first, for example SimpleInferer().")
+        self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
@@ -100,6 +113,7 @@ class DiffeoInferer(Inferer):
 
         Raises:
             NumericalError: if an image is rejected and ``fallback="raise"``.
+            ShapeError: where the shape of a prediction does not say what it is, or is not that of its declaration.
         """
         return self.infer(inputs, network, *args, **kwargs).prediction
 
@@ -115,7 +129,16 @@ class DiffeoInferer(Inferer):
         if not self.enabled or self.canonicalizer is None:
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
+        check_callable("DiffeoInferer", "network", network, "a network", "Give the images first, then the network itself.")
+        may_change_frame = getattr(self.canonicalizer, "may_change_frame", None)
+        if len(inputs) > 1 and may_change_frame is not None and may_change_frame(inputs.shape[2:]):
+            return self._one_by_one(inputs, network, *args, plain=plain, **kwargs)
         found = self.canonicalizer(inputs)
+        if not isinstance(found, Canonicalization):
+            remedy = "Give a Canonicalizer, or a function that calls one."
+            raise TypeError(
+                f"DiffeoInferer: the canonicalizer must return a Canonicalization, got {type(found).__name__}. {remedy}"
+            )
         rejected = [f"image {i} of {len(found.status)}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
         if rejected and self.fallback == "raise":
             remedy = "Use fallback='identity' to get the plain prediction for it."
@@ -128,14 +151,30 @@ class DiffeoInferer(Inferer):
             poses = [found] if count == 1 else found.tta_samples(given, count)
         results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
         predictions = [result.prediction for result in results]
-        found = replace(found, agreement=agreement(predictions, found.moved))
+        found = replace(found, agreement=agreement(predictions, found.moved, self.outputs))
         if self.on_result is not None:
             self.on_result(found)
-        prediction = without = mean_prediction(predictions, found.moved)
+        prediction = without = mean_prediction(predictions, found.moved, self.outputs)
         if plain and bool(found.moved.any()):
             without = self.inferer(inputs, network, *args, **kwargs)
         templates = tuple(template for result in results for template in result.templates)
         return DiffeoResult(prediction, found, without if plain else None, templates)
+
+    def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
+        """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
+        parts = []
+        for i in range(len(inputs)):
+            condition = kwargs.get("condition")
+            own = {**kwargs, "condition": condition[i : i + 1]} if isinstance(condition, Tensor) else kwargs
+            parts.append(self.infer(inputs[i : i + 1], network, *args, **own))
+        found = [part.canonicalization for part in parts if part.canonicalization is not None]
+        same = len({tuple(result.image.shape) for result in found}) == 1
+        return DiffeoResult(
+            join_predictions([part.prediction for part in parts]),
+            Canonicalization.join(found) if same else None,
+            join_predictions([part.plain for part in parts]) if kwargs.get("plain") else None,
+            tuple(template for part in parts for template in part.templates),
+        )
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
@@ -150,7 +189,7 @@ class DiffeoInferer(Inferer):
                 kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
         result = _infer(self.inferer, image, network, *args, **kwargs)
         with torch.autocast(inputs.device.type, enabled=False):
-            return replace(result, prediction=pose.warp_back(result.prediction, self.mode))
+            return replace(result, prediction=pose.warp_back(result.prediction, self.mode, self.outputs))
 
 
 def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
@@ -164,7 +203,7 @@ def overlay_path() -> str:
     """Path of the overlay configuration that wraps the inferer of any bundle.
 
     Stack it behind the bundle's ``inference.json``; its ids ``diffeo_folder`` (a folder for :func:`load_canonicalizer`),
-    ``diffeo_mode`` and ``diffeo_enabled`` can be set on the command line::
+    ``diffeo_mode``, ``diffeo_outputs`` (see :class:`DiffeoInferer`) and ``diffeo_enabled`` can be set on the command line::
 
         python -m monai.bundle run --config_file "['configs/inference.json', '$OVERLAY']" --diffeo_folder FOLDER ...
     """

@@ -1,7 +1,7 @@
 """Networks that this package adds: the predictor, the energies' networks, spatial transformers, template transformers."""
 
 from monai_diffeo.networks.critic import EnergyCritic
-from monai_diffeo.networks.orientation import FilmOrientation, rot90_generator, rot90_image
+from monai_diffeo.networks.orientation import ImageOrientation, orient_images
 from monai_diffeo.networks.predictor import DeformationPredictor, standardize_image
 from monai_diffeo.networks.stn import (
     CNNLocalizer,
@@ -25,16 +25,17 @@ from monai_diffeo.networks.weights import load_weights, mean_weights
 from monai_diffeo.renamed import renamed_names
 
 __all__ = [
-    "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "FilmOrientation",
+    "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageOrientation",
     "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain", "SpatialTransformerLayer",
     "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights", "mean_weights",
-    "rot90_generator", "rot90_image", "standardize_image", "zero_init_last_layer_",
+    "orient_images", "standardize_image", "zero_init_last_layer_",
 ]  # fmt: skip
 
 __getattr__ = renamed_names(
     __name__,
+    FilmOrientation="ImageOrientation",
+    rot90_image="orient_images",
     start_at_identity="zero_init_last_layer_",
     tame_log_odds="compress_logits",
-    turn_generator="rot90_generator",
-    turn_image="rot90_image",
+    turn_image="orient_images",
 )

@@ -6,6 +6,8 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_diffeo.networks.predictor import check_image
+
 __all__ = ["EnergyCritic"]
 
 
@@ -20,7 +22,7 @@ class EnergyCritic(nn.Module):
         channels: number of features.
         layers: number of convolutions on the image; there is one fewer on the features.
         kernel_size: width of all kernels.
-        stride: of all convolutions on the image, 1 as published; 2 makes the critic four times faster.
+        stride: of all convolutions on the image, 1 as published; 2 makes the critic four times faster, eight times in space.
     """
 
     def __init__(
@@ -33,14 +35,18 @@ class EnergyCritic(nn.Module):
         stride: int = 1,
     ) -> None:
         super().__init__()
-        conv = Conv["conv", spatial_dims]
+        conv, self.spatial_dims, self.in_channels = Conv["conv", spatial_dims], spatial_dims, in_channels
         pad, rest = kernel_size // 2, range(layers - 1)
         self.from_image = nn.ModuleList(conv(in_channels, channels, kernel_size, stride, pad) for _ in range(layers))
         self.from_features = nn.ModuleList(conv(channels, channels, kernel_size, padding=pad) for _ in rest)
         self.score = conv(channels, 1, 1)
 
     def forward(self, image: Tensor) -> Tensor:
-        """Score of each image, shape ``(B,)``; trained to be larger for deformed images than for training images."""
+        """Score of each image, shape ``(B,)``; trained to be larger for deformed images than for training images.
+
+        Raises :class:`ShapeError` for other axes or channels.
+        """
+        check_image(self, image, self.spatial_dims, self.in_channels)
         features = torch.relu(self.from_image[0](image))
         for from_image, from_features in zip(self.from_image[1:], self.from_features):
             features = torch.relu(from_image(image) + from_features(features))

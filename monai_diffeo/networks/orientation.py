@@ -1,72 +1,91 @@
-"""A network that finds by how many quarter turns a film is rotated, and whether it is mirrored."""
+"""A network that finds how the axes of an image are rotated, and whether it is mirrored."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
+from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.flow import axis_rotations, mirror, rotate_axes
+from monai_diffeo.flow.axis_rotations import mirror_axis
 from monai_diffeo.networks.predictor import ResidualUnit, resample_image, standardize_image
 
-__all__ = ["FilmOrientation", "rot90_image", "rot90_generator"]
+__all__ = ["ImageOrientation", "orient_images"]
 
 
-def rot90_image(image: Tensor, turns: Tensor, mirrored: Tensor) -> Tensor:
-    """Mirror square images ``(B, C, N, N)`` left to right where ``mirrored`` (B,) is true, then rotate each by ``turns`` (B,)
-    times 90 degrees, counter-clockwise as ``torch.rot90``."""
-    image = torch.where(mirrored.view(-1, 1, 1, 1), image.flip(-1), image)
-    out = torch.empty_like(image)
-    for k in range(4):
-        rows = turns == k
-        out[rows] = torch.rot90(image[rows], k, (2, 3))
-    return out
+def orient_images(image: Tensor, rotation: Tensor, mirrored: Tensor) -> Tensor:
+    """Mirror square or cubic images ``(B, C, N, ..., N)`` where ``mirrored`` (B,) is true, then rotate each by the rotation of
+    its number (B,), see :func:`~monai_diffeo.flow.axis_rotations`."""
+    if len(set(image.shape[2:])) != 1:
+        raise ShapeError(
+            "orient_images()", "image", "(B, C, N, N) or (B, C, N, N, N)", image.shape, "Resample it to such a frame."
+        )
+    rows = [mirror(row) if flip else row for row, flip in zip(image.split(1), mirrored.tolist())]
+    return torch.cat([rotate_axes(row, index) for row, index in zip(rows, rotation.tolist())])
 
 
-def rot90_generator(turns: Tensor) -> Tensor:
-    """Affine generators ``(B, 2, 3)`` of the flows that undo a rotation of square images by ``turns`` (B,) times 90 degrees."""
-    angle = turns.float() * (-math.pi / 2)
-    generator = torch.zeros(len(turns), 2, 3, device=turns.device)
-    generator[:, 0, 1], generator[:, 1, 0] = angle, -angle
-    return generator
+@lru_cache(maxsize=4)
+def _products(spatial_dims: int) -> Tensor:
+    """For an image of class g that is shown as h, its class then: entry ``[h, g]``; classes are ``mirrored * R + rotation``."""
+    rotations, flip = axis_rotations(spatial_dims), torch.ones(spatial_dims)
+    flip[mirror_axis(spatial_dims)] = -1
+    maps = torch.cat([rotations, torch.diag(flip) @ rotations])
+    products = torch.einsum("gij,hjk->hgik", maps, maps)
+    return (products[:, :, None] - maps).abs().sum((3, 4)).argmin(2)
 
 
-class FilmOrientation(nn.Module):
-    """Scores of the eight orientations of a square film.
+class ImageOrientation(nn.Module):
+    """Scores of the orientations of an image: mirrored or not, times 4 rotations in 2D or 24 in 3D.
+
+    Images of any frame are resampled to a square or a cube, where every rotation is exact.
 
     Args:
+        spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        image_size: to which images are resampled, (N, N).
+        image_size: to which images are resampled, one number an axis, all equal; None is 64 in 2D and 32 in 3D.
         channels: width after each halving.
+
+    Raises:
+        ValueError: if the numbers of ``image_size`` differ.
     """
 
     def __init__(
-        self, in_channels: int = 1, image_size: Sequence[int] = (64, 64), channels: Sequence[int] = (16, 32, 64)
+        self,
+        spatial_dims: int = 2,
+        in_channels: int = 1,
+        image_size: Sequence[int] | None = None,
+        channels: Sequence[int] = (16, 32, 64),
     ) -> None:
         super().__init__()
-        self.image_size = tuple(image_size)
+        size = (64 if spatial_dims == 2 else 32,) * spatial_dims if image_size is None else tuple(image_size)
+        if len(size) != spatial_dims or len(set(size)) != 1:
+            raise ValueError(f"ImageOrientation: 'image_size' must be {spatial_dims} equal numbers, got {size}.")
+        self.spatial_dims, self.image_size, self.num_rotations = spatial_dims, size, len(axis_rotations(spatial_dims))
         widths = [in_channels, *channels]
-        self.features = nn.Sequential(*(ResidualUnit(2, a, b) for a, b in zip(widths, widths[1:])))
-        positions = math.prod(math.ceil(n / 2 ** len(channels)) for n in image_size)
-        self.squeeze = nn.Sequential(nn.Conv2d(channels[-1], 16, 1), nn.SiLU())
-        self.head = nn.Sequential(nn.Linear(16 * positions, 64), nn.SiLU(), nn.Linear(64, 8))
+        self.features = nn.Sequential(*(ResidualUnit(spatial_dims, a, b) for a, b in zip(widths, widths[1:])))
+        positions = math.prod(math.ceil(n / 2 ** len(channels)) for n in size)
+        self.squeeze = nn.Sequential(Conv["conv", spatial_dims](channels[-1], 16, 1), nn.SiLU())
+        self.head = nn.Sequential(nn.Linear(16 * positions, 64), nn.SiLU(), nn.Linear(64, 2 * self.num_rotations))
 
     def forward(self, image: Tensor) -> Tensor:
-        """Scores ``(B, 2, 4)``: mirrored or not (0 = not), and the number of quarter turns."""
+        """Scores ``(B, 2, R)``: mirrored or not (0 = not), and the number of the rotation."""
         image = standardize_image(resample_image(image.float(), self.image_size))
-        return self.head(self.squeeze(self.features(image)).flatten(1)).view(-1, 2, 4)
+        return self.head(self.squeeze(self.features(image)).flatten(1)).view(-1, 2, self.num_rotations)
 
     def probabilities(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Probability of each number of quarter turns ``(B, 4)``, and that the film is mirrored ``(B,)``.
+        """Probability of each rotation ``(B, R)``, and that the image is mirrored ``(B,)``.
 
-        The log-probabilities of the film in all eight orientations are averaged. So the answers on a rotated film are those on
-        the film, rotated.
+        The log-probabilities of the image in all its orientations are averaged. So the answers on a rotated image are those on
+        the image, rotated.
         """
-        total, backwards = image.new_zeros(len(image), 2, 4), [0, 3, 2, 1]  # a mirrored film turns the other way round
-        for k in range(4):
-            scores = self(torch.rot90(image, k, (2, 3))).flatten(1).log_softmax(1).view(-1, 2, 4)
-            mirrored = self(torch.rot90(image.flip(-1), k, (2, 3))).flatten(1).log_softmax(1).view(-1, 2, 4)
-            total = total + scores.roll(-k, 2) + mirrored.roll(-k, 2).flip(1)[:, :, backwards]
-        joint = (total / 8).flatten(1).softmax(1).view(-1, 2, 4)
+        classes, totals = _products(self.spatial_dims).to(image.device), []
+        for row in resample_image(image.float(), self.image_size).split(1):  # one by one, so that a batch changes no rounding
+            shown = torch.cat([rotate_axes(each, k) for each in (row, mirror(row)) for k in range(self.num_rotations)])
+            totals.append(self(shown).flatten(1).log_softmax(1).gather(1, classes).mean(0))
+        joint = torch.stack(totals).softmax(1).view(-1, 2, self.num_rotations)
         return joint.sum(1), joint[:, 1].sum(1)

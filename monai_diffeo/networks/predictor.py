@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_diffeo.errors import ShapeError
+
 __all__ = ["DeformationPredictor", "standardize_image"]
 
 
@@ -21,12 +23,25 @@ def standardize_image(image: Tensor) -> Tensor:
     return (image - mean) / torch.maximum(std, 1e-6 + 1e-4 * mean.abs())  # a spread of rounding errors is none
 
 
-def resample_image(image: Tensor, spatial_size: tuple[int, ...]) -> Tensor:
-    """Images ``(B, C, *S)`` on another grid over the same frame; linear, in the plane with antialiasing."""
-    if tuple(image.shape[2:]) == spatial_size:
+def resample_image(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
+    """Images ``(B, C, *S)`` on another grid over the same frame, edges on edges; linear, with antialiasing.
+
+    In space an axis that loses voxels is averaged over blocks, and then all axes are interpolated.
+    """
+    if tuple(image.shape[2:]) == tuple(spatial_size):
         return image
-    options = {"mode": "bilinear", "antialias": True} if image.ndim == 4 else {"mode": "trilinear"}
-    return F.interpolate(image, spatial_size, align_corners=False, **options)
+    if image.ndim == 4:
+        return F.interpolate(image, spatial_size, mode="bilinear", align_corners=False, antialias=True)
+    image = F.adaptive_avg_pool3d(image, [min(n, m) for n, m in zip(image.shape[2:], spatial_size)])
+    return F.interpolate(image, spatial_size, mode="trilinear", align_corners=False)
+
+
+def check_image(network: nn.Module, image: Tensor, dims: int, channels: int, size: tuple[int, ...] = ()) -> None:
+    """Raise :class:`ShapeError` unless ``image`` has the axes and channels of a network, and its ``size`` if one is given."""
+    if image.ndim != dims + 2 or image.shape[1] != channels or (size and tuple(image.shape[2:]) != size):
+        axes = ", ".join(map(str, size or "HWD"[:dims]))
+        remedy = "Build the network for such images, or bring the images to its axes, channels and size."
+        raise ShapeError(type(network).__name__, "image", f"(B, {channels}, {axes})", image.shape, remedy)
 
 
 class ResidualUnit(nn.Module):
@@ -68,6 +83,7 @@ class DeformationPredictor(nn.Module):
         output_scale: float = 0.1,
     ) -> None:
         super().__init__()
+        self.spatial_dims, self.in_channels = spatial_dims, in_channels
         self.image_size, self.output_scale = tuple(image_size), output_scale
         widths = [in_channels, *channels]
         self.features = nn.Sequential(*(ResidualUnit(spatial_dims, a, b) for a, b in zip(widths, widths[1:])))
@@ -83,8 +99,10 @@ class DeformationPredictor(nn.Module):
         """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose.
 
         Computed in the precision of the weights. Rounding depends on the batch and grows from iteration to iteration; with
-        ``double()`` weights it stays so small that a batch gives what its images give one by one.
+        ``double()`` weights it stays so small that a batch gives what its images give one by one. Raises :class:`ShapeError`
+        for other axes or channels.
         """
+        check_image(self, image, self.spatial_dims, self.in_channels)
         dtype, image = image.dtype, image.to(next(self.parameters()).dtype)
         image = standardize_image(resample_image(image, self.image_size))
         theta = self.head(self.squeeze(self.features(image)).flatten(1)) * self.output_scale

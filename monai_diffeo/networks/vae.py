@@ -8,6 +8,8 @@ import torch
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
+from monai_diffeo.networks.predictor import check_image
+
 __all__ = ["EnergyVAE"]
 
 
@@ -17,7 +19,7 @@ class EnergyVAE(nn.Module):
     Args:
         spatial_dims: 2 or 3.
         in_channels: channels of the image.
-        image_size: size of the image; every axis divisible by ``2 ** len(channels)``.
+        image_size: size of the image, at least ``2 ** len(channels)`` along every axis; an odd size is halved downwards.
         channels: number of features after each halving; the paper has six.
         latent: size of the latent vector.
     """
@@ -31,22 +33,27 @@ class EnergyVAE(nn.Module):
         latent: int = 128,
     ) -> None:
         super().__init__()
-        factor = 2 ** len(channels)
-        if any(n % factor for n in image_size):
-            remedy = "Resize, or use fewer channels."
-            raise ValueError(f"EnergyVAE: image_size must be divisible by {factor}, got {tuple(image_size)}. {remedy}")
+        if min(image_size) < 2 ** len(channels) or len(image_size) != spatial_dims:
+            expected = f"image_size must have {spatial_dims} axes of at least {2 ** len(channels)}"
+            raise ValueError(f"EnergyVAE: {expected}, got {tuple(image_size)}. Resize, or use fewer channels.")
         conv, transposed = Conv["conv", spatial_dims], Conv["convtrans", spatial_dims]
-        self.image_size, self.bottom = tuple(image_size), (channels[-1], *[n // factor for n in image_size])
+        self.spatial_dims, self.in_channels, self.image_size = spatial_dims, in_channels, tuple(image_size)
+        self.bottom = (channels[-1], *[n >> len(channels) for n in image_size])
         widths = [in_channels, *channels]
+        odd = [tuple(n >> k & 1 for n in image_size) for k in range(len(channels))]  # what halving drops comes back
         down = [nn.Sequential(conv(a, b, 4, stride=2, padding=1), nn.LeakyReLU(0.2)) for a, b in zip(widths, widths[1:])]
-        up = [nn.Sequential(nn.LeakyReLU(0.2), transposed(b, a, 4, stride=2, padding=1)) for a, b in zip(widths, widths[1:])]
+        up = [
+            nn.Sequential(nn.LeakyReLU(0.2), transposed(b, a, 4, stride=2, padding=1, output_padding=rest))
+            for a, b, rest in zip(widths, widths[1:], odd)
+        ]
         size = int(torch.tensor(self.bottom).prod())
         self.down, self.up = nn.Sequential(*down), nn.Sequential(*reversed(up))
         self.to_mean, self.to_log_variance = nn.Linear(size, latent), nn.Linear(size, latent)
         self.from_latent = nn.Linear(latent, size)
 
     def encode(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and log-variance of the latent vector, each ``(B, latent)``."""
+        """Mean and log-variance of the latent vector, each ``(B, latent)``; :class:`ShapeError` for images of another shape."""
+        check_image(self, image, self.spatial_dims, self.in_channels, self.image_size)
         features = self.down(image).flatten(1)
         return self.to_mean(features), self.to_log_variance(features).clamp(-12, 8)
 

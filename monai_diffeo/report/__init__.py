@@ -12,11 +12,12 @@ from monai_diffeo.report.record import FAILED, SCHEMA, SWITCHED_OFF, failure_rec
 from monai_diffeo.report.reporter import FilmReporter
 from monai_diffeo.report.run_folder import FolderInUseError, RunFolder
 from monai_diffeo.report.sides import PatientSides, patient_sides
+from monai_diffeo.report.volumes import VolumeReporter
 from monai_diffeo.report.writer import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTHING_WRITTEN, ReportWriter
 
 __all__ = ["ALL_WRITTEN", "Anatomy", "FAILED", "FINISHED_WITH_FAILURES", "FilmReporter", "FolderInUseError", "NOTHING_WRITTEN"]
 __all__ += ["Part", "PatientSides", "ReportWriter", "RunFolder", "SCHEMA", "SWITCHED_OFF", "failure_record", "film_figure"]
-__all__ += ["film_record", "patient_sides", "sha256_of", "versions"]
+__all__ += ["VolumeReporter", "film_record", "patient_sides", "sha256_of", "versions"]
 
 __getattr__ = renamed_names(
     __name__,

@@ -202,11 +202,7 @@ class FilmReporter:
         labels = np.asarray(convert_to_numpy(output["pred"]))
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
         sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
-        names = [_below(name, self.output_dir) for name in masks]
-        fields: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
-        fields["settings"] = self.settings_sha256
-        fields |= {"mask": names[0] if len(names) == 1 else names, "figure": figure and _below(figure, self.output_dir)}
-        fields |= {"areas": self.anatomy.areas(mask, sides)}
+        fields = self._fields(masks, figure) | {"areas": self.anatomy.areas(mask, sides)}
         record = film_record(self._name(path), sha256_or_none(path), result.canonicalization, 0, seconds, **fields)
         empty = "" if mask.any() else "the mask is empty"
         notes = joined_notes(_meta(batch["film"], "film_notes", ""), record["notes"] or "", empty)
@@ -220,6 +216,13 @@ class FilmReporter:
                 record["notes"] = joined_notes(record["notes"] or "", f"no picture: {type(error).__name__}")
         self.writer.write(record)
         self.folder.wrote(masks if record["figure"] is None or figure is None else [*masks, figure])
+
+    def _fields(self, masks: Sequence[Path], figure: Path | None) -> dict[str, Any]:
+        """Fields of a record that do not depend on what was found."""
+        names = [_below(name, self.output_dir) for name in masks]
+        fields: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
+        fields["settings"] = self.settings_sha256
+        return fields | {"mask": names[0] if len(names) == 1 else names, "figure": figure and _below(figure, self.output_dir)}
 
     def _run_folder(self) -> RunFolder:
         try:

@@ -1,9 +1,9 @@
 """How each network of a bundle is trained: steps for MONAI's ``SupervisedTrainer``."""
 
+from monai_diffeo.training.answers import AddAnswerd, answer_activation
 from monai_diffeo.training.boundary import boundary_distance
 from monai_diffeo.training.iteration import LossCurve, TrainingIteration
 from monai_diffeo.training.steps import (
-    AddAnswerd,
     ClassificationStep,
     CriticStep,
     OrientationStep,
@@ -15,5 +15,5 @@ from monai_diffeo.training.templates import TemplateStep
 
 __all__ = [
     "AddAnswerd", "ClassificationStep", "CriticStep", "LossCurve", "OrientationStep", "PredictorStep", "SegmentationStep",
-    "TemplateStep", "TrainingIteration", "VAEStep", "boundary_distance",
+    "TemplateStep", "TrainingIteration", "VAEStep", "answer_activation", "boundary_distance",
 ]  # fmt: skip

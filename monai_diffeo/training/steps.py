@@ -5,22 +5,30 @@ Each step is a callable ``(network, batch) -> losses by name``; the sum of the l
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from monai.losses import DiceCELoss
-from monai.transforms import MapTransform
 from torch import Tensor, nn
 
-from monai_diffeo.augmentation import random_intensity, random_strength_tps, random_training_deformation, varied_films
+from monai_diffeo.augmentation import (
+    random_intensity,
+    random_strength_tps,
+    random_training_deformation,
+    value_range,
+    varied_films,
+)
+from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family
-from monai_diffeo.flow import compose, warp
-from monai_diffeo.networks import rot90_image, standardize_image
+from monai_diffeo.flow import axis_rotations, compose, warp
+from monai_diffeo.networks import orient_images, standardize_image
+from monai_diffeo.networks.predictor import resample_image
 from monai_diffeo.renamed import renamed_arguments
+from monai_diffeo.training.answers import Activation, answer_loss, frozen_copy, network_answer, soft_dice_loss
 
-__all__ = ["AddAnswerd", "ClassificationStep", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep"]
+__all__ = ["ClassificationStep", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep"]
 
 Losses = Mapping[str, Tensor]
 
@@ -68,7 +76,9 @@ class ClassificationStep:
 
 
 class VAEStep:
-    """Squared error plus ``beta`` times the Kullback-Leibler divergence: sums over a film, means over the batch.
+    """Squared error plus ``beta`` times the Kullback-Leibler divergence: sums over an image, means over the batch.
+
+    Images ``(B, C, *S)``, of 2 or 3 axes, are first resampled to the size of the network.
 
     Args:
         beta: weight of the divergence, 1 as published.
@@ -80,7 +90,7 @@ class VAEStep:
         self.beta, self.intensity, self.generator = beta, intensity, torch.Generator().manual_seed(seed)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        image = batch["image"]
+        image = resample_image(batch["image"], getattr(network, "image_size", batch["image"].shape[2:]))
         if self.intensity:
             image = standardize_image(random_intensity(image.cpu(), self.generator, self.intensity).to(image))
         rebuilt, mean, log_variance = network(image)
@@ -90,7 +100,9 @@ class VAEStep:
 
 
 class CriticStep:
-    """Wasserstein loss with gradient penalty: the score falls on films and rises on the same films deformed.
+    """Wasserstein loss with gradient penalty: the score falls on images and rises on the same images deformed.
+
+    Images are ``(B, C, *S)``, of 2 or 3 axes.
 
     Args:
         penalty: weight of the gradient penalty.
@@ -106,10 +118,10 @@ class CriticStep:
         real = random_intensity(batch["image"].cpu(), self.generator, self.intensity).to(batch["image"])
         size = tuple(real.shape[2:])
         ddf = random_training_deformation(len(real), size, self.generator, identity_share=0.0, framing_share=0.0).to(real)
-        fake = warp(real, ddf, padding_mode="zeros")
+        fake = _black_outside(real, ddf)
         if self.intensity:
             real, fake = standardize_image(real), standardize_image(fake)
-        mix = torch.rand(len(real), 1, 1, 1, generator=self.generator).to(real)
+        mix = torch.rand(len(real), *[1] * (real.ndim - 1), generator=self.generator).to(real)
         between = (mix * real + (1 - mix) * fake).requires_grad_()
         (slope,) = torch.autograd.grad(network(between).sum(), between, create_graph=True)
         penalty = (torch.linalg.vector_norm(slope.flatten(1), dim=1) - 1).square().mean()
@@ -117,50 +129,58 @@ class CriticStep:
 
 
 class OrientationStep:
-    """Cross entropy of a :class:`FilmOrientation` on films that were deformed, mirrored and turned; no labels are used.
+    """Cross entropy of an :class:`ImageOrientation` on images that were deformed, mirrored and rotated; no labels are used.
 
-    The class of a film is ``4 * mirrored + turns``, turns in steps of 90 degrees, counter-clockwise, after the mirroring.
+    The class of an image is ``R * mirrored + rotation``, one of the R = 4 or 24 :func:`~monai_diffeo.flow.axis_rotations`,
+    after the mirroring. Images ``(B, C, *S)`` of any frame are resampled to a square or a cube, where rotations are exact.
 
     Args:
-        working_size: (N, N), size at which the step computes.
+        working_size: size at which the step computes, all axes equal; None takes the network's ``image_size``.
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
     """
 
-    def __init__(self, working_size: Sequence[int] = (64, 64), intensity: float = 1.0, seed: int = 0) -> None:
-        self.working_size, self.intensity = tuple(working_size), intensity
+    def __init__(self, working_size: Sequence[int] | None = None, intensity: float = 1.0, seed: int = 0) -> None:
+        self.working_size, self.intensity = working_size, intensity
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
-        image = F.interpolate(batch["image"], self.working_size, mode="area")
-        g = random_training_deformation(len(image), self.working_size, self.generator, angle=30.0).to(image)
-        outside = "zeros" if torch.rand((), generator=self.generator) < 0.7 else "border"
-        shown = warp(random_intensity(image.cpu(), self.generator, self.intensity).to(image), g, padding_mode=outside)
-        turns, mirrored = (torch.randint(n, (len(image),), generator=self.generator).to(image.device) for n in (4, 2))
-        scores = network(rot90_image(shown, turns, mirrored.bool()))
-        return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * 4 + turns)}
+        size = tuple(self.working_size or cast(Sequence[int], network.image_size))
+        image = F.interpolate(batch["image"], size, mode="area")
+        g = random_training_deformation(len(image), size, self.generator, angle=30.0).to(image)
+        shown = _varied(image, g, self.generator, self.intensity)
+        among = (len(axis_rotations(len(size))), 2)
+        turns, mirrored = (torch.randint(n, (len(image),), generator=self.generator).to(image.device) for n in among)
+        scores = network(orient_images(shown, turns, mirrored.bool()))
+        return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * among[0] + turns)}
 
 
 class PredictorStep:
     """Train a predictor to undo random deformations, in iterations that compose; no labels are used.
 
-    A film ``x`` is deformed by a random ``g`` and its grey values are varied. Each iteration predicts what is left to undo.
-    The losses look at the whole map, ``g`` after the deformation found so far, which should be the identity: the length of
-    its displacement in voxels of a 128 frame (``grid``), the squared error of the standardised film moved by it (``image``),
-    the soft Dice loss of the answer on ``x`` moved by it (``overlap``), the soft Dice loss and cross entropy of the answer on
-    the canonicalised film against that moved answer (``answer``), and the squared parameters (``smooth``).
+    An image ``x`` ``(B, C, *S)``, of 2 or 3 axes, is deformed by a random ``g`` and its values are varied. Each iteration
+    predicts what is left to undo. The losses look at the whole map, ``g`` after the deformation found so far, which should be
+    the identity: the length of its displacement where every axis counts 128 voxels (``grid``), the squared error of the
+    standardised image moved by it (``image``), the soft Dice loss of the answer on ``x`` moved by it (``overlap``), the soft
+    Dice loss and cross entropy of the answer on the canonicalised image against that moved answer (``answer``), and the squared
+    parameters (``smooth``).
 
     Args:
         family: of the deformations whose parameters the predictor gives.
         network: the network under test, for the term ``answer``, with its weights; None leaves the term out. A copy is taken,
             put into eval mode and frozen.
-        activation: from the network's output to probabilities.
+        activation: from the network's output to probabilities, as for :func:`answer_activation`; ``"softmax"`` also counts
+            the cross entropy over classes. None is the sigmoid of one channel.
         iterations: number of iterations; each starts from the detached result of the one before, and all count equally.
         weights: of the terms above; those left out keep their defaults. ``overlap`` and ``answer`` need ``batch["answer"]``.
-        working_size: size at which the step computes; None takes the films' own.
+        working_size: size at which the step computes; None takes the images' own.
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
         deformation: ``(B, S, generator) -> ddf`` that draws ``g``.
+
+    Raises:
+        ShapeError: on call, if the network's answer is no map on the frame, or has other channels than ``batch["answer"]``.
+        ValueError: on call, if ``batch["answer"]`` or the name of an activation is missing.
     """
 
     @renamed_arguments(passes="iterations")
@@ -168,7 +188,7 @@ class PredictorStep:
         self,
         family: Family,
         network: nn.Module | None = None,
-        activation: Callable[[Tensor], Tensor] = torch.sigmoid,
+        activation: Activation | None = None,
         iterations: int = 2,
         weights: Mapping[str, float] | None = None,
         working_size: Sequence[int] | None = None,
@@ -177,7 +197,7 @@ class PredictorStep:
         deformation: Callable[[int, tuple[int, ...], torch.Generator], Tensor] = random_training_deformation,
     ) -> None:
         self.family, self.activation, self.iterations, self.intensity = family, activation, iterations, intensity
-        self.deformation, self.network = deformation, None if network is None else _frozen_copy(network)
+        self.deformation, self.network = deformation, None if network is None else frozen_copy(network)
         self.weights = {"grid": 0.02, "image": 0.5, "overlap": 1.0, "answer": 1.0, "smooth": 0.02}
         if iterations < 1 or set(weights or {}) - set(self.weights):
             expected = f"'iterations' must be at least 1 and 'weights' may name {', '.join(self.weights)}"
@@ -187,7 +207,8 @@ class PredictorStep:
         self.generator = torch.Generator().manual_seed(seed)
 
     def _losses(self, film: Tensor, shown: Tensor, g: Tensor, ddf: Tensor, theta: Tensor, answer: Tensor | None) -> Losses:
-        whole, voxel = compose(g, ddf), 128 / film.shape[-1]
+        whole = compose(g, ddf)
+        voxel = torch.tensor([128 / n for n in film.shape[2:]]).to(whole).view(-1, *[1] * (film.ndim - 2))
         losses = {
             "grid": ((whole * voxel).square().sum(1) + 1).sqrt().mean() - 1,
             "image": (warp(film, whole) - film).square().mean(),
@@ -195,12 +216,14 @@ class PredictorStep:
         }
         if answer is not None:
             wanted = warp(answer, whole)
-            losses["overlap"] = _soft_dice_loss(wanted, answer)
+            losses["overlap"] = soft_dice_loss(wanted, answer)
             if self.network is not None:
-                given = self.activation(self.network(warp(shown, ddf)))
-                bounded = given.clamp(1e-4, 1 - 1e-4)  # torch's own entropy refuses NaN before the iteration can say where
-                entropy = -(wanted * bounded.log() + (1 - wanted) * (1 - bounded).log()).mean()
-                losses["answer"] = _soft_dice_loss(given, wanted) + entropy
+                seen = warp(shown, ddf)
+                given = network_answer("PredictorStep", self.network(seen), seen, self.activation)
+                if given.shape != wanted.shape:
+                    remedy = "Let AddAnswerd and PredictorStep have the same network and activation."
+                    raise ShapeError("PredictorStep", "answer", str(tuple(given.shape)), wanted.shape, remedy)
+                losses["answer"] = answer_loss(given, wanted, self.activation)
         return {name: self.weights[name] * value for name, value in losses.items()}
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
@@ -212,8 +235,7 @@ class PredictorStep:
             answer = None if answer is None else F.interpolate(answer, self.working_size, mode="area")
         size = tuple(image.shape[2:])
         g = self.deformation(len(image), size, self.generator).to(image)
-        outside = "zeros" if torch.rand((), generator=self.generator) < 0.7 else "border"
-        shown = warp(random_intensity(image.cpu(), self.generator, self.intensity).to(image), g, padding_mode=outside)
+        shown = _varied(image, g, self.generator, self.intensity)
         film = standardize_image(image)
         total: dict[str, Tensor] = {}
         done = None
@@ -228,31 +250,14 @@ class PredictorStep:
         return total
 
 
-class AddAnswerd(MapTransform):
-    """Put the answer of a network on ``image`` ``(C, *S)`` under ``answer``, as probabilities; no label is needed.
-
-    Args:
-        network: the network under test, with its weights. A copy is taken, put into eval mode and frozen.
-        activation: from its output to probabilities.
-    """
-
-    def __init__(self, network: nn.Module, activation: Callable[[Tensor], Tensor] = torch.sigmoid) -> None:
-        super().__init__("image")
-        self.network, self.activation = _frozen_copy(network), activation
-
-    def __call__(self, data: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        with torch.no_grad():
-            answer = self.activation(self.network(torch.as_tensor(data["image"])[None]))[0]
-        return {**data, "answer": answer}
+def _varied(image: Tensor, g: Tensor, generator: torch.Generator, intensity: float) -> Tensor:
+    """Images of varied values, deformed by ``g``; seven batches in ten are black outside their frame."""
+    black = torch.rand((), generator=generator) < 0.7
+    image = random_intensity(image.cpu(), generator, intensity).to(image)
+    return _black_outside(image, g) if black else warp(image, g)
 
 
-def _frozen_copy(network: nn.Module) -> nn.Module:
-    """The caller's network stays in its mode and trainable."""
-    return copy.deepcopy(network).eval().requires_grad_(False)
-
-
-def _soft_dice_loss(probability: Tensor, wanted: Tensor) -> Tensor:
-    """One minus the soft Dice of each image and channel, averaged."""
-    axes = tuple(range(2, probability.ndim))
-    overlap = (probability * wanted).sum(axes)
-    return 1 - ((2 * overlap + 1) / (probability.sum(axes) + wanted.sum(axes) + 1)).mean()
+def _black_outside(image: Tensor, ddf: Tensor) -> Tensor:
+    """Images warped, with the black of each channel outside the frame."""
+    black = value_range(image)[0]
+    return warp(image - black, ddf, padding_mode="zeros") + black

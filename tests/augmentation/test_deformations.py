@@ -138,3 +138,32 @@ def test_homographies_move_the_corners_as_drawn_and_keep_lines_straight():
     assert (along[:, 0] * chord[:, 1] - along[:, 1] * chord[:, 0]).abs().max() / 48 <= 1e-2
     assert (line.diff(n=2).abs().max()) > 1e-3  # straight, though not evenly spaced: a true perspective
     assert folding_fraction(ddf).max() == 0
+
+
+def test_in_space_the_control_points_are_turned_about_all_axes():
+    """Angle only: 0.9 R p at the 27 points, R a rotation by 30 degrees at most about an axis of any direction."""
+    ddf = tps_protocol(40, (21, 21, 21), seeded(), jitter=0.0)
+    axis = torch.tensor([-0.3, 0.0, 0.3])
+    p = torch.cartesian_prod(axis, axis, axis)
+    landed = warp_points(((p + 0.5) * 20).expand(40, -1, -1), ddf) / 20 - 0.5
+    rotation = torch.linalg.lstsq(0.9 * p.expand(40, -1, -1), landed).solution.mT
+    assert_close(landed, 0.9 * p @ rotation.mT, atol=1e-4, rtol=0)
+    assert_close(rotation @ rotation.mT, torch.eye(3).expand(40, 3, 3), atol=1e-4, rtol=0)
+    assert_close(torch.linalg.det(rotation), torch.ones(40), atol=1e-4, rtol=0)
+    degrees = torch.rad2deg(torch.arccos((rotation.diagonal(dim1=1, dim2=2).sum(1) - 1) / 2))
+    assert 25 < degrees.max() <= 30.1 and degrees.min() < 5 and 10 < degrees.mean() < 20
+    skew = (rotation - rotation.mT)[:, [1, 0, 0], [2, 2, 1]]
+    assert (skew.square().mean(0) > 0.15 * skew.square().mean(0).sum()).all()  # no axis is left out
+
+
+@pytest.mark.parametrize("size", [(16, 16, 16), (24, 12, 17)])
+def test_splines_in_space_fold_where_jitter_is_large_and_never_if_asked(size):
+    settings = {"angle": 45.0, "jitter": 0.2}
+    assert folding_fraction(tps_protocol(8, size, seeded(), **settings)).max() > 0
+    ddf = tps_protocol(8, size, seeded(), **settings, fold_free=True)
+    assert folding_fraction(ddf).max() == 0 and ddf.shape == (8, 3, *size) and ddf.flatten(1).abs().amax(1).min() > 1
+
+
+def test_splines_of_the_plane_stay_those_that_trained_the_bundles():
+    ddf = tps_protocol(3, (32, 40), seeded(0), fold_free=True, angle=45.0, jitter=0.15)
+    assert ddf.double().abs().sum().item() == pytest.approx(23948.85, rel=1e-4)

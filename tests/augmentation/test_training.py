@@ -159,3 +159,48 @@ def test_films_are_varied_in_order_and_only_as_asked(monkeypatch):
     )
     with pytest.raises(ValueError, match="'framing_share' = 0.3 needs a 'strength'"):
         varied_films(image, mask, seeded(), framing_share=0.3)
+
+
+@pytest.mark.parametrize("size", [(12, 12, 12), (10, 8, 26)])
+def test_training_deformations_of_volumes_are_seeded_never_fold_and_leave_some_as_they_are(size):
+    def sample(seed, **more):
+        return random_training_deformation(60, size, seeded(seed), **more)
+
+    ddf = sample(0, identity_share=0.3)
+    assert ddf.shape == (60, 3, *size) and torch.equal(ddf, sample(0, identity_share=0.3))
+    still = (ddf == 0).flatten(1).all(1)
+    assert 0.15 < still.float().mean() < 0.45
+    moved = sample(1, identity_share=0.0)
+    assert not (moved == 0).flatten(1).all(1).any() and folding_fraction(moved).max() == 0
+    relative = moved / torch.tensor([n / 2 for n in size]).view(3, 1, 1, 1)
+    assert (relative.square().mean((0, 2, 3, 4)).sqrt() > 0.1).all()  # along every axis, a tenth of half the frame
+
+
+def test_maps_of_volumes_are_drawn_on_few_points_and_show_the_same_at_any_size():
+    small, large = (random_training_deformation(4, (n, 24, 24), seeded(3)) for n in (24, 47))
+    assert_close(large[:, 1:, ::2], small[:, 1:], atol=1e-4, rtol=0)
+    assert_close(large[:, 0, ::2], small[:, 0] * 2, atol=1e-4, rtol=0)
+
+
+def test_a_displacement_is_halved_until_it_no_longer_folds_and_others_are_left():
+    folded, other = stretched(1, -3.0), stretched(1, 0.4)  # determinants of -2, -0.5 and then 0.25 along each axis
+    found = training._halved_until_fold_free(torch.cat([torch.cat([folded[:, :1], folded[:, :1] * 0], 1), other]))
+    assert_close(found[:1, :1], folded[:, :1] / 4)
+    assert torch.equal(found[1:], other)
+
+
+def test_frames_of_volumes_change_along_each_axis_by_itself():
+    size = (5, 7, 9)
+    ddf = random_framing(200, size, seeded())
+    for axis, n in enumerate(size):
+        line = ddf[:, axis].movedim(1 + axis, -1)
+        assert_close(line, line[:, :1, :1].expand_as(line))
+        scale = (line[:, 0, 0, -1] - line[:, 0, 0, 0]) / (n - 1) + 1
+        assert 0.85 <= scale.min() < 0.9 and 1.45 < scale.max() <= 1.5
+        shift, room = line[:, 0, 0, n // 2], (scale - 1).clamp(min=0.05) * (n - 1) / 2
+        assert (shift.abs() <= room + 1e-5).all() and (shift.abs() / room).max() > 0.9
+
+
+def test_draws_of_the_plane_stay_those_that_trained_the_bundles():
+    ddf = random_training_deformation(6, (32, 32), seeded(5))
+    assert ddf.double().abs().sum().item() == pytest.approx(27691.22, rel=1e-4)

@@ -60,8 +60,8 @@ def test_an_energy_up_to_the_threshold_is_skipped(energy, skip_below, skipped):
 
 def test_a_quarter_turn_needs_its_probability():
     probabilities = torch.tensor([[0.0, 0.75, 0.25, 0.0], [0.0, 0.0, 0.0, 1.0], [0.5, 0.25, 0.25, 0.0], [math.nan] * 4])
-    assert acceptance.confident_turns(probabilities, 0.75).tolist() == [1, 3, 0, 0]
-    assert acceptance.confident_turns(probabilities, 0.8).tolist() == [0, 3, 0, 0]
+    assert acceptance.confident_rotations(probabilities, 0.75).tolist() == [1, 3, 0, 0]
+    assert acceptance.confident_rotations(probabilities, 0.8).tolist() == [0, 3, 0, 0]
 
 
 def test_a_negative_is_noted_below_the_ratio_of_its_energies():
@@ -274,7 +274,7 @@ def test_a_negative_is_noted_at_the_canonical_pose_and_never_changed():
     rejected = shifted(**settings, max_energy_increase=-9.0)(given)  # as it was given
     ratio = (settings["polarity"](1 - given) / settings["polarity"](given))[3].item()
     assert (rejected.notes[3] != "") == (ratio < 1.8) and rejected.status[3].startswith("rejected")
-    for part, error in (({"polarity": AffineMatrix()}, TypeError), ({**settings, "min_polarity_ratio": -1.0}, ValueError)):
+    for part, error in (({"polarity": "vae"}, TypeError), ({**settings, "min_polarity_ratio": -1.0}, ValueError)):
         with pytest.raises(error, match="polarity"):
             shifted(**part)
 

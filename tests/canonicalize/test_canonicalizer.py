@@ -299,7 +299,7 @@ def test_the_limits_of_the_settings_are_accepted(settings):
 
 def test_parts_of_another_kind_are_named():
     family = ControlGrid(2, 3)
-    for settings in ({"energy": torch.nn.Identity()}, {"family": None}, {"search_family": "siren"}):
+    for settings in ({"energy": None}, {"polarity": "vae"}, {"family": None}, {"search_family": "siren"}):
         with pytest.raises(TypeError, match=f"Canonicalizer: '{next(iter(settings))}' must be of class"):
             Canonicalizer(**{"energy": Brightness(), "family": family, "predictor": FixedTheta(some_theta(family)), **settings})
 

@@ -8,7 +8,6 @@ import subprocess
 import sys
 from pathlib import Path
 
-import click
 import pytest
 from click.testing import CliRunner
 
@@ -19,6 +18,7 @@ import monai_diffeo  # noqa: E402
 from monai_diffeo.cli import bundle as bundle_module  # noqa: E402
 from monai_diffeo.cli import program  # noqa: E402
 from monai_diffeo.cli import segment as segment_module  # noqa: E402
+from monai_diffeo.errors import ConfigError  # noqa: E402
 from tests.bundles.command import lines_of  # noqa: E402
 from tests.radiograph.dicom_factory import corner_film, save  # noqa: E402
 
@@ -58,7 +58,12 @@ def tiny(tmp_path):
         ("segment --enabled perhaps", "'perhaps' is not one of 'true', 'false'"),
         ("segment --tta_samples 0", "0 is not in the range x>=1"),
         ("segment --tta_samples many", "'many' is not a valid integer"),
-        ("segment --bundle_root /no/such", "configs/inference.json"),
+        ("segment --bundle_root /no/such", "the name of a bundle (cxr, cxr_lung_template, mnist"),
+        ("segment --bundle_root cxrr", "got 'cxrr'"),
+        ("shwo cxr", "Did you mean 'show'?"),
+        ("show cxr --jsn", "Did you mean '--json'?"),
+        ("wrap cxr --canonicaliser x", "Did you mean '--canonicalizer'?"),
+        ("wrap", "Missing argument 'BUNDLE'"),
         ("", "Missing command"),
     ],
 )
@@ -140,11 +145,66 @@ def test_whatever_happens_has_a_status_and_a_last_line(tiny, monkeypatch, error,
     assert ended == status and lines[-1].endswith(last)
 
 
-def test_without_a_clone_a_bundle_must_be_named(monkeypatch, tmp_path):
-    monkeypatch.setattr(segment_module, "__file__", str(tmp_path / "monai_diffeo" / "cli" / "segment.py"))
-    monkeypatch.chdir(tmp_path)
-    status, _, lines = invoke("segment")
-    assert status == 1 and "--bundle_root must name a bundle" in lines[-1]
+@pytest.mark.parametrize(
+    "error, last, traced",
+    [
+        (ConfigError("show: said plainly"), "Error: show: said plainly", False),
+        (ModuleNotFoundError("No module named 'x'"), 'come with: pip install "monai-diffeo[bundle]"', False),
+        (ZeroDivisionError("of ours"), "Error: of ours", True),
+        (KeyboardInterrupt(), "Interrupted.", False),
+    ],
+)
+def test_every_sub_command_ends_with_a_line_and_only_a_fault_of_ours_has_a_traceback(monkeypatch, error, last, traced):
+    def fail(folder):
+        raise error
+
+    monkeypatch.setattr("monai_diffeo.cli.show.describe", fail)
+    status, _, lines = invoke("show", "cxr")
+    assert status == (130 if isinstance(error, KeyboardInterrupt) else 1)
+    assert lines[-1].endswith(last) and any(line.startswith("Traceback") for line in lines) == traced
+
+
+@pytest.mark.parametrize("extra, needs", [("demo", "pydicom"), ("genus", "mlxtend"), ("experiments", "nilearn")])
+def test_a_module_that_cannot_be_imported_is_named_with_its_extra(tiny, monkeypatch, extra, needs):
+    """Hidden from Python; then hidden from the list of installed packages."""
+    (tiny / "configs" / "metadata.json").write_text(json.dumps({"required_packages_version": {needs: "1"}}))
+    monkeypatch.setattr(segment_module.metadata, "distributions", lambda name: [name])
+    monkeypatch.setitem(sys.modules, "monai.bundle", None)
+    for name in [name for name in sys.modules if name.startswith("monai_diffeo.cli.bundle")]:
+        monkeypatch.delitem(sys.modules, name)
+    status, _, lines = invoke("segment", "--bundle_root", tiny)
+    assert status == 1 and "monai.bundle" in lines[-1] and lines[-1].endswith(f'pip install "monai-diffeo[{extra}]"')
+    monkeypatch.setattr(segment_module.metadata, "distributions", lambda name: [])
+    status, _, lines = invoke("segment", "--bundle_root", tiny)
+    assert status == 1 and f"['{needs}']" in lines[-1] and lines[-1].endswith(f'pip install "monai-diffeo[{extra}]"')
+
+
+def test_what_a_bundle_is_for_is_said_once_a_run(tiny):
+    (tiny / "configs" / "metadata.json").write_text(json.dumps({"intended_use": "Only for\n trying."}))
+    assert invoke("segment", "--bundle_root", tiny, "--mode", "abcde")[2] == ["Only for trying."]
+    (tiny / "docs").mkdir()
+    (tiny / "docs" / "data_license.txt").touch()
+    lines = invoke("segment", "--bundle_root", tiny, "--mode", "abc")[2]
+    assert lines[:-1] == [f"Only for trying. Terms: {tiny / 'docs' / 'data_license.txt'}"]
+
+
+def test_the_bundle_of_a_wheel_writes_into_the_current_folder_and_that_of_a_clone_into_itself(tiny, tmp_path, monkeypatch):
+    from monai_diffeo import bundles
+
+    seen = []
+    monkeypatch.setattr(bundle_module, "run_bundle", lambda root, given, trusted: seen.append((root, given)) or 0)
+    assert invoke("segment")[0] == 0 and seen.pop() == (LUNGS, {})
+    monkeypatch.setattr(bundles, "__file__", str(tmp_path / "bundles.py"))
+    tiny.rename(tmp_path / "tiny2")
+    (tmp_path / "_bundles").mkdir()
+    (tmp_path / "tiny2").rename(tmp_path / "_bundles" / "cxr_lung_segmentation")
+    packaged = tmp_path / "_bundles" / "cxr_lung_segmentation"
+    (packaged / "configs" / "metadata.json").write_text("{}")
+    monkeypatch.chdir(tmp_path / "_bundles")  # its folder has the name of the bundle
+    for words in ([], ["--bundle_root", "cxr"], ["--bundle_root", str(packaged)]):
+        assert invoke("segment", *words)[0] == 0 and seen.pop() == (packaged, {"output_dir": "output"})
+    assert invoke("segment", "--output_dir", "there")[0] == 0 and seen.pop() == (packaged, {"output_dir": "there"})
+    assert invoke("segment", "--bundle_root", str(LUNGS))[0] == 0 and seen.pop() == (LUNGS, {})
 
 
 def test_films_in_folders_of_any_name_are_segmented(tmp_path, monkeypatch):
@@ -155,7 +215,7 @@ def test_films_in_folders_of_any_name_are_segmented(tmp_path, monkeypatch):
     save(films / "film.dcm", corner_film(64, 80))
     plain = ("--enabled", "false", "--figures", "false")
     status, _, lines = invoke("segment", "--dataset_dir", films, f"--output_dir={out}", *plain)
-    assert (status, lines) == (0, []), lines
+    assert status == 0 and [line[:12] for line in lines] == ["Non-commerci"], lines  # once, not for each film
     assert (out / "film_lungs.nii.gz").is_file() and set(lines_of(out)[0]) == {"film.dcm"}
     (films / "broken.png").write_text("no film")
     status, _, lines = invoke("segment", "--dataset_dir", films, "--output_dir", "1e5", *plain)
@@ -176,9 +236,9 @@ def test_films_in_folders_of_any_name_are_segmented(tmp_path, monkeypatch):
 def test_what_stops_a_run_is_the_last_line_and_the_traceback_only_with_debug(options, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     status, _, lines = invoke("segment", "--output_dir", "out", *options)
-    assert status == 1 and len(lines) == 1 and says in lines[0] and not Path("out").exists()
+    assert status == 1 and len(lines) == 2 and says in lines[1] and not Path("out").exists()
     status, _, lines = invoke("segment", "--output_dir", "out", *options, "--debug")
-    assert status == 1 and lines[0].startswith("Traceback") and says in lines[-1]
+    assert status == 1 and lines[1].startswith("Traceback") and says in lines[-1]
 
 
 def test_modules_in_a_bundle_or_in_the_current_folder_are_not_found(tmp_path):
@@ -200,14 +260,3 @@ def test_modules_in_a_bundle_or_in_the_current_folder_are_not_found(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "PWNED").exists() and (tmp_path / "output" / "film_lungs_report.png").is_file()
-
-
-def test_the_default_bundle_is_that_of_the_clone_else_of_the_current_folder(tmp_path, monkeypatch):
-    module = segment_module
-    assert module.default_bundle() == ROOT / "bundles" / "cxr_lung_segmentation"
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "site" / "monai_diffeo" / "cli" / "segment.py"))
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(click.UsageError, match="there is none beside monai_diffeo or in the current folder"):
-        module.default_bundle()
-    monkeypatch.chdir(ROOT)
-    assert module.default_bundle() == ROOT / "bundles" / "cxr_lung_segmentation"

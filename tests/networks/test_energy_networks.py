@@ -5,6 +5,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, standardize_image
 
@@ -140,11 +141,43 @@ def test_the_log_variance_is_bounded_and_spreads_the_latents():
     assert (latent - mean).std().item() == pytest.approx(math.exp(-1.5), rel=0.03)
 
 
-@pytest.mark.parametrize("size", [(30, 32), (32, 36), (32, 32, 4)])
-def test_a_vae_refuses_sizes_it_cannot_halve(size):
-    with pytest.raises(ValueError, match="divisible by 8") as caught:
-        EnergyVAE(len(size), image_size=size, channels=(4, 4, 4))
+@pytest.mark.parametrize("size", [(30, 32), (33, 47), (8, 15), (8, 9, 11), (20, 16, 13)])
+def test_a_vae_rebuilds_images_of_any_size_from_all_their_voxels(size):
+    torch.manual_seed(0)
+    vae = EnergyVAE(len(size), 2, size, channels=(4, 4, 4), latent=6).eval()
+    x = torch.rand(2, 2, *size).requires_grad_()
+    rebuilt, mean, _ = vae(x)
+    assert rebuilt.shape == x.shape and vae.bottom == (4, *[n // 8 for n in size])
+    mean.square().sum().backward()
+    assert (x.grad.abs().amax((0, 1)) > 0).all()  # an odd size loses no row
+    assert (torch.autograd.grad(rebuilt[..., -1].sum(), vae.from_latent.weight)[0] != 0).any()
+
+
+def test_a_vae_of_sixty_four_halves_six_times_and_any_size_above_it_does():
+    assert EnergyVAE(image_size=(192, 160)).eval()(torch.rand(1, 1, 192, 160))[0].shape == (1, 1, 192, 160)
+    assert EnergyVAE(3, image_size=(160, 160, 96), channels=(2,) * 6, latent=4).bottom == (2, 2, 2, 1)
+
+
+@pytest.mark.parametrize("dims, size", [(2, (7, 32)), (3, (32, 32, 4)), (3, (32, 32))])
+def test_a_vae_refuses_sizes_it_cannot_halve(dims, size):
+    with pytest.raises(ValueError, match=f"image_size must have {dims} axes of at least 8") as caught:
+        EnergyVAE(dims, image_size=size, channels=(4, 4, 4))
     assert str(size) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dims", [2, 3])
+def test_images_of_other_channels_or_axes_are_refused_in_a_sentence(kind, dims):
+    network = build(kind, dims, 2)
+    for wrong in (image(dims, 1), image(5 - dims, 2), image(dims, 2)[0]):
+        with pytest.raises(ShapeError, match=rf"{kind.__name__}: 'image' must have shape \(B, 2, .*got .*Build the network"):
+            network(wrong)
+
+
+def test_a_vae_refuses_images_of_another_size_and_its_energy_resamples_them():
+    vae = build(EnergyVAE)
+    with pytest.raises(ShapeError, match=r"\(B, 1, 32, 48\), got \(1, 1, 64, 96\)"):
+        vae(torch.rand(1, 1, 64, 96))
 
 
 def test_a_critic_takes_any_size_and_counts_voxels_evenly():

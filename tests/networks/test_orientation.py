@@ -1,45 +1,61 @@
+import pytest
 import torch
 from torch.testing import assert_close
 
 from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.energies import WeightedEnergy
+from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid
-from monai_diffeo.flow import exp_affine, warp
-from monai_diffeo.networks import FilmOrientation, rot90_generator, rot90_image
+from monai_diffeo.flow import axis_rotations, mirror, rotate_axes
+from monai_diffeo.networks import ImageOrientation, orient_images
 from tests.helpers import FixedTheta, FromTemplate
 
 
-def network():
+def network(dims=2):
     torch.manual_seed(0)
-    net = FilmOrientation(image_size=(16, 16), channels=(8, 8)).eval()
+    net = ImageOrientation(dims, image_size=(16,) * dims, channels=(8, 8)).eval()
     torch.nn.init.normal_(net.head[-1].weight, std=1.0)
     return net
 
 
-def test_the_generator_turns_back_what_was_turned():
-    image, turns = torch.rand(4, 1, 32, 32), torch.arange(4)
-    turned = rot90_image(image, turns, torch.zeros(4, dtype=torch.bool))
-    ddf = exp_affine(rot90_generator(turns), torch.zeros(4, 2, 32, 32)).ddf()
-    assert_close(warp(turned, ddf), image, atol=1e-4, rtol=0)
-    assert (turned[1] - image[1]).abs().max() > 0.5
-
-
 def test_mirroring_comes_before_turning_counter_clockwise():
     image = torch.tensor([[1, 2], [3, 4]]).expand(5, 1, 2, 2)
-    turned = rot90_image(image, torch.tensor([0, 1, 2, 3, 1]), torch.tensor([False, False, False, False, True]))
+    turned = orient_images(image, torch.tensor([0, 1, 2, 3, 1]), torch.tensor([False, False, False, False, True]))
     assert turned[:, 0].tolist() == [[[1, 2], [3, 4]], [[2, 4], [1, 3]], [[4, 3], [2, 1]], [[3, 1], [4, 2]], [[1, 3], [2, 4]]]
 
 
-def test_a_turned_film_gets_the_same_probabilities_turned_and_a_mirrored_one_mirrored():
-    net, image = network(), torch.rand(3, 1, 16, 16)
-    turns, mirrored = net.probabilities(image)
-    assert (turns.amax(1) > 0.26).all()
-    for k in range(4):
-        again, same = net.probabilities(torch.rot90(image, k, (2, 3)))
-        assert_close(again, turns.roll(k, 1), atol=1e-5, rtol=1e-4)
+def test_oblong_images_are_not_oriented_on_a_frame_that_they_do_not_keep():
+    with pytest.raises(ShapeError, match="Resample it"):
+        orient_images(torch.rand(1, 1, 4, 6), torch.tensor([1]), torch.tensor([False]))
+
+
+@pytest.mark.parametrize("size", [(1,), (16, 8), (16, 16, 8)])
+def test_the_network_has_a_square_or_cubic_frame(size):
+    with pytest.raises(ValueError, match="equal numbers"):
+        ImageOrientation(2, image_size=size)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_a_rotated_image_gets_the_same_probabilities_rotated_and_a_mirrored_one_mirrored(dims):
+    net, image, maps = network(dims), torch.rand(2, 1, *(16,) * dims), axis_rotations(dims)
+    given, mirrored = net.probabilities(image)
+    assert (given.amax(1) > 1.05 / len(maps)).all()
+    for k in (1, 2, len(maps) - 1):
+        again, same = net.probabilities(rotate_axes(image, k))
+        moved = [int((maps - maps[g] @ maps[k]).abs().sum((1, 2)).argmin()) for g in range(len(maps))]
+        assert_close(again[:, moved], given, atol=1e-5, rtol=1e-4)
         assert_close(same, mirrored, atol=1e-5, rtol=1e-4)
-    _, other = net.probabilities(image.flip(-1))
+    _, other = net.probabilities(mirror(image))
     assert_close(other, 1 - mirrored, atol=1e-5, rtol=1e-4)
+
+
+def test_an_oblong_image_is_seen_on_the_square():
+    net, image = network(), torch.rand(2, 1, 16, 16)
+    wide = image.repeat_interleave(2, 3)
+    assert_close(net.probabilities(wide)[0], net.probabilities(image)[0], atol=0.05, rtol=0)
+    assert_close(
+        net.probabilities(torch.rot90(wide, 1, (2, 3)))[0], net.probabilities(wide)[0].roll(1, 1), atol=1e-4, rtol=1e-3
+    )
 
 
 class Knows(torch.nn.Module):

@@ -7,7 +7,7 @@ import torch
 from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.energies import DeformationRegularizer
 from monai_diffeo.families import ControlGrid
-from monai_diffeo.networks import rot90_image
+from monai_diffeo.networks import orient_images
 from monai_diffeo.report import patient_sides
 from tests.helpers import Brightness, FixedTheta
 
@@ -47,7 +47,7 @@ def pose_of(film):
     given = torch.from_numpy(upright())[None, None]
     for mirrored in (False, True):
         for turns in range(4):
-            if np.array_equal(rot90_image(given, torch.tensor([turns]), torch.tensor([mirrored]))[0, 0].numpy(), film):
+            if np.array_equal(orient_images(given, torch.tensor([turns]), torch.tensor([mirrored]))[0, 0].numpy(), film):
                 return turns, mirrored
     raise AssertionError("not a film of the patient")
 

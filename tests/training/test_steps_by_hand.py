@@ -10,7 +10,7 @@ from torch.testing import assert_close
 from monai_diffeo.augmentation import random_strength_tps
 from monai_diffeo.families import Family
 from monai_diffeo.flow import Deformation, warp
-from monai_diffeo.networks import FilmOrientation, compress_logits
+from monai_diffeo.networks import ImageOrientation, compress_logits
 from monai_diffeo.training import (
     AddAnswerd,
     ClassificationStep,
@@ -125,9 +125,9 @@ def critic_on(monkeypatch, network, image, ddf=None, **settings):
 
 def test_the_critic_wants_low_scores_of_films_and_high_ones_of_deformed_films(monkeypatch):
     weight = torch.tensor([3.0, 0.0, 0.0, 4.0], requires_grad=True)
-    image = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]).view(2, 1, 1, 4)
+    image = torch.tensor([[1.0, 2.0, 3.0, 4.0], [5.0, 6.0, 7.0, 8.0]]).view(2, 1, 1, 4) / 8
     losses = critic_on(monkeypatch, lambda x: (x * weight).sum((1, 2, 3)), image, penalty=10.0, intensity=0.0)
-    real, fake = (3 * 1 + 4 * 4 + 3 * 5 + 4 * 8) / 2, (3 * 3 + 3 * 7) / 2  # shifted films: 3 4 0 0 and 7 8 0 0
+    real, fake = (3 * 1 + 4 * 4 + 3 * 5 + 4 * 8) / 16, (3 * 3 + 3 * 7) / 16  # eighths, shifted films: 3 4 0 0 and 7 8 0 0
     assert losses["wasserstein"].item() == pytest.approx(real - fake)
     assert losses["penalty"].item() == pytest.approx(10 * (5 - 1) ** 2)  # the gradient of a linear critic is its weight
     losses["penalty"].backward()
@@ -195,7 +195,7 @@ def test_the_probabilities_of_an_equivariant_network_are_its_own():
     upright = torch.rand(1, 1, 6, 6, generator=seeded())
     scores = torch.randn(2, 4, generator=seeded(1)).log_softmax(0).flatten().log_softmax(0).view(2, 4)
 
-    class Equivariant(FilmOrientation):
+    class Equivariant(ImageOrientation):
         def forward(self, image):
             mirrored, turns = lies_at(image[0], upright[0])
             moved = scores.flip(0)[:, [0, 3, 2, 1]] if mirrored else scores

@@ -205,7 +205,11 @@ def test_an_image_that_is_not_moved_is_not_touched(image, status):
 def test_what_is_recorded():
     out = Canonicalize(canonicalizer())(picture())
     record = out.applied_operations[0]["extra_info"]
-    assert set(record) == {"matrix", "residual", "moved", "status", "spatial_size"} | {"mode", "padding_mode", "align_corners"}
+    assert set(record) == {"matrix", "residual", "moved", "status", "spatial_size", "canonical_size"} | {
+        "mode",
+        "padding_mode",
+        "align_corners",
+    }
     assert record["matrix"].shape == (2, 3) and record["residual"].shape == (2, 60, 50)
     for tensor in (record["matrix"], record["residual"]):
         assert type(tensor) is torch.Tensor and tensor.device.type == "cpu" and not tensor.requires_grad

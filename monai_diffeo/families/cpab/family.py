@@ -57,6 +57,8 @@ class CPAB(VelocityFamily):
         length_scale: float = 0.5,
     ) -> None:
         super().__init__()
+        if not isinstance(cells, (Sequence, Tessellation)):
+            raise TypeError(f"CPAB: 'cells' must be one number an axis or a Tessellation, got {cells!r}. In 2D write (4, 4).")
         tessellation = cells if isinstance(cells, Tessellation) else grid_tessellation(tuple(cells))
         self.space: CPASpace = cpa_space(tessellation, boundary, volume_preserving)
         self.spatial_dims, self.num_parameters = tessellation.spatial_dims, self.space.num_parameters

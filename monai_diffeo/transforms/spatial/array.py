@@ -191,9 +191,9 @@ class Canonicalize(InvertibleTransform):
     The map back is recorded in ``applied_operations``, detached and on the CPU, and the inverse is built from it
     alone. An image that is left alone or rejected comes out bit for bit; ``meta["canonicalization"]`` says so, with
     the ``status``, ``energy_before``, ``energy_after``, ``folding_fraction``, ``inverse_error`` (voxels),
-    ``largest_displacement`` (voxels) and ``seconds`` as plain strings and floats. The frame and the affine stay as
-    they are. The transform is deterministic (a ``CacheDataset`` runs it once an image) and not lazy. In ``DataLoader``
-    workers keep the canonicaliser on the CPU.
+    ``largest_displacement`` (voxels) and ``seconds`` as plain strings and floats. The affine stays as it is, and so does
+    the frame, but for an oblong image that is rotated back. The transform is deterministic (a ``CacheDataset`` runs it
+    once an image) and not lazy. In ``DataLoader`` workers keep the canonicaliser on the CPU.
 
     ``Invertd`` samples to the nearest voxel unless told otherwise: give it probabilities and ``nearest_interp=False``,
     and take the argmax afterwards. It passes over predictions that are plain tensors, with no more than a warning: hand
@@ -228,7 +228,8 @@ class Canonicalize(InvertibleTransform):
             "residual": result.inverse.residual[0].detach().cpu(),
             "moved": bool(result.moved[0]),
             "status": result.status[0],
-            "spatial_size": [int(n) for n in result.image.shape[2:]],
+            "spatial_size": [int(n) for n in result.inverse_ddf.shape[2:]],
+            "canonical_size": [int(n) for n in result.ddf.shape[2:]],
         }
 
     def __call__(self, img: NdarrayOrTensor) -> Tensor:
@@ -266,7 +267,7 @@ def _deform(img: NdarrayOrTensor, ddf: Tensor | None, mode: str, padding_mode: s
     if ddf is not None:
         # float32 does not hold every int32
         exact = values.double() if not values.is_floating_point() and values.element_size() > 2 else values
-        moved = warp(exact[None], ddf[None].to(values.device), mode, padding_mode)[0]
+        moved = warp(exact[None], ddf[None].to(values.device), mode, padding_mode, centered=True)[0]
         values = moved if exact is values else moved.round().to(values.dtype)
     like = img if isinstance(img, MetaTensor) else convert_to_tensor(values, track_meta=get_track_meta())
     if not (isinstance(like, MetaTensor) and get_track_meta()):
@@ -315,7 +316,7 @@ def _follow(img: NdarrayOrTensor, result: Canonicalization, mode: str, padding_m
     ddf = None
     if bool(result.moved[0]):
         _check_fits("Canonicalize", img, result.ddf.shape[1])
-        ddf = resize_ddf(result.ddf, tuple(img.shape[1:]))[0]
+        ddf = resize_ddf(result.ddf, tuple(img.shape[1:]), tuple(result.inverse_ddf.shape[2:]))[0]
     out = _deform(img, ddf, mode, padding_mode)
     if isinstance(out, MetaTensor):
         names = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement")
@@ -331,4 +332,5 @@ def _undo_canonicalization(data: Tensor, applied: Mapping[str, Any]) -> Tensor:
         return data
     _check_fits("Canonicalize.inverse()", data, len(record["matrix"]))
     ddf = Deformation(*(record[name][None].to(data.device) for name in ("matrix", "residual"))).ddf(record["spatial_size"])
-    return _deform(data, resize_ddf(ddf, tuple(data.shape[1:]))[0], record["mode"], record["padding_mode"])
+    field = resize_ddf(ddf, tuple(data.shape[1:]), tuple(record["canonical_size"]))
+    return _deform(data, field[0], record["mode"], record["padding_mode"])

@@ -1,0 +1,1 @@
+"""What belongs to this bundle alone: its semi-synthetic brains."""

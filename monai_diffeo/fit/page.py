@@ -1,0 +1,106 @@
+"""The page of a fit: a sheet of images, the figures, and whether it worked."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from monai_diffeo.files import write_atomically
+from monai_diffeo.fit.outcome import FOUND_TURNS, KEPT_UPRIGHT, FitOutcome
+from monai_diffeo.report import panels
+
+__all__ = ["PAGE", "SHEET", "outcome_lines", "plan_lines", "write_page"]
+
+PAGE, SHEET = "README.md", "sheet.png"
+_STATES = ("as it is", "deformed", "canonicalised")
+_PICTURES = 6
+
+
+def plan_lines(plan: Mapping[str, Any]) -> list[str]:
+    """What a fit does, a line each."""
+    frame, size = (" x ".join(map(str, plan[name])) for name in ("frame", "working_size"))
+    images = f"{plan['images']}, {plan['held_back']} of them held back; channels {plan['channels']}, frame {frame}"
+    rows = {"images": images, "working size": size, "network": plan["network"], "device": plan["device"]}
+    for name, part in plan["parts"].items():
+        rows[name] = f"{part['steps']} steps" + (f", {part['seconds'] / 60:.1f} minutes" if part["seconds"] else "")
+    return [f"{name:<14}{value}" for name, value in rows.items()]
+
+
+def outcome_lines(outcome: FitOutcome) -> list[str]:
+    """The figures, a line each."""
+    used = "used" if outcome.orientation else f"not used: {KEPT_UPRIGHT:.0%} and {FOUND_TURNS:.0%} are needed"
+    rows = {
+        "images held back": outcome.images,
+        "energy": f"{outcome.energy:.2f} as they are, {outcome.energy_deformed:.2f} deformed, {outcome.energy_canonical:.2f} "
+        f"canonicalised; {outcome.closed:.0%} of the gap closed",
+        "displacement": f"{outcome.undone:.0%} undone",
+        "moved": f"{outcome.canonicalized:.0%} of the deformed images",
+        "folded": f"at most {outcome.folding:.2%} of a field",
+        "rotations": f"{outcome.found_turns:.0%} found, {outcome.kept_upright:.0%} of upright images seen upright; {used}",
+        "time": f"{outcome.seconds:.2f} seconds an image",
+    }
+    if (dice := outcome.overlap) is not None:
+        rows["Dice"] = (
+            f"with {dice.reference}, {dice.images} images, {dice.tta_samples} pose(s), plain and canonicalised: undeformed "
+            f"{dice.upright_plain:.3f} and {dice.upright:.3f}, deformed {dice.deformed_plain:.3f} and {dice.deformed:.3f}"
+        )
+    return [f"{name:<18}{value}" for name, value in rows.items()]
+
+
+def write_page(folder: Path, plan: Mapping[str, Any], outcome: FitOutcome, *states: Tensor) -> None:
+    """Write ``README.md`` and ``sheet.png``; ``states`` are images ``(N, C, *S)`` as they are, deformed, canonicalised."""
+    plans, figures = "\n".join(plan_lines(plan)), "\n".join(outcome_lines(outcome))
+    text = f"""# A fitted canonicaliser
+
+**Did it work?** {outcome.sentence()}
+
+The figures are of images that were held back from training. They were deformed at random, as in the training.
+An energy is 0 at the median of undeformed images, and its unit is their spread.
+
+```
+{figures}
+```
+
+![Images as they are, deformed, and canonicalised after that]({SHEET})
+
+What was fitted, and for how long:
+
+```
+{plans}
+```
+
+`load_canonicalizer(FOLDER)` reads this folder. `fit.json` holds all settings and figures. For research, not for diagnosis.
+"""
+    write_atomically(folder / SHEET, _sheet(*states))
+    write_atomically(folder / PAGE, text.encode())
+
+
+def _sheet(*states: Tensor) -> bytes:
+    """A PNG with a row for each state and a column for each of six images."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    pictures = [[_picture(image) for image in images[:_PICTURES]] for images in states]
+    height, width = pictures[0][0].shape
+    size = 2 * len(pictures[0]), 2 * len(pictures) * height / width
+    figure = Figure(figsize=size, facecolor=panels.BACKGROUND, dpi=100)
+    grid = figure.subplots(len(pictures), len(pictures[0]), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
+    for places, state, row in zip(grid, _STATES, pictures):
+        for axes, picture in zip(places, row):
+            panels.background(axes, picture)
+        panels.words(places[0], 0.03, 0.97, state, panels.INK, 11, va="top", frame=True)
+    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99)
+    stream = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"})
+    return stream.getvalue()
+
+
+def _picture(image: Tensor) -> np.ndarray:
+    """Mean over the channels ``(H, W)``; of a volume the middle slice of its second axis, the last axis upwards."""
+    grey = image.float().mean(0).cpu().numpy()
+    return grey if grey.ndim == 2 else np.rot90(grey[:, grey.shape[1] // 2])

@@ -1,0 +1,104 @@
+"""What a canonicaliser consists of: for each part its network, its training step, and its place in ``canonicalizer.json``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from monai.bundle import ConfigParser
+
+from monai_diffeo.training import CriticStep, OrientationStep, PredictorStep, VAEStep
+
+__all__ = ["Part", "folder_settings", "parts_of", "working_size_of"]
+
+_LONGEST = {2: 128, 3: 64}  # voxels of the working size
+
+
+def working_size_of(frame: Sequence[int]) -> tuple[int, ...]:
+    """Working size of images of a frame: its proportions, the longest side 128 (2D) or 64 (3D), multiples of 16."""
+    longest = min(_LONGEST[len(frame)], max(frame))
+    return tuple(max(16 * round(n * longest / max(frame) / 16), 32) for n in frame)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One network and how it is trained.
+
+    Attributes:
+        name: of the part and of its file.
+        share: of the time for training.
+        config: of the network, as in ``canonicalizer.json``.
+        size: to which the images are resampled before training.
+        batch_size, rate: of the training; the rate is the largest of a cycle.
+        step: ``seed -> (network, batch) -> losses``.
+    """
+
+    name: str
+    share: float
+    config: Mapping[str, Any]
+    size: tuple[int, ...]
+    batch_size: int
+    rate: float
+    step: Callable[[int], Any]
+
+    def build(self) -> Any:
+        """The network, untrained."""
+        return _built(self.config)
+
+
+def _built(config: Mapping[str, Any]) -> Any:
+    return ConfigParser({"object": dict(config)}).get_parsed_content("object")
+
+
+def _family(dims: int, steps: int) -> dict[str, Any]:
+    controls = {2: 10, 3: 6}[dims]
+    return {"_target_": "monai_diffeo.families.ControlGrid", "spatial_dims": dims, "controls": controls, "steps": steps}
+
+
+def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[Part]:
+    """The parts for images of a number of axes and channels, at a working size; the predictor learns at half of it."""
+    family, plane = _built(_family(dims, 5)), dims == 2
+    half, cube, batch = tuple(n // 2 for n in size), (64, 64) if plane else (32, 32, 32), 16 if plane else 4
+
+    def config(network: str, **settings: Any) -> dict[str, Any]:
+        return {"_target_": f"monai_diffeo.networks.{network}", "spatial_dims": dims, "in_channels": channels, **settings}
+
+    count, shape = {"num_parameters": family.num_parameters}, {"image_size": list(half)}
+    predictor = config("DeformationPredictor", **count, **shape, channels=[32, 64, 128])
+    vae = config("EnergyVAE", image_size=list(size), channels=[16, 32, 64, 64])
+    critic = config("EnergyCritic", **({"stride": 2} if plane else {"stride": 4, "layers": 4}))
+    return [
+        Part("predictor", 0.6, predictor, half, batch, 2e-3, lambda seed: PredictorStep(family, seed=seed)),
+        Part("orientation", 0.15, config("ImageOrientation"), cube, batch, 1e-3, lambda seed: OrientationStep(cube, 1.5, seed)),
+        Part("vae", 0.15, vae, size, batch, 1e-3, lambda seed: VAEStep(seed=seed)),
+        Part("critic", 0.1, critic, size, batch // 2, 1e-3, lambda seed: CriticStep(seed=seed)),
+    ]
+
+
+def folder_settings(dims: int, size: Sequence[int], parts: Sequence[Part]) -> dict[str, Any]:
+    """The content of ``canonicalizer.json``, with the modes ``single_pass`` and ``refine``."""
+    names, kinds = [part.name for part in parts], {"vae": "VAEEnergy", "critic": "CriticEnergy"}
+    used = {name: f"@networks::{name}" for name in ("predictor", "orientation") if name in names}
+    motion = {"predictor": used["predictor"], "family": "@families::control_grid"}
+    energies = {name: {"_target_": f"monai_diffeo.energies.{kind}", name: f"@networks::{name}"} for name, kind in kinds.items()}
+    energies["motion"] = {"_target_": "monai_diffeo.energies.ResidualDeformationEnergy", **motion}
+    single: dict[str, Any] = {
+        "family": motion["family"],
+        **used,
+        "working_size": list(size),
+        "iterations": 3,
+        "tta_samples": 8,
+        "steps": 0,
+    }
+    single |= {"energies": dict.fromkeys(energies, 1.0), "max_energy_increase": 2.0, "ood_threshold": 50.0}
+    search: dict[str, Any] = {"steps": 30, "learning_rate": 0.01, "patience": 10, "level": 0.0}
+    search |= {"regularizer": {"smooth": 100.0, "orientation": 10.0}}
+    return {
+        "default_mode": "single_pass",
+        "families": {"control_grid": _family(dims, 7)},
+        "networks": {part.name: dict(part.config) for part in parts},
+        "weights": {name: f"{name}.pt" for name in names},
+        "energies": energies,
+        "modes": {"single_pass": single, "refine": {**single, **search}},
+    }
