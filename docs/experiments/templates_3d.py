@@ -25,15 +25,17 @@ from docs.experiments.templates import Masker, plain_masks, plus_minus, run_meth
 from docs.experiments.training import trained
 from monai_diffeo.augmentation import random_svf
 from monai_diffeo.flow import affine_deformation, compose, exp, folding_fraction, warp
+from monai_diffeo.flow.warp import sample
 from monai_diffeo.metrics import betti_numbers
 from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer
+from monai_diffeo.networks.template.prior import relative_grid
 from monai_diffeo.training import SegmentationStep
 
 SIZE, CHANNELS = (48, 56, 48), (16, 32, 64)
 _SIZES: Settings = {"control_size": (3, 4, 6, 8), "limit": (0.8, 0.6, 0.4, 0.3)}
 ROUNDS = 8  # every training volume is answered so often for the registration
 LONGER = 20
-LONG, OURS = f"U-Net, trained {LONGER} times as long", "U-Net, then a training mask registered to its answer"
+LONG, OURS = f"U-Net, trained {LONGER} times as long", "U-Net, then the mean shape registered to its answer"
 SPACE: Settings = {"pieces": 4, **_SIZES, "flow_size": 24, "steps": 5, "unshuffle": 2, "gain": 0.3}
 
 
@@ -98,12 +100,28 @@ def _fitted_prior(labels: Tensor) -> ShapePrior:
     return ShapePrior.from_masks(labels, "diagonal", EVERYTHING, 1.0)
 
 
-def central_shape(labels: Tensor) -> AtlasPrior:
-    """The mask of ``(N, 1, *S)`` that overlaps most with the others; their mean would have lost its thin parts."""
-    inside = labels.flatten(1)
-    shared, volume = inside @ inside.T, inside.sum(1)
-    overlap = 2 * shared / (volume[:, None] + volume)
-    return AtlasPrior.from_masks(labels[overlap.mean(1).argmax()][None], smooth=0.7)
+def aligned(labels: Tensor) -> Tensor:
+    """Masks ``(N, 1, *S)`` under affine maps that give all of them the same centre and second moments, soft at their edges.
+
+    Their mean keeps thin parts that the mean of masks in different poses has lost.
+    """
+    size, common, masks = labels.shape[2:], ShapePrior.from_masks(labels, "full"), []
+    half, points = torch.tensor([(n - 1) / 2 for n in size]), relative_grid(size)[0].flatten(1)
+    for label in labels.split(1):
+        own = ShapePrior.from_masks(label, "full")
+        where = own.mean.T + _root(own) @ torch.linalg.solve(_root(common), points - common.mean.T)
+        masks.append(sample(label, ((where.T + 1) * half).T.reshape(1, 3, *size), padding_mode="zeros"))
+    return torch.cat(masks)
+
+
+def _root(prior: ShapePrior) -> Tensor:
+    """The symmetric square root of the first shape's covariance."""
+    values, vectors = torch.linalg.eigh(prior.covariance[0])
+    return vectors @ values.sqrt().diag() @ vectors.T
+
+
+def _aligned_mean(labels: Tensor) -> AtlasPrior:
+    return AtlasPrior.from_masks(aligned(labels), smooth=0.7)
 
 
 def recipes(epochs: int) -> dict[str, Recipe]:
@@ -128,12 +146,13 @@ class Registration(Recipe):
     """
 
     passes: int = 3
+    strides: tuple[int, ...] = (2, 2)
 
     def build(self, labels: Tensor) -> TemplateTransformer:
         """The network before training, behind an identity in the place of the segmentation."""
         dims, unshuffle = labels.ndim - 2, 2
-        seen, strides = 2 * labels.shape[1] * unshuffle**dims, (2,) * (len(self.channels) - 1)
-        network = UNet(dims, seen, dims, self.channels, strides, norm=None, act="RELU")
+        seen = 2 * labels.shape[1] * unshuffle**dims
+        network = UNet(dims, seen, dims, self.channels, self.strides, norm=None, act="RELU")
         backbone = SegmentThenRegister(nn.Identity(), [network] * self.passes, unshuffle=unshuffle)
         return TemplateTransformer(backbone, self.prior(labels), pieces=self.passes, **self.settings)
 
@@ -163,7 +182,7 @@ def registration(epochs: int) -> Registration:
     """The registration of the last rows."""
     settings = {"control_size": (6, 10, 14), "limit": 0.8, "flow_size": 20, "steps": 4, "gain": 0.5}
     shared = {"channels": (32, 64, 128), "batch_size": 4, "rate": 4e-3}
-    return Registration(central_shape, settings, {"direct": 0.0, "outline": 1.0, "outline_points": 1000}, epochs, **shared)
+    return Registration(_aligned_mean, settings, {"direct": 0.0, "outline": 1.0, "outline_points": 1000}, epochs, **shared)
 
 
 def direct_network() -> UNet:

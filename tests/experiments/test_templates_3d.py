@@ -5,10 +5,11 @@ import torch
 import torch.nn.functional as F
 
 from docs.experiments import templates_3d
+from docs.experiments.measures import dice_of
 from docs.experiments.templates_3d import (
     after,
+    aligned,
     ball,
-    central_shape,
     direct_answers,
     direct_network,
     figures,
@@ -18,6 +19,7 @@ from docs.experiments.templates_3d import (
     registration,
 )
 from monai_diffeo.metrics import betti_numbers
+from monai_diffeo.networks import ShapePrior
 
 
 def test_every_recipe_builds_and_gives_one_ball():
@@ -57,12 +59,17 @@ def test_answers_are_those_of_the_moved_volumes(monkeypatch):
     assert torch.equal(first, again) and not torch.equal(first, second)
 
 
-def test_the_central_shape_is_the_mask_that_overlaps_most_with_the_others():
-    masks = torch.zeros(3, 1, 12, 12, 12)
-    for mask, shift in zip(masks, (0, 4, 1)):  # the last lies between the others
-        mask[0, 2 + shift : 7 + shift, 3:9, 3:9] = 1
-    shown = central_shape(masks)((12, 12, 12)) > 0.5
-    assert (shown != (masks[2:] > 0.5)).float().mean() < 0.05 < (shown != (masks[1:2] > 0.5)).float().mean()
+def test_affine_copies_of_a_shape_fall_together():
+    size = (32, 36, 32)
+    halves, matrix = torch.tensor([0.5, 0.3, 0.4]), torch.tensor([[1.1, 0.1, 0.0], [0.1, 0.9, -0.1], [0.0, -0.1, 1.0]])
+    poses = [(torch.eye(3), 0.0), (matrix, 0.2), (matrix.inverse(), -0.2)]  # symmetric, as what second moments determine
+    shapes = [ShapePrior([[shift, 0.0, shift / 2]], (m @ halves.square().diag() @ m.T)[None]) for m, shift in poses]
+    masks = torch.cat([(shape(size) > 0.5).float() for shape in shapes])
+    overlap = [
+        dice_of((some[1:] > 0.5).float(), (some[:1] > 0.5).float().expand(2, -1, -1, -1, -1))
+        for some in (masks, aligned(masks))
+    ]
+    assert overlap[0].max() < 0.8 and overlap[1].min() > 0.96
 
 
 def test_every_figure_can_be_missed():
