@@ -1,6 +1,5 @@
 """Any network, any size, any dimension: a stranger's network under a canonicaliser that one command fitted."""
 
-import importlib.util
 import json
 import os
 import resource
@@ -23,7 +22,7 @@ from monai.networks.nets import UNet
 from monai.transforms import LoadImage
 from torch import Tensor, nn
 
-from docs.experiments.any_network_3d import volume_rows
+from docs.experiments import any_network_3d, user_errors
 from docs.experiments.made_up_bodies import CLASSES, SIZE, SPLITS, unet, write_bundle, write_folder
 from docs.experiments.pages import Experiment, judged, note, section
 from docs.experiments.templates import plus_minus, timing
@@ -215,21 +214,23 @@ def single_pass_rows(options: Any, size: int = 512) -> tuple[Rows, Rows]:
     return rows, [judged(f"single pass at {size} x {size}, one answer", "at most 1.5 times bare", f"{ratio:.2f}", ratio <= 1.5)]
 
 
-def rows_of(module: str, *arguments: object) -> Rows:
-    """Rows of another experiment of this folder; none while it is not there."""
-    there = importlib.util.find_spec(f"docs.experiments.{module}")
-    return importlib.import_module(f"docs.experiments.{module}").rows(*arguments) if there else []
+def error_rows(options: Any) -> tuple[Rows, Rows]:
+    """The mistakes of users, with the message of each; tests/test_user_errors.py reads the four things in them."""
+    rows = user_errors.rows()
+    refused = sum(row["message"] != "no error" for row in rows)
+    return rows, [judged("user errors that are explained", "25, all", f"{refused} of {len(rows)}", 25 <= refused == len(rows))]
+
+
+def volume_rows(options: Any) -> tuple[Rows, Rows]:
+    """The volumes in 3D."""
+    found = any_network_3d.rows(options)
+    return found["volumes"], found["asked"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Make the bodies, fit, measure and write the page."""
-    parts: dict[str, Callable[[Any], tuple[Rows, Rows]]] = {
-        "bodies": body_rows,
-        "single_pass": single_pass_rows,
-        "sizes": size_rows,
-        "errors": lambda _: (rows_of("user_errors"), []),
-        "volumes": volume_rows,
-    }
+    parts: dict[str, Callable[[Any], tuple[Rows, Rows]]] = {"bodies": body_rows, "volumes": volume_rows}
+    parts |= {"single_pass": single_pass_rows, "sizes": size_rows, "errors": error_rows}
     defaults = {"weights_dir": "runs/any_network", "seed": 0, "split": "test", "minutes": 15.0, "iterations": 450, "scale": 1.0}
     defaults |= {"bundle": "bundles/cxr_lung_segmentation", "films_dir": str, "repeats": 15, "parts": tuple(parts)}
     experiment = Experiment("any_network", __doc__, argv, **defaults)

@@ -256,7 +256,12 @@ CASES = (
         "a map that does not cover the image",
         lambda: inferer(outputs="map")(IMAGES, lambda x: x[..., 3:-3, 3:-3]),
         errors.ShapeError,
-        ("DiffeoInferer", "(2, ..., 32, 32), or whole fractions", "got (2, 1, 26, 26)", "pad what the network crops"),
+        (
+            "DiffeoInferer",
+            "(2, ..., 32, 32), or whole fractions of its axes",
+            "got (2, 1, 26, 26)",
+            "pad what the network crops",
+        ),
     ),
     UserError(
         "boxes given as points",

@@ -49,15 +49,13 @@ def map_parts(
     Raises:
         ConfigError: if the structure of ``outputs`` is not that of the answer.
     """
+    who, have = f"DiffeoInferer: 'outputs' must %s of '{name}', got %s for", type(answer).__name__
     if isinstance(outputs, Mapping) and not (isinstance(answer, Mapping) and set(outputs) <= set(answer)):
-        have = f"the keys {sorted(map(str, answer))}" if isinstance(answer, Mapping) else type(answer).__name__
-        raise ConfigError(
-            f"DiffeoInferer: 'outputs' must name keys of '{name}', got {list(outputs)} for {have}. Correct 'outputs'."
-        )
+        have = f"the keys {sorted(map(str, answer))}" if isinstance(answer, Mapping) else have
+        raise ConfigError(f"{who % ('name keys', list(outputs))} {have}. Correct 'outputs'.")
     if isinstance(outputs, (list, tuple)) and not (isinstance(answer, (list, tuple)) and len(answer) == len(outputs)):
-        have = f"{len(answer)} parts" if isinstance(answer, (list, tuple)) else type(answer).__name__
-        wanted = f"DiffeoInferer: 'outputs' must have one declaration for each part of '{name}'"
-        raise ConfigError(f"{wanted}, got {len(outputs)} for {have}. Correct 'outputs'; None is by shape.")
+        have = f"{len(answer)} parts" if isinstance(answer, (list, tuple)) else have
+        raise ConfigError(f"{who % ('have one declaration for each part', len(outputs))} {have}. Correct 'outputs'.")
     if isinstance(answer, Mapping):
         return {k: map_parts(part, function, declared_part(outputs, k), f"{name}[{k!r}]") for k, part in answer.items()}
     if isinstance(answer, (list, tuple)):
@@ -69,36 +67,31 @@ def map_parts(
 def return_answers(found: Any, prediction: Any, mode: str, outputs: Any) -> Any:
     """The body of :meth:`Canonicalization.warp_back`."""
     size, there, dims = tuple(found.image.shape[2:]), tuple(found.inverse_ddf.shape[2:]), found.ddf.shape[1]
+    batch, lengths = len(found.image), {"points": dims, "boxes": 2 * dims}
 
-    def back(part: Any, kind: str | None, name: str) -> Any:
+    def back(part: Any, declared: str | None, name: str) -> Any:
+        if declared == "scores" or part is None or not (isinstance(part, Tensor) or declared):
+            return part
         if not isinstance(part, Tensor):
-            if kind in (None, "scores") or part is None:
-                return part
-            raise TypeError(
-                f"DiffeoInferer: '{name}' is declared {kind!r} and must be a torch.Tensor, got {type(part).__name__}."
-            )
-        declared = kind is not None
-        if kind is None:
-            kind = _kind_by_shape(part, len(found.image), size, name)
-        elif kind != "scores" and (part.ndim < 2 or len(part) != len(found.image)):
-            raise ShapeError(
-                "DiffeoInferer", name, f"({len(found.image)}, ...) as {kind!r}", part.shape, "Keep the batch axis."
-            )
-        if kind in ("map", "labels"):
-            if declared and (part.ndim <= dims or not _tiles(part.shape[-dims:], size)):
-                expected = f"({len(found.image)}, ..., {', '.join(map(str, size))}), or whole fractions of it"
-                remedy = "A map covers the whole image; pad what the network crops."
-                raise ShapeError("DiffeoInferer", name, expected, part.shape, remedy)
-            return found.warp_map(part, found.inverse_ddf, size, "nearest" if kind == "labels" else mode)
+            came = f"got {type(part).__name__}. Return a tensor, or declare it 'scores' to leave it as it is."
+            raise TypeError(f"DiffeoInferer: '{name}' is declared {declared!r} and must be a torch.Tensor, {came}")
+        kind, _, box_mode = (declared or _kind_by_shape(part, batch, size, name)).partition(":")
         if kind == "scores":
             return part
-        if part.shape[-1] != dims * (1 if kind == "points" else 2):
-            expected = f"({len(found.image)}, N, {dims * (1 if kind == 'points' else 2)}) as {kind!r}"
-            raise ShapeError("DiffeoInferer", name, expected, part.shape, "Coordinates are voxels, in the order of the axes.")
-        rows = part.reshape(len(part), -1, part.shape[-1])
-        if kind == "points":
-            return move_points(rows, found.ddf, there, found.moved).view(part.shape)
-        return move_boxes(rows, found.ddf, there, found.moved, kind.partition(":")[2] or None).view(part.shape)
+        shape, length = tuple(part.shape), lengths.get(kind)
+        expected, remedy = f"({batch}, N, {length})", "Coordinates are voxels, in the order of the axes."
+        right = len(shape) >= 2 and shape[0] == batch and shape[-1] == length
+        if length is None:
+            expected = f"({batch}, ..., {', '.join(map(str, size))}), or whole fractions of its axes,"
+            remedy = "A map covers the whole image; pad what the network crops."
+            right = not declared or (len(shape) > dims and shape[0] == batch and _tiles(shape[-dims:], size))
+        if not right:
+            raise ShapeError("DiffeoInferer", name, f"{expected} as {declared!r}", shape, remedy)
+        if length is None:
+            return found.warp_map(part, found.inverse_ddf, size, "nearest" if kind == "labels" else mode)
+        rows = part.reshape(batch, -1, shape[-1])
+        way = (found.ddf, there, found.moved)
+        return (move_points(rows, *way) if kind == "points" else move_boxes(rows, *way, box_mode or None)).view(shape)
 
     return map_parts(prediction, back, outputs)
 

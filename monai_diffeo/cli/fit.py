@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import traceback
 from pathlib import Path
 from typing import Any
 
 import click
 
-from monai_diffeo.cli.segment import _SWITCH, _option, _sentence
+from monai_diffeo.cli.options import SWITCH, option
 
 __all__ = ["fit"]
 
@@ -20,63 +19,53 @@ Exit status:
   1    nothing was done; the last line on stderr says why
   130  interrupted; --resume goes on"""
 )
-@_option("dataset_dir", "A folder of images, a datalist.json or a manifest.csv. Labels are not needed.", metavar="DIR")
-@_option("output_dir", "Folder of the canonicaliser; a fit that is in it is never overwritten.", metavar="FOLDER")
-@_option("bundle_root", "A bundle, whose preprocessing and network are used. Without it, images alone.", metavar="BUNDLE")
-@_option("network_weights", "Weights of the bundle's network. Without it, models/model.pt.", metavar="FILE")
-@_option(
-    "activation",
-    "'sigmoid' or 'softmax'. Without it, that of the bundle's postprocessing.",
-    click.Choice(["sigmoid", "softmax"]),
-)
-@_option("dims", "2 or 3. Without it, that of the first image.", click.Choice(["2", "3"]))
-@_option("size", "Working size, such as 128,112: multiples of 16. Without it, chosen from the images.", metavar="SIZE")
-@_option("minutes", "Time for everything. Without it, 20.", click.FloatRange(min=0, min_open=True), "N")
-@_option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
-@_option("seed", "Of all random numbers. Without it, 0.", int, "N")
-@_option("progress", "Show a progress bar. Without it, on a terminal only.", _SWITCH)
-@_option("resume", "Go on with the fit in --output_dir, which began with the same options.", _SWITCH)
-@_option("debug", "Print the traceback of what fails.", _SWITCH)
-@_option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", _SWITCH)
-def fit(dataset_dir: str | None, output_dir: str | None, **options: Any) -> int:
+@option("dataset_dir", "A folder of images, a datalist.json or a manifest.csv. Labels are not needed.", metavar="DIR")
+@option("output_dir", "Folder of the canonicaliser; a fit that is in it is never overwritten.", metavar="FOLDER")
+@option("bundle_root", "A bundle, whose preprocessing and network are used. Without it, images alone.", metavar="BUNDLE")
+@option("network_weights", "Weights of the bundle's network. Without it, models/model.pt.", metavar="FILE")
+@option("activation", "Without it, by the bundle's postprocessing.", click.Choice(["sigmoid", "softmax"]))
+@option("dims", "Without it, that of the first image.", click.Choice(["2", "3"]))
+@option("size", "Working size, such as 128,112: multiples of 16. Without it, chosen from the images.", metavar="SIZE")
+@option("minutes", "Time for everything. Without it, 20.", click.FloatRange(min=0, min_open=True), "N")
+@option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
+@option("seed", "Of all random numbers. Without it, 0.", int, "N")
+@option("progress", "Show a progress bar. Without it, on a terminal only.", SWITCH)
+@option("resume", "Go on with the fit in --output_dir, which began with the same options.", SWITCH)
+@option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
+def fit(
+    dataset_dir: str | None,
+    output_dir: str | None,
+    bundle_root: str | None,
+    network_weights: str | None,
+    activation: str | None,
+    trust_bundle: bool | None,
+    **options: Any,
+) -> None:
     """Fit a canonicaliser to images, for any network, any size, 2D or 3D.
 
     A plan is printed first. At the end, README.md in the output folder shows what the canonicaliser does to images that it was
     not fitted to.
     """
-    if missing := [name for name, value in (("dataset_dir", dataset_dir), ("output_dir", output_dir)) if value is None]:
-        raise click.UsageError(f"--{missing[0]} is needed.")
-    debug, root = options.pop("debug"), options.pop("bundle_root")
-    weights, activation, trusted = (options.pop(name) for name in ("network_weights", "activation", "trust_bundle"))
-    if root is None and (weights or activation):
-        raise click.UsageError(f"--{'network_weights' if weights else 'activation'} needs a --bundle_root.")
-    try:
-        settings = {name: value for name, value in options.items() if value is not None}
-        if "size" in settings:
-            settings["size"] = _size(settings["size"])
-        if "dims" in settings:
-            settings["dims"] = int(settings["dims"])
-        from monai_diffeo.fit import fit_canonicalizer  # imports torch
+    if dataset_dir is None or output_dir is None:
+        raise click.UsageError(f"--{'dataset_dir' if dataset_dir is None else 'output_dir'} is needed.")
+    if bundle_root is None and (network_weights or activation):
+        raise click.UsageError(f"--{'network_weights' if network_weights else 'activation'} needs a --bundle_root.")
+    settings = {name: value for name, value in options.items() if value is not None}
+    if "dims" in settings:
+        settings["dims"] = int(settings["dims"])
+    if "size" in settings:
+        try:
+            settings["size"] = tuple(int(part) for part in settings["size"].split(","))
+        except ValueError:
+            raise click.UsageError(f"--size must be numbers such as 128,112, got {settings['size']!r}.") from None
+    from monai_diffeo.bundles import find_bundle
+    from monai_diffeo.fit import fit_canonicalizer  # imports torch
 
-        network = transform = None
-        if root is not None:
-            from monai_diffeo.cli.fit_network import network_of_bundle
+    if bundle_root is not None:
+        from monai_diffeo.cli.fit_network import network_of_bundle
 
-            file = None if weights is None else Path(weights)
-            network, transform = network_of_bundle(Path(root), file, activation, bool(trusted))
-        fit_canonicalizer(dataset_dir, str(output_dir), network, transform=transform, say=click.echo, **settings)
-    except KeyboardInterrupt:
-        click.echo("Interrupted. --resume goes on with the fit.", err=True)
-        return 130
-    except Exception as error:
-        if debug:
-            traceback.print_exc()
-        raise click.ClickException(_sentence(error)) from error
-    return 0
-
-
-def _size(text: str) -> tuple[int, ...]:
-    try:
-        return tuple(int(part) for part in text.replace("x", ",").split(","))
-    except ValueError:
-        raise click.UsageError(f"--size must be numbers with commas, such as 128,112, got {text!r}.") from None
+        file = None if network_weights is None else Path(network_weights)
+        settings["network"], settings["transform"] = network_of_bundle(
+            find_bundle(bundle_root, "fit"), file, activation, bool(trust_bundle)
+        )
+    fit_canonicalizer(dataset_dir, output_dir, say=click.echo, **settings)

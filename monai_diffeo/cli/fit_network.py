@@ -35,7 +35,10 @@ def network_of_bundle(
         ConfigError: if the bundle has no preprocessing or network, or something in it is not allowed.
         WeightsError: if the weights do not load.
     """
-    parser = bundle_parser(root, {}, trusted)
+    try:
+        parser = bundle_parser(root, {}, trusted)
+    except ConfigError as error:
+        raise ConfigError(str(error).replace("segment:", "fit:", 1)) from error
     if trusted:
         sys.path.insert(1, str(root))
     preprocessing = next((id for id in _PREPROCESSING if id in parser), None)

@@ -23,7 +23,7 @@ __all__ = ["wrap", "wrapped_command"]
 def wrap(bundle: str, canonicalizer: str | None) -> None:
     """Print the command that runs BUNDLE with a canonicaliser around its inferer. Nothing is run, and no file is changed.
 
-    The command is all of the standard output; add options of the bundle to it. The standard error has what else to know.
+    The command is all of the standard output; add options of the bundle to it.
     """
     command, notes = wrapped_command(find_bundle(bundle, "wrap"), canonicalizer)
     for note in notes:
@@ -60,11 +60,8 @@ def wrapped_command(bundle: Path, canonicalizer: str | None = None) -> tuple[str
         raise ConfigError(f"wrap: a bundle must have {' or '.join(names)}, {str(bundle)!r} has none. Check the path.")
     config = ConfigParser.load_config_file(bundle / name)
     options = {"bundle_root": ".", "workflow_type": "infer", "diffeo_folder": str(energy), **_missing(config, name)}
-    run = "run" if "run" in config else next((id for id in ("evaluating", "inference", "infer") if id in config), None)
-    if run is None:
-        raise ConfigError(f"wrap: {name} must have an entry 'run', got {sorted(config)}. Name the steps to run there.")
-    words = [sys.executable, "-m", "monai.bundle", "run", *([] if run == "run" else [run])]
-    words += ["--config_file", str([name, overlay_path()])]
+    run = [] if "run" in config else ["evaluating"]  # as MONAI's own template of a bundle names it
+    words = [sys.executable, "-m", "monai.bundle", "run", *run, "--config_file", str([name, overlay_path()])]
     words += [word for option in options.items() for word in (f"--{option[0]}", option[1])]
     command = f"cd {_quoted(str(bundle))} && {' '.join(map(_quoted, words))}"
     lacking = [package for module, package in {"fire": "fire", "ignite": "pytorch-ignite"}.items() if find_spec(module) is None]

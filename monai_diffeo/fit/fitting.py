@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from importlib.util import find_spec
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import fit_statistics, load_canonicalizer
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import record_sha256, write_atomically
-from monai_diffeo.fit.images import LEAST_IMAGES, ImageReader, Item, find_images, number_held_back
+from monai_diffeo.fit.images import LEAST_IMAGES, ImageReader, Item, find_images, is_held_back
 from monai_diffeo.fit.loop import seconds_a_step, train_part
 from monai_diffeo.fit.network import NetworkUnderTest
 from monai_diffeo.fit.outcome import FitOutcome, keeps_orientation, measure, measure_orientation, measure_overlap
@@ -33,8 +33,9 @@ __all__ = ["fit_canonicalizer"]
 
 RECORD = "fit.json"
 _MOST_VALUES = 4e8  # of all images in memory: 1.6 GB
-_READING, _ANSWERS, _OUTCOME = 0.15, 0.15, 0.1  # shares of the time
-_LOOKED_AT = 16  # images from which the working size is chosen
+_READING, _ANSWERS, _OUTCOME = 0.15, 0.15, 0.12  # shares of the time
+_ENOUGH = 8  # images that were held back, for the statistics to be of these alone
+_LOOKED_AT = 8  # images from which the working size is chosen
 
 
 def fit_canonicalizer(
@@ -86,11 +87,15 @@ def fit_canonicalizer(
     items = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()]
     net = NetworkUnderTest(network) if isinstance(network, nn.Module) else network
     names = "".join(str(item["image"]) for item in items if not isinstance(item["image"], Tensor))
-    settings = {"images": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(), "network": net and net.source}
+    settings: dict[str, Any] = {
+        "images": hashlib.sha256(names.encode("utf-8", "surrogateescape")).hexdigest(),
+        "network": net and net.source,
+    }
     settings |= {"dims": dims, "size": size and list(size), "minutes": minutes, "steps": steps and dict(steps), "seed": seed}
     record = _begin(folder, settings, resume)
     limit = math.inf if steps else 60 * minutes
-    data = _Images(items, ImageReader(transform, dims, say), net, size, limit, device, record.get("plan"))
+    data = _Images(items, ImageReader(transform, dims, say), net, size, record.get("plan"))
+    data.read(limit, device)
     parts = parts_of(len(data.frame), data.reader.channels, data.size)
     inputs = {part.name: data.of(part) for part in parts}
     if "plan" not in record:
@@ -100,7 +105,7 @@ def fit_canonicalizer(
     for line in plan_lines(record["plan"]):
         say(line)
     _train(folder, parts, inputs, record["plan"]["parts"], device, seed, progress, checkpoint_seconds)
-    outcome = _finish(folder, parts, data, net, device, seed, _OUTCOME * limit / 2, record["plan"])
+    outcome = _finish(folder, parts, data, net, device, seed, _OUTCOME * limit / 3, record["plan"])
     _write(folder, {**record, "outcome": outcome.as_dict()})
     record_sha256(folder)
     for line in (*outcome_lines(outcome), f"Did it work? {outcome.sentence()}"):
@@ -113,8 +118,6 @@ def _check(minutes: float, dims: int | None, size: Sequence[int] | None, device:
         raise ConfigError(f'fit: packages are needed that are not there: {missing}. Run: pip install "monai-diffeo[report]"')
     if not 0 < minutes < math.inf:
         raise ConfigError(f"fit: 'minutes' must be larger than 0, got {minutes}.")
-    if dims not in (None, 2, 3):
-        raise ConfigError(f"fit: 'dims' must be 2 or 3, got {dims}.")
     if size is not None and (len(size) != (dims or len(size)) or any(n < 32 or n % 16 for n in size)):
         raise ConfigError(f"fit: 'size' must be one number an axis, each a multiple of 16 and at least 32, got {tuple(size)}.")
     if device.type == "cuda" and not torch.cuda.is_available():
@@ -144,55 +147,52 @@ def _write(folder: Path, record: Mapping[str, Any]) -> None:
 
 
 class _Images:
-    """Images ``(N, C, *size)`` in [0, 1] in a random order, the held-back ones first, and answers on some of the others.
+    """Images ``(N, C, *size)`` in [0, 1], in a random order: those that are held back, and those to train on.
 
-    They are read until the time or the memory for them is used up; a fit that is resumed reads as many as before.
+    Reading ends when the time or the memory for it is used up; a fit that is resumed reads as many as before. The first images
+    to train on have answers of the network, all of them if there is time.
     """
 
     def __init__(
-        self,
-        items: Sequence[Item],
-        reader: ImageReader,
-        network: NetworkUnderTest | None,
-        size: Sequence[int] | None,
-        limit: float,
-        device: torch.device,
-        known: Mapping[str, Any] | None,
+        self, items: Sequence[Item], reader: ImageReader, network: NetworkUnderTest | None, size: Any, known: Any
     ) -> None:
-        began, asking, usable = time.perf_counter(), 0.0, reader.usable(items)
-        first = list(islice(usable, _LOOKED_AT))
-        if len(first) < LEAST_IMAGES:
-            raise ConfigError(f"fit: there must be {LEAST_IMAGES} images or more that can be used, got {len(first)}.")
-        self.reader, self.network = reader, network
-        self.frame = [round(median(axis)) for axis in zip(*(image.shape[1:] for _, image in first))]
+        self.usable, self.reader, self.network, self.known = reader.usable(items), reader, network, known
+        self.first = list(islice(self.usable, _LOOKED_AT))
+        if len(self.first) < LEAST_IMAGES:
+            raise ConfigError(f"fit: there must be {LEAST_IMAGES} images or more that can be used, got {len(self.first)}.")
+        self.frame = [round(median(axis)) for axis in zip(*(image.shape[1:] for _, image in self.first))]
         if size is not None and len(size) != len(self.frame):
             raise ConfigError(f"fit: 'size' must have {len(self.frame)} numbers, as the images have axes, got {tuple(size)}.")
-        self.size = tuple(size) if size is not None else working_size_of(self.frame)
-        self.held = known["held_back"] if known else number_held_back(len(items))
-        self.items: list[Item] = []
-        images: list[Tensor] = []
+        self.size = working_size_of(self.frame) if size is None else tuple(size)
+        self.held: list[Tensor] = []
+        self.trained: list[Tensor] = []
         self.answers: list[Tensor] = []
-        while first:  # emptied, so that images at their own size are not kept
-            item, image = first.pop(0)
-            first.extend(islice(usable, 1))
+        self.held_items: list[Item] = []
+
+    def read(self, limit: float, device: torch.device) -> None:
+        """Read the images, in at most about ``limit`` seconds."""
+        began, asking, known = time.perf_counter(), 0.0, self.known
+        for item, image in chain((self.first.pop(0) for _ in range(len(self.first))), self.usable):  # none is kept at its size
             low, high = image.aminmax()
-            self.items.append(item)
-            images.append(resample_image(((torch.Tensor.as_subclass(image, Tensor) - low) / (high - low))[None], self.size)[0])
-            if network is not None and len(images) > self.held:
-                if len(self.answers) < known["answers"] if known else asking <= _ANSWERS * limit:
+            small = resample_image(((torch.Tensor.as_subclass(image, Tensor) - low) / (high - low))[None], self.size)[0]
+            if is_held_back(len(self.held) + len(self.trained)):
+                self.held.append(small)
+                self.held_items.append(item)
+            else:
+                self.trained.append(small)
+                if self.network and (len(self.answers) < known["answers"] if known else asking <= _ANSWERS * limit):
                     start = time.perf_counter()
-                    answer = network.classes(network.ask(image, device))
+                    answer = self.network.classes(self.network.ask(image, device))
                     self.answers.append(resample_image(answer[None], tuple(n // 2 for n in self.size))[0].half())
                     asking += time.perf_counter() - start
-            late = time.perf_counter() - began - asking > _READING * limit or len(images) * images[0].numel() > _MOST_VALUES
-            if len(images) == known["images"] if known else late and len(images) >= self.held + LEAST_IMAGES:
+            count = len(self.held) + len(self.trained)
+            late = time.perf_counter() - began - asking > _READING * limit or count * small.numel() > _MOST_VALUES
+            if count == known["images"] if known else late and count >= _LOOKED_AT:
                 break
-        self.held = self.held if known else min(self.held, number_held_back(len(images)))
-        self.images = torch.stack(images)
 
     def of(self, part: Part) -> dict[str, Tensor]:
         """What a part is trained on."""
-        images = torch.cat([resample_image(image[None], part.size) for image in self.images[self.held :]])
+        images = torch.cat([resample_image(image[None], part.size) for image in self.trained])
         return {"image": images, **({"answer": torch.stack(self.answers)} if part.name == "predictor" and self.answers else {})}
 
     def plan(self) -> dict[str, Any]:
@@ -201,7 +201,7 @@ class _Images:
         if net is not None:
             how = "as given" if net.stated else "chosen by its number of output channels; --activation changes it"
             said = f"{net.source}, {net.activation} ({how}), answers on {len(self.answers)} images"
-        counts = {"images": len(self.items), "held_back": self.held, "answers": len(self.answers)}
+        counts = {"images": len(self.held) + len(self.trained), "held_back": len(self.held), "answers": len(self.answers)}
         return {**counts, "channels": self.reader.channels, "frame": self.frame, "working_size": self.size, "network": said}
 
 
@@ -257,19 +257,19 @@ def _finish(
     plan: Mapping[str, Any],
 ) -> FitOutcome:
     """Write the folder's configuration and statistics, and measure what it does to the images that were held back."""
-    held = data.images[: data.held].to(device)
+    held = torch.stack(data.held)
     orientation = next(part for part in parts if part.name == "orientation")
     judge = load_weights(orientation.build(), folder / "orientation.pt").to(device)
-    seen = measure_orientation(judge, held, seed)
+    seen = measure_orientation(judge, held.to(device), seed)
     used = [part for part in parts if part is not orientation or keeps_orientation(*seen)]
     content = json.dumps(folder_settings(len(data.frame), data.size, used), indent=2) + "\n"
     write_atomically(folder / "canonicalizer.json", content.encode())
-    fit_statistics(folder, data.images[: data.held if data.held >= 8 else None].split(8))
+    fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
     canonicalizer = load_canonicalizer(folder, device=device)
-    outcome, *moved = measure(canonicalizer, held, seed)
+    outcome, *moved = measure(canonicalizer, held.to(device), seed, seconds)
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)
     if network is not None:
-        pairs = ((image, data.reader.label(item, image)) for item, image in data.reader.usable(data.items[: data.held]))
+        pairs = ((image, data.reader.label(item, image)) for item, image in data.reader.usable(data.held_items))
         outcome = replace(outcome, overlap=measure_overlap(canonicalizer, network, pairs, seed, device, seconds))
     write_page(folder, plan, outcome, held, *moved)
     return outcome

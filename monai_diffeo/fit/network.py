@@ -51,9 +51,7 @@ class NetworkUnderTest:
         except (RuntimeError, ValueError, TypeError) as error:
             remedy = "Give a bundle whose preprocessing and inferer fit its network, or fit without a network."
             reason = " ".join(str(error).split())[:300]
-            raise ConfigError(
-                f"fit: the network cannot be asked at an image {tuple(image.shape)}: {reason}. {remedy}"
-            ) from error
+            raise ConfigError(f"fit: the network cannot take an image {tuple(image.shape)}: {reason}. {remedy}") from error
 
     def classes(self, probabilities: Tensor) -> Tensor:
         """The probabilities ``(K, *S)`` without the background of a softmax."""

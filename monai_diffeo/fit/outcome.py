@@ -18,6 +18,7 @@ from monai_diffeo.fit.network import NetworkUnderTest, dice_of_masks, masks_of_l
 from monai_diffeo.flow import compose, rotate_axes, warp
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import ImageOrientation
+from monai_diffeo.networks.predictor import resample_image
 
 __all__ = ["FitOutcome", "Overlap", "keeps_orientation", "measure", "measure_orientation", "measure_overlap"]
 
@@ -105,22 +106,30 @@ def _deformations(count: int, size: Sequence[int], seed: int) -> Tensor:
     return random_training_deformation(count, tuple(size), draw, identity_share=0.0, framing_share=0.0)
 
 
-def measure(canonicalizer: Canonicalizer, images: Tensor, seed: int) -> tuple[FitOutcome, Tensor, Tensor]:
-    """Figures of held-back images ``(N, C, *S)``; also those images deformed, and canonicalised after that."""
-    ddf = _deformations(len(images), images.shape[2:], seed).to(images)
-    deformed = warp(images, ddf, padding_mode="zeros")
-    before, after = ([canonicalizer(image[None]) for image in some] for some in (images, deformed))
+def measure(canonicalizer: Canonicalizer, images: Tensor, seed: int, seconds: float) -> tuple[FitOutcome, Tensor, Tensor]:
+    """Figures of held-back images ``(N, C, *S)``; also those images deformed, and canonicalised after that.
+
+    After ``seconds`` no further image is begun; two are always taken.
+    """
+    began, rows = time.perf_counter(), []
+    for image, ddf in zip(images.split(1), _deformations(len(images), images.shape[2:], seed).to(images).split(1)):
+        if len(rows) >= 2 and time.perf_counter() - began > seconds:
+            break
+        twin = warp(image, ddf, padding_mode="zeros")
+        rows.append((ddf, twin, canonicalizer(image), canonicalizer(twin)))
+    ddfs, twins, before, after = zip(*rows)
     outcome = FitOutcome(
-        images=len(images),
-        energy=median(float(row.energy_before) for row in before),
-        energy_deformed=median(float(row.energy_before) for row in after),
-        energy_canonical=median(float(row.energy_after) for row in after),
-        undone=median(_undone(g[None], *twins) for g, *twins in zip(ddf, before, after)),
-        canonicalized=fmean(float(row.moved) for row in after),
-        folding=max(float(row.folding_fraction) for row in (*before, *after)),
-        seconds=fmean(row.seconds for row in after),
+        images=len(rows),
+        energy=median(float(found.energy_before) for found in before),
+        energy_deformed=median(float(found.energy_before) for found in after),
+        energy_canonical=median(float(found.energy_after) for found in after),
+        undone=median(_undone(*three) for three in zip(ddfs, before, after)),
+        canonicalized=fmean(float(found.moved) for found in after),
+        folding=max(float(found.folding_fraction) for found in (*before, *after)),
+        seconds=fmean(found.seconds for found in after),
     )
-    return outcome, deformed, torch.cat([row.image if row.image.shape == images[:1].shape else images[:1] * 0 for row in after])
+    size = tuple(images.shape[2:])
+    return outcome, torch.cat(twins), torch.cat([resample_image(found.image, size) for found in after])
 
 
 def _undone(ddf: Tensor, upright: Canonicalization, deformed: Canonicalization) -> float:
@@ -132,7 +141,8 @@ def _undone(ddf: Tensor, upright: Canonicalization, deformed: Canonicalization) 
 
 
 def measure_orientation(network: ImageOrientation, images: Tensor, seed: int) -> tuple[float, float]:
-    """Shares of upright images ``(N, C, *S)`` that are seen upright, and of turned ones whose rotation is found."""
+    """Shares of upright images ``(N, C, *S)``, at most 16, that are seen upright, and of turned ones whose rotation is found."""
+    images = images[:16]
 
     def seen(image: Tensor, index: int) -> float:
         with torch.no_grad():

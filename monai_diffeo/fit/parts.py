@@ -83,9 +83,16 @@ def folder_settings(dims: int, size: Sequence[int], parts: Sequence[Part]) -> di
     motion = {"predictor": used["predictor"], "family": "@families::control_grid"}
     energies = {name: {"_target_": f"monai_diffeo.energies.{kind}", name: f"@networks::{name}"} for name, kind in kinds.items()}
     energies["motion"] = {"_target_": "monai_diffeo.energies.ResidualDeformationEnergy", **motion}
-    single = {"family": motion["family"], **used, "working_size": list(size), "iterations": 3, "tta_samples": 8, "steps": 0}
+    single: dict[str, Any] = {
+        "family": motion["family"],
+        **used,
+        "working_size": list(size),
+        "iterations": 3,
+        "tta_samples": 8,
+        "steps": 0,
+    }
     single |= {"energies": dict.fromkeys(energies, 1.0), "max_energy_increase": 2.0, "ood_threshold": 50.0}
-    search = {"steps": 30, "learning_rate": 0.01, "patience": 10, "level": 0.0}
+    search: dict[str, Any] = {"steps": 30, "learning_rate": 0.01, "patience": 10, "level": 0.0}
     search |= {"regularizer": {"smooth": 100.0, "orientation": 10.0}}
     return {
         "default_mode": "single_pass",

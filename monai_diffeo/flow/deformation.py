@@ -11,7 +11,7 @@ from torch import Tensor
 
 from monai_diffeo.flow.axis_rotations import axis_rotations, inverse_rotation, rotate_axes
 from monai_diffeo.flow.grid import centered_grid
-from monai_diffeo.flow.warp import sample
+from monai_diffeo.flow.warp import sample, sample_normalized, unit_of_sampler
 
 __all__ = ["Deformation", "crop_or_pad"]
 
@@ -64,15 +64,15 @@ class Deformation:
 
     def after(self, first: Deformation) -> Deformation:
         """The composition ``x -> self(first(x))``; ``warp(warp(im, a), b)`` equals one warp along ``a.after(b)``."""
-        residual = self.residual
-        where = first._affine(first._grid()) + first.residual
-        center = residual.new_tensor([(n - 1) / 2 for n in residual.shape[2:]])
-        u = sample(residual, where + center.view(-1, *[1] * (residual.ndim - 2)))
-        linear, shift = self.matrix[..., :-1], self.matrix[..., -1:]
+        residual, linear, shift = self.residual, self.matrix[..., :-1], self.matrix[..., -1:]
+        unit = unit_of_sampler(residual.shape[2:], residual)[:, None]
         with torch.autocast(residual.device.type, enabled=False):
+            scaled = Deformation(first.matrix * unit, first.residual)  # from the centre, which is the sampler's origin
+            where = torch.addcmul(scaled._affine(first._grid()).flatten(2), first.residual.flatten(2), unit)
+            u = sample_normalized(residual, where.view(first.residual.shape))
             matrix = linear @ first.matrix
             matrix = torch.cat([matrix[..., :-1], matrix[..., -1:] + shift], dim=-1)
-            return Deformation(matrix, torch.einsum("bij,bj...->bi...", linear, first.residual) + u)
+            return Deformation(matrix, torch.baddbmm(u.flatten(2), linear, first.residual.flatten(2)).view(u.shape))
 
     def ddf(self, spatial_size: Sequence[int] | None = None) -> Tensor:
         """Displacement of every voxel of the centred frame ``spatial_size``, shape ``(B, D, *S)``, voxels.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from functools import lru_cache
 
 import torch
@@ -40,10 +41,20 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
     Returns:
         Shape ``(B, C, *T)``.
     """
-    scale = torch.tensor([2 / max(n - 1, 1) for n in image.shape[2:]], device=points.device, dtype=points.dtype)
-    normalized = (points * scale.view(-1, *[1] * (points.ndim - 2)) - 1).flip(1).movedim(1, -1)
+    unit = unit_of_sampler(image.shape[2:], points).view(-1, *[1] * (points.ndim - 2))
+    return sample_normalized(image, points * unit - 1, mode, padding_mode)
+
+
+def unit_of_sampler(spatial_size: Sequence[int], like: Tensor) -> Tensor:
+    """One voxel along each axis in the sampler's coordinates, in which a frame is [-1, 1]; shape ``(D,)``."""
+    return torch.tensor([2 / max(n - 1, 1) for n in spatial_size], device=like.device, dtype=like.dtype)
+
+
+def sample_normalized(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
+    """:func:`sample` at points in the sampler's coordinates, in which the image's frame is [-1, 1]."""
     with torch.autocast(image.device.type, enabled=False):
-        return F.grid_sample(image, normalized, mode=mode, padding_mode=padding_mode, align_corners=True)
+        points = points.flip(1).movedim(1, -1)
+        return F.grid_sample(image, points, mode=mode, padding_mode=padding_mode, align_corners=True)
 
 
 def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border", *, centered: bool = False) -> Tensor:

@@ -83,11 +83,9 @@ class ImageOrientation(nn.Module):
         The log-probabilities of the image in all its orientations are averaged. So the answers on a rotated image are those on
         the image, rotated.
         """
-        image = resample_image(image.float(), self.image_size)
-        classes, shown = _products(self.spatial_dims).to(image.device), (image, mirror(image))
-        total = image.new_zeros(len(image), len(classes))
-        for h, products in enumerate(classes):
-            scores = self(rotate_axes(shown[h // self.num_rotations], h % self.num_rotations))
-            total = total + scores.flatten(1).log_softmax(1)[:, products]
-        joint = (total / len(classes)).softmax(1).view(-1, 2, self.num_rotations)
+        classes, totals = _products(self.spatial_dims).to(image.device), []
+        for row in resample_image(image.float(), self.image_size).split(1):  # one by one, so that a batch changes no rounding
+            shown = torch.cat([rotate_axes(each, k) for each in (row, mirror(row)) for k in range(self.num_rotations)])
+            totals.append(self(shown).flatten(1).log_softmax(1).gather(1, classes).mean(0))
+        joint = torch.stack(totals).softmax(1).view(-1, 2, self.num_rotations)
         return joint.sum(1), joint[:, 1].sum(1)

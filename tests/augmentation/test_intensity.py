@@ -138,3 +138,15 @@ def test_slabs_are_as_wide_as_drawn_at_every_side_of_a_volume(monkeypatch):
 def test_grey_values_of_the_plane_stay_those_that_trained_the_bundles():
     out = random_intensity(films(6, (32, 40)), seeded(2), 1.5)
     assert out.double().sum().item() == pytest.approx(3788.566, rel=1e-4)
+
+
+def test_each_side_has_its_own_band(monkeypatch):
+    """Before and behind along each axis, one axis after the other, each as wide as it was drawn."""
+    widths = torch.tensor([[0.015, 0.035, 0.055, 0.075, 0.095, 0.115]])
+    monkeypatch.setattr(
+        intensity, "uniform", lambda low, high, shape, generator: widths if shape == (1, 6) else torch.zeros(shape)
+    )
+    monkeypatch.setattr(torch, "rand", lambda *shape, generator=None: torch.zeros(*shape))
+    out = random_intensity(torch.full((1, 1, 101, 101, 101), 0.6), None)[0, 0]
+    inside = out.nonzero()
+    assert inside.amin(0).tolist() == [2, 6, 10] and inside.amax(0).tolist() == [96, 92, 88]

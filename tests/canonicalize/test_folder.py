@@ -236,9 +236,9 @@ def test_expressions_macros_and_hidden_keys_are_refused_anywhere(tmp_path, place
     "changes, words",
     [
         ({"energies": {"wild": 1.0}}, "no 'wild' among the energies; there are .*'vae'"),
-        ({"predictor": "wild"}, "@networks::wild"),
-        ({"family": "wild"}, "@families::wild"),
-        ({"search_family": "@families::wild"}, "@families::wild"),
+        ({"predictor": "wild"}, "no 'wild' among the networks"),
+        ({"family": "wild"}, "no 'wild' among the families"),
+        ({"search_family": "@families::wild"}, "no 'wild' among the families"),
         ({"passes": 2}, r"passes \(now iterations\)"),
         ({"wild": 2}, "wild"),
     ],

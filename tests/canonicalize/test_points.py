@@ -112,9 +112,15 @@ def test_integers_are_rounded_and_double_precision_stays():
     ddf = torch.full((1, 2, 8, 8), 0.7)
     moved = torch.tensor([True])
     assert move_points(torch.tensor([[[2, 3]]]), ddf, (8, 8), moved).tolist() == [[[3, 4]]]
+    both, first = torch.tensor([[[2.0, 3.0]]]).repeat(2, 1, 1), torch.tensor([True, False])
+    assert_close(move_points(both, ddf.repeat(2, 1, 1, 1), (8, 8), first), torch.tensor([[[2.7, 3.7]], [[2.0, 3.0]]]))
+    both = torch.cat([both, both + 2], 2)
+    assert_close(
+        move_boxes(both, ddf.repeat(2, 1, 1, 1), (8, 8), first) - both, torch.tensor([0.7, 0.0]).view(2, 1, 1).expand(2, 1, 4)
+    )
     exact = torch.tensor([[[2.0 + 1e-12, 3.0]]], dtype=torch.float64)
-    there = move_points(exact, ddf.double(), (8, 8), moved)
-    assert there.dtype == torch.float64 and (there - exact - 0.7).abs().max() < 1e-7
+    there = move_points(exact, torch.full((1, 2, 8, 8), 0.5), (8, 8), moved)  # coordinates are more exact than fields
+    assert there.dtype == torch.float64 and (there - exact - 0.5).abs().max() < 1e-14
     assert move_boxes(torch.tensor([[[2, 3, 5, 6]]]), ddf, (8, 8), moved).tolist() == [[[3, 4, 6, 7]]]
 
 

@@ -121,7 +121,6 @@ def test_what_has_another_id_is_reached_by_an_option(changes, options, bundle, m
         ({"evaluator": None}, "must have an entry 'evaluator', got \\['bundle_root'.*Give it that id"),
         ({"evaluator": None, "validate": {"evaluator": EVALUATOR}}, "write 'validate::evaluator::inferer' for 'evaluator::inf"),
         ({"inferer": None, "evaluator": {**EVALUATOR, "inferer": CONFIG["inferer"]}}, "must take its inferer by an id"),
-        ({"run": None}, "must have an entry 'run', got \\['bundle_root'"),
     ],
 )
 def test_what_cannot_be_reached_is_an_error_that_says_what_to_do(changes, says, bundle):

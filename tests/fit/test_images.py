@@ -10,7 +10,7 @@ nibabel = pytest.importorskip("nibabel")
 PIL = pytest.importorskip("PIL.Image")
 
 from monai_diffeo.errors import ConfigError, ShapeError  # noqa: E402
-from monai_diffeo.fit.images import ImageReader, find_images, number_held_back  # noqa: E402
+from monai_diffeo.fit.images import ImageReader, find_images, is_held_back  # noqa: E402
 
 
 def noise(*shape):
@@ -126,6 +126,6 @@ def test_a_label_lies_on_the_voxels_of_its_preprocessed_image(tmp_path):
     assert ImageReader(None, 2, print).label({"image": item["image"]}, torch.rand(1, 30, 20)) is None
 
 
-@pytest.mark.parametrize("count, held", [(4, 2), (10, 2), (15, 3), (100, 20), (1000, 32)])
-def test_a_fifth_is_held_back_at_least_two_and_at_most_32(count, held):
-    assert number_held_back(count) == held
+@pytest.mark.parametrize("count, held", [(4, 2), (10, 3), (20, 5), (100, 21), (1000, 32)])
+def test_about_a_fifth_is_held_back_two_of_four_and_at_most_32(count, held):
+    assert sum(is_held_back(number) for number in range(count)) == held

@@ -1,6 +1,7 @@
 """What is measured on held-back images, and the rule that says whether a fit worked."""
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from monai_diffeo.fit import NetworkUnderTest
 from monai_diffeo.fit import outcome as module
 from monai_diffeo.fit.network import dice_of_masks, masks_of_label
 from monai_diffeo.fit.outcome import FitOutcome, Overlap, keeps_orientation, measure, measure_orientation, measure_overlap
-from monai_diffeo.flow import invert, rotate_axes
+from monai_diffeo.flow import compose, invert, rotate_axes
 from tests.helpers import blob, tiny_canonicalizer
 
 GOOD = FitOutcome(10, 0.0, 10.0, 4.0, 0.6, 1.0, 0.0, 0.1)
@@ -53,28 +54,33 @@ class Undoes(nn.Module):
     def __call__(self, image):
         found = tiny_canonicalizer()(image)
         i, self.calls = self.calls, self.calls + 1
-        ddf = (
-            torch.zeros_like(found.ddf) if i < len(self.inverses) else self.share * self.inverses[i - len(self.inverses)][None]
-        )
+        ddf = self.share * self.inverses[i // 2][None] if i % 2 else torch.zeros_like(found.ddf)
         return replace(found, ddf=ddf)
 
 
 def test_undone_is_1_for_the_inverse_and_0_for_the_identity(monkeypatch):
     images = blob(3, (32, 48))
     inverses = invert(module._deformations(3, (32, 48), 5))
-    exact, none = (measure(Undoes(inverses, share), images, 5)[0] for share in (1.0, 0.0))
+    exact, none = (measure(Undoes(inverses, share), images, 5, 100.0)[0] for share in (1.0, 0.0))
     assert exact.undone > 0.85 and none.undone == pytest.approx(0)
     assert exact.images == 3 and exact.seconds > 0
 
 
+def test_twins_in_the_same_pose_are_undone_wherever_that_pose_is():
+    there, other = module._deformations(2, (32, 32), 3).split(1)
+    found = [SimpleNamespace(ddf=ddf) for ddf in (0.5 * other, compose(invert(there), 0.5 * other))]
+    assert module._undone(there, *found) > 0.85 and module._undone(there, found[0], found[0]) < 0.6
+
+
 def test_measures_of_a_canonicalizer_are_of_these_images_before_and_after():
     images = blob(3, (32, 32))
-    outcome, deformed, canonical = measure(tiny_canonicalizer(), images, 0)
+    outcome, deformed, canonical = measure(tiny_canonicalizer(), images, 0, 100.0)
     assert outcome.energy == pytest.approx(images.mean().item(), rel=1e-4)  # of tests.helpers.Brightness
     assert outcome.energy_deformed == pytest.approx(deformed.flatten(1).mean(1).median().item(), rel=1e-4)
     assert outcome.energy_canonical == pytest.approx(canonical.flatten(1).mean(1).median().item(), rel=1e-4)
     assert outcome.canonicalized == 1 and outcome.folding == 0
-    assert not torch.equal(measure(tiny_canonicalizer(), images, 1)[1], deformed), "the seed draws the deformations"
+    assert not torch.equal(measure(tiny_canonicalizer(), images, 1, 100.0)[1], deformed), "the seed draws the deformations"
+    assert measure(tiny_canonicalizer(), images, 0, 0.0)[0].images == 2, "two are measured however little time is left"
 
 
 class SeesCorner(nn.Module):
