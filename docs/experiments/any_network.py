@@ -22,8 +22,7 @@ from monai.networks.nets import UNet
 from monai.transforms import LoadImage
 from torch import Tensor, nn
 
-from docs.experiments import user_errors
-from docs.experiments.any_network_3d import volume_rows
+from docs.experiments import any_network_3d, user_errors
 from docs.experiments.made_up_bodies import CLASSES, SIZE, SPLITS, unet, write_bundle, write_folder
 from docs.experiments.pages import Experiment, judged, note, section
 from docs.experiments.templates import plus_minus, timing
@@ -220,6 +219,12 @@ def error_rows(options: Any) -> tuple[Rows, Rows]:
     rows = user_errors.rows()
     refused = sum(row["message"] != "no error" for row in rows)
     return rows, [judged("user errors that are explained", "25, all", f"{refused} of {len(rows)}", 25 <= refused == len(rows))]
+
+
+def volume_rows(options: Any) -> tuple[Rows, Rows]:
+    """The volumes in 3D."""
+    found = any_network_3d.rows(options)
+    return found["volumes"], found["asked"]
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -276,10 +276,11 @@ DEFAULTS: dict[str, Any] = {"weights_dir": "runs/any_network_3d", "template": st
 DEFAULTS |= {"iterations": 300, "minutes": 20.0, "tested": 6, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
 
 
-def volume_rows(options: Any) -> tuple[Rows, Rows]:
-    """For the page of ``any_network``: this module's defaults, with the page's folder and seed."""
+def rows(options: Any) -> dict[str, Rows]:
+    """For the page of ``any_network``: the two tables, by this module's defaults and with the page's folder and seed."""
     words = ["--weights_dir", str(options.weights_dir), "--seed", str(options.seed)]
-    return results(Experiment("any_network_3d", __doc__, words, **DEFAULTS).options)
+    volumes, asked = results(Experiment("any_network_3d", __doc__, words, **DEFAULTS).options)
+    return {"volumes": volumes, "asked": asked}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -119,10 +119,11 @@ def brains(count: int, seed: int, deformed: bool = False, template: str | Path |
     for i in range(count):
         shape, looks, further = (torch.Generator().manual_seed(seed * 10**6 + 10 * i + k) for k in range(3))
         ddf = deformations(1, shape, angle=(0.0, 8.0), scale=0.08, shift=2.0, flow=0.09)
-        more = (
-            deformations(1, further, angle=(15.0, 30.0), scale=0.2, shift=4.0, flow=0.12) if deformed else torch.zeros_like(ddf)
-        )
-        moved = warp(maps, compose(ddf, more) if deformed else ddf, padding_mode="zeros")
+        more = torch.zeros_like(ddf)
+        if deformed:
+            more = deformations(1, further, angle=(15.0, 30.0), scale=0.2, shift=4.0, flow=0.12)
+            ddf = compose(ddf, more)
+        moved = warp(maps, ddf, padding_mode="zeros")
         images.append(_scanned(moved, looks))
         moved[:, 1] += 1 - moved[:, 1:].sum(1)  # outside the template's frame
         labels.append(moved[:, 1:].argmax(1, keepdim=True))
