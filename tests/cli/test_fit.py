@@ -88,7 +88,7 @@ def bundle(tmp_path):
         ("fit --dataset_dir x --output_dir y --activation softmax", "--activation needs a --bundle_root"),
         ("fit --dataset_dir x --output_dir y --network_weights w", "--network_weights needs a --bundle_root"),
         ("fit --dataset_dir /no/such --output_dir y", "fit: the images must be a folder"),
-        ("fit --dataset_dir . --output_dir y --bundle_root /no/such", "Check --bundle_root"),
+        ("fit --dataset_dir . --output_dir y --bundle_root /no/such", "or the name of a bundle ("),
     ],
 )
 def test_a_wrong_command_line_does_nothing_and_says_why_in_its_last_line(words, says, tmp_path, monkeypatch):
