@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from monai.config import PathLike
-from monai.data import ImagesReader
+from monai.data import ImageReader
 from monai.utils import ensure_tuple
 
 from monai_diffeo.errors import FilmError
@@ -26,7 +26,7 @@ class NamedFilm(NamedTuple):
     film: Film
 
 
-class FilmReader(ImagesReader):
+class FilmReader(ImageReader):
     """MONAI reader for films: array ``(H, W)``, rows x columns (other MONAI readers give columns x rows).
 
     `monai.transforms.LoadImage` tries its other readers when this one refuses a file; `LoadImageFilm` does not.
