@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from monai.networks.nets import UNet
@@ -20,6 +21,7 @@ from docs.experiments.training import trained
 from monai_diffeo.networks import ShapePrior, TemplatePrior, TemplateTransformer, load_weights
 from monai_diffeo.training import SegmentationStep, TemplateStep
 
+Network = TypeVar("Network", bound=nn.Module)
 Settings = Mapping[str, Any]
 Data = Mapping[str, Tensor]
 Parts = Sequence[tuple[int, Settings]]
@@ -131,20 +133,30 @@ def trained_direct(name: str, data: Data, cache: str | Path, seed: int = 0, part
     return network
 
 
-def trained_template(name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int) -> tuple[TemplateTransformer, float]:
-    """A trained network, and its CPU seconds; from the files of an earlier run of this row in ``cache``, if there are any."""
+def logged(stem: Path, name: str, iterations: int, device: str, run: Callable[[], Network]) -> tuple[Network, dict[str, Any]]:
+    """The network that ``run`` trains, and the log of its training, kept beside the weights."""
+    log, cpu, began = stem.with_suffix(".json"), time.process_time(), time.perf_counter()
+    network = run()
+    if not log.is_file():
+        machine = torch.cuda.get_device_name() if device.startswith("cuda") else "CPU"
+        seconds = {"cpu_seconds": time.process_time() - cpu, "seconds": time.perf_counter() - began}
+        log.write_text(json.dumps({"name": name, "iterations": iterations, "device": machine, **seconds}))
+    found = json.loads(log.read_text())
+    print(f"{name}: {found['cpu_seconds']:.0f} CPU s", flush=True)
+    return network, found
+
+
+def trained_template(
+    name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int, device: str = "cpu"
+) -> tuple[TemplateTransformer, dict[str, Any]]:
+    """A trained network, and its log; from the files of an earlier run of this row in ``cache``, if there are any."""
     settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
     settings["step"] = {
         "tame" if key == "compress" else key: value for key, value in recipe.step.items()
     }  # as older files have it
     stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=settings)
-    data, began, log = at_size(data, recipe.size), time.process_time(), stem.with_suffix(".json")
-    iterations = recipe.epochs * (len(data["image"]) // recipe.batch_size)
+    data, iterations = at_size(data, recipe.size), recipe.epochs * (len(data["image"]) // recipe.batch_size)
     build, step = partial(recipe.build, data["label"]), TemplateStep(seed=seed, **recipe.step)
-    shared = {"batch_size": recipe.batch_size, "rate": recipe.rate}
-    network = trained(stem.with_suffix(".pt"), build, step, data, iterations, seed, **shared)
-    if not log.is_file():
-        log.write_text(json.dumps({"name": name, "cpu_seconds": time.process_time() - began, "iterations": iterations}))
-    seconds = json.loads(log.read_text())["cpu_seconds"]
-    print(f"{name}: {seconds:.0f} CPU s", flush=True)
-    return network, seconds
+    shared = {"batch_size": recipe.batch_size, "rate": recipe.rate, "device": device}
+    run = partial(trained, stem.with_suffix(".pt"), build, step, data, iterations, seed, **shared)
+    return logged(stem, name, iterations, device, run)

@@ -224,12 +224,12 @@ def ablation_rows(data: Mapping[str, Tensor], films: Films, cache: str | Path, s
     for name, recipe in ABLATION.items():
         runs, betas, seconds = {"free": [], "kept": []}, [], []
         for seed in range(seeds):
-            network, spent = trained_template(name, recipe, data, cache, seed)
+            network, log = trained_template(name, recipe, data, cache, seed)
             for which, guard in (("free", False), ("kept", network.diffeomorphic)):
                 measured = run_method(template_masks(network, guard, recipe.size), films)
                 runs[which].append({key: values.mean().item() for key, values in measured.items()})
             betas.append(network.prior.beta.tolist())
-            seconds.append(spent)
+            seconds.append(log["cpu_seconds"])
         free, kept = ({key: [run[key] for run in some] for key in some[0]} for some in runs.values())
         with_guard, without = ({key: statistics.fmean(values) for key, values in some.items()} for some in (kept, free))
         row = {"trained": name, "Dice": with_interval(kept["dice"]), "Hausdorff": with_interval(kept["hausdorff"], ".2f")}

@@ -21,9 +21,13 @@ from monai_diffeo.training import CriticStep, PredictorStep, SegmentationStep, V
 Data = Mapping[str, Tensor]
 
 
-def train(network, step, data: Data, iterations: int, seed=0, batch_size=16, rate=2e-3, cycle=True) -> nn.Module:
-    """One-cycle AdamW with clipped gradients on random batches; without ``cycle`` Adam at a constant rate. In eval mode."""
+def train(network, step, data: Data, iterations: int, seed=0, batch_size=16, rate=2e-3, cycle=True, device="cpu") -> nn.Module:
+    """One-cycle AdamW with clipped gradients on random batches; without ``cycle`` Adam at a constant rate.
+
+    On ``device``; the network comes back to the CPU, in eval mode.
+    """
     draw = torch.Generator().manual_seed(seed)
+    network, data = network.to(device), {name: values.to(device) for name, values in data.items()}
     optimizer = (torch.optim.AdamW if cycle else torch.optim.Adam)(network.parameters(), rate)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, rate, iterations) if cycle else None
     network.train()
@@ -36,7 +40,7 @@ def train(network, step, data: Data, iterations: int, seed=0, batch_size=16, rat
         optimizer.step()
         if schedule is not None:
             schedule.step()
-    return network.eval()
+    return network.eval().cpu()
 
 
 def trained(path, build: Callable, step: Callable, data: Data, iterations: int, seed: int = 0, **settings) -> nn.Module:

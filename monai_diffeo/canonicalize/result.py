@@ -127,16 +127,16 @@ class Canonicalization:
         if not bool(self.moved.any()):
             return [self]
         poses = [self] if count % 2 else []
-        size, margin, back = tuple(self.ddf.shape[2:]), self.forward.residual.shape[2:], self.inverse_ddf.shape[2:]
+        size, back = tuple(self.ddf.shape[2:]), self.inverse_ddf.shape[2:]
         draw = torch.Generator().manual_seed(seed)
         half = half_frame(size, torch.empty(0))
-        row = self.moved.view(-1, *[1] * len(margin), 1)
+        row = self.moved.view(-1, *[1] * len(size), 1)
         for _ in range(count // 2):
             linear = torch.randn(len(size), len(size), generator=draw) * spread * half[:, None] / half
             generator = torch.cat([linear, torch.randn(len(size), 1, generator=draw) * shift * half[:, None]], 1).to(self.ddf)
             for sign in (1, -1):
-                step, unstep = (affine_deformation(sign * s * generator.expand(len(given), -1, -1), margin) for s in (1, -1))
-                ddf, inverse_ddf = self.forward.after(step).ddf(size), unstep.after(self.inverse).ddf(back)
+                step, unstep = (affine_deformation(sign * s * generator.expand(len(given), -1, -1), size) for s in (1, -1))
+                ddf, inverse_ddf = self.forward.after(step).ddf(), self.inverse.then_affine(unstep.matrix).ddf(back)
                 ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
                 image = torch.where(row, move_image(given, ddf, self.sampling), self.image)
                 poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import fit_statistics, load_canonicalizer
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import record_sha256, write_atomically
-from monai_diffeo.fit.images import LEAST_IMAGES, ImageReader, Item, find_images, is_held_back
+from monai_diffeo.fit.images import LEAST_IMAGES, ImagesReader, Item, find_images, is_held_back
 from monai_diffeo.fit.loop import seconds_a_step, train_part
 from monai_diffeo.fit.network import NetworkUnderTest
 from monai_diffeo.fit.outcome import FitOutcome, keeps_orientation, measure, measure_orientation, measure_overlap
@@ -81,7 +81,7 @@ def fit_canonicalizer(
         ConfigError: if the settings or the images cannot be used, or the folder holds a fit.
         NumericalError: if a part fails; nothing stands in for it.
     """
-    began, folder, device = time.perf_counter(), Path(folder), torch.device(device)
+    began, worked, folder, device = time.perf_counter(), time.process_time(), Path(folder), torch.device(device)
     _check(minutes, dims, size, device)
     items = find_images(images)
     items = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()]
@@ -94,7 +94,7 @@ def fit_canonicalizer(
     settings |= {"dims": dims, "size": size and list(size), "minutes": minutes, "steps": steps and dict(steps), "seed": seed}
     record = _begin(folder, settings, resume)
     limit = math.inf if steps else 60 * minutes
-    data = _Images(items, ImageReader(transform, dims, say), net, size, record.get("plan"))
+    data = _Images(items, ImagesReader(transform, dims, say), net, size, record.get("plan"))
     data.read(limit, device)
     parts = parts_of(len(data.frame), data.reader.channels, data.size)
     inputs = {part.name: data.of(part) for part in parts}
@@ -106,7 +106,8 @@ def fit_canonicalizer(
         say(line)
     _train(folder, parts, inputs, record["plan"]["parts"], device, seed, progress, checkpoint_seconds)
     outcome = _finish(folder, parts, data, net, device, seed, _OUTCOME * limit / 3, record["plan"])
-    _write(folder, {**record, "outcome": outcome.as_dict()})
+    took = {"minutes": (time.perf_counter() - began) / 60, "cpu_minutes": (time.process_time() - worked) / 60}
+    _write(folder, {**record, "outcome": outcome.as_dict(), "took": took})
     record_sha256(folder)
     for line in (*outcome_lines(outcome), f"Did it work? {outcome.sentence()}"):
         say(line)
@@ -154,7 +155,7 @@ class _Images:
     """
 
     def __init__(
-        self, items: Sequence[Item], reader: ImageReader, network: NetworkUnderTest | None, size: Any, known: Any
+        self, items: Sequence[Item], reader: ImagesReader, network: NetworkUnderTest | None, size: Any, known: Any
     ) -> None:
         self.usable, self.reader, self.network, self.known = reader.usable(items), reader, network, known
         self.first = list(islice(self.usable, _LOOKED_AT))
@@ -257,6 +258,7 @@ def _finish(
     plan: Mapping[str, Any],
 ) -> FitOutcome:
     """Write the folder's configuration and statistics, and measure what it does to the images that were held back."""
+    record_sha256(folder)  # of what is loaded below: a bundle may still name the files of an earlier fit
     held = torch.stack(data.held)
     orientation = next(part for part in parts if part.name == "orientation")
     judge = load_weights(orientation.build(), folder / "orientation.pt").to(device)
@@ -265,6 +267,7 @@ def _finish(
     content = json.dumps(folder_settings(len(data.frame), data.size, used), indent=2) + "\n"
     write_atomically(folder / "canonicalizer.json", content.encode())
     fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
+    record_sha256(folder)
     canonicalizer = load_canonicalizer(folder, device=device)
     outcome, *moved = measure(canonicalizer, held.to(device), seed, seconds)
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)

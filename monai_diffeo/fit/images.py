@@ -19,7 +19,7 @@ from monai_diffeo.radiograph.manifest import read_manifest
 from monai_diffeo.radiograph.paths import format_of_name, list_films
 from monai_diffeo.transforms import LoadImageFilm
 
-__all__ = ["LEAST_IMAGES", "ImageReader", "find_images", "is_held_back"]
+__all__ = ["LEAST_IMAGES", "ImagesReader", "find_images", "is_held_back"]
 
 LEAST_IMAGES = 4
 _LISTS = ("manifest.csv", "datalist.json", "dataset.json")  # a folder that holds one is read by it
@@ -72,7 +72,7 @@ def is_held_back(number: int) -> bool:
     return number == 3 or (number % 5 == 1 and number <= 5 * 30 + 1)
 
 
-class ImageReader:
+class ImagesReader:
     """Reads images as the network sees them, all with the same number of axes and channels as the first.
 
     Args:
@@ -108,7 +108,7 @@ class ImageReader:
         if dims not in (2, 3) or image.ndim - 1 != dims or len(image) != channels or min(image.shape[1:]) < 2:
             expected = f"({channels}, {', '.join('HWD'[:dims])})"
             raise ShapeError("fit", "image", expected, tuple(image.shape), "All images must be alike; --dims 2|3 says which.")
-        image = image.float()
+        image = image.float().cpu()
         if not image.isfinite().all() or image.amax() == image.amin():
             raise ValueError("its values must be finite and not all the same")
         self.dims, self.channels = dims, channels

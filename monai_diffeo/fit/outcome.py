@@ -141,7 +141,7 @@ def _undone(ddf: Tensor, upright: Canonicalization, deformed: Canonicalization) 
 
 
 def measure_orientation(network: ImageOrientation, images: Tensor, seed: int) -> tuple[float, float]:
-    """Shares of upright images ``(N, C, *S)``, at most 16, that are seen upright, and of turned ones whose rotation is found."""
+    """Shares of upright images ``(N, C, *S)`` seen upright, and of turned ones whose rotation is found; of 16 at most."""
     images = images[:16]
 
     def seen(image: Tensor, index: int) -> float:

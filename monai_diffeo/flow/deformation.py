@@ -113,7 +113,14 @@ class Deformation:
             linear, shift = self.matrix[..., :-1] @ turn.T, self.matrix[..., -1:]
             undo = inverse_rotation(len(turn))[rotation]
             return Deformation(torch.cat([linear, shift], -1), rotate_axes(self.residual, undo))
-        return Deformation(turn @ self.matrix, torch.einsum("ij,bj...->bi...", turn, self.residual))
+        return self.then_affine(F.pad(turn, (0, 1))[None])
+
+    def then_affine(self, matrix: Tensor) -> Deformation:
+        """The maps followed by affine maps ``(B or 1, D, D + 1)``, without sampling."""
+        linear, shift = matrix[..., :-1].expand(len(self.matrix), -1, -1), matrix[..., -1:]
+        whole = linear @ self.matrix
+        residual = (linear @ self.residual.flatten(2)).view(self.residual.shape)
+        return Deformation(torch.cat([whole[..., :-1], whole[..., -1:] + shift], -1), residual)
 
     def where(self, mask: Tensor, other: Deformation) -> Deformation:
         """Rows of ``self`` where ``mask`` (B,) is true, of ``other`` elsewhere."""

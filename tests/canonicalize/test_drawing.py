@@ -22,7 +22,8 @@ def mixed():
 
 def test_a_result_fits_on_a_screen_and_holds_the_numbers_of_the_report():
     found = mixed()
-    text = repr(replace(found, agreement=torch.full((5,), 0.9)))
+    text = repr(replace(found, agreement=torch.full((5,), 0.9), energy_after=found.energy_after + 7))
+    assert f"{found.energy_after[0].item() + 7:.3g}" in text
     assert len(text.splitlines()) <= 12 and max(map(len, text.splitlines())) <= 110 and "tensor(" not in text
     assert "5 of shape (1, 48, 64), torch.float32, cpu" in text
     assert "3 canonicalized; 1 rejected: the image is constant; 1 rejected: the image holds NaN" in text

@@ -62,9 +62,10 @@ SMALL = Recipe(
 
 
 def test_a_recipe_is_trained_once_and_then_read(tmp_path):
-    network, seconds = trained_template("small: one", SMALL, lungs(), tmp_path, 0)
+    network, log = trained_template("small: one", SMALL, lungs(), tmp_path, 0)
     again, same = trained_template("small: one", SMALL, lungs(), tmp_path, 0)
-    assert seconds == same > 0 and sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".pt"]
+    assert log == same and log["cpu_seconds"] > 0 and log["device"] == "CPU"
+    assert sorted(p.suffix for p in tmp_path.iterdir()) == [".json", ".pt"]
     image = lungs()["image"]
     with torch.no_grad():
         assert torch.equal(network(image), again(image))

@@ -4,8 +4,22 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from docs.experiments.templates_3d import ball, direct_network, mni_volumes, recipes
+from docs.experiments import templates_3d
+from docs.experiments.measures import dice_of
+from docs.experiments.templates_3d import (
+    after,
+    aligned,
+    ball,
+    direct_answers,
+    direct_network,
+    figures,
+    mni_volumes,
+    random_map,
+    recipes,
+    registration,
+)
 from monai_diffeo.metrics import betti_numbers
+from monai_diffeo.networks import ShapePrior
 
 
 def test_every_recipe_builds_and_gives_one_ball():
@@ -17,6 +31,54 @@ def test_every_recipe_builds_and_gives_one_ball():
         assert odds.shape == image.shape and (not network.guard or betti_numbers((odds > 0)[0, 0].numpy()) == (1, 0, 0)), name
     assert direct_network()(image).shape == image.shape
     assert betti_numbers((ball()((20, 20, 20))[0, 0] > 0.5).numpy()) == (1, 0, 0)
+
+
+def test_registration_is_trained_on_answers_and_serves_any_network():
+    torch.manual_seed(0)
+    label = F.pad(torch.ones(1, 1, 8, 12, 8), (4, 4, 6, 6, 4, 4))
+    registered, direct = registration(1).build(label).eval(), direct_network().eval()
+    assert not any(isinstance(layer, torch.nn.InstanceNorm3d) for layer in registered.backbone.registration.modules())
+    image = torch.rand(1, 1, 16, 24, 16)
+    with torch.no_grad():
+        whole = after(direct, registered)
+        assert torch.equal(whole(image), registered(direct(image)))
+        assert torch.equal(whole.read(image)[1], direct(image)) and registered.backbone.segmentation is not direct
+        odds = registered(8 * label - 4)
+    assert betti_numbers((odds > 0)[0, 0].numpy()) == (1, 0, 0) and ((odds > 0) == (label > 0)).float().mean() > 0.9
+
+
+def test_answers_are_those_of_the_moved_volumes(monkeypatch):
+    monkeypatch.setattr(templates_3d, "SIZE", (16, 20, 16))
+    label = F.pad(torch.ones(2, 1, 8, 10, 8), (4, 4, 5, 5, 4, 4))
+    data = {"image": 0.5 * label, "label": label}
+    found = direct_answers(lambda image: image - 0.25, data, 2, torch.Generator().manual_seed(0))
+    assert torch.equal(found["image"][:2], data["image"] - 0.25) and torch.equal(found["label"][:2], label)
+    assert found["label"].shape == (4, 1, 16, 20, 16) and torch.equal((found["image"] > 0).float(), found["label"])
+    assert (found["label"][2:] - label).abs().flatten(1).sum(1).min() > 20
+    first, second, again = (random_map(torch.Generator().manual_seed(seed)) for seed in (0, 1, 0))
+    assert torch.equal(first, again) and not torch.equal(first, second)
+
+
+def test_affine_copies_of_a_shape_fall_together():
+    size = (32, 36, 32)
+    halves, matrix = torch.tensor([0.5, 0.3, 0.4]), torch.tensor([[1.1, 0.1, 0.0], [0.1, 0.9, -0.1], [0.0, -0.1, 1.0]])
+    poses = [(torch.eye(3), 0.0), (matrix, 0.2), (matrix.inverse(), -0.2)]  # symmetric, as what second moments determine
+    shapes = [ShapePrior([[shift, 0.0, shift / 2]], (m @ halves.square().diag() @ m.T)[None]) for m, shift in poses]
+    masks = torch.cat([(shape(size) > 0.5).float() for shape in shapes])
+    overlap = [
+        dice_of((some[1:] > 0.5).float(), (some[:1] > 0.5).float().expand(2, -1, -1, -1, -1))
+        for some in (masks, aligned(masks))
+    ]
+    assert overlap[0].max() < 0.8 and overlap[1].min() > 0.96
+
+
+def test_every_figure_can_be_missed():
+    names = ("dice", "hausdorff", "exact", "holes", "cavities", "acted", "folding_fraction", "broken")
+    direct = {"dice": torch.tensor([0.9, 0.9]), "hausdorff": torch.tensor([2.0, 2.0])}
+    good = dict(zip(names, torch.tensor([[0.896, 0.9], [1.0, 2.0], [1, 1], [0, 0], [0, 0], [0, 0], [0, 0], [0, 0]])))
+    assert [row["met"] for row in figures(good, direct, 4.0)] == ["yes"] * 5
+    bad = dict(zip(names, torch.tensor([[0.88, 0.9], [2.0, 2.0], [1, 1], [0, 1], [0, 0], [1, 0], [0, 0], [0, 0.1]])))
+    assert [row["met"] for row in figures(bad, direct, 4.0)] == ["**no**"] * 5
 
 
 def test_without_the_package_it_says_what_to_install():

@@ -164,6 +164,16 @@ def test_volumes_are_fitted_too(tmp_path, monkeypatch):
     assert load_canonicalizer(tmp_path)(volumes[0][None]).image.shape == (1, 1, 36, 32, 34) and outcome.images == 2
 
 
+def test_in_a_bundle_the_files_take_the_place_of_those_of_an_earlier_fit(tmp_path):
+    (tmp_path / "configs").mkdir()
+    names = [f"models/energy/{name}.pt" for name in STEPS] + ["models/energy/canonicalizer.json"]
+    (tmp_path / "configs" / "metadata.json").write_text(json.dumps({"sha256": dict.fromkeys(names, "0" * 64)}))
+    fit(tmp_path / "models" / "energy", some_images(4))
+    recorded = json.loads((tmp_path / "configs" / "metadata.json").read_text())["sha256"]
+    assert "0" * 64 not in recorded.values() and {"models/energy/statistics.json", *names} <= set(recorded)
+    load_canonicalizer(tmp_path / "models" / "energy")
+
+
 @pytest.mark.parametrize(
     "settings, words",
     [

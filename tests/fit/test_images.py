@@ -10,7 +10,7 @@ nibabel = pytest.importorskip("nibabel")
 PIL = pytest.importorskip("PIL.Image")
 
 from monai_diffeo.errors import ConfigError, ShapeError  # noqa: E402
-from monai_diffeo.fit.images import ImageReader, find_images, is_held_back  # noqa: E402
+from monai_diffeo.fit.images import ImagesReader, find_images, is_held_back  # noqa: E402
 
 
 def noise(*shape):
@@ -30,7 +30,7 @@ def save(path, array):
 
 def read(items, transform=None, dims=None):
     lines = []
-    reader = ImageReader(transform, dims, lines.append)
+    reader = ImagesReader(transform, dims, lines.append)
     return [tuple(image.shape) for _, image in reader.usable(items)], lines, reader
 
 
@@ -105,7 +105,7 @@ def test_each_image_that_cannot_be_used_is_a_line_and_the_others_go_on(tmp_path)
 
 
 def test_one_image_of_another_kind_is_a_shape_error():
-    reader = ImageReader(None, None, print)
+    reader = ImagesReader(None, None, print)
     reader.image({"image": torch.rand(1, 8, 8)})
     with pytest.raises(ShapeError, match="All images must be alike"):
         reader.image({"image": torch.rand(1, 8, 8, 8)})
@@ -119,11 +119,11 @@ def test_a_label_lies_on_the_voxels_of_its_preprocessed_image(tmp_path):
     item = {"image": save(tmp_path / "a.png", noise(20, 30)), "label": save(tmp_path / "m.png", mask)}
     preprocessing = Compose([LoadImaged("image", ensure_channel_first=True), Resized("image", (15, 10))])
     for transform, shape in ((None, (1, 30, 20)), (preprocessing, (1, 15, 10))):
-        reader = ImageReader(transform, None, print)
+        reader = ImagesReader(transform, None, print)
         label = reader.label(item, reader.image(item))
         half = label.shape[2] // 2
         assert tuple(label.shape) == shape and (label[..., : half - 1] == 2).all() and (label[..., half + 1 :] == 0).all()
-    assert ImageReader(None, 2, print).label({"image": item["image"]}, torch.rand(1, 30, 20)) is None
+    assert ImagesReader(None, 2, print).label({"image": item["image"]}, torch.rand(1, 30, 20)) is None
 
 
 @pytest.mark.parametrize("count, held", [(4, 2), (10, 3), (20, 5), (100, 21), (1000, 32)])

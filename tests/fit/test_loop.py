@@ -8,6 +8,7 @@ from monai_diffeo.errors import NumericalError
 from monai_diffeo.fit import loop
 from monai_diffeo.fit.loop import CHECKPOINT, cycle, train_part
 from monai_diffeo.fit.parts import Part, parts_of, working_size_of
+from tests.helpers_device import ClaimedDevice, claims
 
 
 class NoisyStep:
@@ -18,7 +19,7 @@ class NoisyStep:
 
     def __call__(self, network, batch):
         self.calls += 1
-        noise = torch.rand((), generator=self.generator) + torch.rand(())
+        noise = 8 * (torch.rand((), generator=self.generator) + torch.rand(()) - 1)  # of either sign: Adam sees little else
         loss = (network(batch["image"].flatten(1)) - noise).square().mean()
         return {"loss": loss * (torch.nan if self.calls == self.fails_at else 1)}
 
@@ -136,3 +137,13 @@ def test_every_part_takes_a_step_in_2d_and_3d_with_channels(dims, channels, size
         total.backward()
         assert torch.isfinite(total) and isinstance(network, nn.Module), some.name
     assert sum(some.share for some in parts_of(dims, channels, size)) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("dims, size", [(2, (32, 48)), (3, (32, 32, 32))])
+def test_every_part_is_trained_on_a_device_that_is_not_the_cpu(dims, size):
+    with ClaimedDevice():
+        for some in parts_of(dims, 1, size):
+            data = {"image": torch.rand(3, 1, *some.size)} | ({"answer": torch.rand(2, 2, *some.size).half()})
+            training = loop._Training(some, data, torch.device("cuda", 0), 0, 3)
+            training.advance()
+            assert claims(next(training.network.parameters())) and training.advance() < float("inf")

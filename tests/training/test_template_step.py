@@ -4,7 +4,7 @@ from monai.networks.nets import UNet
 from torch.testing import assert_close
 
 from monai_diffeo.flow import nonpositive_cell_fraction
-from monai_diffeo.networks import AtlasPrior, SegmentThenRegister, ShapePrior, TemplateTransformer, compress_logits
+from monai_diffeo.networks import SegmentThenRegister, ShapePrior, TemplatePrior, TemplateTransformer, compress_logits
 from monai_diffeo.training import TemplateStep
 from monai_diffeo.training.boundary import boundary_distance
 
@@ -80,8 +80,8 @@ def test_folding_costs_and_only_folding():
 
 def test_distant_outlines_cost_and_the_price_teaches():
     net, batch = network(), films()
-    with pytest.raises(TypeError, match="AtlasPrior has no outline"):
-        AtlasPrior.empty(2, (8, 8)).outline(16)
+    with pytest.raises(TypeError, match="TemplatePrior has no outline"):
+        TemplatePrior().outline(16)
     assert "outline" not in TemplateStep()(net, batch)
     step = TemplateStep(outline=1.0)
     first = step(net, batch)["outline"]

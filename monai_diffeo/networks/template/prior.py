@@ -262,7 +262,28 @@ class AtlasPrior(TemplatePrior):
         """A prior of the right size for a state dictionary that is loaded later."""
         return cls(torch.zeros(num_shapes, *spatial_size))
 
+    def outline(self, count: int) -> Tensor:
+        """``count`` points where an edge crosses the lines of the lattice, relative coordinates, shape ``(K, D, count)``."""
+        outlines = []
+        for distance in self.distance:
+            crossings = [_crossings(distance, axis) for axis in range(self.spatial_dims)]
+            points = torch.cat(crossings) / half_frame(distance.shape, distance) - 1
+            if not len(points):
+                raise ValueError("AtlasPrior.outline(): a shape has no edge inside the frame; give masks with one.")
+            outlines.append(points[torch.linspace(0, len(points) - 1, count, device=points.device).round().long()].T)
+        return torch.stack(outlines)
+
     def log_odds(self, points: Tensor) -> Tensor:
         where = (points + 1) * half_frame(self.distance.shape[1:], points).view(-1, *[1] * (points.ndim - 2))
         atlas = self.distance.to(points.dtype).expand(points.shape[0], *self.distance.shape)
         return sample(atlas, where) / self.log_width.exp()
+
+
+def _crossings(values: Tensor, axis: int) -> Tensor:
+    """Where the linear interpolation of ``values`` ``(*S)`` changes its sign along an axis, voxels, shape ``(N, D)``."""
+    last = values.shape[axis] - 1
+    before, after = values.narrow(axis, 0, last), values.narrow(axis, 1, last)
+    changed = (before > 0) != (after > 0)
+    points, before, after = changed.nonzero().to(values.dtype), before[changed], after[changed]
+    points[:, axis] += before / (before - after)
+    return points

@@ -132,6 +132,24 @@ def test_an_atlas_keeps_the_edge_and_the_topology_of_the_mean_mask():
     assert torch.equal(again((20, 20)), atlas((20, 20)))
 
 
+@pytest.mark.parametrize("size", [(33, 41), (21, 25, 29)])
+def test_the_outline_of_an_atlas_lies_on_its_edge_all_around(size):
+    dims = len(size)
+    balls = ShapePrior([[0.1] * dims, [-0.2] * dims], [[0.6, 0.5, 0.4][:dims], [0.3, 0.4, 0.5][:dims]])
+    atlas = AtlasPrior.from_masks((balls(size) > 0.5).float())
+    points = atlas.outline(300)
+    assert points.shape == (2, dims, 300)
+    for k in range(2):
+        odds = atlas.log_odds(points[k].view(1, dims, 300, *[1] * (dims - 1)))[0, k].flatten()
+        assert_close(odds, torch.zeros(300), atol=1e-3, rtol=0)
+    voxel = 2 / (min(size) - 1)
+    gaps = torch.cdist(balls.outline(300).movedim(1, -1), points.movedim(1, -1)).amin(2)
+    assert gaps.max() < 3 * voxel  # nowhere is a part of an edge without points
+    assert_close(points.mean(2), balls.mean.detach(), atol=0.5 * voxel, rtol=0)
+    with pytest.raises(ValueError, match="no edge inside the frame"):
+        AtlasPrior.empty(1, size).outline(8)
+
+
 def test_gradients_are_right():
     prior = ShapePrior(LUNGS, TILTED, 1.5, "full", ["mean", "covariance", "beta"]).double()
     points = (relative_grid((4, 5), dtype=torch.float64) + 0.03).requires_grad_()
