@@ -122,7 +122,11 @@ class ImagesReader:
         loads = next(
             (step for step in steps if "Load" in type(step).__name__), None
         )  # it says whether rows or columns come first
-        label = _load(item["label"]) if loads is None else loads({"image": item["label"]})["image"]
+        try:
+            label = _load(item["label"]) if loads is None else loads({"image": item["label"]})["image"]
+        except Exception as error:  # as for images
+            self.say(f"mask not used: {item['label']}: {' '.join(str(error).split())[:300]}")
+            return None
         label = _picture(label if label.ndim >= image.ndim else label[None], self.dims)
         if self.transform is not None and hasattr(label, "affine") and hasattr(image, "affine"):
             return ResampleToMatch(mode="nearest")(label, image)

@@ -133,6 +133,9 @@ def test_a_label_lies_on_the_voxels_of_its_preprocessed_image(tmp_path):
     reader = ImagesReader(rows, None, print)
     label = reader.label(item, reader.image(item))
     assert tuple(label.shape) == (1, 10, 15) and (label[:, :4] == 2).all() and (label[:, 6:] == 0).all(), "read as the image"
+    lines = []
+    assert ImagesReader(None, 2, lines.append).label({**item, "label": "none.png"}, torch.rand(1, 30, 20)) is None
+    assert lines[0].startswith("mask not used: none.png")
     assert ImagesReader(None, 2, print).label({"image": item["image"]}, torch.rand(1, 30, 20)) is None
 
 
