@@ -118,7 +118,16 @@ class ImagesReader:
         """The mask of an item ``(K, *S)`` on the voxels of its image; None without one, or where the frames do not fit."""
         if not item.get("label"):
             return None
-        label = _picture(_load(item["label"]), self.dims)
+        steps = getattr(self.transform, "transforms", ())
+        loads = next(
+            (step for step in steps if "Load" in type(step).__name__), None
+        )  # it says whether rows or columns come first
+        try:
+            label = _load(item["label"]) if loads is None else loads({"image": item["label"]})["image"]
+        except Exception as error:  # as for images
+            self.say(f"mask not used: {item['label']}: {' '.join(str(error).split())[:300]}")
+            return None
+        label = _picture(label if label.ndim >= image.ndim else label[None], self.dims)
         if self.transform is not None and hasattr(label, "affine") and hasattr(image, "affine"):
             return ResampleToMatch(mode="nearest")(label, image)
         return label if label.shape[1:] == image.shape[1:] else None

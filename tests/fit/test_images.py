@@ -112,7 +112,7 @@ def test_one_image_of_another_kind_is_a_shape_error():
 
 
 def test_a_label_lies_on_the_voxels_of_its_preprocessed_image(tmp_path):
-    from monai.transforms import Compose, LoadImaged, Resized
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged, Resized
 
     mask = np.zeros((20, 30), np.uint8)
     mask[:10] = 2
@@ -123,6 +123,19 @@ def test_a_label_lies_on_the_voxels_of_its_preprocessed_image(tmp_path):
         label = reader.label(item, reader.image(item))
         half = label.shape[2] // 2
         assert tuple(label.shape) == shape and (label[..., : half - 1] == 2).all() and (label[..., half + 1 :] == 0).all()
+    rows = Compose(
+        [
+            LoadImaged("image", reader="PILReader", reverse_indexing=False),
+            EnsureChannelFirstd("image"),
+            Resized("image", (10, 15)),
+        ]
+    )
+    reader = ImagesReader(rows, None, print)
+    label = reader.label(item, reader.image(item))
+    assert tuple(label.shape) == (1, 10, 15) and (label[:, :4] == 2).all() and (label[:, 6:] == 0).all(), "read as the image"
+    lines = []
+    assert ImagesReader(None, 2, lines.append).label({**item, "label": "none.png"}, torch.rand(1, 30, 20)) is None
+    assert lines[0].startswith("mask not used: none.png")
     assert ImagesReader(None, 2, print).label({"image": item["image"]}, torch.rand(1, 30, 20)) is None
 
 
