@@ -111,7 +111,8 @@ def measure(canonicalizer: Canonicalizer, images: Tensor, seed: int, seconds: fl
 
     After ``seconds`` no further image is begun; two are always taken.
     """
-    began, rows = time.perf_counter(), []
+    began = time.perf_counter()
+    rows: list[tuple[Tensor, Tensor, Canonicalization, Canonicalization]] = []
     for image, ddf in zip(images.split(1), _deformations(len(images), images.shape[2:], seed).to(images).split(1)):
         if len(rows) >= 2 and time.perf_counter() - began > seconds:
             break

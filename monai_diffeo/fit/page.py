@@ -35,7 +35,7 @@ def outcome_lines(outcome: FitOutcome) -> list[str]:
     """The figures, a line each."""
     used = "used" if outcome.orientation else f"not used: {KEPT_UPRIGHT:.0%} and {FOUND_TURNS:.0%} are needed"
     rows = {
-        "images held back": outcome.images,
+        "measured": f"{outcome.images} images that were held back",
         "energy": f"{outcome.energy:.2f} as they are, {outcome.energy_deformed:.2f} deformed, {outcome.energy_canonical:.2f} "
         f"canonicalised; {outcome.closed:.0%} of the gap closed",
         "displacement": f"{outcome.undone:.0%} undone",

@@ -79,7 +79,7 @@ def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[Part]:
 def folder_settings(dims: int, size: Sequence[int], parts: Sequence[Part]) -> dict[str, Any]:
     """The content of ``canonicalizer.json``, with the modes ``single_pass`` and ``refine``."""
     names, kinds = [part.name for part in parts], {"vae": "VAEEnergy", "critic": "CriticEnergy"}
-    used = {name: f"@networks::{name}" for name in ("predictor", "orientation") if name in names}
+    used: dict[str, Any] = {name: f"@networks::{name}" for name in ("predictor", "orientation") if name in names}
     motion = {"predictor": used["predictor"], "family": "@families::control_grid"}
     energies = {name: {"_target_": f"monai_diffeo.energies.{kind}", name: f"@networks::{name}"} for name, kind in kinds.items()}
     energies["motion"] = {"_target_": "monai_diffeo.energies.ResidualDeformationEnergy", **motion}

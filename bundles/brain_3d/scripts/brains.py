@@ -125,7 +125,6 @@ def brains(count: int, seed: int, deformed: bool = False, template: str | Path |
             ddf = compose(ddf, more)
         moved = warp(maps, ddf, padding_mode="zeros")
         images.append(_scanned(moved, looks))
-        moved[:, 1] += 1 - moved[:, 1:].sum(1)  # outside the template's frame
         labels.append(moved[:, 1:].argmax(1, keepdim=True))
         ddfs.append(more)
     return {"image": torch.cat(images), "label": torch.cat(labels), "ddf": torch.cat(ddfs)}

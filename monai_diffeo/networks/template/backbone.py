@@ -19,7 +19,7 @@ class SegmentThenRegister(nn.Module):
 
     Registering one smooth shape to another is the same task for every population of films. The registration networks may
     therefore be small and work on a coarser frame. Each one after the first sees the prior as deformed so far, and predicts
-    the rest.
+    the rest. The same network may stand there several times; it then learns to take one step from any start.
 
     Args:
         segmentation: from ``in_channels`` to K log-odds, on a frame of the same size or on a finer one.
