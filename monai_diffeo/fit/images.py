@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from monai.transforms import LoadImage, ResampleToMatch
+from monai.transforms import EnsureChannelFirst, LoadImage, LoadImaged, ResampleToMatch
 from torch import Tensor
 
 from monai_diffeo.errors import ConfigError, FilmError, ShapeError
@@ -116,21 +116,24 @@ class ImagesReader:
 
     def label(self, item: Item, image: Tensor) -> Tensor | None:
         """The mask of an item ``(K, *S)`` on the voxels of its image; None without one, or where the frames do not fit."""
-        if not item.get("label"):
+        if item.get("label") is None:
             return None
-        steps = getattr(self.transform, "transforms", ())
-        loads = next(
-            (step for step in steps if "Load" in type(step).__name__), None
-        )  # it says whether rows or columns come first
         try:
-            label = _load(item["label"]) if loads is None else loads({"image": item["label"]})["image"]
+            label = _picture(self._load_label(item["label"]), self.dims)
         except Exception as error:  # as for images
             self.say(f"mask not used: {item['label']}: {' '.join(str(error).split())[:300]}")
             return None
-        label = _picture(label if label.ndim >= image.ndim else label[None], self.dims)
         if self.transform is not None and hasattr(label, "affine") and hasattr(image, "affine"):
             return ResampleToMatch(mode="nearest")(label, image)
         return label if label.shape[1:] == image.shape[1:] else None
+
+    def _load_label(self, source: Any) -> Tensor:
+        """A mask as the transform loads its images: a reader may be told to transpose pictures."""
+        loads = (step for step in getattr(self.transform, "transforms", ()) if isinstance(step, LoadImaged))
+        if not isinstance(source, (str, os.PathLike)) or (load := next(loads, None)) is None:
+            return _load(source)
+        label = load(dict.fromkeys(load.keys, source))[load.keys[0]]
+        return label if label.ndim == (self.dims or 0) + 1 else EnsureChannelFirst(strict_check=False)(label)
 
 
 @lru_cache(maxsize=1)

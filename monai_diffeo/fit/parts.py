@@ -64,13 +64,15 @@ def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[Part]:
     def config(network: str, **settings: Any) -> dict[str, Any]:
         return {"_target_": f"monai_diffeo.networks.{network}", "spatial_dims": dims, "in_channels": channels, **settings}
 
+    rate, copies = (1e-3, 1) if plane else (3e-3, 12)  # 24 rotations need more than 4
+    orientation = rate, lambda seed: OrientationStep(cube, 1.5, seed, copies)
     count, shape = {"num_parameters": family.num_parameters}, {"image_size": list(half)}
     predictor = config("DeformationPredictor", **count, **shape, channels=[32, 64, 128])
     vae = config("EnergyVAE", image_size=list(size), channels=[16, 32, 64, 64])
     critic = config("EnergyCritic", **({"stride": 2} if plane else {"stride": 4, "layers": 4}))
     return [
         Part("predictor", 0.6, predictor, half, batch, 2e-3, lambda seed: PredictorStep(family, seed=seed)),
-        Part("orientation", 0.15, config("ImageOrientation"), cube, batch, 1e-3, lambda seed: OrientationStep(cube, 1.5, seed)),
+        Part("orientation", 0.15, config("ImageOrientation"), cube, batch, *orientation),
         Part("vae", 0.15, vae, size, batch, 1e-3, lambda seed: VAEStep(seed=seed)),
         Part("critic", 0.1, critic, size, batch // 2, 1e-3, lambda seed: CriticStep(seed=seed)),
     ]

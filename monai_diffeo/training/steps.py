@@ -138,19 +138,22 @@ class OrientationStep:
         working_size: size at which the step computes, all axes equal; None takes the network's ``image_size``.
         intensity: strength of the intensity augmentation.
         seed: of all random numbers.
+        copies: orientations in which each deformed image is shown; to rotate costs less than to deform.
     """
 
-    def __init__(self, working_size: Sequence[int] | None = None, intensity: float = 1.0, seed: int = 0) -> None:
-        self.working_size, self.intensity = working_size, intensity
+    def __init__(
+        self, working_size: Sequence[int] | None = None, intensity: float = 1.0, seed: int = 0, copies: int = 1
+    ) -> None:
+        self.working_size, self.intensity, self.copies = working_size, intensity, copies
         self.generator = torch.Generator().manual_seed(seed)
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
         size = tuple(self.working_size or cast(Sequence[int], network.image_size))
         image = F.interpolate(batch["image"], size, mode="area")
         g = random_training_deformation(len(image), size, self.generator, angle=30.0).to(image)
-        shown = _varied(image, g, self.generator, self.intensity)
+        shown = _varied(image, g, self.generator, self.intensity).repeat_interleave(self.copies, 0)
         among = (len(axis_rotations(len(size))), 2)
-        turns, mirrored = (torch.randint(n, (len(image),), generator=self.generator).to(image.device) for n in among)
+        turns, mirrored = (torch.randint(n, (len(shown),), generator=self.generator).to(image.device) for n in among)
         scores = network(orient_images(shown, turns, mirrored.bool()))
         return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * among[0] + turns)}
 

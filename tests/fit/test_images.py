@@ -139,6 +139,17 @@ def test_a_label_lies_on_the_voxels_of_its_preprocessed_image(tmp_path):
     assert ImagesReader(None, 2, print).label({"image": item["image"]}, torch.rand(1, 30, 20)) is None
 
 
+def test_a_label_is_loaded_as_the_preprocessing_loads_its_images(tmp_path):
+    from monai.transforms import Compose, EnsureChannelFirstd, LoadImaged
+
+    mask = noise(20, 30)
+    item = {"image": save(tmp_path / "a.png", mask), "label": save(tmp_path / "m.png", mask)}
+    rows_first = LoadImaged(["image", "other"], reader="PILReader", reverse_indexing=False, allow_missing_keys=True)
+    reader = ImagesReader(Compose([rows_first, EnsureChannelFirstd("image")]), None, print)
+    image = reader.image(item)
+    assert tuple(image.shape) == (1, 20, 30) and torch.equal(reader.label(item, image).as_tensor(), image.as_tensor())
+
+
 @pytest.mark.parametrize("count, held", [(4, 2), (10, 3), (20, 5), (100, 21), (1000, 32)])
 def test_about_a_fifth_is_held_back_two_of_four_and_at_most_32(count, held):
     assert sum(is_held_back(number) for number in range(count)) == held
