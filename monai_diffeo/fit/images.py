@@ -116,7 +116,7 @@ class ImagesReader:
 
     def label(self, item: Item, image: Tensor) -> Tensor | None:
         """The mask of an item ``(K, *S)`` on the voxels of its image; None without one, or where the frames do not fit."""
-        if not item.get("label"):
+        if item.get("label") is None:
             return None
         label = _picture(_load(item["label"]), self.dims)
         if self.transform is not None and hasattr(label, "affine") and hasattr(image, "affine"):
