@@ -182,7 +182,7 @@ def registration(epochs: int) -> Registration:
     """The registration of the last rows."""
     settings = {"control_size": (6, 10, 14), "limit": 0.8, "flow_size": 20, "steps": 4, "gain": 0.5}
     shared = {"channels": (32, 64, 128), "batch_size": 4, "rate": 4e-3}
-    return Registration(_aligned_mean, settings, {"direct": 0.0}, epochs, **shared)
+    return Registration(_aligned_mean, settings, {"direct": 0.0, "outline": 1.0, "outline_points": 1000}, epochs, **shared)
 
 
 def direct_network() -> UNet:
