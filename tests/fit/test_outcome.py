@@ -69,7 +69,16 @@ def test_undone_is_1_for_the_inverse_and_0_for_the_identity(monkeypatch):
 def test_twins_in_the_same_pose_are_undone_wherever_that_pose_is():
     there, other = module._deformations(2, (32, 32), 3).split(1)
     found = [SimpleNamespace(ddf=ddf) for ddf in (0.5 * other, compose(invert(there), 0.5 * other))]
-    assert module._undone(there, *found) > 0.85 and module._undone(there, found[0], found[0]) < 0.6
+    image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
+    assert module._undone(image, there, *found) > 0.85 and module._undone(image, there, found[0], found[0]) < 0.6
+
+
+def test_displacement_of_an_even_background_does_not_count():
+    image, ddf = torch.zeros(1, 1, 32, 32), torch.ones(1, 2, 32, 32)
+    image[..., 4:8, 4:8] = 1.0
+    still, half = SimpleNamespace(ddf=torch.zeros(1, 2, 32, 32)), SimpleNamespace(ddf=torch.zeros(1, 2, 32, 32))
+    half.ddf[..., :16] = -1.0  # undone where the image is not even
+    assert module._undone(image, ddf, still, half) == pytest.approx(1)
 
 
 def test_measures_of_a_canonicalizer_are_of_these_images_before_and_after():
