@@ -25,7 +25,7 @@ from monai_diffeo.fit.loop import seconds_a_step, train_part
 from monai_diffeo.fit.network import NetworkUnderTest
 from monai_diffeo.fit.outcome import FitOutcome, keeps_orientation, measure, measure_orientation, measure_overlap
 from monai_diffeo.fit.page import PAGE, outcome_lines, plan_lines, write_page
-from monai_diffeo.fit.parts import Part, folder_settings, parts_of, working_size_of
+from monai_diffeo.fit.parts import FitPart, folder_settings, parts_of, working_size_of
 from monai_diffeo.networks import load_weights
 from monai_diffeo.networks.predictor import resample_image
 
@@ -191,7 +191,7 @@ class _Images:
             if count == known["images"] if known else late and count >= _LOOKED_AT:
                 break
 
-    def of(self, part: Part) -> dict[str, Tensor]:
+    def of(self, part: FitPart) -> dict[str, Tensor]:
         """What a part is trained on."""
         images = torch.cat([resample_image(image[None], part.size) for image in self.trained])
         return {"image": images, **({"answer": torch.stack(self.answers)} if part.name == "predictor" and self.answers else {})}
@@ -207,7 +207,7 @@ class _Images:
 
 
 def _planned(
-    parts: Sequence[Part], inputs: Mapping[str, Any], device: torch.device, left: float, steps: Mapping[str, int] | None
+    parts: Sequence[FitPart], inputs: Mapping[str, Any], device: torch.device, left: float, steps: Mapping[str, int] | None
 ) -> dict[str, Any]:
     """Steps and seconds of each part, from a short timing of each."""
     if steps:
@@ -221,7 +221,7 @@ def _planned(
 
 def _train(
     folder: Path,
-    parts: Sequence[Part],
+    parts: Sequence[FitPart],
     inputs: Mapping[str, Any],
     plan: Mapping[str, Any],
     device: torch.device,
@@ -249,7 +249,7 @@ def _train(
 
 def _finish(
     folder: Path,
-    parts: Sequence[Part],
+    parts: Sequence[FitPart],
     data: _Images,
     network: NetworkUnderTest | None,
     device: torch.device,

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.files import write_atomically
-from monai_diffeo.fit.parts import Part
+from monai_diffeo.fit.parts import FitPart
 
 __all__ = ["CHECKPOINT", "cycle", "seconds_a_step", "train_part"]
 
@@ -31,7 +31,7 @@ def cycle(progress: float) -> float:
 class _Training:
     """All that a step changes; ``progress`` runs from 0 to 1, however often the number of steps is planned anew."""
 
-    def __init__(self, part: Part, data: Data, device: torch.device, seed: int, steps: int) -> None:
+    def __init__(self, part: FitPart, data: Data, device: torch.device, seed: int, steps: int) -> None:
         torch.manual_seed(seed)
         self.part, self.data, self.device = part, data, device
         self.network, self.step = part.build().to(device).train(), part.step(seed)
@@ -92,7 +92,7 @@ def _own_random_numbers(device: torch.device) -> Any:
     return torch.random.fork_rng(devices=[device] if device.type == "cuda" else [])
 
 
-def seconds_a_step(part: Part, data: Data, device: torch.device) -> float:
+def seconds_a_step(part: FitPart, data: Data, device: torch.device) -> float:
     """Seconds of a training step, from two of them after a first one; nothing is kept."""
     with _own_random_numbers(device):
         training = _Training(part, data, device, 0, 100)
@@ -104,7 +104,7 @@ def seconds_a_step(part: Part, data: Data, device: torch.device) -> float:
 
 
 def train_part(
-    part: Part,
+    part: FitPart,
     data: Data,
     folder: Path,
     plan: Mapping[str, Any],

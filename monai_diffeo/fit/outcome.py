@@ -22,7 +22,7 @@ from monai_diffeo.networks.predictor import resample_image
 
 __all__ = ["FitOutcome", "Overlap", "keeps_orientation", "measure", "measure_orientation", "measure_overlap"]
 
-CLOSED, UNDONE, UPRIGHT_LOSS = 0.5, 0.5, 0.01  # what "it worked" takes
+CLOSED, UNDONE, UPRIGHT_LOSS, LOSS_SHARE = 0.5, 0.5, 0.01, 0.2  # what "it worked" takes
 KEPT_UPRIGHT, FOUND_TURNS, CONFIDENCE = 0.95, 0.8, 0.9  # what an orientation network must reach to be used
 _SLOW = 2.0  # seconds of one answer of the network, above which one pose is asked at
 
@@ -38,6 +38,11 @@ class Overlap:
     upright: float
     deformed_plain: float
     deformed: float
+
+    @property
+    def gain(self) -> float:
+        """What the canonicaliser adds on deformed images."""
+        return self.deformed - self.deformed_plain
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,9 @@ class FitOutcome:
             reasons.append(f"{self.undone:.0%} of the displacement is undone, less than {UNDONE:.0%}")
         if self.folding > 0:
             reasons.append(f"up to {self.folding:.2%} of a field folds")
-        if (dice := self.overlap) is not None and dice.deformed <= dice.deformed_plain:
+        if (dice := self.overlap) is not None and dice.gain <= 0:
             reasons.append(f"on deformed images the Dice falls from {dice.deformed_plain:.3f} to {dice.deformed:.3f}")
-        if dice is not None and dice.upright < dice.upright_plain - UPRIGHT_LOSS:
+        if dice is not None and dice.upright_plain - dice.upright > max(UPRIGHT_LOSS, LOSS_SHARE * dice.gain):
             reasons.append(f"on undeformed images the Dice falls from {dice.upright_plain:.3f} to {dice.upright:.3f}")
         return reasons
 

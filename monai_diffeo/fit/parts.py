@@ -10,7 +10,7 @@ from monai.bundle import ConfigParser
 
 from monai_diffeo.training import CriticStep, OrientationStep, PredictorStep, VAEStep
 
-__all__ = ["Part", "folder_settings", "parts_of", "working_size_of"]
+__all__ = ["FitPart", "folder_settings", "parts_of", "working_size_of"]
 
 _LONGEST = {2: 128, 3: 64}  # voxels of the working size
 
@@ -22,7 +22,7 @@ def working_size_of(frame: Sequence[int]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Part:
+class FitPart:
     """One network and how it is trained.
 
     Attributes:
@@ -56,7 +56,7 @@ def _family(dims: int, steps: int) -> dict[str, Any]:
     return {"_target_": "monai_diffeo.families.ControlGrid", "spatial_dims": dims, "controls": controls, "steps": steps}
 
 
-def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[Part]:
+def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[FitPart]:
     """The parts for images of a number of axes and channels, at a working size; the predictor learns at half of it."""
     family, plane = _built(_family(dims, 5)), dims == 2
     half, cube, batch = tuple(n // 2 for n in size), (64, 64) if plane else (32, 32, 32), 16 if plane else 4
@@ -71,14 +71,14 @@ def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[Part]:
     vae = config("EnergyVAE", image_size=list(size), channels=[16, 32, 64, 64])
     critic = config("EnergyCritic", **({"stride": 2} if plane else {"stride": 4, "layers": 4}))
     return [
-        Part("predictor", 0.6, predictor, half, batch, 2e-3, lambda seed: PredictorStep(family, seed=seed)),
-        Part("orientation", 0.15, config("ImageOrientation"), cube, batch, *orientation),
-        Part("vae", 0.15, vae, size, batch, 1e-3, lambda seed: VAEStep(seed=seed)),
-        Part("critic", 0.1, critic, size, batch // 2, 1e-3, lambda seed: CriticStep(seed=seed)),
+        FitPart("predictor", 0.6, predictor, half, batch, 2e-3, lambda seed: PredictorStep(family, seed=seed)),
+        FitPart("orientation", 0.15, config("ImageOrientation"), cube, batch, *orientation),
+        FitPart("vae", 0.15, vae, size, batch, 1e-3, lambda seed: VAEStep(seed=seed)),
+        FitPart("critic", 0.1, critic, size, batch // 2, 1e-3, lambda seed: CriticStep(seed=seed)),
     ]
 
 
-def folder_settings(dims: int, size: Sequence[int], parts: Sequence[Part]) -> dict[str, Any]:
+def folder_settings(dims: int, size: Sequence[int], parts: Sequence[FitPart]) -> dict[str, Any]:
     """The content of ``canonicalizer.json``, with the modes ``single_pass`` and ``refine``."""
     names, kinds = [part.name for part in parts], {"vae": "VAEEnergy", "critic": "CriticEnergy"}
     used: dict[str, Any] = {name: f"@networks::{name}" for name in ("predictor", "orientation") if name in names}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -32,8 +33,8 @@ def resample_image(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
         return image
     if image.ndim == 4:
         return F.interpolate(image, spatial_size, mode="bilinear", align_corners=False, antialias=True)
-    image = F.adaptive_avg_pool3d(image, [min(n, m) for n, m in zip(image.shape[2:], spatial_size)])
-    return F.interpolate(image, spatial_size, mode="trilinear", align_corners=False)
+    fewer: Any = [min(n, m) for n, m in zip(image.shape[2:], spatial_size)]
+    return F.interpolate(F.adaptive_avg_pool3d(image, fewer), tuple(spatial_size), mode="trilinear", align_corners=False)
 
 
 def check_image(network: nn.Module, image: Tensor, dims: int, channels: int, size: tuple[int, ...] = ()) -> None:

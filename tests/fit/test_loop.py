@@ -7,7 +7,7 @@ from torch import nn
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.fit import loop
 from monai_diffeo.fit.loop import CHECKPOINT, cycle, train_part
-from monai_diffeo.fit.parts import Part, parts_of, working_size_of
+from monai_diffeo.fit.parts import FitPart, parts_of, working_size_of
 from tests.helpers_device import ClaimedDevice, claims
 
 
@@ -26,7 +26,7 @@ class NoisyStep:
 
 def part(step=NoisyStep, batch_size=3):
     config = {"_target_": "torch.nn.Linear", "in_features": 16, "out_features": 1}
-    return Part("vae", 1.0, config, (4, 4), batch_size, 1e-2, step)
+    return FitPart("vae", 1.0, config, (4, 4), batch_size, 1e-2, step)
 
 
 DATA = {"image": torch.rand(8, 1, 4, 4, generator=torch.Generator().manual_seed(0))}

@@ -32,7 +32,7 @@ def test_the_rule_takes_half_of_the_gap_half_of_the_displacement_no_fold_and_no_
         ({"undone": 0.4}, "40% of the displacement is undone"),
         ({"folding": 1e-3}, "up to 0.10% of a field folds"),
         ({"overlap": replace(DICE, deformed=0.69)}, "on deformed images the Dice falls from 0.700 to 0.690"),
-        ({"overlap": replace(DICE, upright=0.88)}, "on undeformed images the Dice falls from 0.900 to 0.880"),
+        ({"overlap": replace(DICE, upright=0.86)}, "on undeformed images the Dice falls from 0.900 to 0.860"),
     ]:
         bad = replace(GOOD, **change)
         assert len(bad.reasons()) == 1 and bad.sentence().startswith(f"No: {words}") and not bad.as_dict()["worked"]
