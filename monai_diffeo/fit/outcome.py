@@ -22,7 +22,8 @@ from monai_diffeo.networks.predictor import resample_image
 
 __all__ = ["FitOutcome", "Overlap", "keeps_orientation", "measure", "measure_orientation", "measure_overlap"]
 
-CLOSED, UNDONE, UPRIGHT_LOSS, LOSS_SHARE = 0.5, 0.5, 0.01, 0.2  # what "it worked" takes
+CLOSED, UNDONE, REGAINED = 0.5, 0.5, 1 / 3  # what "it worked" takes
+VISIBLE, UPRIGHT_LOSS, LOSS_SHARE = 0.02, 0.01, 0.25  # Dice; share of what deformed images gain
 KEPT_UPRIGHT, FOUND_TURNS, CONFIDENCE = 0.95, 0.8, 0.9  # what an orientation network must reach to be used
 _SLOW = 2.0  # seconds of one answer of the network, above which one pose is asked at
 
@@ -39,10 +40,17 @@ class Overlap:
     deformed_plain: float
     deformed: float
 
-    @property
-    def gain(self) -> float:
-        """What the canonicaliser adds on deformed images."""
-        return self.deformed - self.deformed_plain
+    def reasons(self) -> list[str]:
+        """Why it did not work, a clause each."""
+        gain, gap = self.deformed - self.deformed_plain, self.upright_plain - self.deformed_plain
+        reasons = []
+        if gain <= 0:
+            reasons.append(f"on deformed images the Dice falls from {self.deformed_plain:.3f} to {self.deformed:.3f}")
+        elif gap >= VISIBLE and gain < REGAINED * gap:
+            reasons.append(f"{gain / gap:.0%} of the Dice that deformation costs is regained, less than {REGAINED:.0%}")
+        if self.upright_plain - self.upright > max(UPRIGHT_LOSS, LOSS_SHARE * gain):
+            reasons.append(f"on undeformed images the Dice falls from {self.upright_plain:.3f} to {self.upright:.3f}")
+        return reasons
 
 
 @dataclass(frozen=True)
@@ -82,16 +90,14 @@ class FitOutcome:
         return (self.energy_deformed - self.energy_canonical) / gap if gap > 0 else 0.0
 
     def reasons(self) -> list[str]:
-        """The rule: why it did not work, a clause each; nothing if it worked."""
+        """The rule: why it did not work, a clause each; nothing if it worked. With a network, its answers count."""
         reasons = [f"{self.closed:.0%} of the energy gap is closed, less than {CLOSED:.0%}"] if self.closed < CLOSED else []
-        if self.undone < UNDONE:
-            reasons.append(f"{self.undone:.0%} of the displacement is undone, less than {UNDONE:.0%}")
         if self.folding > 0:
             reasons.append(f"up to {self.folding:.2%} of a field folds")
-        if (dice := self.overlap) is not None and dice.gain <= 0:
-            reasons.append(f"on deformed images the Dice falls from {dice.deformed_plain:.3f} to {dice.deformed:.3f}")
-        if dice is not None and dice.upright_plain - dice.upright > max(UPRIGHT_LOSS, LOSS_SHARE * dice.gain):
-            reasons.append(f"on undeformed images the Dice falls from {dice.upright_plain:.3f} to {dice.upright:.3f}")
+        if self.overlap is not None:
+            return reasons + self.overlap.reasons()
+        if self.undone < UNDONE:
+            reasons.append(f"{self.undone:.0%} of the displacement is undone, less than {UNDONE:.0%}")
         return reasons
 
     def sentence(self) -> str:
@@ -99,7 +105,10 @@ class FitOutcome:
         if reasons := self.reasons():
             return f"No: {'; '.join(reasons)}. More minutes or more images may help."
         closed = f"canonicalisation closes {self.closed:.0%} of the energy gap that deformation opens"
-        return f"Yes: {closed}, undoes {self.undone:.0%} of the displacement, and nothing folds."
+        better = f"undoes {self.undone:.0%} of the displacement"
+        if (dice := self.overlap) is not None:
+            better = f"raises the Dice on deformed images from {dice.deformed_plain:.3f} to {dice.deformed:.3f}"
+        return f"Yes: {closed}, {better}, and nothing folds."
 
     def as_dict(self) -> dict[str, Any]:
         """Everything, and the answer, for ``fit.json``."""
