@@ -182,10 +182,12 @@ class Canonicalizer(nn.Module):
         rotations, mirrored = self._orientation(seen)
         upright = _rotated(image, rotations)
         found, steps = self._search(self._resampled(upright), status)
-        found, forward, inverse, folded = self._unfold(found, tuple(upright.shape[2:]))
-        forward, inverse = _rotated_maps(forward, inverse, rotations)
-        ddf, inverse_ddf = forward.ddf(upright.shape[2:]), inverse.ddf(image.shape[2:])
-        velocity = found.velocity(self._size(upright))
+        frame, size = upright.shape[2:], self._size(upright)
+        found, forward, inverse, folded = self._unfold(found, size)
+        forward, inverse = _rotated_maps(forward.resized(size, frame), inverse.resized(size, frame), rotations)
+        ddf, inverse_ddf = forward.ddf(frame), inverse.ddf(image.shape[2:])
+        folding = folding_fraction(ddf)
+        velocity = found.velocity(size)
         finite = acceptance.finite_rows(ddf, inverse_ddf, velocity)
         moved = move_image(image, _rows(finite, ddf, 0.0), self.sampling)
         looks = self._resampled(moved)
@@ -195,7 +197,7 @@ class Canonicalizer(nn.Module):
                 status[i]
                 or acceptance.refuse_nonfinite_deformation(bool(finite[i]))
                 or acceptance.refuse_nonfinite_energy(last)
-                or acceptance.refuse_folding(folded[i].item(), self.max_halvings)
+                or acceptance.refuse_folding(max(folded[i].item(), folding[i].item()), self.max_halvings)
                 or acceptance.refuse_energy_increase(first, last, self.max_energy_increase)
                 or CANONICALIZED
             )
@@ -217,7 +219,7 @@ class Canonicalizer(nn.Module):
             inverse_ddf=inverse_ddf,
             energy_before=before,
             energy_after=energy,
-            folding_fraction=folding_fraction(ddf),
+            folding_fraction=_rows(done, folding, 0.0),
             inverse_error=mean_inverse_error(ddf, inverse_ddf),
             steps=steps,
             status=tuple(str(s) for s in status),
@@ -275,14 +277,12 @@ class Canonicalizer(nn.Module):
             bar.close()
         return found.then(self.search_family, theta), steps
 
-    def _unfold(self, found: Chain, upright: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
-        """The deformations, halved while they fold, as maps of the upright frame, their inverses, and the share of voxels that
-        still fold."""
-        size = upright if self.working_size is None else self.working_size
+    def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
+        """The deformations on the working frame, halved while they fold, their inverses, and the share of voxels that still
+        fold."""
         for attempts_left in reversed(range(self.max_halvings + 1)):
-            forward = found.forward(size, self.final_steps).resized(size, upright)
-            inverse = found.inverse(size, self.final_steps).resized(size, upright)
-            folded = acceptance.worst_folding(forward.ddf(upright), inverse.ddf(upright))
+            forward, inverse = found.forward(size, self.final_steps), found.inverse(size, self.final_steps)
+            folded = acceptance.worst_folding(forward.ddf(size), inverse.ddf(size))
             if not attempts_left or not bool((folded > 0).any()):
                 break
             found = found.scaled(torch.where(folded > 0, 0.5, 1.0))
