@@ -26,7 +26,7 @@ from docs.experiments import any_network_3d, user_errors
 from docs.experiments.made_up_bodies import CLASSES, SIZE, SPLITS, unet, write_bundle, write_folder
 from docs.experiments.pages import Experiment, judged, note, section
 from docs.experiments.templates import plus_minus, timing
-from docs.experiments.training import kept, trained
+from docs.experiments.training import code_digest, kept, trained
 from monai_diffeo.augmentation import tps_protocol
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer, load_canonicalizer
 from monai_diffeo.flow import warp
@@ -204,14 +204,20 @@ def size_rows(options: Any, least: int = 128) -> tuple[Rows, Rows]:
 def single_pass_rows(options: Any, size: int = 512) -> tuple[Rows, Rows]:
     """CPU seconds of MONAI's U-Net, bare and in a single pass, taking turns."""
     canonicalizer = load_canonicalizer(Path(options.bundle) / "models" / "energy", "single_pass")
-    network = UNet(2, 1, 1, (32, 64, 128, 256, 512), (2, 2, 2, 2)).eval()
-    methods: dict[str, Callable[[Tensor], object]] = {"bare": network, "canonicaliser alone": canonicalizer}
-    for count in (1, 8):
-        methods[f"wrapped, answers: {count}"] = partial(DiffeoInferer(canonicalizer, tta_samples=count), network=network)
-    seconds = timing(methods, at_size(read_films(None)["sample film"], size), options.repeats)
-    rows = [{"method": k, "ms": f"{1e3 * v:.0f}", "times bare": f"{v / seconds['bare']:.2f}"} for k, v in seconds.items()]
-    ratio = seconds["wrapped, answers: 1"] / seconds["bare"]
-    return rows, [judged(f"single pass at {size} x {size}, one answer", "at most 1.5 times bare", f"{ratio:.2f}", ratio <= 1.5)]
+    image, rows, figures = at_size(read_films(None)["sample film"], size), [], []
+    for units in (0, 2):
+        network = UNet(2, 1, 1, (32, 64, 128, 256, 512), (2, 2, 2, 2), num_res_units=units).eval()
+        methods: dict[str, Callable[[Tensor], object]] = {"bare": network, "canonicaliser alone": canonicalizer}
+        for count in (1, 8):
+            methods[f"wrapped, answers: {count}"] = partial(DiffeoInferer(canonicalizer, tta_samples=count), network=network)
+        seconds = timing(methods, image, options.repeats)
+        for method, value in seconds.items():
+            row = {"residual units": str(units), "method": method, "ms": f"{1e3 * value:.0f}"}
+            rows.append(row | {"times bare": f"{value / seconds['bare']:.2f}"})
+        ratio, what = seconds["wrapped, answers: 1"] / seconds["bare"], f"{units} residual units, as in our bundles"
+        what = f"single pass at {size} x {size}, one answer, {what if units else 'no residual units'}"
+        figures.append(judged(what, "at most 1.5 times bare", f"{ratio:.2f}", ratio <= 1.5))
+    return rows, figures
 
 
 def error_rows(options: Any) -> tuple[Rows, Rows]:
@@ -240,7 +246,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     figures, sections = [], []
     for name, head in zip(parts, heads, strict=True):
         if name in options.parts:
-            rows, found = parts[name](options)
+            settings = {**vars(options), "experiment": f"page_{name}", "parts": "", "code": code_digest()}
+            rows, found = kept(options.weights_dir, settings, lambda: parts[name](options))  # noqa: B023
             figures += found
             sections.append(section(head, rows))
     experiment.write("Any network", [text, section(asked, figures), *sections], options.seed)

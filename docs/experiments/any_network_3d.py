@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,8 +22,9 @@ from torch import Tensor, nn
 from bundles.brain_3d.scripts.brains import SEEDS, brains, write_volumes
 from docs.experiments.pages import Experiment, judged, section
 from docs.experiments.templates import plus_minus
-from docs.experiments.training import kept, train
+from docs.experiments.training import code_digest, kept, train
 from monai_diffeo.canonicalize import load_canonicalizer
+from monai_diffeo.files import sha256_below
 from monai_diffeo.flow import folding_fraction, rotate_axes
 
 OURS = Path(__file__).parents[2] / "bundles" / "brain_3d"
@@ -266,14 +268,16 @@ def results(options: Any) -> tuple[Rows, Rows]:
     """The table, and what was asked beside what was measured."""
     rows, asked = [], []
     for name in options.parts:
-        found = PARTS[name](options)
+        code = code_digest(), sha256_below(OURS / "models")
+        settings = {**vars(options), "parts": "", "experiment": "volumes", "network": name, "code": code}
+        found = kept(options.weights_dir, settings, partial(PARTS[name], options))
         rows += table(found, name)
         asked += figures(found, name)
     return rows, asked
 
 
 DEFAULTS: dict[str, Any] = {"weights_dir": "runs/any_network_3d", "template": str, "device": "cpu", "seed": 0, "subjects": 40}
-DEFAULTS |= {"iterations": 300, "minutes": 20.0, "tested": 6, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
+DEFAULTS |= {"iterations": 300, "minutes": 20.0, "tested": 24, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
 
 
 def rows(options: Any) -> dict[str, Rows]:

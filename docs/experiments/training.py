@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import monai_diffeo
 from docs.experiments.measures import Method, plain, wrapped
 from monai_diffeo import energies
 from monai_diffeo.canonicalize import Canonicalizer
@@ -71,6 +72,12 @@ def kept(folder: str | Path | None, settings: Mapping[str, object], run: Callabl
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"settings": dict(settings), "found": found}))
     return found
+
+
+def code_digest() -> str:
+    """A digest of the library's code as it is, so that rows of other code are measured again."""
+    files = sorted(Path(monai_diffeo.__file__).parent.rglob("*.py"))
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
 def fit_canonicalizers(
