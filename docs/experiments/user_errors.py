@@ -137,13 +137,13 @@ CASES = (
         "a three-channel image on a one-channel predictor",
         lambda: canonicalizer()(IMAGES.repeat(1, 3, 1, 1)),
         errors.ShapeError,
-        ("predict()", "(B, 1, *S)", "got (2, 3, 32, 32)", "fit it anew"),
+        ("DeformationPredictor", "(B, 1, H, W)", "got (2, 3, 32, 32)", "Build the network for such images"),
     ),
     UserError(
         "a three-channel image on a one-channel energy",
         lambda: canonicalizer(CriticEnergy(EnergyCritic(channels=4, layers=2)))(IMAGES.repeat(1, 3, 1, 1)),
         errors.ShapeError,
-        ("CriticEnergy", "(B, 1, *S)", "got (2, 3, 32, 32)", "give such, or fit it anew"),
+        ("EnergyCritic", "(B, 1, H, W)", "got (2, 3, 32, 32)", "Build the network for such images"),
     ),
     UserError(
         "an energy that returns a scalar",

@@ -53,11 +53,12 @@ def check_device(who: str, device: Any) -> torch.device:
         found = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise ValueError(f"{who}: 'device' must be the name of a device, got {device!r}. Use 'cpu' or 'cuda:0'.") from error
-    count = torch.cuda.device_count()
-    if found.type == "cuda" and (found.index or 0) >= count:
+    try:
+        torch.empty(0, device=found)
+    except (RuntimeError, AssertionError) as error:  # torch without CUDA asserts
         remedy = "Use device='cpu', or install torch with CUDA."
-        have = f"which has {count} CUDA devices"
-        raise ValueError(f"{who}: 'device' must be one of this machine, {have}, got {str(device)!r}. {remedy}")
+        have = f"which has {torch.cuda.device_count()} CUDA devices"
+        raise ValueError(f"{who}: 'device' must be one of this machine, {have}, got {str(device)!r}. {remedy}") from error
     return found
 
 
