@@ -70,7 +70,16 @@ def test_an_error_that_is_not_about_channels_passes_as_it_is():
 
     with pytest.raises(RuntimeError, match="^my own$"):
         canonicalizer(broken)(torch.rand(1, 1, 32, 32))
-    with pytest.raises(ShapeError) as caught:
-        canonicalizer()(torch.rand(1, 3, 32, 32))
+
+    class Own(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = torch.nn.Conv2d(1, 1, 3)
+
+        def forward(self, image):
+            return self.first(image).flatten(1).mean(1)
+
+    with pytest.raises(ShapeError, match="Own was made for images with 1 channels") as caught:
+        canonicalizer(Own())(torch.rand(1, 3, 32, 32))
     assert caught.value.actual == (1, 3, 32, 32) and isinstance(caught.value.__cause__, RuntimeError)
     assert pickle.loads(pickle.dumps(canonicalizer(mean_brightness)))(torch.rand(1, 1, 32, 32)).status == ("canonicalized",)

@@ -297,7 +297,7 @@ CASES = (
         "a folder that is not there",
         lambda: load_canonicalizer("no/such/folder"),
         errors.WeightsError,
-        ("load_canonicalizer()", "canonicalizer.json", "in no/such/folder", "A canonicaliser's folder holds"),
+        ("load_canonicalizer()", "a folder or the name of a bundle", "got 'no/such/folder'", "Check the path or the name"),
     ),
     UserError(
         "device='cuda' on a machine without it",
