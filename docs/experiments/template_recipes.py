@@ -146,17 +146,37 @@ def logged(stem: Path, name: str, iterations: int, device: str, run: Callable[[]
     return network, found
 
 
-def trained_template(
-    name: str, recipe: Recipe, data: Data, cache: str | Path, seed: int, device: str = "cpu"
-) -> tuple[TemplateTransformer, dict[str, Any]]:
-    """A trained network, and its log; from the files of an earlier run of this row in ``cache``, if there are any."""
+def _described(recipe: Recipe) -> dict[str, Any]:
+    """All of a recipe but its prior."""
     settings = {key: value for key, value in asdict(recipe).items() if key != "prior"}
-    settings["step"] = {
-        "tame" if key == "compress" else key: value for key, value in recipe.step.items()
-    }  # as older files have it
-    stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=settings)
+    old = {"compress": "tame"}  # as older files have it
+    return {**settings, "step": {old.get(key, key): value for key, value in recipe.step.items()}}
+
+
+def _begun(build: Callable[[], Network], earlier: nn.Module) -> Network:
+    network = build()
+    network.load_state_dict(earlier.state_dict())
+    return network
+
+
+def trained_template(
+    name: str,
+    recipe: Recipe,
+    data: Data,
+    cache: str | Path,
+    seed: int,
+    device: str = "cpu",
+    before: tuple[Recipe, nn.Module] | None = None,
+) -> tuple[TemplateTransformer, dict[str, Any]]:
+    """A trained network, and its log; from the files of an earlier run of this row in ``cache``, if there are any.
+
+    ``before``: the recipe of an earlier part of the training and the network from it, whose weights this part begins with.
+    """
+    earlier = {} if before is None else {"before": _described(before[0])}
+    stem = _stem(cache, name, recipe.epochs, seed, films=len(data["image"]), recipe=_described(recipe), **earlier)
     data, iterations = at_size(data, recipe.size), recipe.epochs * (len(data["image"]) // recipe.batch_size)
-    build, step = partial(recipe.build, data["label"]), TemplateStep(seed=seed, **recipe.step)
+    build: Callable[[], nn.Module] = partial(recipe.build, data["label"])
+    build, step = build if before is None else partial(_begun, build, before[1]), TemplateStep(seed=seed, **recipe.step)
     shared = {"batch_size": recipe.batch_size, "rate": recipe.rate, "device": device}
     run = partial(trained, stem.with_suffix(".pt"), build, step, data, iterations, seed, **shared)
     return logged(stem, name, iterations, device, run)

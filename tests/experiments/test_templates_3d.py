@@ -4,9 +4,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from docs.experiments import templates_3d
+from docs.experiments import template_recipes, templates_3d
 from docs.experiments.measures import dice_of
+from docs.experiments.template_recipes import trained_template
 from docs.experiments.templates_3d import (
+    BIAS,
     after,
     aligned,
     ball,
@@ -16,7 +18,7 @@ from docs.experiments.templates_3d import (
     mni_volumes,
     random_map,
     recipes,
-    registration,
+    registrations,
 )
 from monai_diffeo.metrics import betti_numbers
 from monai_diffeo.networks import ShapePrior
@@ -36,15 +38,37 @@ def test_every_recipe_builds_and_gives_one_ball():
 def test_registration_is_trained_on_answers_and_serves_any_network():
     torch.manual_seed(0)
     label = F.pad(torch.ones(1, 1, 8, 12, 8), (4, 4, 6, 6, 4, 4))
-    registered, direct = registration(1).build(label).eval(), direct_network().eval()
+    registered, direct = registrations(1)[0].build(label).eval(), direct_network().eval()
     assert not any(isinstance(layer, torch.nn.InstanceNorm3d) for layer in registered.backbone.registration.modules())
     image = torch.rand(1, 1, 16, 24, 16)
     with torch.no_grad():
         whole = after(direct, registered)
+        assert registered.backbone.uncertainty_bias == 0 > whole.backbone.uncertainty_bias == BIAS
+        assert whole.gain < registered.gain and whole.limit[-1] < registered.limit[-1]
+        registered.backbone.uncertainty_bias, registered.gain, registered.limit = BIAS, whole.gain, whole.limit
         assert torch.equal(whole(image), registered(direct(image)))
         assert torch.equal(whole.read(image)[1], direct(image)) and registered.backbone.segmentation is not direct
+        registered.gain = 1e-3  # an untrained network that moves nothing: the mean shape is left
         odds = registered(8 * label - 4)
-    assert betti_numbers((odds > 0)[0, 0].numpy()) == (1, 0, 0) and ((odds > 0) == (label > 0)).float().mean() > 0.9
+    assert betti_numbers((odds > 0)[0, 0].numpy()) == (1, 0, 0) and dice_of((odds > 0).float(), label).item() > 0.95
+
+
+def test_the_second_part_of_the_training_begins_with_the_first(tmp_path, monkeypatch):
+    label, stems = F.pad(torch.ones(2, 1, 8, 12, 8), (4, 4, 6, 6, 4, 4)), []
+
+    def kept(path, build, *rest, **settings):
+        stems.append(path.stem)
+        return build()
+
+    monkeypatch.setattr(template_recipes, "trained", kept)
+    parts, data = registrations(24), {"image": label, "label": label}
+    first, _ = trained_template("row", parts[0], data, tmp_path, 0)
+    second, _ = trained_template("row", parts[1], data, tmp_path, 0, before=(parts[0], first))
+    assert second is not first and second.limit[-1] < first.limit[-1] and [part.epochs for part in parts] == [24, 2]
+    assert all(torch.equal(second.state_dict()[name], values) for name, values in first.state_dict().items())
+    trained_template("row", parts[1], data, tmp_path, 0, before=(parts[1], first))
+    trained_template("row", parts[1], data, tmp_path, 0)
+    assert len(set(stems)) == 4
 
 
 def test_answers_are_those_of_the_moved_volumes(monkeypatch):
