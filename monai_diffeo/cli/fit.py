@@ -17,7 +17,8 @@ __all__ = ["fit"]
 Exit status:
   0    fitted; README.md in --output_dir says whether it worked
   1    nothing was done; the last line on stderr says why
-  130  interrupted; --resume goes on"""
+  130  interrupted by Ctrl-C; --resume goes on
+  143  stopped by SIGTERM; --resume goes on"""
 )
 @option("dataset_dir", "A folder of images, a datalist.json or a manifest.csv. Labels are not needed.", metavar="DIR")
 @option("output_dir", "Folder of the canonicaliser; a fit that is in it is never overwritten.", metavar="FOLDER")
@@ -25,7 +26,7 @@ Exit status:
 @option("network_weights", "Weights of the bundle's network. Without it, models/model.pt.", metavar="FILE")
 @option("activation", "Without it, by the bundle's postprocessing.", click.Choice(["sigmoid", "softmax"]))
 @option("dims", "Without it, that of the first image.", click.Choice(["2", "3"]))
-@option("size", "Working size, such as 128,112: multiples of 16. Without it, chosen from the images.", metavar="SIZE")
+@option("size", "Working size, such as 128,112: multiples of 16, from 32. Without it, chosen from the images.", metavar="SIZE")
 @option("minutes", "Time for everything. Without it, 20.", click.FloatRange(min=0, min_open=True), "N")
 @option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
 @option("seed", "Of all random numbers. Without it, 0.", int, "N")

@@ -20,7 +20,10 @@ from monai_diffeo.errors import DiffeoError
 __all__ = ["program"]
 
 NOTHING_RUN, INTERRUPTED, TERMINATED = 1, 130, 143
-_LEFT = {"segment": " The films without a line in report.jsonl have no mask; --resume goes on.", "fit": " --resume goes on."}
+_LEFT = {
+    "segment": " The films without a line in report.jsonl have no mask; --resume goes on.",
+    "fit": " Where --output_dir has a fit.json, --resume goes on.",
+}
 
 
 class _Program(click.Group):

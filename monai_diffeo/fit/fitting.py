@@ -160,10 +160,15 @@ class _Images:
         self.usable, self.reader, self.network, self.known = reader.usable(items), reader, network, known
         self.first = list(islice(self.usable, _LOOKED_AT))
         if len(self.first) < LEAST_IMAGES:
-            raise ConfigError(f"fit: there must be {LEAST_IMAGES} images or more that can be used, got {len(self.first)}.")
+            first = f" The first that was not used: {reader.refused}" if reader.refused else ""
+            raise ConfigError(
+                f"fit: there must be {LEAST_IMAGES} images or more that can be used, got {len(self.first)}.{first}"
+            )
         self.frame = [round(median(axis)) for axis in zip(*(image.shape[1:] for _, image in self.first))]
         if size is not None and len(size) != len(self.frame):
-            raise ConfigError(f"fit: 'size' must have {len(self.frame)} numbers, as the images have axes, got {tuple(size)}.")
+            raise ConfigError(
+                f"fit: 'size' must be {len(self.frame)} numbers, one for each axis of the images, got {tuple(size)}."
+            )
         self.size = working_size_of(self.frame) if size is None else tuple(size)
         self.held: list[Tensor] = []
         self.trained: list[Tensor] = []

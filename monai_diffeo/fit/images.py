@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -84,6 +85,7 @@ class ImagesReader:
 
     def __init__(self, transform: Callable[[Any], Any] | None, dims: int | None, say: Callable[[str], Any]) -> None:
         self.transform, self.dims, self.channels, self.say = transform, dims, 0, say
+        self.refused = ""  # why the first image that could not be used was refused
 
     def usable(self, items: Sequence[Item]) -> Iterator[tuple[Item, Tensor]]:
         """Items with their images ``(C, *S)``; a line on each that cannot be read."""
@@ -92,7 +94,9 @@ class ImagesReader:
                 image = self.image(item)
             except Exception as error:  # readers raise what they like; the others go on
                 name = "an image" if isinstance(item["image"], Tensor) else item["image"]
-                self.say(f"not used: {name}: {' '.join(str(error).split())[:300] or type(error).__name__}")
+                reason = " ".join(str(error).split())[:300] or type(error).__name__
+                self.refused = self.refused or reason
+                self.say(f"not used: {name}: {reason}")
             else:
                 yield item, image
 
@@ -107,7 +111,8 @@ class ImagesReader:
         dims, channels = self.dims or image.ndim - 1, self.channels or len(image)
         if dims not in (2, 3) or image.ndim - 1 != dims or len(image) != channels or min(image.shape[1:]) < 2:
             expected = f"({channels}, {', '.join('HWD'[:dims])})"
-            raise ShapeError("fit", "image", expected, tuple(image.shape), "All images must be alike; --dims 2|3 says which.")
+            remedy = "All images must have the axes and channels of the first one. Check --dims, or take the odd files out."
+            raise ShapeError("fit", "image", expected, tuple(image.shape), remedy)
         image = image.float().cpu()
         if not image.isfinite().all() or image.amax() == image.amin():
             raise ValueError("its values must be finite and not all the same")
@@ -138,6 +143,7 @@ class ImagesReader:
 
 @lru_cache(maxsize=1)
 def _loader() -> LoadImage:
+    logging.getLogger("monai.data.nvimgcodec_pydicom_plugin").setLevel(logging.ERROR)  # a missing accelerator is no fault
     return LoadImage(image_only=True, ensure_channel_first=True)
 
 

@@ -107,7 +107,7 @@ def test_each_image_that_cannot_be_used_is_a_line_and_the_others_go_on(tmp_path)
 def test_one_image_of_another_kind_is_a_shape_error():
     reader = ImagesReader(None, None, print)
     reader.image({"image": torch.rand(1, 8, 8)})
-    with pytest.raises(ShapeError, match="All images must be alike"):
+    with pytest.raises(ShapeError, match="the axes and channels of the first one"):
         reader.image({"image": torch.rand(1, 8, 8, 8)})
 
 
