@@ -37,6 +37,8 @@ def test_the_rule_takes_half_of_the_energy_gap_no_fold_and_half_of_the_displacem
     ]:
         bad = replace(good, **change)
         assert len(bad.reasons()) == 1 and bad.sentence().startswith(f"No: {words}") and not bad.as_dict()["worked"]
+    own = replace(DICE, reference="its own answers", upright_plain=1.0, upright=0.86)
+    assert replace(GOOD, overlap=own).reasons() == []  # other answers are not worse ones
     robust = replace(DICE, deformed_plain=0.885, deformed=0.887)
     assert replace(GOOD, overlap=robust).reasons() == []  # there is hardly a gap to close
     assert GOOD.as_dict()["worked"] and GOOD.as_dict()["closed"] == pytest.approx(0.6)
