@@ -180,7 +180,7 @@ def test_in_a_bundle_the_files_take_the_place_of_those_of_an_earlier_fit(tmp_pat
         ({"minutes": 0}, "'minutes' must be larger than 0, got 0"),
         ({"size": (100, 96)}, r"each a multiple of 16 and at least 32, got \(100, 96\)"),
         ({"size": (32, 32), "dims": 3}, "'size' must be one number an axis"),
-        ({"size": (32, 32, 32)}, "'size' must have 2 numbers"),
+        ({"size": (32, 32, 32)}, "'size' must be 2 numbers"),
         ({"images": [torch.rand(1, 8, 8)] * 3}, "there must be 4 images or more that can be used, got 3"),
     ],
 )

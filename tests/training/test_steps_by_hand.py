@@ -197,9 +197,12 @@ def test_the_probabilities_of_an_equivariant_network_are_its_own():
 
     class Equivariant(ImageOrientation):
         def forward(self, image):
-            mirrored, turns = lies_at(image[0], upright[0])
+            return torch.stack([self.of(row) for row in image])
+
+        def of(self, row):
+            mirrored, turns = lies_at(row, upright[0])
             moved = scores.flip(0)[:, [0, 3, 2, 1]] if mirrored else scores
-            return 3 + moved.roll(turns, 1)[None]  # scores need not be normalised
+            return 3 + moved.roll(turns, 1)  # scores need not be normalised
 
     turns, mirrored = Equivariant(image_size=(6, 6), channels=(8,)).probabilities(upright)
     assert_close(turns[0], scores.exp().sum(0))
