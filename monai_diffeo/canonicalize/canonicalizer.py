@@ -181,7 +181,7 @@ class Canonicalizer(nn.Module):
             status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
         rotations, mirrored = self._orientation(seen)
         upright = _rotated(image, rotations)
-        found, steps = self._search(self._resampled(upright), status)
+        found, steps = self._search(seen if upright is image else self._resampled(upright), status)
         frame, size = upright.shape[2:], self._size(upright)
         found, forward, inverse, folded = self._unfold(found, size)
         forward, inverse = _rotated_maps(forward.resized(size, frame), inverse.resized(size, frame), rotations)

@@ -19,17 +19,9 @@ from monai_diffeo.flow.grid import centered_grid, half_frame
 from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.renamed import renamed_attributes
 
-_TENSORS: tuple[str, ...] = (
-    "image",
-    "velocity",
-    "ddf",
-    "inverse_ddf",
-    "energy_before",
-    "energy_after",
-    "folding_fraction",
-    "inverse_error",
-)
-_TENSORS += ("steps",)
+_TENSORS = (
+    "image", "velocity", "ddf", "inverse_ddf", "energy_before", "energy_after", "folding_fraction", "inverse_error", "steps",
+)  # fmt: skip
 
 __all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "move_image", "resize_ddf"]
 

@@ -106,8 +106,10 @@ class ImagesReader:
         Raises:
             ShapeError: if it has another number of axes or channels than the first one.
         """
-        own = self.transform is None
-        image = _picture(_load(item["image"]), self.dims) if own else self.transform({"image": item["image"]})["image"]  # type: ignore[misc]
+        if self.transform is None:
+            image = _picture(_load(item["image"]), self.dims)
+        else:
+            image = self.transform({"image": item["image"]})["image"]
         dims, channels = self.dims or image.ndim - 1, self.channels or len(image)
         if dims not in (2, 3) or image.ndim - 1 != dims or len(image) != channels or min(image.shape[1:]) < 2:
             expected = f"({channels}, {', '.join('HWD'[:dims])})"
