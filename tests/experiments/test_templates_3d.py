@@ -110,7 +110,7 @@ def test_without_the_package_it_says_what_to_install():
         importlib.metadata.files("nilearn")
     except importlib.metadata.PackageNotFoundError:
         with pytest.raises(FileNotFoundError, match=r"pip install 'monai-diffeo\[experiments\]'"):
-            mni_volumes()
+            nilearn_volumes()
     else:
-        t1, tissue = mni_volumes()
+        t1, tissue = nilearn_volumes()
         assert t1.shape == tissue.shape == (1, 1, 197, 233, 189) and 0.1 < tissue.mean() < 0.3
