@@ -2,6 +2,9 @@
 
 ``python deploy.py BUNDLE FILM OUT``: the DICOM film is loaded, selected and made a volume, and the bundle's operator computes.
 What it emits is saved to ``OUT`` as ``.npy``: depth x rows x columns, or rows x columns.
+
+SDK 4.0.0 needs two things of a radiograph that it does not provide, and gets them here. A single image must have an affine. A
+film whose dark is stored as light must say so by its Presentation LUT Shape, or the operator gets a negative.
 """
 
 from __future__ import annotations
@@ -45,8 +48,12 @@ def main(bundle: str, film: str, out: str) -> None:
     fragment = Fragment()
     studies = DICOMDataLoaderOperator(fragment, input_folder=Path(film).parent)._load_data([film])
     chosen = DICOMSeriesSelectorOperator(fragment)._select_all_series(studies)
+    for instance in chosen[0].selected_series[0].series.get_sop_instances():
+        stored = instance.get_native_sop_instance()
+        if stored.PhotometricInterpretation == "MONOCHROME1":
+            stored.PresentationLUTShape = "INVERSE"
     image = DICOMSeriesToVolumeOperator(fragment).convert_to_image(chosen)
-    image.metadata().setdefault("nifti_affine_transform", np.eye(4))  # SDK 4.0.0 gives none to a single image, and needs one
+    image.metadata().setdefault("nifti_affine_transform", np.eye(4))
     operator = MonaiBundleInferenceOperator(
         fragment,
         app_context=SimpleNamespace(models=None),

@@ -1,7 +1,7 @@
 """A film through MONAI Label's task for bundles, unchanged: run by a Python that has monailabel.
 
-``python label.py BUNDLE FILM OUT``: a request for the film is answered twice, then from what the task has cached. The mask of the second
-answer is saved to ``OUT`` as ``.npy``; beside it lies the file of the task's writer, ``.nii.gz``.
+``python label.py BUNDLE FILM OUT``: a request for the film is answered twice, the second time from what the task has cached.
+The second mask is saved to ``OUT`` as ``.npy``; beside it lies the file of the task's writer, ``.nii.gz``.
 """
 
 from __future__ import annotations
