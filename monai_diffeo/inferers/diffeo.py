@@ -20,6 +20,7 @@ from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
+from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
 from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["DiffeoInferer", "DiffeoResult", "overlay_path"]
@@ -50,6 +51,10 @@ class DiffeoInferer(Inferer):
 
     The network and the inner inferer stay as they are. ``enabled=False``, and every image that is not canonicalised, give the
     inner inferer's output bit for bit. Each rejected image is a warning of the logger ``monai_diffeo.inferers.diffeo``.
+
+    A canonicaliser of films with ``rows_first``, such as ``cxr``, knows rows x columns, and so must the network. Films of MONAI's
+    ``LoadImage`` have columns x rows, and their metadata say so. They are transposed, their predictions are transposed back, and
+    a note says so. ``load_canonicalizer("cxr", rows_first=False)`` leaves their axes alone.
 
     Args:
         canonicalizer: the search for the canonical pose, a :class:`Canonicalizer` or anything that is called like one;
@@ -130,6 +135,8 @@ class DiffeoInferer(Inferer):
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
         check_callable("DiffeoInferer", "network", network, "a network", "Give the images first, then the network itself.")
+        if getattr(self.canonicalizer, "rows_first", False) and (axes := axes_of_films(inputs)):
+            return infer_rows_first(self.infer, axes, inputs, network, *args, outputs=self.outputs, plain=plain, **kwargs)
         may_change_frame = getattr(self.canonicalizer, "may_change_frame", None)
         if len(inputs) > 1 and may_change_frame is not None and may_change_frame(inputs.shape[2:]):
             return self._one_by_one(inputs, network, *args, plain=plain, **kwargs)
@@ -145,6 +152,8 @@ class DiffeoInferer(Inferer):
             raise NumericalError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
         for sentence in rejected:
             _log.warning("DiffeoInferer: %s; the plain prediction is given for it.", sentence)
+        if getattr(self.canonicalizer, "rows_first", False):
+            warn_of_unknown_axes(inputs, found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
         with torch.autocast(inputs.device.type, enabled=False):
