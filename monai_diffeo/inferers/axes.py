@@ -91,7 +91,7 @@ def warn_of_unknown_axes(images: Tensor, found: Canonicalization) -> None:
 
 
 def _moved(points: Tensor, axes: str, shape: tuple[int, int], edge: int = 0) -> Tensor:
-    """Points ``(..., 2)`` of films ``shape``, rows x columns, in the frame with these axes; ``edge`` = 1 for edges of pixels."""
+    """Points ``(..., 2)`` of films ``shape``, rows x columns, with these axes; ``edge`` = 1 for edges of pixels."""
     matrix = torch.from_numpy(index_matrix(axes, shape)).to(points.device)
     turn, shift = matrix[:2, :2], matrix[:2, 3]
     return (points.double() @ turn.T + shift + edge * (turn.sum(1) < 0)).to(points.dtype)

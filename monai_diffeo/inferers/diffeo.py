@@ -52,9 +52,9 @@ class DiffeoInferer(Inferer):
     The network and the inner inferer stay as they are. ``enabled=False``, and every image that is not canonicalised, give the
     inner inferer's output bit for bit. Each rejected image is a warning of the logger ``monai_diffeo.inferers.diffeo``.
 
-    A canonicaliser of films with ``rows_first``, such as ``cxr``, knows rows x columns, and so must the network. Films of MONAI's
-    ``LoadImage`` have columns x rows, and their metadata say so. They are transposed, their predictions are transposed back, and
-    a note says so. ``load_canonicalizer("cxr", rows_first=False)`` leaves their axes alone.
+    A canonicaliser of films with ``rows_first``, such as ``cxr``, knows rows x columns, and so must the network. Films of
+    MONAI's ``LoadImage`` have columns x rows, and their metadata say so. They are transposed, their predictions are transposed
+    back, and a note says so. ``load_canonicalizer("cxr", rows_first=False)`` leaves their axes alone.
 
     Args:
         canonicalizer: the search for the canonical pose, a :class:`Canonicalizer` or anything that is called like one;
