@@ -45,8 +45,10 @@ def film_axes(image: Any) -> str | None:
         return None
     shape = tuple(int(n) for n in read)[:2]
     applied = image.applied_operations
-    applied = applied[0] if batched and applied and isinstance(applied[0], list) else applied
-    size = applied[0].get("orig_size", shape) if applied else image.shape[-3:-1] if image.shape[-1] == 1 else image.shape[-2:]
+    first = applied[0] if applied else None
+    first = first[0] if batched and isinstance(first, list) and first else first
+    size = image.shape[-3:-1] if image.shape[-1] == 1 else image.shape[-2:]
+    size = first.get("orig_size", size) if isinstance(first, dict) else size
     if shape[0] != shape[1] and tuple(int(n) for n in size)[:2] == shape[::-1]:
         return None
     affine = _matrix(image.affine[0] if batched else image.affine)

@@ -166,16 +166,20 @@ class ScaleFilmIntensity(Transform):
         self.whole = ScaleIntensityRangePercentiles(*_PERCENTILES, b_min=0.0, b_max=1.0, clip=True)
 
     def __call__(self, img: Any) -> Any:
-        """The film ``img``, ``(1, H, W)``, float32, as tensor or array as it came; its notes say what was left out."""
+        """The film ``img``, ``(1, H, W)``, float32, as tensor or array as it came."""
+        return self.scaled(img)[0]
+
+    def scaled(self, img: Any) -> tuple[Any, str]:
+        """The scaled film and what was left out, in words; nothing is ``""``."""
         step = -(-max(img.shape) // _SIDE)
         found = film_range(convert_to_numpy(img[0, ::step, ::step])) if img.ndim == 3 and len(img) == 1 else None
         if found is None:
-            return self.whole(img)
+            return self.whole(img), ""
         film = convert_to_tensor(img, dtype=torch.float32, track_meta=False)
         film = ScaleIntensityRange(found.low, found.high, 0.0, 1.0, clip=True)(film)
         border = _grown(found.border, 1).repeat(step, 0).repeat(step, 1)[: film.shape[1], : film.shape[2]]
         film = convert_to_tensor(film, track_meta=False).masked_fill(torch.from_numpy(border).to(film.device), 0.0)
-        return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], found.note)
+        return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], found.note), found.note
 
 
 def _noted(film: Any, note: str) -> Any:
