@@ -55,13 +55,13 @@ def run_bundle(root: Path, given: Mapping[str, Any], trusted: bool = False) -> i
     status: Any = None
     try:
         for step in ("initialize", "run", "finalize"):
-            entries = parser.get(step, [])
+            entries, status = parser.get(step, []), None
             for id in [f"{step}::{i}" for i in range(len(entries))] if isinstance(entries, list) else [step]:
                 status = parser.get_parsed_content(id)
                 parser.ref_resolver.remove_resolved_content(id)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return status if step == "finalize" and type(status) is int else 0
+    return status if type(status) is int else 0
 
 
 def _literal(value: Any) -> Any:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Hashable, Mapping
 from typing import Any
 
+import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, Transform
@@ -22,7 +23,7 @@ _log = logging.getLogger(__name__)
 
 
 class EnsureRowsFirst(Transform):
-    """A film of any loader as ``(1, H, W)``, rows x columns; one of `LoadImageFilm` stays as it is, bit for bit.
+    """A film of any loader as ``(1, H, W)``, rows x columns, float32; one of `LoadImageFilm` stays as it is, bit for bit.
 
     MONAI's ``LoadImage`` and MONAI Deploy give films as columns x rows, with or without a channel and a depth of 1. Their
     metadata say so, see `monai_diffeo.radiograph.axes.film_axes`. Where they do not, the array is taken as rows x columns, and
@@ -40,7 +41,7 @@ class EnsureRowsFirst(Transform):
         axes = film_axes(img)
         if axes == "":
             return img
-        film = convert_to_tensor(img, track_meta=True)
+        film = convert_to_tensor(img, dtype=torch.float32, track_meta=True)
         spatial = tuple(film.shape[1:]) if film.ndim == 4 or (film.ndim == 3 and film.shape[0] == 1) else tuple(film.shape)
         plane = film.squeeze()
         if plane.ndim != 2:

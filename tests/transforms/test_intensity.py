@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from monai.data import MetaTensor
-from monai.transforms import Affine, Compose, CopyItemsd, ScaleIntensityRangePercentiles
+from monai.transforms import Affine, Compose, ScaleIntensityRangePercentiles
 from torch.testing import assert_close
 
 from monai_diffeo.transforms import ScaleFilmIntensity, ScaleFilmIntensityd, intensity
