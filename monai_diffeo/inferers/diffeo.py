@@ -135,9 +135,7 @@ class DiffeoInferer(Inferer):
         tell(result.records, inputs, result.prediction)
         return result
 
-    def _ask(
-        self, inputs: Tensor, network: Callable[..., Any], *args: Any, plain: bool = False, **kwargs: Any
-    ) -> DiffeoResult:
+    def _ask(self, inputs: Tensor, network: Callable[..., Any], *args: Any, plain: bool = False, **kwargs: Any) -> DiffeoResult:
         if not self.enabled or self.canonicalizer is None:
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
