@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,14 +14,14 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
-from monai_diffeo.canonicalize.answers import check_outputs
+from monai_diffeo.canonicalize.answers import check_outputs, map_parts
 from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
 from monai_diffeo.inferers.record import forget, like_input, records_of, tell
-from monai_diffeo.inferers.slices import OneSliceInferer, VolumeSlices, is_slicewise
+from monai_diffeo.inferers.slices import ask_slices, is_slicewise, slices_of, summaries, volumes_of
 from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["DiffeoInferer", "DiffeoResult"]
@@ -177,19 +178,16 @@ class DiffeoInferer(Inferer):
             condition = kwargs.get("condition")
             own = {**kwargs, "condition": condition[i : i + 1]} if isinstance(condition, Tensor) else kwargs
             parts.append(self._ask(inputs[i : i + 1], network, *args, **own))
-        return _joined(parts)
+        result = _joined(parts)
+        return replace(result, prediction=map_parts(result.prediction, lambda part, *_: like_input(part, inputs, MetaTensor)))
 
     def _by_slices(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Volumes, each slice of which is an image to the canonicaliser."""
-        slices, each = VolumeSlices(self.inferer, inputs), copy.copy(self)
-        each.inferer = OneSliceInferer(self.inferer)
-        result = _joined([each._ask(part, network, *args, **own) for part, own in slices.split(kwargs)])
-        return replace(
-            result,
-            prediction=slices.join(result.prediction),
-            plain=slices.join(result.plain),
-            records=slices.summaries(result.records),
-        )
+        each: Any = copy.copy(self)
+        each.inferer = partial(ask_slices, self.inferer)
+        result = _joined([each._ask(part, network, *args, **own) for part, own in slices_of(self.inferer, inputs, kwargs)])
+        prediction, plain = (volumes_of(answer, self.inferer, inputs) for answer in (result.prediction, result.plain))
+        return replace(result, prediction=prediction, plain=plain, records=summaries(result.records, len(inputs)))
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from monai.data import MetaTensor
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization
+from monai_diffeo.canonicalize.answers import map_parts
 from monai_diffeo.canonicalize.result import REJECTED
 
 __all__ = ["forget", "like_input", "records_of", "tell"]
@@ -44,9 +45,13 @@ def tell(records: Sequence[Record], inputs: Tensor, prediction: Any) -> None:
         _log.log(logging.WARNING if REJECTED in record["status"] else logging.INFO, "; ".join(words))
     if records and isinstance(inputs, MetaTensor):
         alone = len(records) == 1 and not inputs.is_batch
-        for tensor in (inputs, *_meta_tensors(prediction)):
-            entry = records[0] if alone else {key: [record[key] for record in records] for key in records[0]}
-            tensor.meta = {**tensor.meta, _KEY: dict(entry)}
+        entry = records[0] if alone else {key: [record[key] for record in records] for key in records[0]}
+
+        def mark(part: Any, *_: Any) -> None:
+            if isinstance(part, MetaTensor):
+                part.meta = {**part.meta, _KEY: dict(entry)}
+
+        map_parts((inputs, prediction), mark)
 
 
 def forget(inputs: Any) -> None:
@@ -55,17 +60,9 @@ def forget(inputs: Any) -> None:
         inputs.meta = {key: value for key, value in inputs.meta.items() if key != _KEY}
 
 
-def like_input(tensor: Any, inputs: Tensor) -> Any:
-    """The tensor with the metadata of the images, if these have some."""
-    if isinstance(inputs, MetaTensor) and isinstance(tensor, Tensor):
+def like_input(tensor: Any, inputs: Tensor, kind: type[Tensor] = Tensor) -> Any:
+    """The tensor, if it is of a kind, with the metadata of the images, if these have some."""
+    if isinstance(inputs, MetaTensor) and isinstance(tensor, kind):
         tensor = MetaTensor(tensor)
         tensor.copy_meta_from(inputs, copy_attr=False)
     return tensor
-
-
-def _meta_tensors(prediction: Any) -> Iterator[MetaTensor]:
-    if isinstance(prediction, MetaTensor):
-        yield prediction
-    elif isinstance(prediction, (Mapping, list, tuple)):
-        for part in prediction.values() if isinstance(prediction, Mapping) else prediction:
-            yield from _meta_tensors(part)

@@ -132,8 +132,8 @@ OURS = {"_target_": "monai_diffeo.inferers.DiffeoInferer", "inferer": CONFIG["in
 @pytest.mark.parametrize(
     "changes, says",
     [
-        ({"inferer": None, "evaluator": None}, "must have 'inferer', or an evaluator with one, got \\['bundle_root'"),
-        ({"inferer": None}, "must have 'inferer'"),
+        ({"inferer": None, "evaluator": None}, "must have an entry 'inferer', or an evaluator with one, got \\['bundle_root'"),
+        ({"inferer": None}, "must have an entry 'inferer'"),
         ({"validate": {"evaluator": INLINE}}, "\\['evaluator', 'validate::evaluator'\\] with different ones"),
         ({"inferer": OURS}, "must have a plain inferer, got a DiffeoInferer"),
     ],
