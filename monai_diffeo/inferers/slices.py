@@ -61,9 +61,8 @@ def _summary(slices: Sequence[Record]) -> Record:
     record = {k: v if isinstance(v, str) else sum(s[k] for s in slices) / len(slices) for k, v in slices[0].items()}
     kinds = [s["status"] for s in slices]
     if len(set(kinds)) > 1:
-        record["status"] = "; ".join(
-            f"{kinds.count(k)} slices {k}" for k in sorted(set(kinds), key=lambda k: (REJECTED in k, k))
-        )
+        order = sorted(set(kinds), key=lambda kind: (REJECTED in kind, kind))
+        record["status"] = "; ".join(f"{kinds.count(kind)} slices {kind}" for kind in order)
     record["notes"] = "; ".join(dict.fromkeys(s["notes"] for s in slices if s["notes"]))
     return {**record, "largest_displacement": max(s["largest_displacement"] for s in slices)}
 
