@@ -66,10 +66,10 @@ def join_predictions(answers: Sequence[Any]) -> Any:
     return first
 
 
-def _check_same(shapes: Sequence[Sequence[int]], remedy: str) -> None:
-    first = tuple(shapes[0])
-    if odd := [shape for shape in shapes if tuple(shape) != first]:
-        raise ShapeError("DiffeoInferer", "prediction", f"{first} at every pose and for every image", odd[0], remedy)
+def _check_same(shapes: Sequence[tuple[int, ...]], remedy: str) -> None:
+    if odd := [shape for shape in shapes if shape != shapes[0]]:
+        expected = f"{tuple(shapes[0])} at every pose and for every image"
+        raise ShapeError("DiffeoInferer", "prediction", expected, odd[0], remedy)
 
 
 def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Tensor | None:

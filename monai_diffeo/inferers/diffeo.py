@@ -108,7 +108,7 @@ class DiffeoInferer(Inferer):
         if inferer is not None:
             check_callable("DiffeoInferer", "inferer", inferer, "an inferer", "Create it first, for example SimpleInferer().")
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
-        self.inferer = SimpleInferer() if inferer is None else inferer
+        self.inferer: Any = SimpleInferer() if inferer is None else inferer
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
@@ -183,10 +183,10 @@ class DiffeoInferer(Inferer):
 
     def _by_slices(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Volumes, each slice of which is an image to the canonicaliser."""
-        each: Any = copy.copy(self)
-        each.inferer = partial(ask_slices, self.inferer)
-        result = _joined([each._ask(part, network, *args, **own) for part, own in slices_of(self.inferer, inputs, kwargs)])
-        prediction, plain = (volumes_of(answer, self.inferer, inputs) for answer in (result.prediction, result.plain))
+        inferer, each = self.inferer, copy.copy(self)
+        each.inferer = partial(ask_slices, inferer)
+        result = _joined([each._ask(part, network, *args, **own) for part, own in slices_of(inferer, inputs, kwargs)])
+        prediction, plain = (volumes_of(answer, inferer, inputs) for answer in (result.prediction, result.plain))
         return replace(result, prediction=prediction, plain=plain, records=summaries(result.records, len(inputs)))
 
     def _at_pose(

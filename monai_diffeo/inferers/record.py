@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from monai.data import MetaTensor
@@ -15,7 +15,7 @@ from monai_diffeo.canonicalize.result import REJECTED
 
 __all__ = ["forget", "like_input", "records_of", "tell"]
 
-Record = dict[str, Any]
+Record = Mapping[str, Any]
 _KEY = "diffeo"
 _log = logging.getLogger("monai_diffeo.inferers.diffeo")
 

@@ -58,7 +58,8 @@ def summaries(slices: Sequence[Record], batch: int) -> tuple[Record, ...]:
 
 
 def _summary(slices: Sequence[Record]) -> Record:
-    record = {k: v if isinstance(v, str) else sum(s[k] for s in slices) / len(slices) for k, v in slices[0].items()}
+    words, record = ("status", "notes"), dict(slices[0])
+    record |= {k: sum(s[k] for s in slices) / len(slices) for k in record if k not in words}
     kinds = [s["status"] for s in slices]
     if len(set(kinds)) > 1:
         order = sorted(set(kinds), key=lambda kind: (REJECTED in kind, kind))
