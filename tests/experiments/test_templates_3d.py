@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bundles.brain_3d.scripts.brains import nilearn_volumes
 from docs.experiments import template_recipes, templates_3d
 from docs.experiments.measures import dice_of
 from docs.experiments.template_recipes import trained_template
@@ -15,7 +16,6 @@ from docs.experiments.templates_3d import (
     direct_answers,
     direct_network,
     figures,
-    mni_volumes,
     random_map,
     recipes,
     registrations,
