@@ -112,5 +112,5 @@ def test_without_the_package_it_says_what_to_install():
         with pytest.raises(FileNotFoundError, match=r"pip install 'monai-diffeo\[experiments\]'"):
             nilearn_volumes()
     else:
-        t1, tissue = nilearn_volumes()
-        assert t1.shape == tissue.shape == (1, 1, 197, 233, 189) and 0.1 < tissue.mean() < 0.3
+        t1, grey, white = nilearn_volumes()
+        assert t1.shape == grey.shape == white.shape == (197, 233, 189) and 0.1 < (grey + white).mean() < 0.3
