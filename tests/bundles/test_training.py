@@ -12,8 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-for package in ("ignite", "fire", "skimage"):
-    pytest.importorskip(package)
+pytest.importorskip("ignite")
+pytest.importorskip("fire")
+pytest.importorskip("skimage")
 from monai.bundle import ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
@@ -113,9 +114,7 @@ def failure_of(flow, error=None):
 
 
 @pytest.mark.parametrize("bundle, config", CONFIGS, ids=NAMES)
-def test_it_has_monais_properties_and_a_failure_or_interruption_leaves_the_weights_that_were_there(
-    bundle, config, copy_of, data
-):
+def test_it_has_monais_properties_and_a_failure_leaves_the_weights_that_were_there(bundle, config, copy_of, data):
     root = copy_of(bundle)
     flow = workflow(root, config, data, val_interval=0)
     assert not flow.check_properties()
@@ -253,3 +252,38 @@ def test_tracking_by_mlflow_records_losses_and_metric(bundle, config, copy_of, d
     assert np.isfinite(found.data.metrics["train_loss"]) and found.info.status == "FINISHED"
     if config in ("", "augmented"):
         assert {"val_mean_dice", "val_accuracy"} & set(found.data.metrics)
+
+
+@pytest.mark.parametrize("bundle", PARALLEL)
+def test_two_processes_train_as_one_with_twice_the_batch(bundle, copy_of, data, tmp_path):
+    """Of two items each process has one: the mean of their gradients is that of the batch of both."""
+    if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
+        pytest.skip("torch is built without gloo")
+    root, given = copy_of(bundle), settings(bundle, data)
+    given |= {
+        "epochs": 2,
+        "output_file": "models/two.pt",
+        "val_interval": 1,
+        **({"run": ["$@train#trainer.run()"]} if bundle == "brain_3d" else {}),
+    }
+    if bundle == "mnist_genus":  # batch normalisation would see other batches
+        given |= {"digits": 4, "batch_size": 2, "network_def::norm": "instance", "network_def::dropout": 0.0}
+        given |= {"step::strength": None}
+    elif bundle == "cxr_lung_segmentation":
+        given["batch_size"] = 1
+    (root / "short.json").write_text(json.dumps(given))
+    command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    files = [str(root / "configs" / "train.json"), str(root / "configs" / "multi_gpu_train.json"), str(root / "short.json")]
+    command += ["-m", "monai.bundle", "run", "--config_file", str(files), "--bundle_root", str(root)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
+    assert done.returncode == 0, done.stderr[-3000:]
+    curves = (root / "docs" / "curves" / "two.csv").read_text().splitlines()
+    assert len(curves) == 3  # a header, and two epochs of one process
+    twice = {"train::dataloader::batch_size": 2} if bundle == "brain_3d" else {"batch_size": 2 * given["batch_size"]}
+    run(workflow(root, "", data, **{**given, **twice, "output_file": "models/one.pt"}))
+    two, one = (torch.load(root / "models" / f"{name}.pt", weights_only=True) for name in ("two", "one"))
+    assert list(two) == list(one)
+    assert all(
+        torch.allclose(two[name].float(), one[name].float(), atol=2e-3 if bundle == "brain_3d" else 1e-5) for name in two
+    )
