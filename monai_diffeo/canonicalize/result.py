@@ -143,6 +143,13 @@ class Canonicalization:
                 poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
         return poses
 
+    def moved_image(self, given: Tensor) -> Tensor:
+        """``image`` once more, from the images before canonicalisation ``(B, C, *S')``, so that a gradient flows to them."""
+        moved = move_image(given.float(), self.ddf, self.sampling).to(given.dtype)
+        if moved.shape != given.shape:  # another frame: a batch of one
+            return moved
+        return torch.where(self.moved.view(-1, *[1] * (given.ndim - 1)), moved, given)
+
     def warp_back(self, prediction: Any, mode: str = "bilinear", outputs: Any = None) -> Any:
         """Map what a network answered on ``image`` to the pose of the input.
 

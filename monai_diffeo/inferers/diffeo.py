@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
+from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
 from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["DiffeoInferer", "DiffeoResult", "overlay_path"]
@@ -64,11 +67,14 @@ class DiffeoInferer(Inferer):
             ``"scores"`` (not mapped), ``"points"`` ``(B, N, D)`` in voxels, or ``"boxes"`` ``(B, N, 2 * D)``, in another order
             with its name in MONAI, ``"boxes:ccwh"``. Of a dictionary by key, ``{"class": "scores", "seg": "map"}``, of a tuple
             or list one after another. None decides by shape between maps and scores.
+        images: which further arguments of the network are images, by name, or by position after the network from 0:
+            ``["prior", 0]``. ``{"prior": "map", "organs": "labels"}`` says how each moves; ``"scores"`` does not move. A
+            ``condition`` always moves. Any other argument on the images' frame is an error.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
     Raises:
-        ValueError: for an unknown ``fallback``, ``mode`` or ``outputs``.
+        ValueError: for an unknown ``fallback``, ``mode``, ``outputs`` or ``images``.
         TypeError: for a canonicaliser or an inferer that cannot be called.
 
     Example::
@@ -88,6 +94,7 @@ class DiffeoInferer(Inferer):
         mode: str = "bilinear",
         on_result: Callable[[Canonicalization], None] | None = None,
         outputs: Any = None,
+        images: Any = (),
     ) -> None:
         super().__init__()
         if fallback not in ("identity", "raise"):
@@ -103,22 +110,25 @@ class DiffeoInferer(Inferer):
         if inferer is not None:
             check_callable("DiffeoInferer", "inferer", inferer, "an inferer", "Create it first, for example SimpleInferer().")
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
-        self.inferer = SimpleInferer() if inferer is None else inferer
+        self.inferer, self.images = SimpleInferer() if inferer is None else inferer, check_images(images)
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Prediction of ``network`` for ``inputs`` ``(B, C, *S)``, in the frame of ``inputs``.
 
-        Further arguments go to the inner inferer as they are; a ``condition`` image is brought to the canonical pose too.
+        The network may have the keyword that the inner inferer has for it, such as ``diffusion_model``. Images among further
+        arguments are brought to the canonical pose, see ``images``. The deformation is a constant: gradients flow to ``inputs``
+        through the moved image, the network and the way back. An empty batch is the inner inferer's, as it is.
 
         Raises:
+            ConfigError: if an argument covers the frame of the images and is not declared.
             NumericalError: if an image is rejected and ``fallback="raise"``.
             ShapeError: where the shape of a prediction does not say what it is, or is not that of its declaration.
         """
         return self.infer(inputs, network, *args, **kwargs).prediction
 
     def infer(
-        self, inputs: Tensor, network: Callable[..., Any], *args: Any, plain: bool = False, **kwargs: Any
+        self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, plain: bool = False, **kwargs: Any
     ) -> DiffeoResult:
         """The prediction of a call together with how it came about.
 
@@ -126,7 +136,9 @@ class DiffeoInferer(Inferer):
             inputs, network, args, kwargs: as for a call.
             plain: give the prediction without canonicalisation too; one more run of the network if an image was moved.
         """
-        if not self.enabled or self.canonicalizer is None:
+        if network is None:  # by the keyword of the inner inferer
+            network = kwargs.pop([*inspect.signature(self.inferer).parameters, "", ""][1], None)
+        if not self.enabled or self.canonicalizer is None or (isinstance(inputs, Tensor) and not len(inputs)):
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
         check_callable("DiffeoInferer", "network", network, "a network", "Give the images first, then the network itself.")
@@ -148,7 +160,8 @@ class DiffeoInferer(Inferer):
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
         with torch.autocast(inputs.device.type, enabled=False):
-            poses = [found] if count == 1 else found.tta_samples(given, count)
+            live = replace(found, image=found.moved_image(given)) if given.requires_grad and torch.is_grad_enabled() else found
+            poses = [live] if count == 1 else live.tta_samples(given, count)
         results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
         predictions = [result.prediction for result in results]
         found = replace(found, agreement=agreement(predictions, found.moved, self.outputs))
@@ -162,11 +175,11 @@ class DiffeoInferer(Inferer):
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
-        parts = []
-        for i in range(len(inputs)):
-            condition = kwargs.get("condition")
-            own = {**kwargs, "condition": condition[i : i + 1]} if isinstance(condition, Tensor) else kwargs
-            parts.append(self.infer(inputs[i : i + 1], network, *args, **own))
+        parts, batch = [], len(inputs)
+        for i in range(batch):
+            row = partial(lambda i, part, _: part[i : i + 1] if part.shape[:1] == (batch,) else part, i)
+            own = each_argument(args, kwargs, row)
+            parts.append(self.infer(inputs[i : i + 1], network, *own[0], **own[1]))
         found = [part.canonicalization for part in parts if part.canonicalization is not None]
         same = len({tuple(result.image.shape) for result in found}) == 1
         return DiffeoResult(
@@ -184,10 +197,9 @@ class DiffeoInferer(Inferer):
         if isinstance(inputs, MetaTensor):
             image = MetaTensor(image)
             image.copy_meta_from(inputs, copy_attr=False)
-        if isinstance(kwargs.get("condition"), Tensor):
-            with torch.autocast(inputs.device.type, enabled=False):
-                kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
-        result = _infer(self.inferer, image, network, *args, **kwargs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            moved, named = move_arguments(pose, self.images, args, kwargs)
+        result = _infer(self.inferer, image, network, *moved, **named)
         with torch.autocast(inputs.device.type, enabled=False):
             return replace(result, prediction=pose.warp_back(result.prediction, self.mode, self.outputs))
 
