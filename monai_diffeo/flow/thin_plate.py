@@ -21,15 +21,15 @@ def _checked(who: str, control: Tensor, targets: Tensor, points: Tensor) -> tupl
     Raises:
         NumericalError: where two are the same, or all lie on one line or plane.
     """
-    exact = control.detach().double()
-    apart = exact - exact.mean(0)
-    extent = apart.square().sum(1).amax().sqrt() if len(apart) else apart.sum()
-    close = torch.pdist(exact).min() / extent if len(exact) > 1 else extent * 0
-    sizes = torch.linalg.svdvals(apart)
-    for least, found in (("two may be the same", close), ("not all may lie on one line or plane", sizes[-1] / sizes[0])):
+    exact, close, flat = control.detach().double(), 1.0, 0.0
+    if len(exact) > exact.shape[1]:
+        sizes = torch.linalg.svdvals(exact - exact.mean(0))
+        close, flat = (torch.pdist(exact).min() / sizes[0]).item(), (sizes[-1] / sizes[0]).item()
+    for rule, found in (("no two may be the same", close), ("not all may lie on one line or plane", flat)):
         if not found > 1e-6:
-            came = f"{len(control)} points that do, to {found.item():.1g} of their extent"
-            raise NumericalError(f"{who}: of 'control' {least}, got {came}. Leave out or move points.")
+            came = f"{len(control)} points that do, within {found:.1g} of their extent"
+            remedy = f"Move or leave out points; keep {exact.shape[1] + 1} or more."
+            raise NumericalError(f"{who}: of 'control' {rule}, got {came}. {remedy}")
         if found < 0.01:
             control, targets, points = control.double(), targets.double(), points.double()
     return control, targets, points
