@@ -111,9 +111,9 @@ def write_wrapped(bundle: Path, canonicalizer: str | None = None) -> Path:
     inner = parser[own]
     for taker in takers:
         parser[f"{taker}::inferer"] = "@inferer"
-    inferer = {key: ours["inferer"][key] for key in ("canonicalizer", "inferer", "enabled", "tta_samples", "outputs")}
+    inferer = {key: ours["inferer"][key] for key in ("canonicalizer", "inferer", "enabled", "tta_samples", "outputs", "images")}
     named = canonicalizer and not Path(canonicalizer).is_dir()
-    ours = {key: ours[key] for key in ("diffeo_enabled", "diffeo_tta_samples", "diffeo_outputs")}
+    ours = {key: ours[key] for key in ("diffeo_enabled", "diffeo_tta_samples", "diffeo_outputs", "diffeo_images")}
     ours |= {"diffeo_folder": canonicalizer if named else str(energy), "diffeo_inner": inner}
     ours["diffeo_mode"] = ConfigParser.load_config_file(energy / "canonicalizer.json")["default_mode"]
     if isinstance(shown := config.get("displayable_configs", {}), dict):  # what a user sets there counts

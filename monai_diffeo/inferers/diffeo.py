@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -20,6 +21,7 @@ from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
+from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
 from monai_diffeo.inferers.record import forget, like_input, records_of, tell
 from monai_diffeo.inferers.slices import ask_slices, is_slicewise, slices_of, summaries, volumes_of
 from monai_diffeo.renamed import renamed_arguments
@@ -69,11 +71,14 @@ class DiffeoInferer(Inferer):
             ``"scores"`` (not mapped), ``"points"`` ``(B, N, D)`` in voxels, or ``"boxes"`` ``(B, N, 2 * D)``, in another order
             with its name in MONAI, ``"boxes:ccwh"``. Of a dictionary by key, ``{"class": "scores", "seg": "map"}``, of a tuple
             or list one after another. None decides by shape between maps and scores.
+        images: which further arguments of the network are images, by name, or by position after the network from 0:
+            ``["prior", 0]``. ``{"prior": "map", "organs": "labels"}`` says how each moves; ``"scores"`` does not move. A
+            ``condition`` always moves. Any other argument on the images' frame is an error.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
     Raises:
-        ValueError: for an unknown ``fallback``, ``mode`` or ``outputs``.
+        ValueError: for an unknown ``fallback``, ``mode``, ``outputs`` or ``images``.
         TypeError: for a canonicaliser or an inferer that cannot be called.
 
     Example::
@@ -93,6 +98,7 @@ class DiffeoInferer(Inferer):
         mode: str = "bilinear",
         on_result: Callable[[Canonicalization], None] | None = None,
         outputs: Any = None,
+        images: Any = (),
     ) -> None:
         super().__init__()
         if fallback not in ("identity", "raise"):
@@ -109,21 +115,25 @@ class DiffeoInferer(Inferer):
             check_callable("DiffeoInferer", "inferer", inferer, "an inferer", "Create it first, for example SimpleInferer().")
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
         self.inferer: Any = SimpleInferer() if inferer is None else inferer
+        self.images = check_images(images)
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
-    def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
         """Prediction of ``network`` for ``inputs`` ``(B, C, *S)``, in the frame of ``inputs``.
 
-        Further arguments go to the inner inferer as they are; a ``condition`` image is brought to the canonical pose too.
+        The network may have the keyword that the inner inferer has for it, such as ``diffusion_model``. Images among further
+        arguments are brought to the canonical pose, see ``images``. The deformation is a constant: gradients flow to ``inputs``
+        through the moved image, the network and the way back. An empty batch is the inner inferer's, as it is.
 
         Raises:
+            ConfigError: if an argument covers the frame of the images and is not declared.
             NumericalError: if an image is rejected and ``fallback="raise"``.
             ShapeError: where the shape of a prediction does not say what it is, or is not that of its declaration.
         """
         return self.infer(inputs, network, *args, **kwargs).prediction
 
     def infer(
-        self, inputs: Tensor, network: Callable[..., Any], *args: Any, plain: bool = False, **kwargs: Any
+        self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, plain: bool = False, **kwargs: Any
     ) -> DiffeoResult:
         """The prediction of a call together with how it came about.
 
@@ -131,13 +141,15 @@ class DiffeoInferer(Inferer):
             inputs, network, args, kwargs: as for a call.
             plain: give the prediction without canonicalisation too; one more run of the network if an image was moved.
         """
+        if network is None:  # by the keyword of the inner inferer
+            network = kwargs.pop([*inspect.signature(self.inferer).parameters, "", ""][1], None)
         forget(inputs)
         result = self._ask(inputs, network, *args, plain=plain, **kwargs)
         tell(result.records, inputs, result.prediction)
         return result
 
-    def _ask(self, inputs: Tensor, network: Callable[..., Any], *args: Any, plain: bool = False, **kwargs: Any) -> DiffeoResult:
-        if not self.enabled or self.canonicalizer is None:
+    def _ask(self, inputs: Tensor, network: Any, *args: Any, plain: bool = False, **kwargs: Any) -> DiffeoResult:
+        if not self.enabled or self.canonicalizer is None or (isinstance(inputs, Tensor) and not len(inputs)):
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
         check_callable("DiffeoInferer", "network", network, "a network", "Give the images first, then the network itself.")
@@ -159,7 +171,8 @@ class DiffeoInferer(Inferer):
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
         with torch.autocast(inputs.device.type, enabled=False):
-            poses = [found] if count == 1 else found.tta_samples(given, count)
+            live = replace(found, image=found.moved_image(given)) if given.requires_grad and torch.is_grad_enabled() else found
+            poses = [live] if count == 1 else live.tta_samples(given, count)
         results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
         predictions = [result.prediction for result in results]
         found = replace(found, agreement=agreement(predictions, found.moved, self.outputs))
@@ -173,11 +186,11 @@ class DiffeoInferer(Inferer):
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
-        parts = []
-        for i in range(len(inputs)):
-            condition = kwargs.get("condition")
-            own = {**kwargs, "condition": condition[i : i + 1]} if isinstance(condition, Tensor) else kwargs
-            parts.append(self._ask(inputs[i : i + 1], network, *args, **own))
+        parts, batch = [], len(inputs)
+        for i in range(batch):
+            row = partial(lambda i, part, _: part[i : i + 1] if part.shape[:1] == (batch,) else part, i)
+            own = each_argument(args, kwargs, row)
+            parts.append(self._ask(inputs[i : i + 1], network, *own[0], **own[1]))
         result = _joined(parts)
         return replace(result, prediction=map_parts(result.prediction, lambda part, *_: like_input(part, inputs, MetaTensor)))
 
@@ -194,10 +207,9 @@ class DiffeoInferer(Inferer):
     ) -> DiffeoResult:
         """What the inner inferer gives at one pose, its prediction mapped back."""
         image = like_input(pose.image, inputs)
-        if isinstance(kwargs.get("condition"), Tensor):
-            with torch.autocast(inputs.device.type, enabled=False):
-                kwargs = {**kwargs, "condition": pose.warp_input(kwargs["condition"])}
-        result = _infer(self.inferer, image, network, *args, **kwargs)
+        with torch.autocast(inputs.device.type, enabled=False):
+            moved, named = move_arguments(pose, self.images, args, kwargs)
+        result = _infer(self.inferer, image, network, *moved, **named)
         with torch.autocast(inputs.device.type, enabled=False):
             return replace(result, prediction=pose.warp_back(result.prediction, self.mode, self.outputs))
 
