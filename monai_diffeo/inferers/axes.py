@@ -16,6 +16,7 @@ from torch import Tensor
 from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.answers import map_parts
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.inferers.arguments import each_argument
 from monai_diffeo.radiograph.axes import FILM_AXES, film_axes, from_rows_first, to_rows_first
 from monai_diffeo.radiograph.film import joined_notes
 from monai_diffeo.radiograph.nifti import index_matrix
@@ -44,14 +45,19 @@ def infer_rows_first(
 ) -> Any:
     """The result of ``infer`` for films as rows x columns; its predictions have the axes of ``images`` again.
 
-    Its canonicalisation is that of the films as rows x columns, and its notes say so. A ``condition`` follows the films.
+    Its canonicalisation is that of the films as rows x columns, and its notes say so. Arguments on their frame follow them.
     """
     films = MetaTensor(to_rows_first(images.as_tensor(), axes))
     films.copy_meta_from(images, copy_attr=False)
     films.meta = {**films.meta, FILM_AXES: axes}
     shape = tuple(films.shape[2:])
-    if isinstance(kwargs.get("condition"), Tensor):
-        kwargs["condition"] = to_rows_first(kwargs["condition"], axes)
+    frame = tuple(images.shape[2:])
+
+    def follow(part: Tensor, name: str) -> Tensor:
+        alike = tuple(part.shape[-2:]) == frame or (name == "condition" and part.ndim >= 4)
+        return to_rows_first(part, axes) if alike else part
+
+    args, kwargs = each_argument(args, kwargs, follow)  # type: ignore[assignment]
 
     def back(part: Any, declared: str | None, name: str) -> Any:
         kind, _, mode = (declared or "").partition(":")
@@ -76,7 +82,7 @@ def infer_rows_first(
     found, said = result.canonicalization, "rows and columns were exchanged, as the metadata say"
     if found is not None:
         found = replace(found, notes=tuple(joined_notes(said, note) for note in found.notes))
-    _log.info("DiffeoInferer: %s (axes %s along columns and rows).", said, axes)
+    records = tuple({**record, "notes": joined_notes(said, str(record["notes"]))} for record in result.records)
     prediction, plain = (
         map_parts(part, back, outputs) if part is not None else None for part in (result.prediction, result.plain)
     )
