@@ -3,7 +3,10 @@
 import hashlib
 import json
 import logging
+import os
 import shutil
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
@@ -62,10 +65,10 @@ def copy_of(tmp_path):
 def settings(bundle, data):
     """Options that make a training of it short."""
     if bundle == "brain_3d":
-        volumes = (
-            "$[{{'image': torch.rand(1, 32, 32, 32), 'label': torch.arange({}, {}).view(32, 1, 1).expand(1, 32, 32, 32) % 6}}]"
-        )
-        return {"epochs": 1, "train::dataset::data": volumes.format(0, 32), "validate::dataset::data": volumes.format(1, 33)}
+        made = "{'image': (torch.rand(1, 32, 32, 32, generator=torch.Generator().manual_seed(k))), "
+        made += "'label': torch.arange(k, k + 32).view(32, 1, 1).expand(1, 32, 32, 32) % 6}"
+        parts = {"train": (0, 1), "validate": (2, 3)}
+        return {"epochs": 1, **{f"{part}::dataset::data": f"$[{made} for k in {numbers}]" for part, numbers in parts.items()}}
     size = {"batch_size": 4, "val_digits": 8} if bundle == "mnist_genus" else {"batch_size": 2}
     return {"dataset_dir": str(data), "epochs": 1, **size}
 
@@ -254,36 +257,32 @@ def test_tracking_by_mlflow_records_losses_and_metric(bundle, config, copy_of, d
         assert {"val_mean_dice", "val_accuracy"} & set(found.data.metrics)
 
 
-@pytest.mark.parametrize("bundle", PARALLEL)
+@pytest.mark.parametrize("bundle", [pytest.param(b, marks=pytest.mark.slow if "mnist" not in b else ()) for b in PARALLEL])
 def test_two_processes_train_as_one_with_twice_the_batch(bundle, copy_of, data, tmp_path):
     """Of two items each process has one: the mean of their gradients is that of the batch of both."""
     if not torch.distributed.is_available() or not torch.distributed.is_gloo_available():
         pytest.skip("torch is built without gloo")
-    root, given = copy_of(bundle), settings(bundle, data)
+    root, given = copy_of(bundle), {**settings(bundle, data), "epochs": 2, "val_interval": 1}
     given |= {
-        "epochs": 2,
-        "output_file": "models/two.pt",
-        "val_interval": 1,
-        **({"run": ["$@train#trainer.run()"]} if bundle == "brain_3d" else {}),
-    }
-    if bundle == "mnist_genus":  # batch normalisation would see other batches
-        given |= {"digits": 4, "batch_size": 2, "network_def::norm": "instance", "network_def::dropout": 0.0}
-        given |= {"step::strength": None}
-    elif bundle == "cxr_lung_segmentation":
-        given["batch_size"] = 1
-    (root / "short.json").write_text(json.dumps(given))
+        "optimizer::_target_": "torch.optim.SGD",
+        "learning_rate": 0.1,
+    }  # Adam makes a step of the noise in a gradient of 0
+    half, whole = {"batch_size": 1}, {"batch_size": 2}
+    if bundle == "mnist_genus":  # batch normalisation and dropout would differ
+        given |= {"digits": 2, "network_def::norm": "instance", "network_def::dropout": 0.0}
+    elif bundle == "brain_3d":
+        given["run"] = ["$@train#trainer.run()"]
+        half, whole = ({f"train::dataloader::{name}": n for name, n in some.items()} for some in (half, whole))
+    (root / "two.json").write_text(json.dumps({**given, **half, "output_file": "models/two.pt"}))
+    files = [str(root / name) for name in ("configs/train.json", "configs/multi_gpu_train.json", "two.json")]
     command = [sys.executable, "-W", "ignore", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    files = [str(root / "configs" / "train.json"), str(root / "configs" / "multi_gpu_train.json"), str(root / "short.json")]
     command += ["-m", "monai.bundle", "run", "--config_file", str(files), "--bundle_root", str(root)]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=tmp_path, env=environment)
     assert done.returncode == 0, done.stderr[-3000:]
-    curves = (root / "docs" / "curves" / "two.csv").read_text().splitlines()
-    assert len(curves) == 3  # a header, and two epochs of one process
-    twice = {"train::dataloader::batch_size": 2} if bundle == "brain_3d" else {"batch_size": 2 * given["batch_size"]}
-    run(workflow(root, "", data, **{**given, **twice, "output_file": "models/one.pt"}))
+    assert len((root / "docs" / "curves" / "two.csv").read_text().splitlines()) == 3  # a header, and the epochs of one process
+    run(workflow(root, "", data, **{**given, **whole, "output_file": "models/one.pt"}))
     two, one = (torch.load(root / "models" / f"{name}.pt", weights_only=True) for name in ("two", "one"))
     assert list(two) == list(one)
-    assert all(
-        torch.allclose(two[name].float(), one[name].float(), atol=2e-3 if bundle == "brain_3d" else 1e-5) for name in two
-    )
+    apart = max(float((value.float() - one[name].float()).abs().max()) for name, value in two.items())
+    assert apart < (2e-3 if bundle == "brain_3d" else 1e-5)  # in half precision, and not
