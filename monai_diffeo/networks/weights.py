@@ -76,8 +76,8 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path, ha
     Raises:
         NumericalError: if a weight is not finite; nothing is written then.
     """
-    state = (network.state_dict() if isinstance(network, nn.Module) else network).items()
-    state = {name: (value.half() if half and value.is_floating_point() else value).cpu() for name, value in state}
+    given: Mapping[str, Tensor] = network.state_dict() if isinstance(network, nn.Module) else network
+    state = {name: (value.half() if half and value.is_floating_point() else value).cpu() for name, value in given.items()}
     if broken := _not_finite(state):
         remedy = "Lower the learning rate and train again."
         raise NumericalError(
