@@ -18,7 +18,7 @@ def move_points(points: Tensor, ddf: Tensor, size: tuple[int, ...], moved: Tenso
     """Send points through ``p -> p + ddf(p)``, measured from the centres of the two frames.
 
     Args:
-        points: shape ``(B, N, D)``, voxel coordinates of the frame of ``ddf``, in axis order. Integers stay integers. Outside
+        points: shape ``(B, N, D)``, voxel coordinates of the frame of ``ddf``, in axis order. Integers become float32. Outside
             the frame the displacement continues with its border value.
         ddf: shape ``(B, D, *S)``, voxels.
         size: the frame to which the points go.
@@ -34,9 +34,8 @@ def move_points(points: Tensor, ddf: Tensor, size: tuple[int, ...], moved: Tenso
     ddf, moved = ddf.to(points.device), moved.to(points.device)
     exact = points.to(ddf.dtype if points.dtype != torch.float64 else points.dtype)
     shift = exact.new_tensor([(n - m) / 2 for n, m in zip(size, ddf.shape[2:])])
-    there = warp_points(exact, ddf) + shift
-    there = (there if points.is_floating_point() else there.round()).to(points.dtype)
-    return torch.where(moved.view(-1, 1, 1), there, points)
+    there, exact = ((t.to(points.dtype) if points.is_floating_point() else t) for t in (warp_points(exact, ddf) + shift, exact))
+    return torch.where(moved.view(-1, 1, 1), there, exact) if bool(moved.any()) else points
 
 
 def move_boxes(boxes: Tensor, ddf: Tensor, size: tuple[int, ...], moved: Tensor, box_mode: str | None = None) -> Tensor:
@@ -72,5 +71,5 @@ def move_boxes(boxes: Tensor, ddf: Tensor, size: tuple[int, ...], moved: Tensor,
     there = move_points(border.flatten(1, 2), ddf, size, torch.ones_like(moved)).view(border.shape) + 0.5
     corners = torch.cat([there.amin(2), there.amax(2)], 2)
     after = torch.as_tensor(convert_box_mode(corners.flatten(0, 1), dst_mode=box_mode)).view(exact.shape)
-    after = after if boxes.is_floating_point() else after.round()
-    return torch.where(moved.to(boxes.device).view(-1, 1, 1), after.to(boxes.dtype), boxes)
+    dtype = boxes.dtype if boxes.is_floating_point() else after.dtype
+    return torch.where(moved.to(boxes.device).view(-1, 1, 1), after.to(dtype), boxes.to(dtype)) if bool(moved.any()) else boxes

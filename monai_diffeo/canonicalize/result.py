@@ -132,6 +132,7 @@ class Canonicalization:
         draw = torch.Generator().manual_seed(seed)
         half = half_frame(size, torch.empty(0))
         row = self.moved.view(-1, *[1] * len(size), 1)
+        given = torch.where(row, given, torch.zeros_like(given))  # what is not finite has no gradient
         for _ in range(count // 2):
             linear = torch.randn(len(size), len(size), generator=draw) * spread * half[:, None] / half
             generator = torch.cat([linear, torch.randn(len(size), 1, generator=draw) * shift * half[:, None]], 1).to(self.ddf)
@@ -142,6 +143,12 @@ class Canonicalization:
                 image = torch.where(row, move_image(given, ddf, self.sampling), self.image)
                 poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
         return poses
+
+    def moved_image(self, given: Tensor) -> Tensor:
+        """``image`` once more, from the images before canonicalisation ``(B, C, *S')``, so that a gradient flows to them."""
+        row = self.moved.view(-1, *[1] * (given.ndim - 1))
+        moved = move_image(torch.where(row, given, 0.0).float(), self.ddf, self.sampling).to(given.dtype)
+        return torch.where(row, moved, given) if moved.shape == given.shape else moved  # another frame: a batch of one
 
     def warp_back(self, prediction: Any, mode: str = "bilinear", outputs: Any = None) -> Any:
         """Map what a network answered on ``image`` to the pose of the input.

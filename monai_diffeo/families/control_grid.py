@@ -3,26 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from monai_diffeo.families.affine import _in_voxels
 from monai_diffeo.families.base import VelocityFamily, half_frame
+from monai_diffeo.flow.kept import keep_tensors
 
 __all__ = ["ControlGrid"]
 
 
-@lru_cache(maxsize=32)
+@keep_tensors
 def _spline_basis(size: int, controls: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Cubic B-splines, shape ``(size, controls)``; each support lies inside the domain, so value, slope and curvature are
-    zero at both ends."""
-    with torch.inference_mode(False):
-        spacing = (size - 1) / (controls + 3)
-        centers = (torch.arange(controls, device=device, dtype=dtype) + 2) * spacing
-        t = (torch.arange(size, device=device, dtype=dtype)[:, None] - centers).abs() / spacing
-        return torch.where(t < 1, 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
+    zero at both ends. A single sample lies in the middle."""
+    if size == 1:
+        return _spline_basis(3, controls, device, dtype)[1:2]
+    spacing = (size - 1) / (controls + 3)
+    centers = (torch.arange(controls, device=device, dtype=dtype) + 2) * spacing
+    t = (torch.arange(size, device=device, dtype=dtype)[:, None] - centers).abs() / spacing
+    return torch.where(t < 1, 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
 
 
 class ControlGrid(VelocityFamily):

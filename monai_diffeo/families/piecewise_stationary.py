@@ -41,7 +41,7 @@ class PiecewiseStationary(Family):
 
     def sample(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
         spread = torch.as_tensor(spread).expand(batch_size).repeat_interleave(self.pieces)
-        return self.family.sample(batch_size * self.pieces, spread, generator).reshape(batch_size, -1)
+        return self.family.sample(batch_size * self.pieces, spread, generator).reshape(batch_size, self.num_parameters)
 
     def _rows(self, theta: Tensor) -> Tensor:
         """One row a piece, ``(B * T, P / T)``."""
@@ -80,5 +80,5 @@ def _affine_generator(field: Tensor) -> Tensor:
     middle, columns = field.flatten(2).mean(2), []
     for axis in range(2, field.ndim):
         first, last = field.select(axis, 0), field.select(axis, -1)
-        columns.append((last - first).flatten(2).mean(2) / (field.shape[axis] - 1))
+        columns.append((last - first).flatten(2).mean(2) / max(field.shape[axis] - 1, 1))
     return torch.stack([*columns, middle], dim=-1)

@@ -71,7 +71,7 @@ class Siren(VelocityFamily):
     def sample(self, batch_size: int, spread: float | Tensor = 0.1, generator: torch.Generator | None = None) -> Tensor:
         """Random networks ``(B, P)``, the weights of the last layer within ``spread`` of zero, a number or shape ``(B,)``."""
         seeds = torch.randint(2**31 - 1, (batch_size,), generator=generator).tolist()
-        start = torch.cat([self.identity(1, seed=seed) for seed in seeds])
+        start = torch.cat([self.identity(0), *(self.identity(1, seed=seed) for seed in seeds)])
         return self.scaled(start, torch.as_tensor(spread, dtype=start.dtype).expand(batch_size) / self.last)
 
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -11,6 +10,7 @@ from torch import Tensor
 from monai_diffeo.families.base import Family, half_frame
 from monai_diffeo.flow import Deformation, invert, jacobian, thin_plate_slopes, thin_plate_spline
 from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.kept import keep_tensors
 from monai_diffeo.flow.warp import _float, sample
 
 __all__ = ["ThinPlateSpline"]
@@ -45,7 +45,7 @@ class ThinPlateSpline(Family):
         margins = tuple(margin) if isinstance(margin, Sequence) else (margin,) * self.spatial_dims
         weights = _response(self.controls, tuple(spatial_size), margins, theta.device, theta.dtype)
         wide = [n + 2 * m for n, m in zip(spatial_size, margins)]
-        moved = theta.view(len(theta), self.spatial_dims, -1) @ weights.T
+        moved = theta.view(len(theta), self.spatial_dims, weights.shape[1]) @ weights.T
         return (moved * half_frame(spatial_size, theta)[:, None]).unflatten(2, wide)
 
     def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
@@ -74,7 +74,7 @@ class ThinPlateSpline(Family):
         with torch.autocast(theta.device.type, enabled=False):
             control, half = _control_points(self.controls, self.spatial_dims).to(theta), half_frame(spatial_size, theta)
             x = centered_grid(spatial_size, theta.device, theta.dtype).flatten(1) / half[:, None]
-            slopes = thin_plate_slopes(control, theta.view(len(theta), self.spatial_dims, -1).transpose(1, 2), x.T)
+            slopes = thin_plate_slopes(control, theta.view(len(theta), *control.T.shape).transpose(1, 2), x.T)
             slopes = slopes * half[:, None] / half + torch.eye(self.spatial_dims).to(theta)
             return slopes.movedim(1, -1).unflatten(-1, tuple(spatial_size))
 
@@ -89,11 +89,10 @@ def _control_points(controls: int, dims: int) -> Tensor:
     return torch.cartesian_prod(*[axis] * dims)
 
 
-@lru_cache(maxsize=8)
+@keep_tensors
 def _response(count: int, size: tuple[int, ...], margins: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
     """How far each voxel follows each control point, shape ``(N, K)``."""
-    with torch.inference_mode(False), torch.no_grad():
-        grid = centered_grid([n + 2 * m for n, m in zip(size, margins)], dtype=torch.float64).flatten(1)
-        points = (grid / half_frame(size, grid)[:, None]).T
-        control = _control_points(count, len(size))
-        return thin_plate_spline(control, torch.eye(len(control)).to(control)[None], points)[0].to(device, dtype)
+    grid = centered_grid([n + 2 * m for n, m in zip(size, margins)], dtype=torch.float64).flatten(1)
+    points = (grid / half_frame(size, grid)[:, None]).T
+    control = _control_points(count, len(size))
+    return thin_plate_spline(control, torch.eye(len(control)).to(control)[None], points)[0].to(device, dtype)

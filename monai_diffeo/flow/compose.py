@@ -74,7 +74,7 @@ def invert(ddf: Tensor, iterations: int = 20) -> Tensor:
         better = left.square().sum(1, keepdim=True) < residual.square().sum(1, keepdim=True)
         estimate, residual = torch.where(better, proposal, estimate), torch.where(better, left, residual)
         damping = torch.where(better, (2 * damping).clamp(max=1), damping / 2)
-        if residual.abs().max() < 1e-4:
+        if bool((residual.abs() < 1e-4).all()):
             break
     return estimate
 

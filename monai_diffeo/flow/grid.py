@@ -3,33 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.flow.kept import keep_tensors
 
 __all__ = ["check_field", "centered_grid", "frame_shift", "half_frame", "voxel_grid"]
 
 
-@lru_cache(maxsize=64)
+@keep_tensors
 def _cached_grid(spatial_size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):  # a grid first asked for under inference_mode must still serve autograd later
-        axes = [torch.arange(n, device=device, dtype=dtype) for n in spatial_size]
-        return torch.stack(torch.meshgrid(*axes, indexing="ij"))
+    axes = [torch.arange(n, device=device, dtype=dtype) for n in spatial_size]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"))
 
 
 def voxel_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
-    """Voxel coordinates of every voxel, shape ``(D, *S)``; built once for each size, device and dtype, do not write to it."""
+    """Voxel coordinates of every voxel, shape ``(D, *S)``; kept for each size, device and dtype, do not write to it."""
     return _cached_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
 
 
-@lru_cache(maxsize=64)
+@keep_tensors
 def _cached_centered_grid(spatial_size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        center = torch.tensor([(n - 1) / 2 for n in spatial_size], device=device, dtype=dtype)
-        return _cached_grid(spatial_size, device, dtype) - center.view(-1, *[1] * len(spatial_size))
+    center = torch.tensor([(n - 1) / 2 for n in spatial_size], device=device, dtype=dtype)
+    return _cached_grid(spatial_size, device, dtype) - center.view(-1, *[1] * len(spatial_size))
 
 
 def centered_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:

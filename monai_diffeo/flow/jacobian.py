@@ -21,7 +21,7 @@ def jacobian(ddf: Tensor) -> Tensor:
     """Derivatives of a displacement, all at the same voxel: central differences, one-sided at the frame.
 
     Args:
-        ddf: shape ``(B, D, *S)``, voxels, at least two voxels along every axis.
+        ddf: shape ``(B, D, *S)``, voxels. Along an axis of one voxel the derivative is zero.
 
     Returns:
         Shape ``(B, D, D, *S)``; entry ``[:, i, j]`` is the derivative of component i along axis j.
@@ -30,7 +30,9 @@ def jacobian(ddf: Tensor) -> Tensor:
         ShapeError: if ``ddf`` is no displacement.
     """
     check_field("jacobian()", "ddf", ddf)
-    return torch.stack(torch.gradient(ddf, dim=list(range(2, ddf.ndim))), dim=2)
+    axes = [axis for axis in range(2, ddf.ndim) if ddf.shape[axis] > 1]
+    found = dict(zip(axes, torch.gradient(ddf, dim=axes))) if axes else {}
+    return torch.stack([found[a] if a in found else torch.zeros_like(ddf) for a in range(2, ddf.ndim)], dim=2)
 
 
 def jacobian_determinant(ddf: Tensor) -> Tensor:
@@ -130,6 +132,8 @@ def nonpositive_cell_fraction(ddf: Tensor) -> Tensor:
 def _edges(ddf: Tensor) -> Callable[[int, tuple[int, ...]], list[Tensor]]:
     """Components of the map's difference along an axis, from the corner of each cell that ``corner`` (0 or 1 an axis) names."""
     dims = ddf.shape[1]
+    for axis in range(2, ddf.ndim):  # a cell over a single voxel goes on as the voxel
+        ddf = torch.cat([ddf, ddf], axis) if ddf.shape[axis] == 1 else ddf
     unit = torch.eye(dims, dtype=ddf.dtype, device=ddf.device)
     slopes = [ddf.diff(dim=2 + axis) + unit[axis].view(-1, *[1] * dims) for axis in range(dims)]
 

@@ -86,6 +86,11 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
     if image.ndim != ddf.ndim or not (same or centered) or image.shape[0] != ddf.shape[0]:
         expected = f"({ddf.shape[0]}, C, {', '.join(map(str, ddf.shape[2:]))}) as 'ddf'"
         raise ShapeError("warp()", "image", expected, image.shape, "Resize one of them, or expand the batch.")
+    if mode == "nearest" and not image.dtype.is_floating_point and image.element_size() > 2:
+        pieces = range(24 * (image.element_size() // 4), -1, -24)  # float32 holds 24 bits: 2 pieces of int32, 3 of int64
+        parts = torch.cat([(image.long() >> n) & (0xFFFFFF if n < pieces[0] else -1) for n in pieces], 1).float()
+        chunks = warp(parts, ddf, mode, padding_mode, centered=centered).long().chunk(len(pieces), 1)
+        return sum((part << n for part, n in zip(chunks, pieces)), torch.zeros_like(chunks[0])).to(image.dtype)
     dtype = torch.float64 if torch.float64 in (image.dtype, ddf.dtype) else torch.float32
     values, field = image.to(dtype), ddf.to(dtype)
     if USE_COMPILED and same and mode != "bicubic":
@@ -140,6 +145,6 @@ def warp_points(points: Tensor, ddf: Tensor) -> Tensor:
     if points.ndim != 3 or points.shape[0] != ddf.shape[0] or points.shape[2] != ddf.shape[1]:
         raise ShapeError("warp_points()", "points", f"({ddf.shape[0]}, N, {ddf.shape[1]})", points.shape)
     dims = ddf.shape[1]
-    where = points.to(ddf.dtype).transpose(1, 2).reshape(points.shape[0], dims, -1, *[1] * (dims - 1))
+    where = points.to(ddf.dtype).transpose(1, 2).reshape(points.shape[0], dims, points.shape[1], *[1] * (dims - 1))
     moved = sample(ddf, where)
     return points + moved.flatten(2).transpose(1, 2).to(points.dtype)

@@ -76,7 +76,7 @@ def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path, ha
     Raises:
         NumericalError: if a weight is not finite; nothing is written then.
     """
-    given: Mapping[str, Tensor] = network.state_dict() if isinstance(network, nn.Module) else network
+    given = network.state_dict() if isinstance(network, nn.Module) else network
     state = {name: (value.half() if half and value.is_floating_point() else value).cpu() for name, value in given.items()}
     if broken := _not_finite(state):
         remedy = "Lower the learning rate and train again."

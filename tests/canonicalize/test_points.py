@@ -108,10 +108,12 @@ def test_points_and_boxes_of_a_canonical_image_on_another_frame_lie_on_that_of_t
     assert_close(straight.warp_boxes(moved, "canonical"), boxes, atol=2e-3, rtol=0)
 
 
-def test_integers_are_rounded_and_double_precision_stays():
+def test_integers_become_float_and_double_precision_stays():
     ddf = torch.full((1, 2, 8, 8), 0.7)
     moved = torch.tensor([True])
-    assert move_points(torch.tensor([[[2, 3]]]), ddf, (8, 8), moved).tolist() == [[[3, 4]]]
+    assert_close(move_points(torch.tensor([[[2, 3]]]), ddf, (8, 8), moved), torch.tensor([[[2.7, 3.7]]]))
+    still = torch.tensor([[[2, 3]]])
+    assert move_points(still, ddf, (8, 8), ~moved) is still
     both, first = torch.tensor([[[2.0, 3.0]]]).repeat(2, 1, 1), torch.tensor([True, False])
     assert_close(move_points(both, ddf.repeat(2, 1, 1, 1), (8, 8), first), torch.tensor([[[2.7, 3.7]], [[2.0, 3.0]]]))
     both = torch.cat([both, both + 2], 2)
@@ -121,7 +123,7 @@ def test_integers_are_rounded_and_double_precision_stays():
     exact = torch.tensor([[[2.0 + 1e-12, 3.0]]], dtype=torch.float64)
     there = move_points(exact, torch.full((1, 2, 8, 8), 0.5), (8, 8), moved)  # coordinates are more exact than fields
     assert there.dtype == torch.float64 and (there - exact - 0.5).abs().max() < 1e-14
-    assert move_boxes(torch.tensor([[[2, 3, 5, 6]]]), ddf, (8, 8), moved).tolist() == [[[3, 4, 6, 7]]]
+    assert_close(move_boxes(torch.tensor([[[2, 3, 5, 6]]]), ddf, (8, 8), moved), torch.tensor([[[2.7, 3.7, 5.7, 6.7]]]))
 
 
 def test_a_box_under_a_rotation_is_the_box_of_its_rotated_corners():

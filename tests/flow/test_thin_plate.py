@@ -3,7 +3,8 @@ import torch
 from scipy.interpolate import RBFInterpolator
 from torch.testing import assert_close
 
-from monai_diffeo.flow import thin_plate_spline
+from monai_diffeo.errors import NumericalError
+from monai_diffeo.flow import thin_plate_slopes, thin_plate_spline
 
 
 def scene(seed, k=9, batch=2, n=200, dtype=torch.float64):
@@ -50,3 +51,49 @@ def test_it_is_linear_in_the_targets():
     both = thin_plate_spline(control, 2 * a - 3 * b, points)
     apart = 2 * thin_plate_spline(control, a, points) - 3 * thin_plate_spline(control, b, points)
     assert_close(both, apart, atol=1e-10, rtol=0)
+
+
+FLAT = torch.tensor([[0.0, 0.0], [0.5, 0.5], [1.0, 1.0], [0.2, 0.2]])
+SAME = torch.tensor([[0.0, 0.0], [0.5, 0.1], [1.0, 0.0], [0.5, 0.1]])
+
+
+@pytest.mark.parametrize("function", [thin_plate_spline, thin_plate_slopes])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("control", "words"),
+    [
+        (FLAT, "one line"),
+        (SAME, "same"),
+        (SAME[:2], "keep at least 3"),
+        (SAME[:0], "keep at least 3"),
+        (SAME * 1e-3 + 7, "same"),
+    ],
+    ids=["flat", "same", "two", "none", "small and far"],
+)
+def test_points_without_a_spline_are_an_error_of_ours(function, dtype, control, words):
+    control = control.to(dtype)
+    with pytest.raises(NumericalError, match=f"{function.__name__}.*'control'.*{words}"):
+        function(control, control[None], control)
+
+
+def test_a_flat_set_of_points_in_space_is_refused_too():
+    control = torch.cat([torch.rand(8, 2), torch.full((8, 1), 0.3)], 1)
+    with pytest.raises(NumericalError, match="line or plane"):
+        thin_plate_spline(control, control[None], control)
+
+
+@pytest.mark.parametrize("apart", [1e-1, 1e-2, 1e-3, 1e-4, 1e-5])
+@pytest.mark.parametrize("kind", ["flat", "close"])
+@pytest.mark.parametrize("dims", [2, 3])
+def test_points_that_nearly_coincide_or_lie_nearly_flat_still_reach_their_targets(apart, kind, dims):
+    draw = torch.Generator().manual_seed(0)
+    control = torch.rand(9, dims, generator=draw, dtype=torch.float64)
+    targets = control + 0.05 * torch.randn(9, dims, generator=draw, dtype=torch.float64)
+    if kind == "flat":
+        control[:, -1] = control[:, 0] / 2 + apart * control[:, -1]
+    else:
+        control[1], targets[1] = control[0] + apart / dims**0.5, targets[0] + apart
+    control, targets = control.float(), targets.float()
+    moved = thin_plate_spline(control, targets[None], control)
+    assert moved.dtype == torch.float32
+    assert_close(moved[0], targets, atol=2e-6, rtol=0)

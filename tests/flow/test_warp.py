@@ -183,3 +183,20 @@ def test_it_says_nothing():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warp(torch.zeros(1, 1, 5, 5), torch.zeros(1, 2, 5, 5))
+
+
+@pytest.mark.parametrize("dtype", [torch.int32, torch.int64])
+@pytest.mark.parametrize("dims", [2, 3])
+@pytest.mark.parametrize("padding", ["border", "zeros"])
+def test_labels_of_any_size_keep_their_value(dtype, dims, padding):
+    """Each label is one of those that were there, at the voxel where a small label of the same place is."""
+    size, info = (7, 6, 5)[:dims], torch.iinfo(dtype)
+    draw = torch.Generator().manual_seed(0)
+    labels = torch.randint(info.min, info.max, (2, 3, *size), generator=draw, dtype=dtype)
+    labels[0, 0].view(-1)[:6] = torch.tensor([info.min, info.max, 2**24 + 1, -(2**24) - 1, -1, 0], dtype=dtype)
+    ddf = torch.randn(2, dims, *size, generator=draw) * 2
+    where = torch.arange(labels[0, 0].numel(), dtype=torch.float32).view(size).expand(2, 1, *size) + 1
+    index = warp(where, ddf, "nearest", padding).long().flatten(2).expand(-1, 3, -1)
+    expected = torch.cat([torch.zeros(2, 3, 1, dtype=dtype), labels.flatten(2)], 2).gather(2, index).view(labels.shape)
+    moved = warp(labels, ddf, "nearest", padding)
+    assert moved.dtype == dtype and torch.equal(moved, expected)

@@ -17,6 +17,7 @@ from monai_diffeo.families.cpab.prior import CPAPrior
 from monai_diffeo.families.cpab.tessellation import Tessellation, grid_tessellation
 from monai_diffeo.flow import Deformation
 from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.kept import keep_tensors
 from monai_diffeo.flow.warp import _float
 
 __all__ = ["CPAB", "AffineCPAB", "Whitened"]
@@ -116,14 +117,13 @@ def _prior(space: CPASpace, length_scale: float, std: float) -> CPAPrior:
         return CPAPrior(space, length_scale, std)
 
 
-@lru_cache(maxsize=16)
+@keep_tensors
 def _frame(tessellation: Tessellation, size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Start]:
     """The voxels as points ``(N, D)`` of the frame [0, 1]^D, and their cells; found once."""
-    with torch.inference_mode(False), torch.no_grad():
-        grid = centered_grid(size, dtype=torch.float64).flatten(1).T
-        points = grid / (2 * half_frame(size, grid)) + 0.5
-        cell, coordinates = tessellation.locate(points)
-        return points.to(device, dtype), Start(cell.to(device), coordinates.to(device, dtype))
+    grid = centered_grid(size, dtype=torch.float64).flatten(1).T
+    points = grid / (2 * half_frame(size, grid)) + 0.5
+    cell, coordinates = tessellation.locate(points)
+    return points.to(device, dtype), Start(cell.to(device), coordinates.to(device, dtype))
 
 
 class AffineCPAB(Family):
@@ -204,7 +204,7 @@ class Whitened(Family):
 
     def coefficients(self, theta: Tensor) -> Tensor:
         """CPAB's own parameters, shape ``(B, P)``."""
-        if self.most is not None and not (farthest := theta.detach().abs().max().item()) <= self.most:
+        if self.most is not None and len(theta) and not (farthest := theta.detach().abs().max().item()) <= self.most:
             raise NumericalError(
                 f"Whitened: theta lies {farthest:.3g} deviations from the identity, at most {self.most:g} are computed; "
                 "lower the learning rate, or give the layer a limit."

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from monai_diffeo.errors import NumericalError, ShapeError
 from monai_diffeo.families.cpab.tessellation import Tessellation, _to
+from monai_diffeo.flow.kept import keep_tensors
 
 __all__ = ["cpa_displacement", "cpa_flow", "cpa_jacobian", "cpa_velocity"]
 
@@ -57,21 +58,20 @@ class _Layout(NamedTuple):
     slots: Tensor  # where barycentric coordinates go at each of these passages, (D + 1, C (D + 2)), see Tessellation.slots
 
 
-@lru_cache(maxsize=64)
+@keep_tensors
 def _layout(tessellation: Tessellation, device: torch.device) -> _Layout:
-    with torch.inference_mode(False):
-        count = len(tessellation.cells)
-        border = (tessellation.neighbours < 0).any(1).nonzero().squeeze(1)
-        twin = torch.arange(count)
-        twin[border] = torch.arange(count, count + len(border))
-        across = torch.where(tessellation.neighbours < 0, twin[:, None], tessellation.neighbours)
-        itself = torch.arange(count + len(border))
-        enclosed = itself[count:, None].expand(-1, across.shape[1])
-        still = tessellation.slots[:1, -1:].expand(len(border), *tessellation.slots.shape[1:])
-        cells, walls = torch.cat([itself[:count], border]), CLOSED * (itself >= count)
-        after = torch.cat([torch.cat([across, enclosed]), itself[:, None]], 1).flatten()
-        slots = torch.cat([tessellation.slots, still]).flatten(0, 1).T.contiguous()
-        return _Layout(*(x.to(device) for x in (cells, twin, walls, after, slots)))
+    count = len(tessellation.cells)
+    border = (tessellation.neighbours < 0).any(1).nonzero().squeeze(1)
+    twin = torch.arange(count)
+    twin[border] = torch.arange(count, count + len(border))
+    across = torch.where(tessellation.neighbours < 0, twin[:, None], tessellation.neighbours)
+    itself = torch.arange(count + len(border))
+    enclosed = itself[count:, None].expand(-1, across.shape[1])
+    still = tessellation.slots[:1, -1:].expand(len(border), *tessellation.slots.shape[1:])
+    cells, walls = torch.cat([itself[:count], border]), CLOSED * (itself >= count)
+    after = torch.cat([torch.cat([across, enclosed]), itself[:, None]], 1).flatten()
+    slots = torch.cat([tessellation.slots, still]).flatten(0, 1).T.contiguous()
+    return _Layout(*(x.to(device) for x in (cells, twin, walls, after, slots)))
 
 
 def _corners(tessellation: Tessellation, cells: Tensor) -> Tensor:
@@ -234,7 +234,7 @@ def _advance(
     return duration, left - duration, gone, here, following
 
 
-@lru_cache(maxsize=64)
+@keep_tensors
 def _quadrature(order: int, stretch: float, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Enough Gauss-Legendre nodes to integrate products of two exponentials to rounding: matrices ``(Q, order + 1)`` from
     coefficients to values at the nodes, for powers of s, and, times the weights, for powers of 1 - s."""
@@ -246,8 +246,7 @@ def _quadrature(order: int, stretch: float, device: torch.device, dtype: torch.d
     powers = np.arange(order + 1)
     rising = ((nodes + 1) / 2)[:, None] ** powers
     falling = weights[:, None] / 2 * ((1 - nodes) / 2)[:, None] ** powers
-    with torch.inference_mode(False):
-        return torch.from_numpy(rising).to(device, dtype), torch.from_numpy(falling).to(device, dtype)
+    return torch.from_numpy(rising).to(device, dtype), torch.from_numpy(falling).to(device, dtype)
 
 
 def _fly_back(fields: _Fields, way: list[_Stretch], pull: Tensor, order: int, stretch: float, total: Tensor | None) -> Tensor:
@@ -280,7 +279,7 @@ def _fly_back(fields: _Fields, way: list[_Stretch], pull: Tensor, order: int, st
 
 def _plan(fields: _Fields) -> tuple[int, float]:
     """Terms of the series and length of a stretch. On a CPU slow fields get fewer terms; on a GPU asking costs more."""
-    fastest = fields.norm.max().item() if fields.norm.device.type == "cpu" else STRETCH
+    fastest = fields.norm.max().item() if fields.norm.device.type == "cpu" and len(fields.norm) else STRETCH
     stretch = next((s for s in (0.25, 0.5) if fastest <= s), STRETCH)
     return _order(stretch, fields.norm.dtype), stretch
 
@@ -311,7 +310,7 @@ class _Displacement(torch.autograd.Function):
             ways.append(way)
         ctx.fields, ctx.plan, ctx.ways, ctx.tessellation = fields, (order, stretch), ways, tessellation
         ctx.shapes = velocities.shape, points.shape
-        return moved.unflatten(1, (batch, -1)).transpose(0, 1)
+        return moved.unflatten(1, (batch, coordinates.shape[-2])).transpose(0, 1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -323,11 +322,11 @@ class _Displacement(torch.autograd.Function):
             pull[:, part] = _fly_back(fields, way, pull[:, part].contiguous(), order, stretch, total)
         to_velocities = to_points = None
         if total is not None:
-            at = total.view(dims, dims + 1, batch, fields.count).permute(2, 3, 1, 0).reshape(batch, -1, dims)
+            at = total.view(dims, dims + 1, batch, fields.count).permute(2, 3, 1, 0).flatten(1, 2)
             corners = _corners(ctx.tessellation, _layout(ctx.tessellation, gradient.device).cells).flatten()
             to_velocities = gradient.new_zeros(batch, vertices, dims).index_add_(1, corners, at)
         if ctx.needs_input_grad[1]:
-            to_points = pull.unflatten(1, (batch, -1)).permute(1, 2, 0) - gradient.transpose(1, 2)
+            to_points = pull.unflatten(1, (batch, gradient.shape[2])).permute(1, 2, 0) - gradient.transpose(1, 2)
             to_points = to_points.sum_to_size(points_shape)
         return to_velocities, to_points, None, None, None
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.flow.kept import keep_tensors
 
 __all__ = ["Tessellation", "grid_tessellation"]
 
@@ -148,7 +149,7 @@ class Tessellation:
             border = (self.neighbours < 0).any(1).nonzero().squeeze(1).to(flat.device)
             parts = [self._among(p, border.expand(len(p), -1)) for p in flat[lost].split(max(2**22 // len(border), 1))]
             cell[lost] = torch.cat(parts)
-        return cell.view(points.shape[:-1]), self.coordinates(flat, cell).view(*points.shape[:-1], -1)
+        return cell.view(points.shape[:-1]), self.coordinates(flat, cell).view(*points.shape[:-1], points.shape[-1] + 1)
 
     def _among(self, points: Tensor, candidates: Tensor) -> Tensor:
         """Of the ``candidates`` (N, M), the cell whose least barycentric coordinate at each point (N, D) is largest."""
@@ -158,11 +159,10 @@ class Tessellation:
         return candidates.gather(1, least.argmax(1, keepdim=True)).squeeze(1)
 
 
-@lru_cache(maxsize=64)
+@keep_tensors
 def _to(owner: Hashable, name: str, device: torch.device, dtype: torch.dtype) -> Tensor:
     """A tensor that ``owner`` holds under a name, on a device; moved once."""
-    with torch.inference_mode(False):
-        return getattr(owner, name).to(device=device, dtype=dtype)
+    return getattr(owner, name).to(device=device, dtype=dtype)
 
 
 def _splits(corners: dict[tuple[int, ...], int], center: int | None, index: Sequence[int]) -> list[list[int]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.kept import keep_tensors
 from monai_diffeo.flow.warp import sample
 
 __all__ = ["AtlasPrior", "ShapePrior", "TemplatePrior", "relative_grid", "compress_logits"]
@@ -22,11 +22,10 @@ _TRAINABLE = ("mean", "covariance", "beta")
 _CLOSEST = 1e-7  # least exponent; log-odds become infinite at 0
 
 
-@lru_cache(maxsize=8)
+@keep_tensors
 def _relative_grid(spatial_size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
-    with torch.inference_mode(False):
-        grid = centered_grid(spatial_size, device, dtype)
-        return (grid / half_frame(spatial_size, grid).view(-1, *[1] * len(spatial_size)))[None]
+    grid = centered_grid(spatial_size, device, dtype)
+    return (grid / half_frame(spatial_size, grid).view(-1, *[1] * len(spatial_size)))[None]
 
 
 def relative_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:

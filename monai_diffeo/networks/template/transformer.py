@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from monai_diffeo.flow import (
     nonpositive_cell_fraction,
     warp_points,
 )
+from monai_diffeo.flow.kept import keep_tensors
 from monai_diffeo.networks.template.backbone import SegmentThenRegister, blocks_to_channels
 from monai_diffeo.networks.template.guard import intact_level, topology_of
 from monai_diffeo.networks.template.prior import TemplatePrior, relative_grid
@@ -350,16 +350,15 @@ def _agreement(answer: Tensor, direct: Tensor) -> Tensor:
     return 2 * both / either.clamp(min=1)
 
 
-@lru_cache(maxsize=32)
+@keep_tensors
 def _spline_matrix(size: int, controls: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Cubic B-splines of ``controls`` points at ``size`` samples, shape ``(size, controls)``; rows add up to one."""
-    with torch.inference_mode(False):
-        where = torch.arange(size, device=device, dtype=torch.float64) * ((controls - 1) / max(size - 1, 1))
-        t = (where[:, None] - torch.arange(-1, controls + 1, device=device)).abs()
-        basis = torch.where(t < 1, 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
-        basis[:, 1] += basis[:, 0]  # beyond the ends the outermost control point is repeated
-        basis[:, -2] += basis[:, -1]
-        return basis[:, 1:-1].to(dtype)
+    where = torch.arange(size, device=device, dtype=torch.float64) * ((controls - 1) / max(size - 1, 1))
+    t = (where[:, None] - torch.arange(-1, controls + 1, device=device)).abs()
+    basis = torch.where(t < 1, 2 / 3 - t**2 + t**3 / 2, (2 - t).clamp(min=0) ** 3 / 6)
+    basis[:, 1] += basis[:, 0]  # beyond the ends the outermost control point is repeated
+    basis[:, -2] += basis[:, -1]
+    return basis[:, 1:-1].to(dtype)
 
 
 def _interpolate(control: Tensor, spatial_size: Sequence[int]) -> Tensor:

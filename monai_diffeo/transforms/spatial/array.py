@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from monai.config import NdarrayOrTensor
 from monai.data import MetaTensor, get_track_meta
-from monai.transforms import InvertibleTransform, RandomizableTransform
+from monai.transforms import InvertibleTransform, PadListDataCollate, RandomizableTransform, SpatialCrop
 from monai.utils import TraceKeys, TransformBackends, convert_to_dst_type, convert_to_tensor
 from torch import Tensor
 
@@ -179,6 +179,7 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
 
     def inverse(self, data: Tensor) -> Tensor:
         """Undo the last deformation of a ``MetaTensor``, for any number of channels."""
+        data = _unpadded(data)
         return _undo_random(data, self.pop_transform(data), self.family)
 
 
@@ -244,6 +245,7 @@ class Canonicalize(InvertibleTransform):
 
     def inverse(self, data: Tensor) -> Tensor:
         """Bring a ``MetaTensor`` ``(K, *S')`` on the canonical image back to the input, any number of channels."""
+        data = _unpadded(data)
         return _undo_canonicalization(data, self.pop_transform(data))
 
 
@@ -298,6 +300,22 @@ def _flow(
 def _check_fits(who: str, data: NdarrayOrTensor, dims: int) -> None:
     if data.ndim != dims + 1:
         raise ShapeError(who, "data", f"(C, {', '.join('HWD'[:dims])}) as the image that was moved", data.shape)
+
+
+def _unpadded(data: Tensor) -> Tensor:
+    """``data`` without what ``pad_list_data_collate`` put around it after the transform; no other inverse takes that away."""
+    applied = data.applied_operations if isinstance(data, MetaTensor) else []
+    if not applied or applied[-1].get(TraceKeys.CLASS_NAME) != PadListDataCollate.__name__:
+        return data
+    record = applied.pop()
+    size, widths = record[TraceKeys.ORIG_SIZE], record[TraceKeys.EXTRA_INFO][TraceKeys.EXTRA_INFO]["padded"][1:]
+    padded = tuple(int(n + low + high) for n, (low, high) in zip(size, widths))
+    if tuple(data.shape[1:]) != padded:
+        remedy = "Bring the prediction to the size that pad_list_data_collate gave the image."
+        raise ShapeError("inverse()", "data", f"(K, {', '.join(map(str, padded))})", data.shape, remedy)
+    crop = SpatialCrop(roi_slices=[slice(int(low), int(low + n)) for n, (low, _) in zip(size, widths)])
+    with crop.trace_transform(False):
+        return crop(data)
 
 
 def _undo_random(data: Tensor, applied: Mapping[str, Any], family: Family | None = None) -> Tensor:

@@ -105,6 +105,7 @@ class RandDiffeomorphismd(RandomizableTransform, MapTransform, InvertibleTransfo
         """Undo the last deformation of every key."""
         d = dict(data)
         for key in self.key_iterator(d):
+            d[key] = array._unpadded(d[key])
             d[key] = array._undo_random(d[key], self.pop_transform(d[key]), self.deformation.family)
         return d
 
@@ -171,6 +172,7 @@ class Canonicalized(MapTransform, InvertibleTransform):
         """Bring every key back to the input."""
         d = dict(data)
         for key in self.key_iterator(d):
+            d[key] = array._unpadded(d[key])
             d[key] = array._undo_canonicalization(d[key], self.pop_transform(d[key]))
         return d
 

@@ -1,0 +1,56 @@
+"""Tensors that depend on a size, a device and a dtype: computed once and kept, within a bound of bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["MOST_BYTES", "keep_tensors", "kept_bytes"]
+
+MOST_BYTES = 256 * 2**20  # of all functions together, on all devices
+_kept: dict[
+    Hashable, tuple[Any, int]
+] = {}  # the last is the last that was used; no lock, which a forked worker may find closed
+
+
+def keep_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """A function of hashable arguments that gives a tensor or a tuple of such, each computed once; do not write to them.
+
+    The least recently used go first when all that is kept passes :data:`MOST_BYTES`; what is larger alone is not kept. Results
+    serve autograd later, whatever mode the first caller runs. Compilers and exporters see the function itself.
+    """
+
+    @wraps(function)
+    def kept(*arguments: Hashable) -> Any:
+        if torch.compiler.is_compiling():
+            return function(*arguments)
+        key = (function, *arguments)
+        found = _kept.pop(key, None)
+        if found is not None:
+            _kept[key] = found
+            return found[0]
+        with torch.inference_mode(False), torch.no_grad():
+            value = function(*arguments)
+        if (size := _bytes(value)) <= MOST_BYTES:
+            _kept[key] = value, size
+        excess = kept_bytes() - MOST_BYTES
+        for old in list(_kept):
+            if excess <= 0:
+                break
+            excess -= _kept.pop(old, (None, 0))[1]
+        return value
+
+    return kept
+
+
+def kept_bytes() -> int:
+    """How many bytes are kept."""
+    return sum(size for _, size in list(_kept.values()))
+
+
+def _bytes(value: Any) -> int:
+    return value.untyped_storage().nbytes() if isinstance(value, Tensor) else sum(map(_bytes, value))
