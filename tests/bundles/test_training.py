@@ -19,11 +19,11 @@ from PIL import Image
 pytest.importorskip("ignite")
 pytest.importorskip("fire")
 pytest.importorskip("skimage")
-import ignite.distributed  # noqa: E402
-from monai.bundle import ConfigWorkflow  # noqa: E402
-from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS  # noqa: E402
+import ignite.distributed
+from monai.bundle import ConfigWorkflow
+from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
-from monai_diffeo.errors import NumericalError  # noqa: E402
+from monai_diffeo.errors import NumericalError
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = ROOT / "bundles"
