@@ -277,7 +277,7 @@ def results(options: Any) -> tuple[Rows, Rows]:
 
 
 DEFAULTS: dict[str, Any] = {"weights_dir": "runs/any_network_3d", "template": str, "device": "cpu", "seed": 0, "subjects": 40}
-DEFAULTS |= {"iterations": 300, "minutes": 20.0, "tested": 24, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
+DEFAULTS |= {"iterations": 1000, "minutes": 20.0, "tested": 24, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
 
 
 def rows(options: Any) -> dict[str, Rows]:

@@ -6,7 +6,6 @@ from argparse import Namespace
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from monai.networks.nets import UNet
 from scipy import ndimage
 from torch import Tensor, nn
 
+from bundles.brain_3d.scripts.brains import nilearn_volumes
 from docs.experiments.film_data import Films
 from docs.experiments.measures import dice_of
 from docs.experiments.pages import Experiment, judged, note, section
@@ -41,25 +41,10 @@ LONG, OURS = f"U-Net, trained {LONGER} times as long", "U-Net, then the mean sha
 SPACE: Settings = {"pieces": 4, **_SIZES, "flow_size": 24, "steps": 5, "unshuffle": 2, "gain": 0.3}
 
 
-def mni_volumes() -> tuple[Tensor, Tensor]:
-    """T1, and grey plus white matter, of the MNI152 template, ``(1, 1, 197, 233, 189)``, in [0, 1]; files of ``nilearn``."""
-    try:
-        files = {file.name: file for file in metadata.files("nilearn") or ()}
-    except metadata.PackageNotFoundError:
-        message = "mni_volumes(): the volumes come with nilearn: pip install 'monai-diffeo[experiments]'."
-        raise FileNotFoundError(message) from None
-    import nibabel  # comes with nilearn
-
-    volumes = []
-    for kind in ("t1", "gm", "wm"):
-        path = files[f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"].locate()
-        volumes.append(torch.from_numpy(np.asarray(nibabel.load(str(path)).dataobj).astype(np.float32))[None, None] / 255)
-    return volumes[0], (volumes[1] + volumes[2]).clamp(max=1)
-
-
 def brain() -> tuple[Tensor, Tensor]:
     """T1 and a smooth map, above one half inside a solid brain without ventricles and sulci, each ``(1, 1, *SIZE)``."""
-    t1, tissue = (F.interpolate(volume, SIZE, mode="area") for volume in mni_volumes())
+    t1, grey, white = (torch.from_numpy(volume)[None, None] for volume in nilearn_volumes())
+    t1, tissue = (F.interpolate(volume, SIZE, mode="area") for volume in (t1, (grey + white).clamp(max=1)))
     solid, cross = ndimage.gaussian_filter(tissue[0, 0].numpy(), 1.0) > 0.35, ndimage.generate_binary_structure(3, 1)
     solid = ndimage.binary_fill_holes(ndimage.binary_closing(np.pad(solid, 4), cross, iterations=3))[4:-4, 4:-4, 4:-4]
     return t1, torch.from_numpy(ndimage.gaussian_filter(solid.astype(np.float32), 0.7))[None, None]

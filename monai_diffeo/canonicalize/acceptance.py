@@ -16,8 +16,8 @@ from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
     "confident_rotations", "finite_rows", "high_energy_note", "mirrored_note", "negative_note", "refuse_energy_increase",
-    "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_unusable_image", "rotation_note",
-    "skip_low_energy", "worst_folding",
+    "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_rotation", "refuse_unusable_image",
+    "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
 
@@ -49,6 +49,11 @@ def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
 def confident_rotations(probabilities: Tensor, min_confidence: float) -> Tensor:
     """Number of the likeliest rotation ``(B,)`` where its probability ``(B, R)`` is at least ``min_confidence``, else 0."""
     return torch.where(probabilities.amax(1) >= min_confidence, probabilities.argmax(1), 0)
+
+
+def refuse_rotation(energy_as_given: float, energy_rotated: float) -> bool:
+    """A rotation is not undone where the canonical image of the image as it was given has the lower energy."""
+    return not energy_rotated <= energy_as_given
 
 
 def mirrored_note(probability: float, min_confidence: float) -> str:

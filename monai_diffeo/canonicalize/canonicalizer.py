@@ -18,7 +18,7 @@ from monai_diffeo.canonicalize.search import Chain, SearchObjective, minimize, p
 from monai_diffeo.energies import Energy
 from monai_diffeo.energies.base import as_energy
 from monai_diffeo.families import Family
-from monai_diffeo.flow import Deformation, folding_fraction, rotate_axes
+from monai_diffeo.flow import Deformation, folding_fraction, rotate_axes, warp
 from monai_diffeo.flow.axis_rotations import inverse_rotation
 from monai_diffeo.networks import ImageOrientation
 from monai_diffeo.networks.predictor import resample_image
@@ -243,7 +243,20 @@ class Canonicalizer(nn.Module):
         if self.orientation is None:
             return torch.zeros(len(image), dtype=torch.long, device=image.device), image.new_full((len(image),), -1.0)
         rotation, mirrored = self.orientation.probabilities(image)
-        return acceptance.confident_rotations(rotation, self.min_confidence), mirrored
+        rotations = acceptance.confident_rotations(rotation, self.min_confidence)
+        for i in rotations.nonzero().flatten().tolist():
+            given = image[i : i + 1]
+            turned = self._resampled(_rotated(given, rotations[i : i + 1]))
+            if acceptance.refuse_rotation(*(self.energy(self._predicted(view)).item() for view in (given, turned))):
+                rotations[i] = 0
+        return rotations, mirrored
+
+    def _predicted(self, image: Tensor) -> Tensor:
+        """Images as the predictor alone moves them."""
+        if self.predictor is None:
+            return image
+        size = image.shape[2:]
+        return warp(image, predict(image, self.predictor, self.family, self.iterations).forward(size).ddf(size))
 
     def _negatives(self, image: Tensor) -> list[str]:
         """Remarks on images that look like negatives; a constant image has no polarity."""

@@ -21,7 +21,7 @@ from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
 from monai_diffeo.canonicalize.checks import check_device
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
-from monai_diffeo.files import check_sha256, record_sha256
+from monai_diffeo.files import check_sha256, record_sha256, write_atomically
 from monai_diffeo.networks import DeformationPredictor, load_weights
 from monai_diffeo.renamed import RENAMED_SETTINGS
 
@@ -121,8 +121,7 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
                 f"{len(sample)} images. Give images with finite grey values."
             )
         statistics[name] = {"mean": median.item(), "std": spread.item(), "films": len(sample)}
-    (folder / "statistics.json").write_text(json.dumps(statistics, indent=2) + "\n")
-    record_sha256(folder / "statistics.json")
+    record_sha256(write_atomically(folder / "statistics.json", f"{json.dumps(statistics, indent=2)}\n".encode()))
     return statistics
 
 

@@ -33,7 +33,7 @@ _COMPONENTS = {
     "monai.engines.EnsembleEvaluator", "monai.engines.SupervisedEvaluator",
     "monai.handlers.CheckpointLoader", "monai.handlers.StatsHandler",
     "monai_diffeo.canonicalize.load_canonicalizer",
-    "monai_diffeo.engines.DiffeoEvaluator", "monai_diffeo.engines.FilmEvaluator",
+    "monai_diffeo.engines.DiffeoEvaluator", "monai_diffeo.engines.FilmEvaluator", "monai_diffeo.inferers.overlaid_inferer",
     "monai_diffeo.networks.ShapePrior", "monai_diffeo.radiograph.failsafe.FailSafeDataset",
     "monai_diffeo.report.FilmReporter", "monai_diffeo.report.VolumeReporter", "monai_diffeo.report.cxr.LungReporter",
     "monai_diffeo.report.cxr.TemplateReporter",

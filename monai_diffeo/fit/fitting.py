@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import fit_statistics, load_canonicalizer
+from monai_diffeo.canonicalize.checks import check_device
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import record_sha256, write_atomically
 from monai_diffeo.fit.images import LEAST_IMAGES, ImagesReader, Item, find_images, is_held_back
@@ -79,10 +80,11 @@ def fit_canonicalizer(
 
     Raises:
         ConfigError: if the settings or the images cannot be used, or the folder holds a fit.
+        ValueError: if there is no such device.
         NumericalError: if a part fails; nothing stands in for it.
     """
-    began, worked, folder, device = time.perf_counter(), time.process_time(), Path(folder), torch.device(device)
-    _check(minutes, dims, size, device)
+    began, worked, folder, device = time.perf_counter(), time.process_time(), Path(folder), check_device("fit", device)
+    _check(minutes, dims, size)
     items = find_images(images)
     items = [items[i] for i in torch.randperm(len(items), generator=torch.Generator().manual_seed(seed)).tolist()]
     net = NetworkUnderTest(network) if isinstance(network, nn.Module) else network
@@ -114,15 +116,13 @@ def fit_canonicalizer(
     return outcome
 
 
-def _check(minutes: float, dims: int | None, size: Sequence[int] | None, device: torch.device) -> None:
+def _check(minutes: float, dims: int | None, size: Sequence[int] | None) -> None:
     if missing := [name for name in ("matplotlib", "tqdm") if find_spec(name) is None]:
         raise ConfigError(f'fit: packages are needed that are not there: {missing}. Run: pip install "monai-diffeo[report]"')
     if not 0 < minutes < math.inf:
         raise ConfigError(f"fit: 'minutes' must be larger than 0, got {minutes}.")
     if size is not None and (len(size) != (dims or len(size)) or any(n < 32 or n % 16 for n in size)):
         raise ConfigError(f"fit: 'size' must be one number an axis, each a multiple of 16 and at least 32, got {tuple(size)}.")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ConfigError("fit: 'device' must be a device that is there, got 'cuda' without CUDA. Use 'cpu'.")
 
 
 def _begin(folder: Path, settings: Mapping[str, Any], resume: bool) -> dict[str, Any]:

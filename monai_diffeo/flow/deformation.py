@@ -134,8 +134,10 @@ class Deformation:
 
     @classmethod
     def join(cls, maps: Sequence[Deformation]) -> Deformation:
-        """One batch of several, all on grids of one size."""
-        return cls(torch.cat([some.matrix for some in maps]), torch.cat([some.residual for some in maps]))
+        """One batch of several around one centre; smaller grids are continued by their border values."""
+        size = [max(axis) for axis in zip(*(some.residual.shape[2:] for some in maps))]
+        residuals = [crop_or_pad(some.residual, size) for some in maps]
+        return cls(torch.cat([some.matrix for some in maps]), torch.cat(residuals))
 
     def detach(self) -> Deformation:
         """The same maps without a graph."""

@@ -33,7 +33,7 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) 
     if isinstance(first, Tensor):
         if first.ndim == 0 or first.shape[0] != len(moved):
             return first
-        _check_same(answers, "Use tta_samples=1, or a network that gives a fixed number of points or boxes.")
+        _check_same([a.shape for a in answers], "Use tta_samples=1, or a network that gives a fixed number of points or boxes.")
         if outputs == "labels":
             mean = torch.stack(list(answers)).mode(0).values
         elif first.is_floating_point():
@@ -51,11 +51,12 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) 
 
 
 def join_predictions(answers: Sequence[Any]) -> Any:
-    """Predictions for single images, tensors ``(1, ...)`` in any structure, as one for the batch ``(B, ...)``."""
+    """Predictions for single images, tensors ``(1, ...)`` in any structure, or batches, as one for the batch ``(B, ...)``."""
     first = answers[0]
     if isinstance(first, Tensor):
         if first.ndim:
-            _check_same(answers, "Give images one by one, or use a network that gives a fixed number of points or boxes.")
+            remedy = "Give images one by one, or use a network that gives a fixed number of points or boxes."
+            _check_same([(1, *a.shape[1:]) for a in answers], remedy)
         return torch.cat(list(answers)) if first.ndim else first
     if isinstance(first, Mapping):
         return {key: join_predictions([a[key] for a in answers]) for key in first}
@@ -65,10 +66,10 @@ def join_predictions(answers: Sequence[Any]) -> Any:
     return first
 
 
-def _check_same(answers: Sequence[Tensor], remedy: str) -> None:
-    shape = tuple(answers[0].shape)
-    if odd := [answer for answer in answers if tuple(answer.shape) != shape]:
-        raise ShapeError("DiffeoInferer", "prediction", f"{shape} at every pose and for every image", odd[0].shape, remedy)
+def _check_same(shapes: Sequence[tuple[int, ...]], remedy: str) -> None:
+    if odd := [shape for shape in shapes if shape != shapes[0]]:
+        expected = f"{tuple(shapes[0])} at every pose and for every image"
+        raise ShapeError("DiffeoInferer", "prediction", expected, odd[0], remedy)
 
 
 def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Tensor | None:

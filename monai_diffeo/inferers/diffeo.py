@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,18 +15,18 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
-from monai_diffeo.canonicalize.answers import check_outputs
+from monai_diffeo.canonicalize.answers import check_outputs, map_parts
 from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
 from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
+from monai_diffeo.inferers.record import forget, like_input, records_of, tell
+from monai_diffeo.inferers.slices import ask_slices, is_slicewise, slices_of, summaries, volumes_of
 from monai_diffeo.renamed import renamed_arguments
 
-__all__ = ["DiffeoInferer", "DiffeoResult", "overlay_path"]
-
-_log = logging.getLogger(__name__)
+__all__ = ["DiffeoInferer", "DiffeoResult"]
 
 
 @dataclass(frozen=True)
@@ -40,19 +39,24 @@ class DiffeoResult:
             canonical images of a batch have different frames.
         plain: prediction without canonicalisation, if it was asked for.
         templates: the :class:`WarpedTemplate` of each pose, if a :class:`TemplateInferer` ran.
+        records: what happened to each image in words and numbers, as in the metadata of the prediction.
     """
 
     prediction: Any
     canonicalization: Canonicalization | None = None
     plain: Any = None
     templates: tuple[Any, ...] = ()
+    records: tuple[Mapping[str, Any], ...] = ()
 
 
 class DiffeoInferer(Inferer):
     """Canonicalise the whole image, run the inner inferer there, map its prediction back by the exact inverse.
 
     The network and the inner inferer stay as they are. ``enabled=False``, and every image that is not canonicalised, give the
-    inner inferer's output bit for bit. Each rejected image is a warning of the logger ``monai_diffeo.inferers.diffeo``.
+    inner inferer's output bit for bit. The logger ``monai_diffeo.inferers.diffeo`` gets one line for each image, a warning if
+    it is rejected. Images with metadata get the same as ``meta["diffeo"]``, and so does a prediction with metadata.
+
+    A canonicaliser of 2D images around a ``SliceInferer`` sees each slice of a volume as one image.
 
     Args:
         canonicalizer: the search for the canonical pose, a :class:`Canonicalizer` or anything that is called like one;
@@ -110,7 +114,8 @@ class DiffeoInferer(Inferer):
         if inferer is not None:
             check_callable("DiffeoInferer", "inferer", inferer, "an inferer", "Create it first, for example SimpleInferer().")
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
-        self.inferer, self.images = SimpleInferer() if inferer is None else inferer, check_images(images)
+        self.inferer: Any = SimpleInferer() if inferer is None else inferer
+        self.images = check_images(images)
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -138,10 +143,18 @@ class DiffeoInferer(Inferer):
         """
         if network is None:  # by the keyword of the inner inferer
             network = kwargs.pop([*inspect.signature(self.inferer).parameters, "", ""][1], None)
+        forget(inputs)
+        result = self._ask(inputs, network, *args, plain=plain, **kwargs)
+        tell(result.records, inputs, result.prediction)
+        return result
+
+    def _ask(self, inputs: Tensor, network: Any, *args: Any, plain: bool = False, **kwargs: Any) -> DiffeoResult:
         if not self.enabled or self.canonicalizer is None or (isinstance(inputs, Tensor) and not len(inputs)):
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
         check_callable("DiffeoInferer", "network", network, "a network", "Give the images first, then the network itself.")
+        if is_slicewise(self.inferer, inputs, self.canonicalizer):
+            return self._by_slices(inputs, network, *args, plain=plain, **kwargs)
         may_change_frame = getattr(self.canonicalizer, "may_change_frame", None)
         if len(inputs) > 1 and may_change_frame is not None and may_change_frame(inputs.shape[2:]):
             return self._one_by_one(inputs, network, *args, plain=plain, **kwargs)
@@ -155,8 +168,6 @@ class DiffeoInferer(Inferer):
         if rejected and self.fallback == "raise":
             remedy = "Use fallback='identity' to get the plain prediction for it."
             raise NumericalError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
-        for sentence in rejected:
-            _log.warning("DiffeoInferer: %s; the plain prediction is given for it.", sentence)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
         with torch.autocast(inputs.device.type, enabled=False):
@@ -171,7 +182,7 @@ class DiffeoInferer(Inferer):
         if plain and bool(found.moved.any()):
             without = self.inferer(inputs, network, *args, **kwargs)
         templates = tuple(template for result in results for template in result.templates)
-        return DiffeoResult(prediction, found, without if plain else None, templates)
+        return DiffeoResult(prediction, found, without if plain else None, templates, records_of(found))
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
@@ -179,24 +190,23 @@ class DiffeoInferer(Inferer):
         for i in range(batch):
             row = partial(lambda i, part, _: part[i : i + 1] if part.shape[:1] == (batch,) else part, i)
             own = each_argument(args, kwargs, row)
-            parts.append(self.infer(inputs[i : i + 1], network, *own[0], **own[1]))
-        found = [part.canonicalization for part in parts if part.canonicalization is not None]
-        same = len({tuple(result.image.shape) for result in found}) == 1
-        return DiffeoResult(
-            join_predictions([part.prediction for part in parts]),
-            Canonicalization.join(found) if same else None,
-            join_predictions([part.plain for part in parts]) if kwargs.get("plain") else None,
-            tuple(template for part in parts for template in part.templates),
-        )
+            parts.append(self._ask(inputs[i : i + 1], network, *own[0], **own[1]))
+        result = _joined(parts)
+        return replace(result, prediction=map_parts(result.prediction, lambda part, *_: like_input(part, inputs, MetaTensor)))
+
+    def _by_slices(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
+        """Volumes, each slice of which is an image to the canonicaliser."""
+        inferer, each = self.inferer, copy.copy(self)
+        each.inferer = partial(ask_slices, inferer)
+        result = _joined([each._ask(part, network, *args, **own) for part, own in slices_of(inferer, inputs, kwargs)])
+        prediction, plain = (volumes_of(answer, inferer, inputs) for answer in (result.prediction, result.plain))
+        return replace(result, prediction=prediction, plain=plain, records=summaries(result.records, len(inputs)))
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
     ) -> DiffeoResult:
         """What the inner inferer gives at one pose, its prediction mapped back."""
-        image = pose.image
-        if isinstance(inputs, MetaTensor):
-            image = MetaTensor(image)
-            image.copy_meta_from(inputs, copy_attr=False)
+        image = like_input(pose.image, inputs)
         with torch.autocast(inputs.device.type, enabled=False):
             moved, named = move_arguments(pose, self.images, args, kwargs)
         result = _infer(self.inferer, image, network, *moved, **named)
@@ -211,12 +221,14 @@ def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., A
     return DiffeoResult(inferer(inputs, network, *args, **kwargs))
 
 
-def overlay_path() -> str:
-    """Path of the overlay configuration that wraps the inferer of any bundle.
-
-    Stack it behind the bundle's ``inference.json``; its ids ``diffeo_folder`` (a folder for :func:`load_canonicalizer`),
-    ``diffeo_mode``, ``diffeo_outputs`` (see :class:`DiffeoInferer`) and ``diffeo_enabled`` can be set on the command line::
-
-        python -m monai.bundle run --config_file "['configs/inference.json', '$OVERLAY']" --diffeo_folder FOLDER ...
-    """
-    return str(Path(__file__).with_name("diffeo_overlay.json"))
+def _joined(parts: Sequence[DiffeoResult]) -> DiffeoResult:
+    """The result of one batch from those of its parts, without a canonicalisation where frames differ."""
+    found = [part.canonicalization for part in parts if part.canonicalization is not None]
+    same = len({tuple(result.image.shape[2:]) for result in found}) == 1
+    return DiffeoResult(
+        join_predictions([part.prediction for part in parts]),
+        Canonicalization.join(found) if same else None,
+        join_predictions([part.plain for part in parts]),
+        tuple(template for part in parts for template in part.templates),
+        tuple(record for part in parts for record in part.records),
+    )

@@ -21,13 +21,14 @@ from monai_diffeo.networks.template import (
     compress_logits,
 )
 from monai_diffeo.networks.vae import EnergyVAE
-from monai_diffeo.networks.weights import load_weights, mean_weights
+from monai_diffeo.networks.weights import load_weights, mean_weights, save_weights
 from monai_diffeo.renamed import renamed_names
 
 __all__ = [
     "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageOrientation",
     "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain", "SpatialTransformerLayer",
     "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights", "mean_weights",
+    "save_weights",
     "orient_images", "standardize_image", "zero_init_last_layer_",
 ]  # fmt: skip
 

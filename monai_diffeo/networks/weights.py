@@ -1,17 +1,19 @@
-"""Weights from files: weights only, strict, or not at all."""
+"""Weights from files and to files: weights only, strict, whole, or not at all."""
 
 from __future__ import annotations
 
+import io
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from monai_diffeo.errors import WeightsError
-from monai_diffeo.files import check_sha256
+from monai_diffeo.errors import NumericalError, WeightsError
+from monai_diffeo.files import check_sha256, record_sha256, write_atomically
 
-__all__ = ["load_weights", "mean_weights"]
+__all__ = ["load_weights", "mean_weights", "save_weights"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -32,7 +34,7 @@ def load_weights(network: Network, path: str | Path) -> Network:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
         network.load_state_dict(state, strict=True)
-        if broken := [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]:
+        if broken := _not_finite(state):
             raise ValueError(f"{broken} hold NaN or infinite values; copy the file again or train anew")
     except Exception as error:
         raise WeightsError(f"load_weights(): {path.name} does not load into {type(network).__name__}: {error}") from error
@@ -60,6 +62,36 @@ def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[st
         names = " and ".join(path.name for path in paths)
         raise WeightsError(f"mean_weights(): {names} are of different networks; give one network and its further training.")
     return {k: torch.lerp(v, other[k], share) if v.is_floating_point() else other[k] for k, v in one.items()}
+
+
+def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path, half: bool = False) -> Path:
+    """Write the weights of a network, or a state dictionary, and their SHA-256 into the ``metadata.json`` of their bundle.
+
+    The file is written beside the old one and renamed, so that there is always one that is whole. Gives the path back.
+
+    Args:
+        network, path: what, and where. Missing folders are made.
+        half: numbers with a fraction as float16, half the size; they load into a network of any precision.
+
+    Raises:
+        NumericalError: if a weight is not finite; nothing is written then.
+    """
+    given = network.state_dict() if isinstance(network, nn.Module) else network
+    state = {name: (value.half() if half and value.is_floating_point() else value).cpu() for name, value in given.items()}
+    if broken := _not_finite(state):
+        remedy = "Lower the learning rate and train again."
+        raise NumericalError(
+            f"save_weights(): weights must be finite, {broken} are not; {Path(path).name} is as before. {remedy}"
+        )
+    content = io.BytesIO()
+    torch.save(state, content)
+    path = write_atomically(path, content.getvalue())
+    record_sha256(path)
+    return path
+
+
+def _not_finite(state: Mapping[str, Tensor]) -> list[str]:
+    return [name for name, value in state.items() if value.is_floating_point() and not value.isfinite().all()]
 
 
 def _existing(who: str, path: str | Path) -> Path:

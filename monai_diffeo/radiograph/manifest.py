@@ -60,7 +60,8 @@ def read_manifest(
     kept = [r for r in rows if (split is None or r["split"] == split) and (wanted is None or r["source"] in wanted)]
     if not kept:
         named = f"split {split!r} and sources {sorted(wanted) if wanted else 'any'}"
-        raise ValueError(f"read_manifest(): no film of {named} in {manifest}.")
+        remedy = " Train without validation: --val_interval 0." if split == "val" else ""
+        raise ValueError(f"read_manifest(): no film of {named} in {manifest}.{remedy}")
     items = []
     for row in (kept[i] for i in spread_rows(len(kept), limit)):
         item = dict(row, image=str(root / row["image"]))

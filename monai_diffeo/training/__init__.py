@@ -2,7 +2,7 @@
 
 from monai_diffeo.training.answers import AddAnswerd, answer_activation
 from monai_diffeo.training.boundary import boundary_distance
-from monai_diffeo.training.iteration import LossCurve, TrainingIteration
+from monai_diffeo.training.iteration import LossCurve, TrainedWeights, TrainingIteration
 from monai_diffeo.training.steps import (
     ClassificationStep,
     CriticStep,
@@ -15,5 +15,5 @@ from monai_diffeo.training.templates import TemplateStep
 
 __all__ = [
     "AddAnswerd", "ClassificationStep", "CriticStep", "LossCurve", "OrientationStep", "PredictorStep", "SegmentationStep",
-    "TemplateStep", "TrainingIteration", "VAEStep", "answer_activation", "boundary_distance",
+    "TemplateStep", "TrainedWeights", "TrainingIteration", "VAEStep", "answer_activation", "boundary_distance",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""One optimisation step for MONAI's ``SupervisedTrainer``, and the curve of its losses."""
+"""One optimisation step for MONAI's ``SupervisedTrainer``, the curve of its losses, and what it leaves on disk."""
 
 from __future__ import annotations
 
@@ -13,12 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.errors import NumericalError
+from monai_diffeo.networks.weights import save_weights
 
-__all__ = ["LossCurve", "TrainingIteration"]
+__all__ = ["LossCurve", "TrainedWeights", "TrainingIteration"]
 
 
 class TrainingIteration:
     """``iteration_update`` of a ``SupervisedTrainer``: minimise the sum of a step's named losses.
+
+    The engine's output is a list of one dictionary, ``loss`` and the named losses, as MONAI's own handlers expect it.
 
     Args:
         step: ``(network, batch) -> losses by name``.
@@ -31,7 +34,7 @@ class TrainingIteration:
     def __init__(self, step: Callable[[nn.Module, Mapping[str, Tensor]], Mapping[str, Tensor]], clip: float = 1.0) -> None:
         self.step, self.clip = step, clip
 
-    def __call__(self, engine, batch: Mapping[str, Tensor]) -> dict[str, float]:
+    def __call__(self, engine, batch: Mapping[str, Tensor]) -> list[dict[str, float]]:
         batch = {k: v.to(engine.state.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
         engine.network.train()
         engine.optimizer.zero_grad(set_to_none=True)
@@ -44,14 +47,16 @@ class TrainingIteration:
         total.backward()
         torch.nn.utils.clip_grad_norm_(engine.network.parameters(), self.clip)
         engine.optimizer.step()
-        return {"loss": float(total.detach()), **{name: float(value.detach()) for name, value in losses.items()}}
+        return [{"loss": float(total.detach()), **{name: float(value.detach()) for name, value in losses.items()}}]
 
 
 class LossCurve:
     """Handler that writes the mean losses of each epoch, and the seconds since the start, to a CSV file.
 
+    Of several processes the first writes, its own losses.
+
     Args:
-        path: file to write; an existing one is replaced.
+        path: file to write; an existing one is replaced after the first epoch.
         progress: print one line an epoch.
     """
 
@@ -61,25 +66,26 @@ class LossCurve:
     def attach(self, engine) -> None:
         from ignite.engine import Events
 
+        if not _is_first_process():
+            return
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
 
     def _start(self, engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.unlink(missing_ok=True)
-        self.began, self.count = time.perf_counter(), 0
+        self.began, self.count, self.mode = time.perf_counter(), 0, "w"
         self.sums: dict[str, float] = {}
 
     def _collect(self, engine) -> None:
-        for name, value in engine.state.output.items():
+        for name, value in engine.state.output[0].items():
             self.sums[name] = self.sums.get(name, 0.0) + value
         self.count += 1
 
     def _write(self, engine) -> None:
         row = {"epoch": engine.state.epoch, **{name: round(s / self.count, 6) for name, s in self.sums.items()}}
         row["seconds"] = round(time.perf_counter() - self.began, 1)
-        with open(self.path, "a", newline="") as file:
+        with open(self.path, self.mode, newline="") as file:
             writer = csv.DictWriter(file, row)
             if not file.tell():
                 writer.writeheader()
@@ -87,4 +93,33 @@ class LossCurve:
         if self.progress:
             values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
             print(f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, {values}", flush=True)
-        self.sums, self.count = {}, 0
+        self.sums, self.count, self.mode = {}, 0, "a"
+
+
+class TrainedWeights:
+    """Handler that writes a network's weights after a training that ended well, see :func:`save_weights`.
+
+    A training that failed, was interrupted or left weights that are not finite leaves the file as it was. Of several processes
+    the first writes.
+
+    Args:
+        network: whose weights; not its ``DistributedDataParallel``.
+        path: of the file.
+        half: numbers with a fraction as float16.
+
+    Raises:
+        NumericalError: at the end of a training, if a weight is not finite.
+    """
+
+    def __init__(self, network: nn.Module, path: str | Path, half: bool = False) -> None:
+        self.network, self.path, self.half = network, Path(path), half
+
+    def attach(self, engine) -> None:
+        from ignite.engine import Events
+
+        if _is_first_process():
+            engine.add_event_handler(Events.COMPLETED, lambda: save_weights(self.network, self.path, self.half))
+
+
+def _is_first_process() -> bool:
+    return not (torch.distributed.is_available() and torch.distributed.is_initialized() and torch.distributed.get_rank())

@@ -23,9 +23,9 @@ from bundles.brain_3d.scripts.brains import (  # noqa: E402
     read_template,
     write_volumes,
 )
-from bundles.brain_3d.scripts.half import save_half  # noqa: E402
 from monai_diffeo.cli.bundle import bundle_parser  # noqa: E402
 from monai_diffeo.flow import folding_fraction, warp  # noqa: E402
+from monai_diffeo.networks import save_weights  # noqa: E402
 from tests.bundles.command import ROOT, run_here  # noqa: E402
 
 BUNDLE = ROOT / "bundles" / "brain_3d"
@@ -53,7 +53,9 @@ def bundle(tmp_path_factory):
     (root / "configs" / "metadata.json").write_text(json.dumps({**metadata, "sha256": {}}))
     config = json.loads((root / "configs" / "inference.json").read_text())
     torch.manual_seed(0)
-    save_half(ConfigParser({"network": config["network_def"]}).get_parsed_content("network"), root / "models" / "model.pt")
+    save_weights(
+        ConfigParser({"network": config["network_def"]}).get_parsed_content("network"), root / "models" / "model.pt", half=True
+    )
     return root
 
 

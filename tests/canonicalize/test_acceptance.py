@@ -279,6 +279,13 @@ def test_a_negative_is_noted_at_the_canonical_pose_and_never_changed():
             shifted(**part)
 
 
+@pytest.mark.parametrize(
+    "given, rotated, refused", [(1.0, 2.0, True), (2.0, 1.0, False), (1.0, 1.0, False), (1.0, math.nan, True)]
+)
+def test_a_rotation_has_to_lower_the_energy(given, rotated, refused):
+    assert acceptance.refuse_rotation(given, rotated) is refused
+
+
 def test_a_turn_is_noted_only_where_it_was_made():
     class Sideways(torch.nn.Module):
         def probabilities(self, image):
@@ -287,7 +294,7 @@ def test_a_turn_is_noted_only_where_it_was_made():
             )
 
     images = torch.cat([blob(1, shift=-0.4), torch.full((1, 1, 32, 32), 0.5), blob(1, shift=-0.4)])
-    result = shifted(orientation=Sideways(), ood_threshold=-1.0)(images)
+    result = shifted(orientation=Sideways(), ood_threshold=-1.0, energy=lambda image: image.new_zeros(len(image)))(images)
     assert result.notes[0].startswith(
         "looks mirrored (probability 0.95) and is not changed; rotation by 90 degrees corrected; remains"
     )

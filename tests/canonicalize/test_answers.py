@@ -217,6 +217,6 @@ def test_oblong_images_rotated_differently_keep_their_own_answers():
 def test_the_overlay_hands_the_declaration_on():
     overlay = json.loads(open(overlay_path()).read())
     overlay["diffeo_outputs"] = {"class": "scores", "landmarks": "points"}
-    parser = ConfigParser({**overlay, "device": "cpu", "inferer": None, "diffeo_enabled": False, "bundle_root": "."})
-    parser["diffeo_inferer"]["canonicalizer"] = None
-    assert parser.get_parsed_content("diffeo_inferer").outputs == {"class": "scores", "landmarks": "points"}
+    parser = ConfigParser({**overlay, "diffeo_inner": None, "diffeo_enabled": False, "bundle_root": "."})
+    parser["inferer"]["canonicalizer"] = None
+    assert parser.get_parsed_content("inferer").outputs == {"class": "scores", "landmarks": "points"}

@@ -134,7 +134,7 @@ class ByBrightness(Turned):
 
 def test_a_batch_whose_frames_come_to_differ_is_one_for_the_inferer_and_an_error_for_the_canonicaliser():
     canonicalizer = build(2, OBLONG[2], ByBrightness(0, 4))
-    batch = torch.cat([anatomy(OBLONG[2]), anatomy(OBLONG[2]) + 1])
+    batch = torch.cat([anatomy(OBLONG[2]), rotate_axes(anatomy(OBLONG[2][::-1]), 1) + 1])
     with pytest.raises(ShapeError, match="one by one"):
         canonicalizer(batch)
     result = DiffeoInferer(canonicalizer).infer(batch, torch.nn.Identity())
@@ -143,12 +143,24 @@ def test_a_batch_whose_frames_come_to_differ_is_one_for_the_inferer_and_an_error
 
 
 def test_a_rotated_image_that_is_rejected_comes_out_bit_for_bit_on_its_own_frame():
-    canonicalizer = build(2, OBLONG[2], Turned(1, 4), max_energy_increase=0.0)
-    image = anatomy(OBLONG[2])  # not turned, so that turning it back raises the energy
+    canonicalizer = build(2, OBLONG[2], Turned(1, 4), max_energy_increase=-1e6)  # rejects everything
+    image = rotate_axes(anatomy(OBLONG[2][::-1]), 1)
     result = canonicalizer(image)
     assert result.status[0].startswith("rejected: energy rose") and torch.equal(result.image, image)
     assert not result.ddf.any() and not result.inverse_ddf.any() and result.ddf.shape[2:] == OBLONG[2]
     assert torch.equal(result.forward.ddf(OBLONG[2]), result.ddf) and "corrected" not in result.notes[0]
+
+
+@pytest.mark.parametrize("dims, rotation", [(2, 1), (2, 2), (3, 7), (3, 16)])
+def test_a_rotation_is_undone_only_where_the_energy_falls(dims, rotation):
+    size, cube = OBLONG[dims], (20,) * dims
+    canonicalizer = build(dims, size, Turned(rotation, {2: 4, 3: 24}[dims]))
+    upright = anatomy(cube)
+    turned = rotate_axes(upright, rotation)
+    found = canonicalizer(torch.cat([upright, turned]))
+    assert found.notes[0] == "" and found.notes[1].startswith("rotation")
+    assert_close(found.image[1], found.image[0], atol=0.02, rtol=0)
+    assert_close(found.image[:1], build(dims, size)(upright).image)
 
 
 def test_the_transform_inverts_a_rotated_oblong_image():

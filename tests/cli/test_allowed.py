@@ -289,11 +289,12 @@ def test_a_bundle_with_scripts_is_allowed_only_if_it_is_trusted():
 def test_the_overlay_is_allowed(folder):
     from monai_diffeo.inferers import overlay_path
 
-    (folder / "inference.json").write_text(json.dumps(FINE | {"run": []}))
+    (folder / "configs").mkdir()
+    (folder / "configs" / "inference.json").write_text(json.dumps(FINE | {"run": []}))
     parser = ConfigParser()
-    parser.read_config(["inference.json", overlay_path()])
+    parser.read_config(["configs/inference.json", overlay_path()])
     allow(parser)
-    assert parser.get("evaluator::inferer") == "@diffeo_inferer"
+    assert parser.get("inferer::_target_").__name__ == "overlaid_inferer"
 
 
 def test_the_list_names_things_that_exist():

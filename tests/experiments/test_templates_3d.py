@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from bundles.brain_3d.scripts.brains import nilearn_volumes
 from docs.experiments import template_recipes, templates_3d
 from docs.experiments.measures import dice_of
 from docs.experiments.template_recipes import trained_template
@@ -15,7 +16,6 @@ from docs.experiments.templates_3d import (
     direct_answers,
     direct_network,
     figures,
-    mni_volumes,
     random_map,
     recipes,
     registrations,
@@ -110,7 +110,7 @@ def test_without_the_package_it_says_what_to_install():
         importlib.metadata.files("nilearn")
     except importlib.metadata.PackageNotFoundError:
         with pytest.raises(FileNotFoundError, match=r"pip install 'monai-diffeo\[experiments\]'"):
-            mni_volumes()
+            nilearn_volumes()
     else:
-        t1, tissue = mni_volumes()
-        assert t1.shape == tissue.shape == (1, 1, 197, 233, 189) and 0.1 < tissue.mean() < 0.3
+        t1, grey, white = nilearn_volumes()
+        assert t1.shape == grey.shape == white.shape == (197, 233, 189) and 0.1 < (grey + white).mean() < 0.3

@@ -192,5 +192,5 @@ def test_settings_without_a_meaning_are_refused_before_anything_is_written(tmp_p
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="CUDA is there")
 def test_cuda_that_is_not_there_is_refused(tmp_path):
-    with pytest.raises(ConfigError, match="got 'cuda' without CUDA. Use 'cpu'"):
+    with pytest.raises(ValueError, match="^fit: 'device' must be one of this machine.*got 'cuda'. Use device='cpu'"):
         fit(tmp_path, device="cuda")

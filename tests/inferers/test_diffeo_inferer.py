@@ -4,7 +4,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from monai.data import MetaTensor
+from monai.data import DataLoader, MetaTensor, decollate_batch
 from monai.inferers import PatchInferer, SimpleInferer, SliceInferer, SlidingWindowInferer, SlidingWindowSplitter
 from monai.networks import nets
 from torch.testing import assert_close
@@ -125,6 +125,17 @@ def test_metadata_reaches_the_inner_inferer(canonicalizer):
     seen = []
     DiffeoInferer(canonicalizer)(image, lambda x: seen.append(x) or x)
     assert isinstance(seen[0], MetaTensor) and seen[0].meta["filename_or_obj"] == "film"
+
+
+def test_metadata_of_a_batch_that_is_asked_one_by_one_is_of_each_image():
+    """Oblong images whose canonical frames may differ."""
+    data = [{"image": MetaTensor(torch.rand(1, 24, 32), meta={"filename_or_obj": name})} for name in "ab"]
+    (batch,) = DataLoader(data, batch_size=2)
+    canonicalizer = tiny_canonicalizer()
+    canonicalizer.may_change_frame = lambda size: True
+    items = decollate_batch({"pred": DiffeoInferer(canonicalizer)(batch["image"], lambda x: x * 2)})
+    assert [item["pred"].meta["filename_or_obj"] for item in items] == ["a", "b"]
+    assert [item["pred"].meta["diffeo"]["status"] for item in items] == ["canonicalized"] * 2
 
 
 def test_an_image_left_alone_gives_the_plain_answer_bit_for_bit_beside_one_that_moves():

@@ -81,7 +81,7 @@ def train(kind, epochs, *handlers, batch=None, seed=0):
     )
     from ignite.engine import Events
 
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: history.append(dict(engine.state.output)))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: history.append(dict(engine.state.output[0])))
     trainer.run()
     return network, history
 
@@ -204,7 +204,7 @@ def test_each_iteration_trains_by_its_own_gradient_in_training_mode():
     )
     trainer.run()
     assert network.weight.item() == pytest.approx(-3 * 0.25 * 0.75) and modes == [True] * 3
-    assert trainer.state.output == {
+    assert trainer.state.output[0] == {
         "loss": pytest.approx(-2 * 0.1875 * 0.75),
         "a": pytest.approx(-0.1875),
         "b": pytest.approx(-0.09375),
@@ -239,7 +239,7 @@ def test_the_loss_curve_averages_an_epoch_replaces_an_old_file_and_can_be_silent
     )
     from ignite.engine import Events
 
-    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output["loss"]))
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, lambda engine: losses.append(engine.state.output[0]["loss"]))
     trainer.run()
     rows = list(csv.DictReader(open(path)))
     assert [float(r["loss"]) for r in rows] == pytest.approx([sum(losses[:2]) / 2, sum(losses[2:]) / 2], abs=1e-6)

@@ -23,6 +23,7 @@ __all__ = [
     "brain_datalist",
     "brains",
     "deformations",
+    "nilearn_volumes",
     "read_template",
     "write_template",
 ]
@@ -174,21 +175,28 @@ def _scanned(maps: Tensor, generator: torch.Generator) -> Tensor:
     return image / image.amax()
 
 
-def _nilearn_template() -> Tensor:
-    """The maps of :func:`read_template` without its first axis, from the files of ``nilearn``."""
-    import nibabel
-    from scipy import ndimage
+def nilearn_volumes() -> list[np.ndarray]:
+    """T1, grey and white matter of the MNI152 template, each ``(197, 233, 189)`` in [0, 1], from the files of ``nilearn``.
 
+    Raises:
+        FileNotFoundError: if ``nilearn`` is not installed.
+    """
     try:
         files = {file.name: file for file in metadata.files("nilearn") or ()}
     except metadata.PackageNotFoundError:
-        message = "read_template(): the volumes come with nilearn: pip install 'monai-diffeo[experiments]', or give 'path'."
+        message = "nilearn_volumes(): they come with nilearn: pip install 'monai-diffeo[experiments]', or give 'template'."
         raise FileNotFoundError(message) from None
-    volumes = []
-    for kind in ("t1", "gm", "wm"):
-        file = files[f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz"].locate()
-        volumes.append(np.asarray(nibabel.load(str(file)).dataobj).astype(np.float32) / 255)
-    t1, grey, white = volumes
+    import nibabel
+
+    names = (f"mni_icbm152_{kind}_tal_nlin_sym_09a_converted.nii.gz" for kind in ("t1", "gm", "wm"))
+    return [np.asarray(nibabel.load(str(files[name].locate())).dataobj).astype(np.float32) / 255 for name in names]
+
+
+def _nilearn_template() -> Tensor:
+    """The maps of :func:`read_template` without its first axis, from the files of ``nilearn``."""
+    from scipy import ndimage
+
+    t1, grey, white = nilearn_volumes()
     solid = ndimage.binary_fill_holes(t1 > 0.1)
     x, y, z = np.ogrid[tuple(slice(o, o + n) for o, n in zip(_ORIGIN, t1.shape))]  # mm
     below = z < np.minimum(0, 0.9 * (y + 49)) - 0.25 * abs(x)  # the tentorium as two planes
