@@ -72,7 +72,9 @@ def test_exp_and_warp_compile_in_one_graph(dims):
     size, draw = (12, 10, 8)[:dims], torch.Generator().manual_seed(0)
     v, image = torch.randn(1, dims, *size, generator=draw), torch.rand(1, 2, *size, generator=draw)
     labels = (image * 9).long()
-    compiled = torch.compile(lambda v, x, y: (warp(x, exp(v, 3)), warp(y, exp(v, 3), "nearest")), fullgraph=True, backend="eager")
+    compiled = torch.compile(
+        lambda v, x, y: (warp(x, exp(v, 3)), warp(y, exp(v, 3), "nearest")), fullgraph=True, backend="eager"
+    )
     moved, mapped = compiled(v, image, labels)
     assert_close(moved, warp(image, exp(v, 3)), atol=1e-5, rtol=0)
     assert (mapped == warp(labels, exp(v, 3), "nearest")).float().mean() > 0.99 and mapped.dtype == labels.dtype
