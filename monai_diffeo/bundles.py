@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import logging
+import sys
 from os import PathLike
 from pathlib import Path
 
 from monai_diffeo.errors import WeightsError
 
-__all__ = ["bundle_names", "bundles_folder", "canonicalizer_folder", "find_bundle"]
+__all__ = ["bundle_names", "bundle_root", "bundles_folder", "canonicalizer_folder", "find_bundle"]
 
+_log = logging.getLogger(__name__)
 _SHORT = {"cxr_lung_segmentation": "cxr", "mnist_genus": "mnist"}
 _METADATA, _CANONICALIZER = Path("configs", "metadata.json"), Path("models", "energy", "canonicalizer.json")
 
@@ -40,6 +44,30 @@ def find_bundle(name: str | PathLike[str], who: str = "find_bundle()", content: 
         return found
     listed = f"the name of a bundle ({', '.join(names)})"
     raise WeightsError(f"{who}: expected a folder or {listed}, got {str(name)!r}. Check the path or the name.")
+
+
+def bundle_root(given: str | PathLike[str], name: str) -> str:
+    """The folder, absolute, of the bundle whose configuration says ``bundle_root``, wherever the working directory is.
+
+    MONAI's command and MONAI Label set ``bundle_root``. MONAI Deploy does not: it stays ``"."``, and only Python's path names
+    the folder of a bundle, or nothing where the bundle is one file. So for ``"."`` it is the first bundle with the title of our
+    bundle ``name`` among the working directory and the folders of Python's path, or else our bundle, and a line of the log.
+    """
+    if str(given) != "." or (Path(_METADATA)).is_file():
+        return str(Path(given).absolute())
+    ours = bundles_folder() / name
+    for folder in map(Path, sys.path):
+        if str(folder) and _title(folder) == _title(ours) is not None:
+            return str(folder.absolute())
+    _log.warning("bundle_root(): the working directory is no bundle; weights come from that of the package, %s.", name)
+    return str(ours)
+
+
+def _title(folder: Path) -> str | None:
+    try:
+        return json.loads((folder / _METADATA).read_bytes()).get("name")
+    except (OSError, ValueError, AttributeError):
+        return None
 
 
 def canonicalizer_folder(name: str | PathLike[str], who: str = "canonicalizer_folder()") -> Path:

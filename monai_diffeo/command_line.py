@@ -19,7 +19,7 @@ from monai.utils import optional_import
 from monai_diffeo.errors import DiffeoError
 from monai_diffeo.renamed import RENAMED_SETTINGS, RenamedError
 
-__all__ = ["check_options", "end_plainly", "option_text", "parse_switch", "typed_configuration"]
+__all__ = ["check_options", "end_plainly", "end_with", "option_text", "parse_switch", "typed_configuration"]
 
 _SAME_MASKS = "bundle_root config_file dataset_dir debug figures logging_file meta_file network_weights output_dir progress "
 _SAME_MASKS += "pseudonymize_names resume workflow_type"  # options that change no mask; the hash of weights counts elsewhere
@@ -110,6 +110,13 @@ def end_plainly(argv: Sequence[str] | None = None) -> None:
             signal.signal(number, _end)
     if not parse_switch(options.get("debug", False) or False):
         sys.excepthook = _say
+
+
+def end_with(status: int, argv: Sequence[str] | None = None) -> int:
+    """End ``python -m monai.bundle run`` with an exit status. A workflow that runs within another program gets the status."""
+    if _typed(argv)[1]:
+        sys.exit(status)
+    return status
 
 
 class _Ended(SystemExit):

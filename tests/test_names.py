@@ -81,7 +81,7 @@ README_SELLS = {
     ],
     "inferers": ["DiffeoInferer", "TemplateInferer", "overlay_path"],
     "networks": ["SpatialTransformerChain", "SpatialTransformerLayer", "TemplateTransformer", "load_weights"],
-    "transforms": ["Canonicalized", "LoadImageFilmd", "RandDiffeomorphismd", "SaveFilmMaskd", "ShapesToMaskd"],
+    "transforms": ["Canonicalized", "LoadImageFilmd", "RandDiffeomorphismd", "SaveImageFilmMaskd", "ShapesToMaskd"],
 }  # fmt: skip
 
 

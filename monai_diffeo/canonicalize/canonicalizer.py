@@ -78,6 +78,7 @@ class Canonicalizer(nn.Module):
             looks like a negative is only noted. None notes none.
         min_polarity_ratio: the least by which inverting multiplies ``polarity`` on an image that is no negative.
         working_size: frame on which everything is computed, one number an axis; None is the image's own, rotated back.
+        rows_first: a :class:`DiffeoInferer` turns a film of MONAI's ``LoadImage``, columns x rows, to rows x columns first.
         search: what to do in place of the ``steps`` of Adam: a function of a :class:`SearchObjective`, which holds one image as
             the predictor left it, that returns ``theta`` of ``search_family``.
 
@@ -112,6 +113,7 @@ class Canonicalizer(nn.Module):
         polarity: Energy | Callable[[Tensor], Tensor] | None = None,
         min_polarity_ratio: float = 1.0,
         working_size: Sequence[int] | None = None,
+        rows_first: bool = False,
         search: Callable[[SearchObjective], Tensor] | None = None,
     ) -> None:
         settings = dict(locals())
@@ -138,6 +140,7 @@ class Canonicalizer(nn.Module):
         self.max_energy_increase, self.ood_threshold = max_energy_increase, ood_threshold
         self.final_steps, self.max_halvings, self.tta_samples = final_steps, max_halvings, tta_samples
         self.sampling, self.seed, self.progress, self.training = sampling, seed, progress, False
+        self.rows_first = rows_first
 
     def train(self, mode: bool = True) -> Canonicalizer:
         """A canonicaliser has no training mode: its networks are frozen copies."""

@@ -45,21 +45,23 @@ def bundle_parser(root: Path, given: Mapping[str, Any], trusted: bool = False) -
 def run_bundle(root: Path, given: Mapping[str, Any], trusted: bool = False) -> int:
     """Run a bundle and give its exit status; arguments and errors as for :func:`bundle_parser`.
 
+    The status is that with which the bundle exits, or else the number that its ``finalize`` gives last.
     Unlike MONAI's workflow it does not apply the bundle's ``logging.conf``, and only a trusted bundle's folder becomes a place
     where Python looks for modules.
     """
     parser = bundle_parser(root, given, trusted)
     if trusted:
         sys.path.insert(1, str(root))
+    status: Any = None
     try:
         for step in ("initialize", "run", "finalize"):
-            entries = parser.get(step, [])
+            entries, status = parser.get(step, []), None
             for id in [f"{step}::{i}" for i in range(len(entries))] if isinstance(entries, list) else [step]:
-                parser.get_parsed_content(id)
+                status = parser.get_parsed_content(id)
                 parser.ref_resolver.remove_resolved_content(id)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
-    return 0
+    return status if type(status) is int else 0
 
 
 def _literal(value: Any) -> Any:

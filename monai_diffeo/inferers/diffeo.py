@@ -22,6 +22,7 @@ from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
 from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
+from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
 from monai_diffeo.inferers.record import forget, like_input, records_of, tell
 from monai_diffeo.inferers.slices import ask_slices, is_slicewise, slices_of, summaries, volumes_of
 from monai_diffeo.renamed import renamed_arguments
@@ -57,6 +58,10 @@ class DiffeoInferer(Inferer):
     it is rejected. Images with metadata get the same as ``meta["diffeo"]``, and so does a prediction with metadata.
 
     A canonicaliser of 2D images around a ``SliceInferer`` sees each slice of a volume as one image.
+
+    A canonicaliser of films with ``rows_first``, such as ``cxr``, knows rows x columns, and so must the network. Films of
+    MONAI's ``LoadImage`` have columns x rows, and their metadata say so. They are transposed, their predictions are transposed
+    back, and a note says so. ``load_canonicalizer("cxr", rows_first=False)`` leaves their axes alone.
 
     Args:
         canonicalizer: the search for the canonical pose, a :class:`Canonicalizer` or anything that is called like one;
@@ -153,6 +158,8 @@ class DiffeoInferer(Inferer):
             result = _infer(self.inferer, inputs, network, *args, **kwargs)
             return replace(result, plain=result.prediction if plain else None)
         check_callable("DiffeoInferer", "network", network, "a network", "Give the images first, then the network itself.")
+        if getattr(self.canonicalizer, "rows_first", False) and (axes := axes_of_films(inputs)):
+            return infer_rows_first(self._ask, axes, inputs, network, *args, outputs=self.outputs, plain=plain, **kwargs)
         if is_slicewise(self.inferer, inputs, self.canonicalizer):
             return self._by_slices(inputs, network, *args, plain=plain, **kwargs)
         may_change_frame = getattr(self.canonicalizer, "may_change_frame", None)
@@ -168,6 +175,8 @@ class DiffeoInferer(Inferer):
         if rejected and self.fallback == "raise":
             remedy = "Use fallback='identity' to get the plain prediction for it."
             raise NumericalError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
+        if getattr(self.canonicalizer, "rows_first", False):
+            warn_of_unknown_axes(inputs, found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
         with torch.autocast(inputs.device.type, enabled=False):

@@ -29,7 +29,7 @@ from monai_diffeo.radiograph.film import (
     size_doubt,
 )
 
-__all__ = ["file_of_film", "film_of_file", "read_nifti"]
+__all__ = ["file_of_film", "film_of_file", "index_matrix", "nifti_axes", "read_nifti"]
 
 _MAX_OFFSET = 2**24  # bytes before the pixels: header and extensions
 _MILLIMETRES = {"meter": 1000.0, "micron": 0.001}
@@ -71,7 +71,7 @@ def _read(nibabel, path: Path) -> Film:
         values = image.get_fdata(dtype=np.float32, caching="unchanged")
         stream.read(1)  # past the last pixel, so that gzip compares its checksum
     affine, header = np.asarray(image.affine, np.float64), image.header
-    axes, notes = _axes(header, affine, values.shape)
+    axes, notes = nifti_axes(header, affine, values.shape)
     notes += ["negative scl_slope inverts the grey scale"] * (image.dataobj.slope < 0)
     pixels = np.ascontiguousarray(film_of_file(values.reshape(values.shape[:2]), axes))
     check_values(pixels)
@@ -119,7 +119,7 @@ def _film(pixels: np.ndarray, file_affine: np.ndarray, unit: str, details: dict[
     if _is_singular(file_affine[:3, :3]):
         details |= {"spacing_doubt": "the affine is singular"}
         return Film(pixels, in_plane_affine((1.0, 1.0)), (1.0, 1.0), UNKNOWN, "nifti", details)
-    affine = file_affine @ _indices(str(details["file_axes"]), pixels.shape)
+    affine = file_affine @ index_matrix(str(details["file_axes"]), pixels.shape)
     affine[:3] *= _MILLIMETRES.get(unit, 1.0)
     row, column = (float(edge) for edge in np.linalg.norm(affine[:3, :2], axis=0))
     if row == column == 1:
@@ -131,7 +131,7 @@ def _film(pixels: np.ndarray, file_affine: np.ndarray, unit: str, details: dict[
     return Film(pixels, affine, (row, column), "NIfTI", "nifti", details | {"affine_unit": "mm", "spacing_doubt": doubt})
 
 
-def _axes(header, affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, list[str]]:
+def nifti_axes(header, affine: np.ndarray, shape: tuple[int, ...]) -> tuple[str, list[str]]:
     """Axes of the file along columns and rows of the film, and remarks about them."""
     codes, size = (int(header["qform_code"]), int(header["sform_code"])), np.array(shape[:2])
     if codes == _NO_CODES:  # dcm2niix reverses the rows of a film without position, and leaves only this trace
@@ -178,7 +178,7 @@ def _reversed(film: np.ndarray, axes: str) -> np.ndarray:
     return film[::rows, ::columns]
 
 
-def _indices(axes: str, shape: tuple[int, ...]) -> np.ndarray:
+def index_matrix(axes: str, shape: tuple[int, ...]) -> np.ndarray:
     """Matrix from indices of the film to indices of the file."""
     matrix = np.diag([0.0, 0.0, 1.0, 1.0])
     for film_axis, axis in zip((1, 0), axes.split(",")):

@@ -183,7 +183,8 @@ class FilmReporter:
         """A film that was segmented in so many seconds.
 
         Args:
-            path, batch: of the film, and the evaluator's batch of one, with the native film under ``"film"``.
+            path, batch: of the film, and the evaluator's batch of one: ``"image"``, or without it ``"film"``, has the film's
+                metadata, and ``"film"`` is the native film, for pictures.
             output: its postprocessed output, with the native mask under ``"pred"``, its path or paths under ``"pred_path"``.
             result: of the inferer.
         """
@@ -201,13 +202,14 @@ class FilmReporter:
     ) -> None:
         labels = np.asarray(convert_to_numpy(output["pred"]))
         mask = np.any(labels.reshape(-1, *labels.shape[-2:]) > 0.5, axis=0)
-        sides = patient_sides(result.canonicalization, 0, *_stated(batch["film"]))
+        about = batch["image"] if "image" in batch else batch["film"]
+        sides = patient_sides(result.canonicalization, 0, *_stated(about))
         fields = self._fields(masks, figure) | {"areas": self.anatomy.areas(mask, sides)}
         record = film_record(self._name(path), sha256_or_none(path), result.canonicalization, 0, seconds, **fields)
         empty = "" if mask.any() else "the mask is empty"
-        notes = joined_notes(_meta(batch["film"], "film_notes", ""), record["notes"] or "", empty)
+        notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "", empty)
         record["notes"] = notes or record["notes"]
-        record |= _spacing(batch["film"]) | self.more(output, result)
+        record |= _spacing(about) | self.more(output, result)
         if figure is not None:
             try:
                 self.draw(figure, *self._shown(batch, mask), result, record, sides)

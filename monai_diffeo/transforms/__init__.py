@@ -1,5 +1,14 @@
 """MONAI transforms: read films, scale and deform them, canonicalise and invert it, write masks."""
 
+from monai_diffeo.transforms.axes import (
+    EnsureRowsFirst,
+    EnsureRowsFirstD,
+    EnsureRowsFirstd,
+    EnsureRowsFirstDict,
+    RestoreAxesD,
+    RestoreAxesd,
+    RestoreAxesDict,
+)
 from monai_diffeo.transforms.intensity import (
     ScaleFilmIntensity,
     ScaleFilmIntensityD,
@@ -14,6 +23,9 @@ from monai_diffeo.transforms.io import (
     SaveFilmMaskD,
     SaveFilmMaskd,
     SaveFilmMaskDict,
+    SaveImageFilmMaskD,
+    SaveImageFilmMaskd,
+    SaveImageFilmMaskDict,
 )
 from monai_diffeo.transforms.shapes import (
     SeparateLungsD,
@@ -38,5 +50,7 @@ __all__ = ["Canonicalize", "CanonicalizeD", "CanonicalizeDict", "Canonicalized",
 __all__ += ["LoadImageFilmDict", "LoadImageFilmd", "RandDiffeomorphism", "RandDiffeomorphismD"]
 __all__ += ["RandDiffeomorphismDict", "RandDiffeomorphismd", "SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
 __all__ += ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict", "ScaleFilmIntensityd"]
+__all__ += ["EnsureRowsFirst", "EnsureRowsFirstD", "EnsureRowsFirstDict", "EnsureRowsFirstd", "RestoreAxesD"]
+__all__ += ["RestoreAxesDict", "RestoreAxesd", "SaveImageFilmMaskD", "SaveImageFilmMaskDict", "SaveImageFilmMaskd"]
 __all__ += ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict"]
 __all__ += ["ShapesToMaskd"]

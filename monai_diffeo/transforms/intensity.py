@@ -194,7 +194,8 @@ class ScaleFilmIntensityd(MapTransform):
 
     Args:
         keys: films, shape ``(1, H, W)``.
-        film_key: key of a copy of the film before scaling, which gets the notes too: that is where reports look.
+        film_key: key under which the film before scaling is kept, for pictures. It is an array: what is no tensor never reaches
+            a network as a further input. The notes are in the metadata of the scaled film.
         allow_missing_keys: leave absent keys alone.
     """
 
@@ -207,9 +208,9 @@ class ScaleFilmIntensityd(MapTransform):
     def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
         out = dict(data)
         for key in self.key_iterator(out):
-            out[key], note = self.scaler.scaled(out[key])
             if self.film_key is not None:
-                out[self.film_key] = _noted(out[self.film_key], note)
+                out[self.film_key] = convert_to_numpy(out[key])
+            out[key] = self.scaler(out[key])
         return out
 
 

@@ -11,7 +11,7 @@ import torch
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta
-from monai.transforms import MapTransform, Transform
+from monai.transforms import MapTransform, SaveImaged, Transform
 from monai.utils import TransformBackends, convert_to_numpy, convert_to_tensor
 
 from monai_diffeo.errors import FilmError, ShapeError
@@ -21,6 +21,7 @@ from monai_diffeo.radiograph.monai_reader import FilmReader, NamedFilm
 
 __all__ = ["LoadImageFilm", "LoadImageFilmD", "LoadImageFilmDict", "LoadImageFilmd"]
 __all__ += ["SaveFilmMaskD", "SaveFilmMaskDict", "SaveFilmMaskd"]
+__all__ += ["SaveImageFilmMaskD", "SaveImageFilmMaskDict", "SaveImageFilmMaskd"]
 
 _META = "filename_or_obj", "film_format", "film_file_frame", "film_affine_unit"
 
@@ -75,8 +76,11 @@ class LoadImageFilmd(MapTransform):
         return out
 
 
-class SaveFilmMaskd(MapTransform):
+@SaveImaged.register  # MONAI Label drops what is one of these, MONAI Deploy what has its name in its own
+class SaveImageFilmMaskd(MapTransform):
     """Write a mask in the native frame of its film, named after the film, and record where.
+
+    MONAI Deploy and MONAI Label leave it out, as ``SaveImaged``: they hand on masks themselves.
 
     Two films never share a mask file: see `monai_diffeo.radiograph.mask_writer.MaskNames`. Labels keep their values:
     see `monai_diffeo.radiograph.mask_writer.write_mask`.
@@ -114,7 +118,7 @@ class SaveFilmMaskd(MapTransform):
     ) -> None:
         super().__init__(keys, allow_missing_keys)
         if channels not in ("refuse", "labels", "files"):
-            raise ValueError(f"SaveFilmMaskd: 'channels' must be 'refuse', 'labels' or 'files', got {channels!r}.")
+            raise ValueError(f"SaveImageFilmMaskd: 'channels' must be 'refuse', 'labels' or 'files', got {channels!r}.")
         self.output_dir, self.root, self.postfix, self.film_key = output_dir, root, postfix, film_key
         self.channels, self.films = channels, films
         self._names: dict[str, MaskNames] = {}
@@ -132,7 +136,7 @@ class SaveFilmMaskd(MapTransform):
             meta = getattr(out[key if self.film_key is None else self.film_key], "meta", {})
             if "film_format" not in meta:
                 remedy = "name the film by film_key, keep tracking on."
-                raise FilmError("MissingElement", f"SaveFilmMaskd needs the metadata that LoadImageFilmd gave: {remedy}")
+                raise FilmError("MissingElement", f"SaveImageFilmMaskd needs the metadata that LoadImageFilmd gave: {remedy}")
             planes = self._planes(out[key], (int(meta["film_rows"]), int(meta["film_columns"])))
             paths = [self._write(plane, meta, postfix) for postfix, plane in planes.items()]
             out[f"{key}_path"] = paths[0] if len(paths) == 1 else paths
@@ -144,16 +148,18 @@ class SaveFilmMaskd(MapTransform):
         planes = planes[None] if planes.ndim == 2 else planes
         if planes.ndim != 3 or planes.shape[1:] != film_shape or not len(planes):
             expected = f"(K, H, W) or (H, W) with H, W = {film_shape}"
-            raise ShapeError("SaveFilmMaskd", "mask", expected, np.shape(mask), "Undo the preprocessing first: Invertd.")
+            raise ShapeError("SaveImageFilmMaskd", "mask", expected, np.shape(mask), "Undo the preprocessing first: Invertd.")
         if len(planes) == 1:
             return {self.postfix: planes[0]}
         if self.channels == "refuse":
             remedy = "Say channels='labels' for one label map (channel 0 is background) or 'files' for a file a channel."
-            raise ShapeError("SaveFilmMaskd", "mask", f"(1, H, W) or (H, W) with H, W = {film_shape}", planes.shape, remedy)
+            raise ShapeError(
+                "SaveImageFilmMaskd", "mask", f"(1, H, W) or (H, W) with H, W = {film_shape}", planes.shape, remedy
+            )
         if self.channels == "files":
             return {f"{self.postfix}_{k}": plane for k, plane in enumerate(planes)}
         if ((planes == 0) | (planes == 1)).all() and (planes.sum(0) != 1).any():
-            expected = "SaveFilmMaskd: channels='labels' needs one channel a pixel, channel 0 for background."
+            expected = "SaveImageFilmMaskd: channels='labels' needs one channel a pixel, channel 0 for background."
             raise FilmError("UnsupportedLabels", f"{expected} Say channels='files'.")
         return {self.postfix: planes.argmax(0)}
 
@@ -169,4 +175,5 @@ class SaveFilmMaskd(MapTransform):
 
 
 LoadImageFilmD = LoadImageFilmDict = LoadImageFilmd
-SaveFilmMaskD = SaveFilmMaskDict = SaveFilmMaskd
+SaveImageFilmMaskD = SaveImageFilmMaskDict = SaveImageFilmMaskd
+SaveFilmMaskD = SaveFilmMaskDict = SaveFilmMaskd = SaveImageFilmMaskd  # the name of version 0.2; it goes with the next one

@@ -15,7 +15,7 @@ from monai_diffeo.radiograph.datalist import film_datalist
 from monai_diffeo.radiograph.failsafe import FailSafeDataset, collate_one
 from monai_diffeo.radiograph.pseudonyms import pseudonyms
 from monai_diffeo.report import FilmReporter
-from monai_diffeo.transforms import LoadImageFilmd, SaveFilmMaskd
+from monai_diffeo.transforms import LoadImageFilmd, SaveImageFilmMaskd
 from tests.radiograph.dicom_factory import corner_film, save
 
 
@@ -59,7 +59,9 @@ def run(films, output, each=None, hide=False, kind=Sketch, **settings):
         val_data_loader=DataLoader(dataset, batch_size=1, collate_fn=collate_one),
         network=network,
         inferer=SimpleInferer(),
-        postprocessing=Compose([AsDiscreted("pred", threshold=0.5), SaveFilmMaskd("pred", output, listed.root, films=names)]),
+        postprocessing=Compose(
+            [AsDiscreted("pred", threshold=0.5), SaveImageFilmMaskd("pred", output, listed.root, films=names)]
+        ),
         reporter=reporter,
     )
     reporter.begin(len(listed.items))

@@ -10,7 +10,7 @@ from monai.transforms import Compose, EnsureTyped, Invertd, Resized, SaveImage, 
 
 from monai_diffeo.errors import FilmError, ShapeError
 from monai_diffeo.transforms import io as film_io
-from monai_diffeo.transforms.io import LoadImageFilm, LoadImageFilmd, SaveFilmMaskd
+from monai_diffeo.transforms.io import LoadImageFilm, LoadImageFilmd, SaveImageFilmMaskd
 
 nibabel = pytest.importorskip("nibabel")
 image_module = pytest.importorskip("PIL.Image")
@@ -35,8 +35,8 @@ def films(tmp_path):
 
 def test_names():
     assert film_io.LoadImageFilmD is film_io.LoadImageFilmDict is LoadImageFilmd
-    assert film_io.SaveFilmMaskD is film_io.SaveFilmMaskDict is SaveFilmMaskd
-    assert "LoadImage" in LoadImageFilmd.__name__ and "Save" in SaveFilmMaskd.__name__  # MONAI Deploy strips by name
+    assert film_io.SaveImageFilmMaskD is film_io.SaveImageFilmMaskDict is SaveImageFilmMaskd
+    assert "LoadImage" in LoadImageFilmd.__name__ and "Save" in SaveImageFilmMaskd.__name__  # MONAI Deploy strips by name
 
 
 def test_load(films):
@@ -82,7 +82,7 @@ def test_masks_come_back_to_every_format(films, tmp_path, batch_size, resize):
     preprocessing = Compose([*steps, EnsureTyped("image")])
     back = Compose([
         Invertd("pred", preprocessing, orig_keys="image", nearest_interp=True),
-        SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in"),
+        SaveImageFilmMaskd("pred", tmp_path / "out", tmp_path / "in"),
     ])  # fmt: skip
     done = [back(item) for item in through_a_loader(films, preprocessing, batch_size)]
     names = ["a_dcm_lungs.nii.gz", "a_nii_gz_lungs.nii.gz", "sub/b_lungs.png", "1.2.840.9_lungs.nii.gz"]
@@ -101,18 +101,18 @@ def test_masks_come_back_to_every_format(films, tmp_path, batch_size, resize):
 def test_save_with_the_metadata_of_another_key(films, tmp_path):
     data = LoadImageFilmd("image")({"image": films[2]})
     data["pred"] = torch.from_numpy(FILM > 1500)  # (H, W), plain tensor
-    saved = SaveFilmMaskd("pred", tmp_path / "out", films[2], postfix="marker", film_key="image")(data)
+    saved = SaveImageFilmMaskd("pred", tmp_path / "out", films[2], postfix="marker", film_key="image")(data)
     assert saved["pred_path"] == str(tmp_path / "out" / "b_marker.png") and "pred_path" not in data
     np.testing.assert_array_equal(np.asarray(image_module.open(saved["pred_path"])), 255 * (FILM > 1500))
     with pytest.raises(FilmError, match="film_key"):
-        SaveFilmMaskd("pred", tmp_path / "out", films[2])(data)
+        SaveImageFilmMaskd("pred", tmp_path / "out", films[2])(data)
 
 
 def test_a_mask_of_another_size_is_refused(films, tmp_path):
     data = LoadImageFilmd("image")({"image": films[0]})
     for wrong in (data["image"].mT, data["image"][:, :10], data["image"][:, :, :10]):
         with pytest.raises(ShapeError, match="Invertd"):
-            SaveFilmMaskd("image", tmp_path / "out", tmp_path / "in")({"image": wrong})
+            SaveImageFilmMaskd("image", tmp_path / "out", tmp_path / "in")({"image": wrong})
     assert not (tmp_path / "out").exists()
 
 
@@ -128,13 +128,13 @@ def test_classes_become_one_label_map(films, tmp_path, which, of_scores):
     data = LoadImageFilmd("image")({"image": films[which]})
     labels, hot = three_classes()
     data["pred"] = torch.from_numpy(hot * 0.4 + 0.2 if of_scores else hot)
-    save = SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")
+    save = SaveImageFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")
     path = save(data)["pred_path"]
     written = np.asarray(image_module.open(path) if path.endswith("png") else nibabel.load(path).dataobj)
     np.testing.assert_array_equal(np.squeeze(written.T if which < 2 else written), labels)
     data["pred"] = labels  # a label map is kept whatever the channels
     for channels in ("refuse", "files", "labels"):
-        path = SaveFilmMaskd("pred", tmp_path / channels, tmp_path / "in", film_key="image", channels=channels)(data)[
+        path = SaveImageFilmMaskd("pred", tmp_path / channels, tmp_path / "in", film_key="image", channels=channels)(data)[
             "pred_path"
         ]
         written = np.asarray(image_module.open(path) if path.endswith("png") else nibabel.load(path).dataobj)
@@ -145,7 +145,7 @@ def test_classes_become_a_file_each(films, tmp_path):
     data = LoadImageFilmd("image")({"image": films[2]})
     labels, hot = three_classes()
     data["pred"] = torch.from_numpy(hot)
-    save = SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", "heart", film_key="image", channels="files")
+    save = SaveImageFilmMaskd("pred", tmp_path / "out", tmp_path / "in", "heart", film_key="image", channels="files")
     paths = save(data)["pred_path"]
     assert paths == [str(tmp_path / "out" / "sub" / f"b_heart_{k}.png") for k in range(3)]
     for k, path in enumerate(paths):
@@ -157,23 +157,23 @@ def test_classes_are_refused_unless_it_is_said_what_to_do(films, tmp_path):
     _, hot = three_classes()
     data["pred"] = torch.from_numpy(hot)
     with pytest.raises(ShapeError, match=r"channels='labels'.*'files'"):
-        SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image")(data)
+        SaveImageFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image")(data)
     data["pred"] = torch.from_numpy(hot[1:])  # no background: class 1 would be lost
     with pytest.raises(FilmError, match="UnsupportedLabels.*channel 0 for background"):
-        SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")(data)
+        SaveImageFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")(data)
     data["pred"] = torch.from_numpy(hot + hot[1:2])  # two classes at a pixel
     data["pred"] = data["pred"].clamp(max=1)
     with pytest.raises(FilmError, match="UnsupportedLabels"):
-        SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")(data)
+        SaveImageFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", channels="labels")(data)
     assert not (tmp_path / "out").exists()
     with pytest.raises(ValueError, match="'refuse', 'labels' or 'files'"):
-        SaveFilmMaskd("pred", tmp_path, tmp_path, channels="all")
+        SaveImageFilmMaskd("pred", tmp_path, tmp_path, channels="all")
 
 
 def test_names_of_a_run_are_given_once(films, tmp_path, monkeypatch):
     looked = []
     monkeypatch.setattr("monai_diffeo.radiograph.mask_writer.film_names", lambda folder: looked.append(folder) or [])
-    save = SaveFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", films=films[1:])
+    save = SaveImageFilmMaskd("pred", tmp_path / "out", tmp_path / "in", film_key="image", films=films[1:])
     data = LoadImageFilmd("image")({"image": films[1]})
     data["pred"] = data["image"][0] > 1500
     assert save(data)["pred_path"] == str(tmp_path / "out" / "a_lungs.nii.gz")  # a.dcm is not of this run

@@ -1,0 +1,1 @@
+"""Scripts that act as consumers of bundles whose packages do not install beside ours: each runs in a Python of its own."""
