@@ -101,3 +101,5 @@ def test_the_page_on_landmarks_runs():
     assert {key: value.shape for key, value in answer.items()} == {key: value.shape for key, value in seen.items()}
     assert not torch.equal(answer["landmarks"], seen["landmarks"]) and not torch.equal(answer["boxes"], seen["boxes"])
     assert (scope["in_canonical"] - scope["points"]).abs().max() < 0.1 and scope["boxes"].shape == (2, 1, 4)
+    assert scope["both"].shape == (2, 1, 64, 64) and scope["gradient"].shape == scope["activation"].shape == (1, 1, 64, 64)
+    assert scope["gradient"].abs().sum() > 0 and scope["activation"].isfinite().all()

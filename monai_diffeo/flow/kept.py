@@ -1,4 +1,4 @@
-"""Tensors that depend on a size, a device and a dtype: computed once and kept, within a bound of bytes."""
+"""Tensors for a size, a device and a dtype: computed once and kept, within a bound of bytes."""
 
 from __future__ import annotations
 
@@ -37,11 +37,8 @@ def keep_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
             value = function(*arguments)
         if (size := _bytes(value)) <= MOST_BYTES:
             _kept[key] = value, size
-        excess = kept_bytes() - MOST_BYTES
-        for old in list(_kept):
-            if excess <= 0:
-                break
-            excess -= _kept.pop(old, (None, 0))[1]
+        while kept_bytes() > MOST_BYTES:
+            _kept.pop([*_kept, None][0], None)
         return value
 
     return kept

@@ -16,11 +16,8 @@ def _kernel(squared: Tensor, dims: int) -> Tensor:
 
 
 def _checked(who: str, control: Tensor, targets: Tensor, points: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """The tensors as they are, or in double precision where control points are nearly the same or nearly flat.
-
-    Raises:
-        NumericalError: where two are the same, or all lie on one line or plane.
-    """
+    """The tensors as they are, or in double precision where control points are nearly the same or flat; an error where they
+    are."""
     exact, close, flat = control.detach().double(), 1.0, 0.0
     if len(exact) > exact.shape[1]:
         sizes = torch.linalg.svdvals(exact - exact.mean(0))

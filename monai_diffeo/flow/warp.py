@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
-from monai.config import USE_COMPILED
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
@@ -20,13 +18,6 @@ __all__ = ["resize_ddf", "sample", "warp", "warp_points"]
 def _float(tensor: Tensor) -> Tensor:
     """At least float32: a voxel grid in half precision is off by whole voxels."""
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-@lru_cache(maxsize=8)
-def _monai_warp(mode: str, padding_mode: str):
-    from monai.networks.blocks import Warp
-
-    return Warp(mode=mode, padding_mode=padding_mode)
 
 
 def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
@@ -60,8 +51,8 @@ def sample_normalized(image: Tensor, points: Tensor, mode: str = "bilinear", pad
 def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border", *, centered: bool = False) -> Tensor:
     r"""Pull an image back along a displacement: ``warp(image, ddf)(x) = image(x + ddf(x))``.
 
-    Equals ``monai.networks.blocks.Warp``; where MONAI runs its compiled extension, that is called, elsewhere the same
-    sampling with the grid kept between calls. Works in float32 (float64 for float64), whatever autocast the caller runs.
+    Equals ``monai.networks.blocks.Warp``, with the grid kept between calls. Works in float32 (float64 for float64), whatever
+    autocast the caller runs. Labels, integers with ``"nearest"``, keep their value whatever it is.
 
     Args:
         image: image or label map, shape ``(B, C, *S)``, any real dtype.
@@ -93,12 +84,8 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
         return sum((part << n for part, n in zip(chunks, pieces)), torch.zeros_like(chunks[0])).to(image.dtype)
     dtype = torch.float64 if torch.float64 in (image.dtype, ddf.dtype) else torch.float32
     values, field = image.to(dtype), ddf.to(dtype)
-    if USE_COMPILED and same and mode != "bicubic":
-        with torch.autocast(image.device.type, enabled=False):
-            moved = _monai_warp(mode, padding_mode)(values, field)
-    else:
-        where = voxel_grid(ddf.shape[2:], ddf.device, dtype) + field
-        moved = sample(values, where if same else where + frame_shift(image.shape[2:], where), mode, padding_mode)
+    where = voxel_grid(ddf.shape[2:], ddf.device, dtype) + field
+    moved = sample(values, where if same else where + frame_shift(image.shape[2:], where), mode, padding_mode)
     if not (image.dtype.is_floating_point or mode == "nearest"):
         moved = moved.round()
     return moved.to(image.dtype)

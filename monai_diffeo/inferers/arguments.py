@@ -17,15 +17,11 @@ _MODES = {"map": "bilinear", "labels": "nearest", "scores": ""}
 
 
 def check_images(images: Any) -> dict[str, str]:
-    """What ``images`` of :class:`DiffeoInferer` declares, by name or by position in digits.
-
-    Raises:
-        ConfigError: for anything else.
-    """
-    single = isinstance(images, (str, int)) and not isinstance(images, bool)
-    declared = images if isinstance(images, Mapping) else dict.fromkeys([images] if single else images or (), "map")
+    """What ``images`` of :class:`DiffeoInferer` declares, by name or by position in digits; anything else is a ConfigError."""
+    names = [images] if isinstance(images, (str, int, float)) else images or ()
+    declared = names if isinstance(names, Mapping) else dict.fromkeys(names, "map")
     for name, kind in declared.items():
-        if not isinstance(name, (str, int)) or isinstance(name, bool) or kind not in _MODES:
+        if type(name) not in (str, int) or kind not in _MODES:
             remedy = "Write images=['prior', 0], or images={'prior': 'map', 'organs': 'labels', 'noise': 'scores'}."
             came = f"got {name!r}: {kind!r}"
             raise ConfigError(f"DiffeoInferer: 'images' must name arguments, with one of {list(_MODES)}, {came}. {remedy}")

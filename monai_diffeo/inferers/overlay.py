@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,9 @@ def overlaid_inferer(bundle_root: Any = None, **arguments: Any) -> DiffeoInferer
         arguments: of :class:`DiffeoInferer`.
 
     Raises:
-        ConfigError: if the inferer was taken from another bundle, the one in the working directory; or for an argument of the
-            bundle's own inferer.
+        ConfigError: if the inferer was taken from another bundle, the one in the working directory.
     """
     arguments.pop(_LAST, None)
-    if unknown := sorted(set(arguments) - set(inspect.signature(DiffeoInferer).parameters)):
-        remedy = "Write a configuration with `monai-diffeo wrap BUNDLE --write`; there the bundle's own one is 'diffeo_inner'."
-        raise ConfigError(f"overlaid_inferer(): 'inferer' is a DiffeoInferer now, which has no {unknown}. {remedy}")
     here, there = Path(_QUOTED), Path(str(bundle_root or "."), _QUOTED)
     if here.is_file() and there.is_file() and not here.samefile(there):
         remedy = "Run in the bundle's own folder, or write one file for it: `monai-diffeo wrap BUNDLE --write`."

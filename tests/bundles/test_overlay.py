@@ -294,7 +294,7 @@ def test_the_inferer_of_another_bundle_is_never_taken(bundle, tmp_path, monkeypa
 def test_an_option_of_the_own_inferer_is_not_swallowed(bundle):
     with pytest.raises(RuntimeError) as caught:
         run(bundle, [OWN, overlay_path()], **{"inferer::overlap": 0.1})
-    assert "has no ['overlap']" in str(caught.getrepr(chain=True))
+    assert "unexpected keyword argument 'overlap'" in str(caught.getrepr(chain=True))
 
 
 def loaded(folder, count):

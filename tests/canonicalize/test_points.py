@@ -12,6 +12,7 @@ from monai_diffeo.canonicalize.points import move_boxes, move_points
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid, DiffeomorphicAffine
 from monai_diffeo.flow import axis_rotations, rotate_axes
+from monai_diffeo.inferers import DiffeoInferer
 from tests.canonicalize.test_working_size import OBLONG, Turned, anatomy, build
 from tests.helpers import Brightness, FixedTheta, blob, some_theta, tiny_canonicalizer
 
@@ -188,3 +189,25 @@ def test_points_and_boxes_of_another_shape_are_refused(shape):
         found.warp_boxes(torch.zeros(shape))
     with pytest.raises(ValueError, match="'to' must be 'input' or 'canonical', got 'back'"):
         found.warp_points(torch.zeros(1, 1, 2), "back")
+
+
+@pytest.mark.parametrize("poses", [1, 4])
+@pytest.mark.parametrize("landmark", [(20.0, 44.0), (41.0, 17.0)])
+def test_the_landmark_that_a_network_finds_comes_back_to_where_it_is(landmark, poses):
+    """The network sees a spot at the canonical pose and says where; whole numbers come back as what they are, not cut."""
+    rows, columns = torch.meshgrid(torch.arange(64.0), torch.arange(64.0), indexing="ij")
+    image = torch.exp(-((rows - landmark[0]) ** 2 + (columns - landmark[1]) ** 2) / 8)[None, None]
+
+    def centre(x):
+        return torch.stack([(x * axis).sum((1, 2, 3)) / x.sum((1, 2, 3)) for axis in (rows, columns)], 1)[:, None]
+
+    def brightest(x):
+        found = x.flatten(1).argmax(1)
+        return torch.stack([found // 64, found % 64], 1)[:, None]
+
+    inferer, true = DiffeoInferer(tiny_canonicalizer(), outputs="points", tta_samples=poses), torch.tensor([[landmark]])
+    assert (centre(tiny_canonicalizer()(image).image) - true).abs().max() > 0.7
+    assert_close(inferer(image, centre), true, atol=0.15, rtol=0)
+    found = inferer(image, brightest)
+    assert found.dtype == torch.float32 and not torch.equal(found, found.round())
+    assert_close(found, true, atol=0.8, rtol=0)  # half a voxel either way at the canonical pose

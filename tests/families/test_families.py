@@ -23,6 +23,7 @@ from monai_diffeo.families import (
 )
 from monai_diffeo.flow import folding_fraction
 from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.kept import _kept
 
 SIREN = {"hidden": 16, "layers": 2, "last": 0.5, "scale": 0.15}  # as an optimiser leaves it, not as it starts
 
@@ -210,11 +211,7 @@ def test_the_callers_autocast_and_half_parameters_give_single_precision(family, 
 
 @pytest.mark.parametrize("family, draw, size", CASES)
 def test_it_serves_autograd_after_inference_mode(family, draw, size):
-    from monai_diffeo.families.control_grid import _spline_basis
-    from monai_diffeo.flow.grid import _cached_centered_grid, _cached_grid
-
-    for cache in (_spline_basis, _cached_centered_grid, _cached_grid):
-        cache.cache_clear()
+    _kept.clear()
     with torch.inference_mode():
         quiet = family(draw(family), size).ddf(size)
     theta = draw(family).requires_grad_()

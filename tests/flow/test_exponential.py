@@ -10,7 +10,8 @@ from torch.testing import assert_close
 from monai_diffeo.augmentation.deformations import random_svf
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import affine_deformation, compose, exp, exp_affine, inverse, inverse_error, warp
-from monai_diffeo.flow.grid import _cached_centered_grid, _cached_grid, centered_grid, voxel_grid
+from monai_diffeo.flow.grid import centered_grid, voxel_grid
+from monai_diffeo.flow.kept import _kept
 from tests.flow.flows import AFFINE, Affine, Translation, coordinates, interior, linear, smooth_image
 
 
@@ -163,8 +164,7 @@ def test_double_precision_stays_double():
 
 @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_it_runs_without_a_graph_and_serves_autograd_afterwards(mode):
-    _cached_grid.cache_clear()
-    _cached_centered_grid.cache_clear()
+    _kept.clear()
     v, generator = smooth(0, (20, 22), voxels=2.0), torch.full((1, 2, 3), 0.05)
     with mode():
         quiet = exp(v), exp_affine(generator, v).ddf(), warp(v, v)
@@ -178,9 +178,8 @@ def test_it_runs_without_a_graph_and_serves_autograd_afterwards(mode):
 
 
 def test_a_grid_first_asked_for_in_inference_mode_may_be_saved_for_backward():
-    for cache, grid in ((_cached_grid, voxel_grid), (_cached_centered_grid, centered_grid)):
-        _cached_grid.cache_clear()
-        cache.cache_clear()
+    for grid in (voxel_grid, centered_grid):
+        _kept.clear()
         with torch.inference_mode():
             grid((4, 5))
         factor = torch.ones((), requires_grad=True)

@@ -64,8 +64,8 @@ SAME = torch.tensor([[0.0, 0.0], [0.5, 0.1], [1.0, 0.0], [0.5, 0.1]])
     [
         (FLAT, "one line"),
         (SAME, "same"),
-        (SAME[:2], "keep at least 3"),
-        (SAME[:0], "keep at least 3"),
+        (SAME[:2], "keep 3 or more"),
+        (SAME[:0], "keep 3 or more"),
         (SAME * 1e-3 + 7, "same"),
     ],
     ids=["flat", "same", "two", "none", "small and far"],

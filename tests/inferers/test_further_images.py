@@ -83,7 +83,7 @@ def test_a_declared_argument_that_is_no_image_of_the_batch_is_refused(given, net
             DiffeoInferer(tiny_canonicalizer())(blob(2), network, condition=given)
 
 
-@pytest.mark.parametrize("images", [[1.5], {"prior": "image"}, [None], {"prior": None}, [True]])
+@pytest.mark.parametrize("images", [1.5, [1.5], True, {"prior": "image"}, [None], {"prior": None}, [True]])
 def test_other_declarations_are_refused(images):
     with pytest.raises(ConfigError, match="'images' must name arguments"):
         DiffeoInferer(tiny_canonicalizer(), images=images)

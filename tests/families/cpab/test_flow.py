@@ -9,6 +9,7 @@ from torch.testing import assert_close
 import monai_diffeo.families.cpab.flow as flow_module
 from monai_diffeo.errors import NumericalError, ShapeError
 from monai_diffeo.families.cpab import BOUNDARIES, CPAPrior, cpa_flow, cpa_jacobian, cpa_space, cpa_velocity, grid_tessellation
+from monai_diffeo.flow.kept import _kept
 from tests.families.cpab.shapes import delaunay, field, points
 
 GRIDS = [(5,), (3, 3), (2, 2, 2)]
@@ -241,8 +242,7 @@ def test_numbers_that_are_none_come_out_as_such_and_absurd_ones_are_refused(monk
 
 
 def test_it_works_under_inference_mode_and_serves_autograd_afterwards():
-    flow_module._to.cache_clear()
-    flow_module._quadrature.cache_clear()
+    _kept.clear()
     tessellation, v = field((2, 2))
     with torch.inference_mode():
         quiet = cpa_flow(tessellation, v, points(10, 2))
