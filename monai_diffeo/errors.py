@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 __all__ = ["ConfigError", "DiffeoError", "FilmError", "NumericalError", "OutputError", "ShapeError", "WeightsError"]
 
 
@@ -24,7 +26,7 @@ class ShapeError(DiffeoError, ValueError):
         remedy: what to do, one sentence.
     """
 
-    def __init__(self, who: str, argument: str, expected: str, actual: tuple[int, ...], remedy: str = "") -> None:
+    def __init__(self, who: str, argument: str, expected: str, actual: Sequence[object], remedy: str = "") -> None:
         self.expected, self.actual = expected, tuple(actual)
         super().__init__(f"{who}: '{argument}' must have shape {expected}, got {self.actual}. {remedy}".rstrip())
 

@@ -50,7 +50,7 @@ def infer_rows_first(
     films = MetaTensor(to_rows_first(images.as_tensor(), axes))
     films.copy_meta_from(images, copy_attr=False)
     films.meta = {**films.meta, FILM_AXES: axes}
-    shape = tuple(films.shape[2:])
+    shape = films.shape[2], films.shape[3]
     frame = tuple(images.shape[2:])
 
     def follow(part: Tensor, name: str) -> Tensor:
@@ -66,7 +66,7 @@ def infer_rows_first(
         if kind == "points":
             return _moved(part, axes, shape)
         if kind == "boxes":
-            corners = convert_box_mode(part.reshape(-1, 4), src_mode=mode or None)
+            corners = torch.as_tensor(convert_box_mode(part.reshape(-1, 4), src_mode=mode or None))
             corners = _moved(corners.reshape(-1, 2, 2), axes, shape, edge=1)
             boxes = convert_box_mode(torch.cat([corners.amin(1), corners.amax(1)], 1), dst_mode=mode or None)
             return boxes.reshape(part.shape)

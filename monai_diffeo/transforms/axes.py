@@ -52,7 +52,7 @@ class EnsureRowsFirst(Transform):
         axes = "y,x" if axes is None else axes
         out = MetaTensor(to_rows_first(plane.as_tensor(), axes)[None])
         out.copy_meta_from(film)
-        out.affine = affine_rows_first(film.affine, axes, tuple(out.shape[1:]))
+        out.affine = affine_rows_first(film.affine, axes, (out.shape[1], out.shape[2]))
         out.meta = {**out.meta, FILM_AXES: axes, _SHAPE: ",".join(map(str, spatial))}
         return out
 

@@ -110,7 +110,7 @@ def test_all_parts_of_the_training_run_and_their_means_are_what_inference_reads(
                 sources=["x"],
                 epochs=2,
                 batch_size=2,
-                **settings,
+                **{"val_interval": 0, **settings},
             )
             workflow.initialize()
             workflow.run()

@@ -126,7 +126,7 @@ class RandDiffeomorphism(RandomizableTransform, InvertibleTransform):
         if len(size) not in dims or min(size) < 2:
             named = " or ".join(f"(C, {', '.join('HWD'[:d])})" for d in dims) + " with at least 2 voxels along every axis"
             remedy = "Add the channel axis, squeeze axes of one voxel, or use kind='svf' for volumes."
-            raise ShapeError("RandDiffeomorphism", "img", named, ("C", *size), remedy)  # type: ignore[arg-type]
+            raise ShapeError("RandDiffeomorphism", "img", named, ("C", *size), remedy)
         name = "theta" if family is not None else "velocity" if self.kind == "svf" else "displacement"
         record: dict[str, Any] = {name: torch.empty(0), "num_steps": self.num_steps}
         if not self._drawn:
