@@ -276,7 +276,7 @@ def test_a_bundle_in_the_style_of_the_zoo_is_allowed_and_means_the_same():
 @pytest.mark.parametrize("bundle", ["cxr_lung_segmentation", "cxr_lung_template"])
 def test_our_film_bundles_are_allowed(bundle):
     parser = bundle_parser(ROOT / "bundles" / bundle, {"enabled": False})
-    assert parser.get_parsed_content("network").training and parser.get_parsed_content("inferer").enabled is False
+    assert not parser.get_parsed_content("network").training and parser.get_parsed_content("inferer").enabled is False
 
 
 def test_a_bundle_with_scripts_is_allowed_only_if_it_is_trusted():
