@@ -58,7 +58,7 @@ def wrapped_command(bundle: Path, canonicalizer: str | None = None, written: Pat
         written: what :func:`write_wrapped` wrote, in place of the overlay.
 
     Raises:
-        ConfigError: if the bundle has no configuration or no inferer, or several.
+        ConfigError: if the bundle has no configuration or no inferer, or several; if the canonicaliser is for other axes.
         WeightsError: if there is no canonicaliser.
     """
     from monai_diffeo.inferers import overlay_path
@@ -138,7 +138,16 @@ def _parts(bundle: Path, canonicalizer: str | None) -> tuple[str, dict[str, Any]
     name = next((name for name in names if (bundle / name).is_file()), None)
     if name is None:
         raise ConfigError(f"wrap: a bundle must have {' or '.join(names)}, {str(bundle)!r} has none. Check the path.")
-    return name, ConfigParser.load_config_file(bundle / name), energy
+    config = ConfigParser.load_config_file(bundle / name)
+    families = ConfigParser.load_config_file(energy / "canonicalizer.json")["families"].values()
+    network, has = config.get("network_def"), {family.get("spatial_dims", 2) for family in families}
+    asked = network.get("spatial_dims") if isinstance(network, dict) else None
+    if asked in (2, 3) and asked not in has and "SliceInferer" not in str(config):
+        remedy = "Fit one with `monai-diffeo fit --bundle_root BUNDLE`."
+        raise ConfigError(
+            f"wrap: the canonicaliser must be for images with {asked} axes as {name} is, got {sorted(has)}. {remedy}"
+        )
+    return name, config, energy
 
 
 def _own_inferer(config: Mapping[str, Any], name: str) -> tuple[str, list[str]]:

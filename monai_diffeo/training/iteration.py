@@ -53,15 +53,16 @@ class TrainingIteration:
 class LossCurve:
     """Handler that writes the mean losses of each epoch, and the seconds since the start, to a CSV file.
 
-    Of several processes the first writes, its own losses.
+    Of several processes the first writes, its own losses. The rows of a training that goes on, or has failed, are in
+    ``<path>.part``.
 
     Args:
-        path: file to write; an existing one is replaced after the first epoch.
+        path: file to write; an existing one is replaced at the end of a training.
         progress: print one line an epoch.
     """
 
     def __init__(self, path: str | Path, progress: bool = True) -> None:
-        self.path, self.progress = Path(path), progress
+        self.path, self.part, self.progress = Path(path), Path(f"{path}.part"), progress
 
     def attach(self, engine) -> None:
         from ignite.engine import Events
@@ -71,6 +72,7 @@ class LossCurve:
         engine.add_event_handler(Events.STARTED, self._start)
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._collect)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self._write)
+        engine.add_event_handler(Events.COMPLETED, lambda: self.part.replace(self.path))
 
     def _start(self, engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -85,7 +87,7 @@ class LossCurve:
     def _write(self, engine) -> None:
         row = {"epoch": engine.state.epoch, **{name: round(s / self.count, 6) for name, s in self.sums.items()}}
         row["seconds"] = round(time.perf_counter() - self.began, 1)
-        with open(self.path, self.mode, newline="") as file:
+        with open(self.part, self.mode, newline="") as file:
             writer = csv.DictWriter(file, row)
             if not file.tell():
                 writer.writeheader()

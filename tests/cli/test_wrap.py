@@ -146,6 +146,18 @@ def test_what_cannot_be_reached_is_an_error_that_says_what_to_do(changes, says, 
     assert [path.name for path in (root / "configs").iterdir()] == ["inference.json"]
 
 
+@pytest.mark.parametrize("inferer, refused", [("SlidingWindowInferer", True), ("SliceInferer", False)])
+def test_a_canonicaliser_of_images_is_for_volumes_only_slice_by_slice(inferer, refused, bundle):
+    network = {"_target_": "UNet", "spatial_dims": 3}
+    root = bundle({**CONFIG, "network_def": network, "inferer": {"_target_": inferer, "roi_size": [8, 8, 8]}})
+    if refused:
+        with pytest.raises(ConfigError, match="must be for images with 3 axes as configs/inference.json is, got .2."):
+            wrapped_command(root)
+    else:
+        wrapped_command(root)
+    wrapped_command(bundle({**CONFIG, "network_def": {**network, "spatial_dims": 2}}))
+
+
 def test_the_file_is_written_again_but_no_other_file_is_replaced(bundle):
     root = bundle(CONFIG)
     for words, folder in (([], str(root / "models" / "energy")), (["--canonicalizer", "cxr"], "cxr")):

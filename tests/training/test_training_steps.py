@@ -246,6 +246,33 @@ def test_the_loss_curve_averages_an_epoch_replaces_an_old_file_and_can_be_silent
     assert "curve" not in capsys.readouterr().out
 
 
+def test_a_training_that_fails_leaves_the_old_curve(tmp_path):
+    path = tmp_path / "curve.csv"
+    path.write_text("old")
+    step, network, rate = recipe("baseline")
+
+    def fail_in_the_second_epoch(engine):
+        if engine.state.epoch == 2:
+            raise KeyboardInterrupt
+
+    trainer = SupervisedTrainer(
+        device=torch.device("cpu"),
+        max_epochs=2,
+        train_data_loader=[films()],
+        network=network,
+        loss_function=None,
+        optimizer=torch.optim.Adam(network.parameters(), rate),
+        iteration_update=TrainingIteration(step),
+        train_handlers=[LossCurve(path, progress=False)],
+    )
+    from ignite.engine import Events
+
+    trainer.add_event_handler(Events.EPOCH_STARTED, fail_in_the_second_epoch)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert path.read_text() == "old" and len((tmp_path / "curve.csv.part").read_text().splitlines()) == 2
+
+
 def test_the_network_under_test_is_not_trained():
     network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.BatchNorm2d(4), nn.Conv2d(4, 1, 1))
     step, (_, predictor, rate) = PredictorStep(FAMILY, network), recipe("predictor")
