@@ -53,11 +53,12 @@ def bundle_root(given: str | PathLike[str], name: str) -> str:
     the folder of a bundle, or nothing where the bundle is one file. So for ``"."`` it is the first bundle with the title of our
     bundle ``name`` among the working directory and the folders of Python's path, or else our bundle, and a line of the log.
     """
-    if str(given) != "." or (Path(_METADATA)).is_file():
+    if str(given) != "." or _METADATA.is_file():
         return str(Path(given).absolute())
     ours = bundles_folder() / name
-    for folder in map(Path, sys.path):
-        if str(folder) and _title(folder) == _title(ours) is not None:
+    title = _title(ours)
+    for folder in map(Path, sys.path) if title is not None else ():
+        if _title(folder) == title:
             return str(folder.absolute())
     _log.warning("bundle_root(): the working directory is no bundle; weights come from that of the package, %s.", name)
     return str(ours)

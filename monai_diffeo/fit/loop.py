@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.files import write_atomically
 from monai_diffeo.fit.parts import FitPart
+from monai_diffeo.networks import save_weights
 
 __all__ = ["CHECKPOINT", "cycle", "seconds_a_step", "train_part"]
 
@@ -124,7 +125,7 @@ def train_part(
         every: seconds between checkpoints.
 
     Raises:
-        NumericalError: if a step fails, with the part; nothing stands in for it.
+        NumericalError: if a step fails, with the part, or weights are not finite; nothing stands in for it.
     """
     checkpoint = folder / CHECKPOINT
     try:
@@ -148,8 +149,7 @@ def train_part(
     except (RuntimeError, ValueError) as error:
         remedy = "Nothing stands in for it. Check the images for odd values; a smaller --size needs less memory."
         raise NumericalError(f"fit: the {part.name} failed: {str(error).splitlines()[0]}. {remedy}") from error
-    weights = training.network.cpu().state_dict()
-    _write(folder / f"{part.name}.pt", {k: v.half() if v.is_floating_point() else v for k, v in weights.items()})
+    save_weights(training.network, folder / f"{part.name}.pt", half=True)
     checkpoint.unlink(missing_ok=True)
 
 

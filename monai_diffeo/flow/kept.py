@@ -12,9 +12,8 @@ from torch import Tensor
 __all__ = ["MOST_BYTES", "keep_tensors", "kept_bytes"]
 
 MOST_BYTES = 256 * 2**20  # of all functions together, on all devices
-_kept: dict[
-    Hashable, tuple[Any, int]
-] = {}  # the last is the last that was used; no lock, which a forked worker may find closed
+# the last is the last that was used; no lock, which a forked worker may find closed
+_kept: dict[Hashable, tuple[Any, int]] = {}
 
 
 def keep_tensors(function: Callable[..., Any]) -> Callable[..., Any]:

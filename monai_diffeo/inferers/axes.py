@@ -17,6 +17,7 @@ from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.answers import map_parts
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.inferers.arguments import each_argument
+from monai_diffeo.inferers.record import like_input
 from monai_diffeo.radiograph.axes import FILM_AXES, film_axes, from_rows_first, to_rows_first
 from monai_diffeo.radiograph.film import joined_notes
 from monai_diffeo.radiograph.nifti import index_matrix
@@ -47,8 +48,7 @@ def infer_rows_first(
 
     Its canonicalisation is that of the films as rows x columns, and its notes say so. Arguments on their frame follow them.
     """
-    films = MetaTensor(to_rows_first(images.as_tensor(), axes))
-    films.copy_meta_from(images, copy_attr=False)
+    films = like_input(to_rows_first(images.as_tensor(), axes), images)
     films.meta = {**films.meta, FILM_AXES: axes}
     shape = films.shape[2], films.shape[3]
     frame = tuple(images.shape[2:])
@@ -74,9 +74,7 @@ def infer_rows_first(
             return part  # scores
         if not isinstance(part, MetaTensor):
             return from_rows_first(part, axes)
-        answer = MetaTensor(from_rows_first(part.as_tensor(), axes))
-        answer.copy_meta_from(images, copy_attr=False)
-        return answer
+        return like_input(from_rows_first(part.as_tensor(), axes), images)
 
     result = infer(films, network, *args, **kwargs)
     found, said = result.canonicalization, "rows and columns were exchanged, as the metadata say"
