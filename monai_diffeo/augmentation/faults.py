@@ -65,7 +65,7 @@ def _over_exposed(films: Tensor, masks: Tensor, generator: torch.Generator | Non
 
 
 def _white_lung(films: Tensor, masks: Tensor, generator: torch.Generator | None) -> tuple[Tensor, Tensor]:
-    """The half of the masks on one side of their middle column, whitened with all that lies around it, so that no edge is left."""
+    """Masks on one side of their middle column whitened with all that lies around, so that no edge is left."""
     lungs = (masks > 0.5).any(1, keepdim=True).to(films)
     columns = torch.arange(films.shape[3], dtype=films.dtype, device=films.device)
     middle = (lungs * columns).sum((2, 3), keepdim=True) / lungs.sum((2, 3), keepdim=True).clamp(min=1)
