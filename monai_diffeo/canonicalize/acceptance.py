@@ -7,6 +7,7 @@ finite is never accepted.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
-    "confident_rotations", "finite_rows", "high_energy_note", "looks_again", "mirrored_note", "negative_note",
+    "confident_rotations", "finite_rows", "high_energy_note", "looks_again", "mirrored_note", "negative_note", "prefer_motion",
     "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_rotation",
     "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
@@ -58,6 +59,17 @@ def looks_again(ddf: Tensor, min_motion: float) -> Tensor:
     """
     frame = torch.tensor(ddf.shape[2:]).to(ddf).view(-1, *[1] * (ddf.ndim - 2))
     return (ddf / frame).square().sum(1).sqrt().flatten(1).mean(1) > min_motion
+
+
+def prefer_motion(energy: float, agreement: float, agreement_at_rest: float, limits: Mapping[str, float]) -> bool:
+    """Whether the answers on a deformed image count, or those on the image as it was given, only rotated.
+
+    A network that knows many poses answers best on the pose that it is given. So its answers on the deformed image count
+    only if that became like the training images, with an ``energy`` of at most ``limits["energy"]``, and if the answers from
+    several poses then disagree less: by the factor ``limits["disagreement"]`` or more. An agreement that is not known is 0.
+    """
+    gained = 1 - (agreement if agreement == agreement else 0.0) <= limits["disagreement"] * (1 - agreement_at_rest)
+    return not math.isfinite(agreement_at_rest) or (energy <= limits["energy"] and gained)
 
 
 def refuse_rotation(energy_as_given: float, energy_rotated: float) -> bool:

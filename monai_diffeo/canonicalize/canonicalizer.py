@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -237,7 +238,33 @@ class Canonicalizer(nn.Module):
             forward=_identity_unless(done, forward),
             inverse=_identity_unless(done, inverse),
             sampling=self.sampling,
+            rotations=torch.where(done, rotations, 0),
         )
+
+    def at_rest(self, given: Tensor, found: Canonicalization) -> Canonicalization:
+        """What was found for images ``(B, C, *S)``, with the rotations alone; rows that were not moved stay as they are."""
+        if found.rotations is None:
+            raise ValueError("Canonicalizer.at_rest(): 'found' must be a result of this canonicalizer, it has no rotations.")
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(given.device.type, enabled=False):
+            image = given.detach().float()
+            upright, done = _rotated(image, found.rotations), found.moved
+            maps = [Deformation.identity(len(image), upright.shape[2:], image.device)] * 2
+            forward, inverse = _rotated_maps(maps[0], maps[1], found.rotations)
+            energy = self.energy(self._resampled(_rows(done, upright, 0.0)))
+            note = "not deformed: the answers on it agree as well"
+            return replace(
+                found,
+                image=_rows(done, upright.to(found.image.dtype), found.image),
+                velocity=torch.zeros_like(found.velocity),
+                ddf=forward.ddf(upright.shape[2:]),
+                inverse_ddf=inverse.ddf(image.shape[2:]),
+                energy_after=torch.where(done, energy, found.energy_after),
+                folding_fraction=torch.zeros_like(found.folding_fraction),
+                inverse_error=torch.zeros_like(found.inverse_error),
+                notes=tuple("; ".join(filter(None, (n, note))) if d else n for n, d in zip(found.notes, done.tolist())),
+                forward=forward,
+                inverse=inverse,
+            )
 
     def _size(self, image: Tensor) -> tuple[int, ...]:
         """The frame on which images are looked at."""

@@ -57,6 +57,8 @@ class Canonicalization:
         agreement: how much the answers from several poses agree, shape ``(B,)``, 0 to 1; None where there was one pose.
         forward, inverse: the maps of which ``ddf`` and ``inverse_ddf`` are the displacements; they hold outside the frame too.
         sampling: how ``image`` was sampled, and how :meth:`tta_samples` are, see :func:`move_image`.
+        rotations: number of the rotation of the axes that each image showed, see :func:`~monai_diffeo.flow.axis_rotations`,
+            shape ``(B,)``; None where nothing was asked.
     """
 
     image: Tensor
@@ -74,6 +76,7 @@ class Canonicalization:
     notes: tuple[str, ...]
     agreement: Tensor | None = field(default=None, kw_only=True)
     sampling: str = field(default="bilinear", kw_only=True)
+    rotations: Tensor | None = field(default=None, kw_only=True)
     forward: Deformation
     inverse: Deformation
 
@@ -99,9 +102,26 @@ class Canonicalization:
         joined |= {name: Deformation.join([getattr(r, name) for r in results]) for name in ("forward", "inverse")}
         joined |= {name: sum((getattr(r, name) for r in results), ()) for name in ("status", "notes")}
         terms = {name: torch.cat([r.terms[name] for r in results]) for name in first.terms}
-        agreements = [r.agreement for r in results]
-        joined["agreement"] = None if any(a is None for a in agreements) else torch.cat(agreements)  # type: ignore[arg-type]
+        for name in ("agreement", "rotations"):
+            parts = [getattr(r, name) for r in results]
+            joined[name] = None if any(part is None for part in parts) else torch.cat(parts)
         return cls(**joined, terms=terms, seconds=sum(r.seconds for r in results), sampling=first.sampling)
+
+    def where(self, rows: Tensor, other: Canonicalization) -> Canonicalization:
+        """These images in ``rows`` ``(B,)``, bool, and the same images as ``other`` has them elsewhere."""
+        pairs = zip(rows.tolist(), self.rows(), other.rows())
+        return Canonicalization.join([mine if keep else others for keep, mine, others in pairs])
+
+    def rows(self) -> list[Canonicalization]:
+        """A result for each image."""
+        found = []
+        for i, (forward, inverse) in enumerate(zip(self.forward.rows(), self.inverse.rows())):
+            one = slice(i, i + 1)
+            parts: dict[str, Any] = {name: getattr(self, name)[one] for name in (*_TENSORS, "status", "notes")}
+            parts |= {n: None if (v := getattr(self, n)) is None else v[one] for n in ("agreement", "rotations")}
+            parts["terms"] = {name: term[one] for name, term in self.terms.items()}
+            found.append(replace(self, **parts, forward=forward, inverse=inverse))
+        return found
 
     @property
     def largest_displacement(self) -> Tensor:

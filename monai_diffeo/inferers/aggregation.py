@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_diffeo.canonicalize.answers import declared_part
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["agreement", "join_predictions", "mean_prediction"]
+__all__ = ["agreement", "choose_rows", "join_predictions", "mean_prediction"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Any:
@@ -48,6 +48,22 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) 
         parts = [mean_prediction(list(items), moved, declared_part(outputs, i)) for i, items in columns]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
     return first
+
+
+def choose_rows(keep: Tensor, first: Any, second: Any) -> Any:
+    """Predictions of one structure: rows of the first where ``keep`` ``(B,)``, bool, and of the second elsewhere."""
+
+    def choose(one: Any, other: Any) -> Any:
+        if isinstance(one, Tensor) and one.ndim and len(one) == len(keep):
+            return torch.where(keep.to(one.device).view(-1, *[1] * (one.ndim - 1)), one, other)
+        if isinstance(one, Mapping):
+            return {key: choose(one[key], other[key]) for key in one}
+        if isinstance(one, (list, tuple)):
+            parts = [choose(a, b) for a, b in zip(one, other)]
+            return type(one)(*parts) if hasattr(one, "_fields") else type(one)(parts)
+        return one
+
+    return choose(first, second)
 
 
 def join_predictions(answers: Sequence[Any]) -> Any:

@@ -15,12 +15,13 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
+from monai_diffeo.canonicalize.acceptance import prefer_motion
 from monai_diffeo.canonicalize.answers import check_outputs, map_parts
 from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.inferers.aggregation import agreement, join_predictions, mean_prediction
+from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction
 from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
 from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
 from monai_diffeo.inferers.record import forget, like_input, records_of, tell
@@ -79,6 +80,10 @@ class DiffeoInferer(Inferer):
         images: which further arguments of the network are images, by name, or by position after the network from 0:
             ``["prior", 0]``. ``{"prior": "map", "organs": "labels"}`` says how each moves; ``"scores"`` does not move. A
             ``condition`` always moves. Any other argument on the images' frame is an error.
+        motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network at as many poses of the image that is only
+            rotated, too. The answers on the deformed image count only if its energy is at most the one, and if they disagree
+            at most by this factor of the others' disagreement. For networks that were trained on many poses; needs several
+            ``tta_samples``. None always takes the answers on the deformed image.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
@@ -104,6 +109,7 @@ class DiffeoInferer(Inferer):
         on_result: Callable[[Canonicalization], None] | None = None,
         outputs: Any = None,
         images: Any = (),
+        motion_limits: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         if fallback not in ("identity", "raise"):
@@ -120,7 +126,7 @@ class DiffeoInferer(Inferer):
             check_callable("DiffeoInferer", "inferer", inferer, "an inferer", "Create it first, for example SimpleInferer().")
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
         self.inferer: Any = SimpleInferer() if inferer is None else inferer
-        self.images = check_images(images)
+        self.images, self.motion_limits = check_images(images), _check_limits(motion_limits)
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -179,15 +185,28 @@ class DiffeoInferer(Inferer):
             warn_of_unknown_axes(inputs, found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
-        with torch.autocast(inputs.device.type, enabled=False):
-            live = replace(found, image=found.moved_image(given)) if given.requires_grad and torch.is_grad_enabled() else found
-            poses = [live] if count == 1 else live.tta_samples(given, count)
-        results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
-        predictions = [result.prediction for result in results]
-        found = replace(found, agreement=agreement(predictions, found.moved, self.outputs))
+
+        def ask(found: Canonicalization) -> tuple[Canonicalization, Any, list[DiffeoResult]]:
+            with torch.autocast(inputs.device.type, enabled=False):
+                live = (
+                    replace(found, image=found.moved_image(given)) if given.requires_grad and torch.is_grad_enabled() else found
+                )
+                poses = [live] if count == 1 else live.tta_samples(given, count)
+            results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
+            predictions = [result.prediction for result in results]
+            found = replace(found, agreement=agreement(predictions, found.moved, self.outputs))
+            return found, mean_prediction(predictions, found.moved, self.outputs), results
+
+        found, prediction, results = ask(found)
+        at_rest = getattr(self.canonicalizer, "at_rest", None)
+        if self.motion_limits and at_rest is not None and found.agreement is not None and bool(found.moved.any()):
+            rest, answer, others = ask(at_rest(given, found))
+            keep = _prefer_moved(found, rest, self.motion_limits)
+            found, results = found.where(keep, rest), results + others
+            prediction = choose_rows(keep, prediction, answer)
         if self.on_result is not None:
             self.on_result(found)
-        prediction = without = mean_prediction(predictions, found.moved, self.outputs)
+        without = prediction
         if plain and bool(found.moved.any()):
             without = self.inferer(inputs, network, *args, **kwargs)
         templates = tuple(template for result in results for template in result.templates)
@@ -221,6 +240,25 @@ class DiffeoInferer(Inferer):
         result = _infer(self.inferer, image, network, *moved, **named)
         with torch.autocast(inputs.device.type, enabled=False):
             return replace(result, prediction=pose.warp_back(result.prediction, self.mode, self.outputs))
+
+
+def _check_limits(limits: Any) -> Mapping[str, float] | None:
+    """Limits as :class:`DiffeoInferer` knows them, or None; a ValueError for others."""
+    if limits is not None:
+        if not isinstance(limits, Mapping) or set(limits) != {"energy", "disagreement"}:
+            raise ValueError(f"DiffeoInferer: 'motion_limits' must have the keys 'energy' and 'disagreement', got {limits!r}.")
+        for name, value in limits.items():
+            check_number("DiffeoInferer", f"motion_limits.{name}", value, float("-inf"), whole=False)
+    return limits
+
+
+def _prefer_moved(found: Canonicalization, rest: Canonicalization, limits: Mapping[str, float]) -> Tensor:
+    """Which images are deformed better than only rotated, ``(B,)``, bool; those that were not moved count as such."""
+    assert found.agreement is not None and rest.agreement is not None
+    columns = (found.energy_after, found.agreement, rest.agreement, found.moved)
+    rows = zip(*(column.tolist() for column in columns))
+    keep = [not moved or prefer_motion(energy, one, other, limits) for energy, one, other, moved in rows]
+    return torch.tensor(keep, device=found.moved.device)
 
 
 def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
