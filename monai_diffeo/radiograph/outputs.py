@@ -7,19 +7,23 @@ from os import PathLike
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from monai.utils import ensure_tuple
+
+from monai_diffeo.radiograph.mask_writer import DICOM_KINDS
 from monai_diffeo.radiograph.paths import split_name
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, is_pseudonym_table
 
 __all__ = ["REPORT_NAME", "film_lines", "recorded_outputs"]
 
 REPORT_NAME = "report.jsonl"
+_ENDS = (".nii.gz", ".png", *(f".{kind}.dcm" for kind in DICOM_KINDS))
 
 
 def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
     """Files that the run behind a report wrote and that still exist, by the name of the input that each belongs to.
 
     A name counts only if it is what a run would have given: in the folder of its input, below the report, beginning with the
-    input's name without suffix and ``_``, a PNG or ``.nii.gz`` file. So no record hides a file that a run did not name.
+    input's name without suffix and ``_``, a PNG, ``.nii.gz`` or ``.seg.dcm``, ``.sr.dcm``, ``.sc.dcm`` file. So no record hides a file that a run did not name.
     A table of pseudonyms beside a report with films belongs to the name of the table.
 
     Args:
@@ -28,7 +32,7 @@ def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
     report, found = Path(report), dict[str, list[Path]]()
     for record in film_lines(report):
         mask, film = record.get("mask"), PurePosixPath(record["input"])
-        names = [*(mask if isinstance(mask, list) else [mask]), record.get("figure")]
+        names = [*ensure_tuple(mask), record.get("figure"), *ensure_tuple(record.get("dicom"))]
         paths = [report.parent / name for name in names if isinstance(name, str) and _is_output_of(film, PurePosixPath(name))]
         found.setdefault(record["input"], []).extend(path for path in paths if path.is_file())
     table = report.parent / PSEUDONYMS_NAME
@@ -55,5 +59,5 @@ def film_lines(report: str | PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _is_output_of(film: PurePosixPath, output: PurePosixPath) -> bool:
-    named = output.name.startswith(f"{split_name(film.name)[0]}_") and output.name.endswith((".nii.gz", ".png"))
+    named = output.name.startswith(f"{split_name(film.name)[0]}_") and output.name.endswith(_ENDS)
     return named and output.parent == film.parent and not output.is_absolute() and ".." not in output.parts

@@ -19,6 +19,7 @@ seconds, device              wall time of the film; where the network ran
 agreement                    of the predictions of test-time augmentation, 0 to 1
 areas                        shares of the film: ``total``; of paired organs ``right`` and ``left``, null if sides are unknown
 mask, figure                 names of the outputs, relative to the output folder, or null; of one mask a class a list
+dicom                        names of the DICOM results, empty if the notes say why; only with ``--dicom_output true``
 weights_sha256               of the file of the network's weights
 settings                     SHA-256 of what decides the result besides the film; ``--resume`` keeps lines with the same one
 error, message               of a film that failed: a class and a sentence; such a line has no numbers

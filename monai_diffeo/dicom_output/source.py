@@ -1,0 +1,80 @@
+"""The header of a DICOM film, as far as results about it repeat it: patient, study, series and image."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+from typing import Any
+
+from monai_diffeo.errors import ConfigError, FilmError
+from monai_diffeo.radiograph.dicom_file import dataset_of_file
+from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS
+from monai_diffeo.radiograph.film import EXPORT, PASSED, library, quiet
+
+__all__ = ["NEEDED", "check_library", "highdicom", "new_uid", "source_of_film"]
+
+_PATIENT = ["PatientName", "PatientID", "PatientBirthDate", "PatientSex"]
+_STUDY = ["StudyDate", "StudyTime", "StudyID", "AccessionNumber", "ReferringPhysicianName"]
+_MORE = ["IssuerOfPatientID", "OtherPatientIDsSequence", "PatientAge", "PatientSize", "PatientWeight", "StudyDescription"]
+_MORE += ["PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence", "SpecificCharacterSet"]
+_UIDS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
+_IMAGE = ["Modality", "Rows", "Columns", "NumberOfFrames", "InstanceNumber", "SeriesNumber", "PatientOrientation", "ImageType"]
+_IMAGE += ["FrameOfReferenceUID", "PositionReferenceIndicator", "BodyPartExamined", "Laterality", "BurnedInAnnotation"]
+_IMAGE += ["LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"]
+_EQUIPMENT = ["Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber", "InstitutionName"]
+_EQUIPMENT += ["StationName"]
+_TAGS = [*_PATIENT, *_STUDY, *_MORE, *_UIDS, *_IMAGE, *_EQUIPMENT, *GEOMETRY_TAGS]
+NEEDED = 'DICOM results need highdicom. Install it: pip install "monai-diffeo[dicom_output]".'
+
+
+def highdicom() -> Any:
+    """The package highdicom; FilmError ``UnsupportedFile`` that names the extra where it is not installed."""
+    return library("highdicom", NEEDED)
+
+
+def check_library(who: str) -> None:
+    """The same before any film: ConfigError."""
+    try:
+        highdicom()
+    except FilmError as error:
+        raise ConfigError(f"{who}: {error.sentence}") from None
+
+
+def source_of_film(path: str | os.PathLike[str]) -> Any:
+    """Header of a DICOM film as a pydicom dataset, without pixels; it holds patient data.
+
+    Elements that results must have, empty or not, and that de-identified films may lack, are added empty.
+
+    Raises:
+        FilmError: ``MissingElement`` if a UID is missing or is none; ``MultiFrame`` for several frames; ``DamagedFile`` for a
+            header that cannot be read.
+    """
+    pydicom = library("pydicom", NEEDED)
+    try:
+        with quiet():
+            source = dataset_of_file(pydicom, Path(path), _TAGS)
+            for keyword in (*_PATIENT, *_STUDY):
+                if keyword not in source:
+                    setattr(source, keyword, "")
+            unnamed = [keyword for keyword in _UIDS if not pydicom.uid.UID(str(source.get(keyword) or "")).is_valid]
+            frames = int(source.get("NumberOfFrames") or 1)
+    except PASSED:
+        raise
+    except Exception:
+        raise FilmError("DamagedFile", f"The DICOM header cannot be read. {EXPORT}") from None
+    if unnamed or "Modality" not in source:
+        raise FilmError("MissingElement", f"The DICOM element {[*unnamed, 'Modality'][0]} is missing or no UID. {EXPORT}")
+    if frames != 1:
+        raise FilmError("MultiFrame", f"A film has one frame, got {frames}. Export one frame.")
+    return source
+
+
+def new_uid(*parts: str) -> str:
+    """A UID that follows from texts and from nothing else: the same texts give the same UID (UUID of version 5, root 2.25).
+
+    Example:
+        >>> new_uid("1.2.3", "seg") == new_uid("1.2.3", "seg") != new_uid("1.2.3", "sr")
+        True
+    """
+    return f"2.25.{uuid.uuid5(uuid.NAMESPACE_OID, chr(0).join(parts)).int}"
