@@ -1,4 +1,4 @@
-"""Results as DICOM objects: segmentation, measurement report, secondary capture; with highdicom, of the extra ``dicom_output``."""
+"""Results as DICOM objects: segmentation, report, secondary capture. They need highdicom, of the extra ``dicom_output``."""
 
 from monai_diffeo.dicom_output.capture import picture_capture
 from monai_diffeo.dicom_output.measurements import Findings, measurement_report

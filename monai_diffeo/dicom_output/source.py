@@ -11,6 +11,7 @@ from monai_diffeo.errors import ConfigError, FilmError
 from monai_diffeo.radiograph.dicom_file import dataset_of_file
 from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS
 from monai_diffeo.radiograph.film import EXPORT, PASSED, library, quiet
+from monai_diffeo.radiograph.paths import format_of_name
 
 __all__ = ["NEEDED", "check_library", "highdicom", "new_uid", "source_of_film"]
 
@@ -44,18 +45,20 @@ def check_library(who: str) -> None:
 def source_of_film(path: str | os.PathLike[str]) -> Any:
     """Header of a DICOM film as a pydicom dataset, without pixels; it holds patient data.
 
-    Elements that results must have, empty or not, and that de-identified films may lack, are added empty.
+    Elements that results must have, empty or not, are empty where a film lacks them (de-identified films do) or they are damaged.
 
     Raises:
-        FilmError: ``MissingElement`` if a UID is missing or is none; ``MultiFrame`` for several frames; ``DamagedFile`` for a
-            header that cannot be read.
+        FilmError: ``UnsupportedFile`` for a file of another format; ``MissingElement`` if a UID is missing or is none;
+            ``MultiFrame`` for several frames; ``DamagedFile`` for a header that cannot be read.
     """
+    if format_of_name(Path(path).name) != "dicom":
+        raise FilmError("UnsupportedFile", "The film is no DICOM file.")
     pydicom = library("pydicom", NEEDED)
     try:
         with quiet():
             source = dataset_of_file(pydicom, Path(path), _TAGS)
             for keyword in (*_PATIENT, *_STUDY):
-                if keyword not in source:
+                if keyword not in source or not _is_sound(pydicom, source[keyword]):
                     setattr(source, keyword, "")
             unnamed = [keyword for keyword in _UIDS if not pydicom.uid.UID(str(source.get(keyword) or "")).is_valid]
             frames = int(source.get("NumberOfFrames") or 1)
@@ -68,6 +71,16 @@ def source_of_film(path: str | os.PathLike[str]) -> Any:
     if frames != 1:
         raise FilmError("MultiFrame", f"A film has one frame, got {frames}. Export one frame.")
     return source
+
+
+def _is_sound(pydicom: Any, element: Any) -> bool:
+    """Whether a date, a time or the sex of a patient is one."""
+    try:
+        if element.VR in ("DA", "TM"):
+            getattr(pydicom.valuerep, element.VR)(element.value)
+    except ValueError:
+        return False
+    return element.keyword != "PatientSex" or element.value in ("M", "F", "O")
 
 
 def new_uid(*parts: str) -> str:

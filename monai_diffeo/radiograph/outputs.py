@@ -23,7 +23,8 @@ def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
     """Files that the run behind a report wrote and that still exist, by the name of the input that each belongs to.
 
     A name counts only if it is what a run would have given: in the folder of its input, below the report, beginning with the
-    input's name without suffix and ``_``, a PNG, ``.nii.gz`` or ``.seg.dcm``, ``.sr.dcm``, ``.sc.dcm`` file. So no record hides a file that a run did not name.
+    input's name without suffix and ``_``, a PNG, NIfTI (``.nii.gz``) or DICOM result. So no record hides a file that a run did
+    not name.
     A table of pseudonyms beside a report with films belongs to the name of the table.
 
     Args:

@@ -25,7 +25,8 @@ class Part(NamedTuple):
 class Anatomy:
     """Any structure: one outline, one area.
 
-    ``name`` heads the series of DICOM results. In all methods ``mask`` has shape ``(H, W)``, bool, and ``sides`` says where the patient's left is, None if that is unknown.
+    ``name`` heads the series of DICOM results. In all methods ``mask`` has shape ``(H, W)``, bool, and ``sides`` says where the
+    patient's left is, None if that is unknown.
     """
 
     name = "Mask"

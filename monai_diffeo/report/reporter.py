@@ -63,8 +63,8 @@ class FilmReporter:
         stopped: why nothing more can be reported, None as long as it can.
 
     Raises:
-        ConfigError: for pseudonyms with ``debug`` or ``dicom``, which show names; for ``resume`` without ``films``; for ``dicom``
-            without highdicom.
+        ConfigError: for pseudonyms with ``debug`` or ``dicom``, which show names; for ``resume`` without ``films``; without
+            highdicom, if ``dicom`` needs it.
     """
 
     def __init__(
@@ -244,7 +244,7 @@ class FilmReporter:
         except OutputError:
             raise
         except Exception as error:  # as for a picture
-            why = error.sentence if isinstance(error, FilmError) else type(error).__name__
+            why = error.sentence.rstrip(".") if isinstance(error, FilmError) else type(error).__name__
             return {"dicom": [], "notes": joined_notes(record["notes"] or "", f"no DICOM results: {why}")}
         return {"dicom": [_below(name, self.output_dir) for name in made]}
 
