@@ -45,7 +45,7 @@ def check_library(who: str) -> None:
 def source_of_film(path: str | os.PathLike[str]) -> Any:
     """Header of a DICOM film as a pydicom dataset, without pixels; it holds patient data.
 
-    Elements that results must have, empty or not, are empty where a film lacks them (de-identified films do) or they are damaged.
+    Elements that results must have, empty or not, are empty where they are damaged or missing, as in de-identified films.
 
     Raises:
         FilmError: ``UnsupportedFile`` for a file of another format; ``MissingElement`` if a UID is missing or is none;
