@@ -9,7 +9,7 @@ from typing import Any
 
 from monai_diffeo.errors import ConfigError, FilmError
 from monai_diffeo.radiograph.dicom_file import dataset_of_file
-from monai_diffeo.radiograph.dicom_geometry import GEOMETRY_TAGS
+from monai_diffeo.radiograph.dicom_geometry import sound_spacing
 from monai_diffeo.radiograph.film import EXPORT, PASSED, library, quiet
 from monai_diffeo.radiograph.paths import format_of_name
 
@@ -21,11 +21,13 @@ _MORE = ["IssuerOfPatientID", "OtherPatientIDsSequence", "PatientAge", "PatientS
 _MORE += ["PatientIdentityRemoved", "DeidentificationMethod", "DeidentificationMethodCodeSequence", "SpecificCharacterSet"]
 _UIDS = ["SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID"]
 _IMAGE = ["Modality", "Rows", "Columns", "NumberOfFrames", "InstanceNumber", "SeriesNumber", "PatientOrientation", "ImageType"]
-_IMAGE += ["FrameOfReferenceUID", "PositionReferenceIndicator", "BodyPartExamined", "Laterality", "BurnedInAnnotation"]
+_FRAME = "FrameOfReferenceUID"
+_IMAGE += [_FRAME, "PositionReferenceIndicator", "BodyPartExamined", "PixelSpacingCalibrationType"]
 _IMAGE += ["LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"]
 _EQUIPMENT = ["Manufacturer", "ManufacturerModelName", "SoftwareVersions", "DeviceSerialNumber", "InstitutionName"]
 _EQUIPMENT += ["StationName"]
-_TAGS = [*_PATIENT, *_STUDY, *_MORE, *_UIDS, *_IMAGE, *_EQUIPMENT, *GEOMETRY_TAGS]
+_SPACINGS = ["PixelSpacing", "ImagerPixelSpacing"]
+_TAGS = [*_PATIENT, *_STUDY, *_MORE, *_UIDS, *_IMAGE, *_EQUIPMENT, *_SPACINGS]
 NEEDED = 'DICOM results need highdicom. Install it: pip install "monai-diffeo[dicom_output]".'
 
 
@@ -46,6 +48,7 @@ def source_of_film(path: str | os.PathLike[str]) -> Any:
     """Header of a DICOM film as a pydicom dataset, without pixels; it holds patient data.
 
     Elements that results must have, empty or not, are empty where they are damaged or missing, as in de-identified films.
+    The place in space is left out: a projection has none. A damaged spacing or frame of reference is left out too.
 
     Raises:
         FilmError: ``UnsupportedFile`` for a file of another format; ``MissingElement`` if a UID is missing or is none;
@@ -60,7 +63,10 @@ def source_of_film(path: str | os.PathLike[str]) -> Any:
             for keyword in (*_PATIENT, *_STUDY):
                 if keyword not in source or not _is_sound(pydicom, source[keyword]):
                     setattr(source, keyword, "")
-            unnamed = [keyword for keyword in _UIDS if not pydicom.uid.UID(str(source.get(keyword) or "")).is_valid]
+            unnamed = [keyword for keyword in _UIDS if not _is_uid(pydicom, source, keyword)]
+            bad = [] if _is_uid(pydicom, source, _FRAME) else [_FRAME, "PositionReferenceIndicator"]
+            for keyword in [*bad, *(keyword for keyword in _SPACINGS if sound_spacing(source, keyword) is None)]:
+                source.pop(keyword, None)
             frames = int(source.get("NumberOfFrames") or 1)
     except PASSED:
         raise
@@ -71,6 +77,10 @@ def source_of_film(path: str | os.PathLike[str]) -> Any:
     if frames != 1:
         raise FilmError("MultiFrame", f"A film has one frame, got {frames}. Export one frame.")
     return source
+
+
+def _is_uid(pydicom: Any, source: Any, keyword: str) -> bool:
+    return bool(pydicom.uid.UID(str(source.get(keyword) or "")).is_valid)
 
 
 def _is_sound(pydicom: Any, element: Any) -> bool:

@@ -14,7 +14,7 @@ import numpy as np
 from monai_diffeo.radiograph.dicom_groups import functional_groups
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes, size_doubt
 
-__all__ = ["GEOMETRY_TAGS", "FilmGeometry", "calibrated_spacing", "film_geometry"]
+__all__ = ["GEOMETRY_TAGS", "FilmGeometry", "calibrated_spacing", "film_geometry", "sound_spacing"]
 
 _PIXEL, _DETECTOR, _SCANNED = _SPACINGS = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"
 _POSITION, _ORIENTATION, _DEPTH = _PLACES = "ImagePositionPatient", "ImageOrientationPatient", "SpacingBetweenSlices"
@@ -74,11 +74,17 @@ def calibrated_spacing(dataset) -> Pair | None:
 
     It is PixelSpacing, where the header says how it was calibrated or gives another spacing for the detector.
     """
-    pair, detector = (_pair(_text([dataset], keyword))[0] for keyword in (_PIXEL, _DETECTOR))
+    pair, detector = sound_spacing(dataset, _PIXEL), sound_spacing(dataset, _DETECTOR)
     stated = _text([dataset], _WAY).strip().lower() in _WAYS
     if pair is None or size_doubt((dataset.Rows, dataset.Columns), pair):
         return None
     return pair if stated or (detector is not None and not np.allclose(detector, pair, rtol=_SAME)) else None
+
+
+def sound_spacing(dataset, keyword: str) -> Pair | None:
+    """Spacing of rows and columns of one element, millimetres; None if it is missing or not two lengths."""
+    pair, remark = _pair(_text([dataset], keyword))
+    return None if remark else pair
 
 
 def _stated(holders: list, keywords: dict[str, None]) -> tuple[Pair, str, list[str]]:

@@ -51,7 +51,8 @@ class SaveImageFilmDicomSegd(SaveImageFilmMaskd):
     ) -> None:
         super().__init__(keys, output_dir, root, **settings)
         check_library(type(self).__name__)
-        self.segments, self.sides, self.kind = tuple(segments), tuple(sides) or ("",) * len(segments), tuple(kind)
+        self.segments, self.sides = tuple(segments), tuple(sides) or ("",) * len(segments)
+        self.kind = kind[0], kind[1], kind[2]
         if len(self.sides) != len(self.segments):
             came = f"{len(self.sides)} for {len(self.segments)} segments"
             raise ValueError(f"SaveImageFilmDicomSegd: 'sides' must have one entry a segment, got {came}.")

@@ -26,6 +26,7 @@ DE_IDENTIFIED = dict.fromkeys(
     ("PatientName PatientID PatientBirthDate PatientSex StudyDate StudyTime StudyID AccessionNumber ReferringPhysicianName "
      "Manufacturer BodyPartExamined ViewPosition PatientOrientation InstanceNumber SeriesNumber SpecificCharacterSet").split()
 )  # fmt: skip
+DAMAGED = {"PixelSpacing": [0.0, 0.0], "FrameOfReferenceUID": "", "ImagePositionPatient": [0.0, 0.0, 0.0], "Laterality": "L"}
 TIMES = set(
     "ContentDate ContentTime InstanceCreationDate InstanceCreationTime ContributionDateTime DateOfSecondaryCapture "
     "TimeOfSecondaryCapture".split()
@@ -55,7 +56,7 @@ def errors_of(path):
 
 
 @pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="needs dciodvfy: apt-get install dicom3tools")
-@pytest.mark.parametrize("settings", [*({"modality": m, "frame_of_reference": f} for m, f in CASES), DE_IDENTIFIED])
+@pytest.mark.parametrize("settings", [*({"modality": m, "frame_of_reference": f} for m, f in CASES), DE_IDENTIFIED, DAMAGED])
 def test_a_validator_finds_no_error(tmp_path, settings):
     everything = [*segments(), Segment("Lung, other parts", np.zeros(SIZE, bool), LUNG)]
     for some in (None, [Segment("Lungs", np.zeros(SIZE, bool), LUNG, "both")], everything):
