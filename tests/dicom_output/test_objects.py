@@ -51,7 +51,7 @@ def results(folder, some=None, findings=FOUND, algorithm=ALGORITHM, **settings):
 def errors_of(path):
     done = subprocess.run(["dciodvfy", str(path)], capture_output=True, text=True, timeout=60)
     said = (done.stdout + done.stderr).splitlines()
-    assert any(line in ("Segmentation", "ComprehensiveSR", "SCImage") for line in said), said
+    assert any(line in ("Segmentation", "ComprehensiveSR", "SCImage", "DeformableSpatialRegistration") for line in said), said
     return [line for line in said if "Error" in line] + ([f"exit status {done.returncode}"] if done.returncode else [])
 
 
