@@ -33,7 +33,7 @@ class VolumeReporter(FilmReporter):
     def __init__(
         self, output_dir: str | Path, root: str | Path, classes: Sequence[str], postfix: str = "labels", **settings: Any
     ) -> None:
-        super().__init__(output_dir, root, figures=False, postfix=postfix, **settings)
+        super().__init__(output_dir, root, figures=False, dicom=False, postfix=postfix, **settings)
         self.classes = tuple(classes)
 
     def done(
