@@ -77,6 +77,13 @@ def test_the_mask_is_read_back_bit_for_bit(tmp_path, modality, frame):
     assert (about.AlgorithmName, about.AlgorithmVersion) == ("monai_diffeo", "0.2.0") and "cd" * 32 in about.AlgorithmParameters
 
 
+def test_an_empty_part_has_a_frame_too(tmp_path):
+    some = [*segments(), Segment("Lung, other parts", np.zeros(SIZE, bool), LUNG)]
+    for parts in (some, some[2:]):
+        seg = hd.seg.segread(results(tmp_path, parts)[1][0])
+        assert seg.NumberOfFrames == len(parts) and np.array_equal(seg.pixel_array.reshape(-1, *SIZE)[-1], some[2].mask)
+
+
 def test_results_belong_to_the_patient_and_study_and_each_has_a_series_of_its_own(tmp_path):
     made, _ = results(tmp_path)
     source = pydicom.dcmread(tmp_path / "a.dcm")
