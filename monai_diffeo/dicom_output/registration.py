@@ -14,10 +14,6 @@ from monai_diffeo.radiograph.film import library
 __all__ = ["deformable_registration"]
 
 _CLASS, _SYNTAX = "1.2.840.10008.5.1.4.1.1.66.3", "1.2.840.10008.1.2.1"
-_PATIENT = {"patient_id": "PatientID", "patient_name": "PatientName", "patient_birth_date": "PatientBirthDate"}
-_PATIENT |= {"patient_sex": "PatientSex", "study_instance_uid": "StudyInstanceUID", "study_id": "StudyID"}
-_PATIENT |= {"study_date": "StudyDate", "study_time": "StudyTime", "accession_number": "AccessionNumber"}
-_PATIENT |= {"referring_physician_name": "ReferringPhysicianName"}
 
 
 def deformable_registration(source: Any, ddf: np.ndarray, affine: np.ndarray, algorithm: Algorithm) -> Any:
@@ -44,16 +40,16 @@ def deformable_registration(source: Any, ddf: np.ndarray, affine: np.ndarray, al
     hd, dataset = highdicom(), library("pydicom", NEEDED).Dataset
     made = algorithm.instance(source, "reg", 9004)
     equipment = made.pop("contributing_equipment")
-    copied = {argument: source.get(keyword) for argument, keyword in _PATIENT.items()}
     reg = hd.SOPClass(
         sop_class_uid=_CLASS,
         modality="REG",
         transfer_syntax_uid=_SYNTAX,
         specific_character_set=source.get("SpecificCharacterSet"),
         series_description="Deformation (monai_diffeo)",
-        **copied,
+        study_instance_uid=source.StudyInstanceUID,
         **made,
     )
+    reg.copy_patient_and_study_information(source)
     reg.ContributingEquipmentSequence = equipment
     reg.ContentDate, reg.ContentTime = reg.InstanceCreationDate, reg.InstanceCreationTime
     reg.ContentLabel, reg.ContentDescription, reg.ContentCreatorName = "DEFORMATION", "Film to canonical film", ""

@@ -41,6 +41,7 @@ def test_its_vectors_lead_from_the_canonical_film_to_the_film(tmp_path):
     reg, source = pydicom.dcmread(file), pydicom.dcmread(path)
     (item,) = reg.DeformableRegistrationSequence
     (grid,) = item.DeformableRegistrationGridSequence
+    assert str(reg.PatientName) == "Müller^Jörg" and reg.StudyInstanceUID == source.StudyInstanceUID
     assert item.SourceFrameOfReferenceUID == source.FrameOfReferenceUID != reg.FrameOfReferenceUID
     assert list(grid.GridDimensions) == [SIZE[1], SIZE[0], 1] and list(grid.GridResolution)[:2] == [7.0, 4.0]
     vectors = np.frombuffer(grid.VectorGridData, "<f4").reshape(*SIZE, 3)
