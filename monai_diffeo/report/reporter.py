@@ -22,13 +22,15 @@ from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 from monai_diffeo.radiograph.mask_writer import MaskNames, figure_path
-from monai_diffeo.radiograph.outputs import REPORT_NAME
+from monai_diffeo.radiograph.outputs import LOG_NAME, REPORT_NAME
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
+from monai_diffeo.report.audit import AuditFile
 from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import failure_record, film_record, json_safe, versions
 from monai_diffeo.report.resume import lines_that_hold, settings_sha256, sha256_or_none
 from monai_diffeo.report.run_folder import RunFolder
+from monai_diffeo.report.run_log import RunLog
 from monai_diffeo.report.sides import PatientSides, patient_sides
 from monai_diffeo.report.writer import FINISHED_WITH_FAILURES, ReportWriter
 
@@ -36,7 +38,7 @@ __all__ = ["FilmReporter"]
 
 
 class FilmReporter:
-    """Writes ``report.jsonl`` and the figures of a run, for any segmentation of films.
+    """Writes ``report.jsonl``, ``audit.jsonl``, ``run.log`` and the figures of a run, for any segmentation of films.
 
     :class:`monai_diffeo.engines.FilmEvaluator` tells it of each film. For an anatomy of your own pass an :class:`Anatomy`;
     further fields and another picture come from :meth:`more` and :meth:`draw` of a subclass.
@@ -139,7 +141,11 @@ class FilmReporter:
                 raise ConfigError(f"FilmReporter: pseudonyms hide names, {came}. Give --output_dir another folder.")
             names = {name: _below(film, self.root) for film, name in self.pseudonyms.items()}
             self.folder.wrote([write_pseudonyms(self.output_dir / PSEUDONYMS_NAME, names)])
+        hashes = {"weights_sha256": self.weights_sha256, "settings": self.settings_sha256}
+        self.audit = AuditFile(self.output_dir, {**hashes, "device": self.device})
         self.writer = ReportWriter(self.output_dir / REPORT_NAME, kept=self.kept.values())
+        self.log = RunLog(self.output_dir / LOG_NAME, films - len(self.kept), going_on=bool(self.kept))
+        self.log.say(f"run of {films} films begins, {len(self.kept)} kept; device {self.device}, mode {self.mode}, {hashes}")
         for line in self.kept.values():
             self.folder.wrote(self.output_dir / name for name in [*ensure_tuple(line["mask"]), line["figure"]] if name)
         if not films:
@@ -159,6 +165,9 @@ class FilmReporter:
             except OSError as error:
                 self.stopped = str(output_error(error))
         self.folder.release(forget=self.stopped is None)
+        self.audit.close()
+        self.log.say(self.stopped or self.writer.summary().partition(" Report: ")[0])
+        self.log.close()
         if self.stopped is not None:
             print(f"The report is not complete, and the run ends here. {self.stopped}", file=sys.stderr)
             return FINISHED_WITH_FAILURES
@@ -173,7 +182,7 @@ class FilmReporter:
         name = self._name(path)
         try:
             self.folder.remove(name)
-            self.writer.write(failure_record(name, error, sha256_or_none(path)))
+            self._write(failure_record(name, error, sha256_or_none(path)))
         except OSError as lost:
             self.stopped = str(output_error(lost))
 
@@ -216,8 +225,15 @@ class FilmReporter:
             except Exception as error:  # the mask is there: a picture that fails must not fail the film
                 record["figure"] = None
                 record["notes"] = joined_notes(record["notes"] or "", f"no picture: {type(error).__name__}")
+        drawn = None if record["figure"] is None else figure
+        self._write(record, masks, drawn)
+        self.folder.wrote([*masks, *([drawn] if drawn else [])])
+
+    def _write(self, record: dict[str, Any], masks: Sequence[Path] = (), figure: Path | None = None) -> None:
+        """A line of the audit, then of the report, then of the log, and a step of the bar."""
+        self.audit.append(record, masks, figure)
         self.writer.write(record)
-        self.folder.wrote(masks if record["figure"] is None or figure is None else [*masks, figure])
+        self.log.film(record)
 
     def _fields(self, masks: Sequence[Path], figure: Path | None) -> dict[str, Any]:
         """Fields of a record that do not depend on what was found."""

@@ -18,6 +18,7 @@ from monai_diffeo.report.cxr import LungReporter
 from tests.report.helpers import known_result
 
 SIZE = (40, 55)
+TOLD = {"report.jsonl", "audit.jsonl", "run.log"}
 NUMBER, TEXT, SHA = {"type": ["number", "null"]}, {"type": "string"}, {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"}
 SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 VERSIONS = {"type": "object", "additionalProperties": TEXT, "minProperties": 5}
@@ -187,7 +188,7 @@ def test_a_rerun_removes_what_fails_now_or_is_gone_and_says_so(tmp_path, capsys)
     assert run(tmp_path, "a.png", "b.png", "c.png", kind=Sketch) == 0
     assert run(tmp_path, "a.png", failed=["b.png"], figures=False) == 3
     films, closing = films_of(tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_organ.png", "report.jsonl"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_organ.png", *TOLD}
     assert closing["removed"] == [
         "b_organ.png", "b_organ_report.png", "a_organ_report.png", "c_organ.png", "c_organ_report.png"
     ]  # fmt: skip
@@ -219,7 +220,7 @@ def test_a_film_that_fails_after_its_mask_was_written_keeps_no_mask(tmp_path):
     with pytest.raises(TypeError):
         report(reporter, "a.png", film, "no mask", result)
     reporter.failed(str(tmp_path / "a.png"), ValueError())
-    assert reporter.end() == 4 and [p.name for p in tmp_path.iterdir()] == ["report.jsonl"]
+    assert reporter.end() == 4 and {p.name for p in tmp_path.iterdir()} == TOLD
 
 
 def test_an_empty_mask_is_noted(tmp_path):

@@ -1,0 +1,45 @@
+"""What a person should do about a film: the one place that reads it from a line of the report, and its colours and words."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+from monai_diffeo.canonicalize.result import REJECTED
+from monai_diffeo.report.record import FAILED, SWITCHED_OFF
+
+__all__ = ["ACTIONS", "DECISION_COLOURS", "NO_RESULT", "OK", "REVIEW", "decision", "outcome"]
+
+OK, REVIEW, NO_RESULT = "ok", "review", "no result"
+ACTIONS = {OK: "nothing to do", REVIEW: "look at this film", NO_RESULT: "no result"}
+DECISION_COLOURS = {OK: "#3ddc97", REVIEW: "#ffb000", NO_RESULT: "#ff5d73"}
+_DOUBTS = re.compile(
+    r"the mask is empty|looks mirrored|looks like a negative|remains unlike the training images"
+    r"|header names (another body part|an? \w+ view|another view)"
+)
+
+
+def decision(record: Mapping[str, Any]) -> str | None:
+    """:data:`OK`, :data:`REVIEW` or :data:`NO_RESULT` of a :func:`film_record`; None where it has no status.
+
+    A field ``decision`` of the record counts before all else. Otherwise a film that failed has no result. A film is to be
+    reviewed if it was rejected, if a note speaks against its mask, or if the guard of a template transformer had to act.
+    """
+    if (given := record.get("decision")) in ACTIONS:
+        return given
+    status, template = str(record.get("status") or ""), record.get("template") or {}
+    if status.startswith(FAILED):
+        return NO_RESULT
+    guarded = template.get("factor", 1) != 1 or template.get("level", 0) != 0
+    if status.startswith(REJECTED) or guarded or _DOUBTS.search(str(record.get("notes") or "")):
+        return REVIEW
+    return OK if status else None
+
+
+def outcome(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Status in one word, and its reason; a film of a run without canonicalisation was segmented, and nothing was left alone."""
+    status, _, reason = str(record.get("status") or "").partition(": ")
+    if record.get("status") == SWITCHED_OFF:
+        return "segmented", "without canonicalisation"
+    return status, reason or str(record.get("message") or "")
