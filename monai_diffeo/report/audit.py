@@ -1,4 +1,4 @@
-"""``audit.jsonl``: one line for each film of each run, for good. A new run may replace the report; it never touches these lines.
+"""``audit.jsonl``: one line for each film of each run, for good. A new run may replace the report, never these lines.
 
 ========================= =================================================================================================
 field                     meaning
@@ -11,7 +11,7 @@ versions, device          of the packages; where the network ran
 seconds                   wall time of the film; of one that failed, since the line before or the beginning of the run
 decision, status          what a person should do; what happened, in the words of the report
 error                     class of the error of a film that failed, else null
-outputs                   SHA-256 of each output by its kind, ``mask`` and ``figure``; of several masks a list; null if not there
+outputs                   SHA-256 of each output by its kind, ``mask`` and ``figure``; null if none, of several a list
 ========================= =================================================================================================
 
 There is no name in it, of a film, a folder or a person: what is never removed must not hold them. The SHA-256 tells the film.

@@ -38,7 +38,7 @@ def decision(record: Mapping[str, Any]) -> str | None:
 
 
 def outcome(record: Mapping[str, Any]) -> tuple[str, str]:
-    """Status in one word, and its reason; a film of a run without canonicalisation was segmented, and nothing was left alone."""
+    """Status without its reason, and the reason; a film of a run without canonicalisation was segmented, not left alone."""
     status, _, reason = str(record.get("status") or "").partition(": ")
     if record.get("status") == SWITCHED_OFF:
         return "segmented", "without canonicalisation"

@@ -21,8 +21,8 @@ __all__ = ["LineFile", "json_line"]
 
 
 class LineFile:
-    """A file opened for appending; a line is one write and an fsync under a lock, so lines of several threads or processes never
-    mix. A line begins on a line of its own, also after one that a crash has cut short.
+    """A file opened for appending; a line is one write and an fsync under a lock, so lines of several threads or processes
+    never mix. A line begins on a line of its own, also after one that a crash has cut short.
 
     Args:
         path: of the file; its folders are created.

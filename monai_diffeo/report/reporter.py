@@ -36,6 +36,8 @@ from monai_diffeo.report.writer import FINISHED_WITH_FAILURES, ReportWriter
 
 __all__ = ["FilmReporter"]
 
+_AFFINES = ("affine", "original_affine")  # of the network's image and of the film
+
 
 class FilmReporter:
     """Writes ``report.jsonl``, ``audit.jsonl``, ``run.log`` and the figures of a run, for any segmentation of films.
@@ -218,7 +220,9 @@ class FilmReporter:
         empty = "" if mask.any() else "the mask is empty"
         notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "", empty)
         record["notes"] = notes or record["notes"]
-        record |= _spacing(about) | self.more(output, result)
+        record |= _spacing(about)
+        record["largest_displacement_mm"] = _displacement_mm(about, result, record["spacing"])
+        record |= self.more(output, result)
         if figure is not None:
             try:
                 self.draw(figure, *self._shown(batch, mask), result, record, sides)
@@ -301,6 +305,20 @@ def _spacing(film: Any) -> dict[str, Any]:
     source, doubt = str(_meta(film, "film_spacing_source", UNKNOWN)), str(_meta(film, "film_spacing_doubt", ""))
     spacing = [_meta(film, f"film_spacing_{axis}", None) for axis in ("row", "column")] if source != UNKNOWN else None
     return json_safe({"spacing": spacing, "spacing_source": source, "spacing_doubt": doubt or None})
+
+
+def _displacement_mm(film: Any, result: DiffeoResult, spacing: Sequence[float] | None) -> float | None:
+    """Largest displacement in mm of the film, along the axes of its frame; None if it or the film's spacing is unknown.
+
+    The network's image has larger voxels than the film: how much larger, their affines say.
+    """
+    meta = getattr(film, "meta", {})
+    if result.canonicalization is None or spacing is None or not set(_AFFINES) <= set(meta):
+        return None
+    sizes = [np.linalg.norm(np.reshape(convert_to_numpy(meta[key]), (-1, 4, 4))[0, :3, :2], axis=0) for key in _AFFINES]
+    ddf = convert_to_numpy(result.canonicalization.ddf[0])
+    length = float(np.linalg.norm(ddf * np.reshape(spacing * sizes[0] / sizes[1], (2, 1, 1)), axis=0).max())
+    return json_safe(length)
 
 
 def _meta(film: Any, key: str, default: Any) -> Any:

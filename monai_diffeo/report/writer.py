@@ -108,7 +108,9 @@ class ReportWriter:
         total, look = sum(self._counts.values()), self._told[REVIEW]
         parts = ", ".join(f"{n} {word}" for word in ("segmented", *_STATUSES) if (n := self._told[word]))
         look_at = f" Look at {look} of them." if look else ""
-        return f"{total} film{'' if total == 1 else 's'}: {parts}.{look_at} Report: {self.path}" if total else "No film was found."
+        return (
+            f"{total} film{'' if total == 1 else 's'}: {parts}.{look_at} Report: {self.path}" if total else "No film was found."
+        )
 
     def exit_status(self) -> int:
         """:data:`ALL_WRITTEN`, :data:`FINISHED_WITH_FAILURES` or :data:`NOTHING_WRITTEN`."""
