@@ -12,7 +12,7 @@ import numpy as np
 from monai.utils import convert_to_numpy
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.files import write_atomically
+from monai_diffeo.files import printable, write_atomically
 from monai_diffeo.report import panels
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.sides import PatientSides
@@ -103,6 +103,7 @@ def paper(title: str, colour: str, sides: PatientSides | None) -> Figure:
         raise ImportError("film_figure(): needs matplotlib. Install it: pip install 'monai-diffeo[report]'.") from error
     settings: dict[str, Any] = {"facecolor": panels.BACKGROUND, "layout": "none"}
     figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, **settings)
+    title = printable(title)
     title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE :]
     page = _at(figure, 0, 0, _WIDTH, _HEIGHT)
     page.set_axis_off()

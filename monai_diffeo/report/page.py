@@ -19,7 +19,7 @@ from typing import Any
 from urllib.parse import quote
 
 from monai_diffeo.errors import ConfigError
-from monai_diffeo.files import write_atomically
+from monai_diffeo.files import printable, write_atomically
 from monai_diffeo.radiograph.outputs import PAGE_NAME, REPORT_NAME, TABLE_NAME, film_lines, recorded_outputs
 from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, outcome
 from monai_diffeo.report.figure import DISCLAIMER
@@ -182,7 +182,7 @@ def _ended(report: Path) -> bool:
 
 def _text(value: Any) -> str:
     """Text for the page: no letter of it is read as HTML, and what cannot be seen is spelt out."""
-    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(value)))
+    return escape(printable(str(value)))
 
 
 def _table(records: Sequence[Mapping[str, Any]]) -> str:

@@ -161,13 +161,17 @@ def _rows(numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str,
     return [
         ("Distance from training images", f"{number(before, '{:.3g}')}  →  {number(after, '{:.3g}')}"),
         ("Largest displacement", motion(numbers) or "–"),
-        ("Folded area", "< 0.01%" if 0 < (folded or 0) < 1e-4 else number(folded, "{:.2%}")),
-        ("Inverse error", number(error / max(min(frame) - 1, 1) if error is not None and frame else None, "{:.2%} of frame")),
+        ("Folded area", _share(folded)),
+        ("Inverse error, share of frame", _share(error / max(min(frame) - 1, 1) if error is not None and frame else None)),
         ("Overlap with mask of film as it is (Dice)", number(dice, "{:.3f}")),
         *areas,
         *([] if agreement is None else [("Agreement, test-time augmentation", number(agreement, "{:.1%}"))]),
         ("Time", number(numbers.get("seconds"), "{:.2f} s")),
     ]
+
+
+def _share(value: float | None) -> str:
+    return "< 0.01%" if value is not None and 0 < value < 1e-4 else number(value, "{:.2%}")
 
 
 def _sentence(text: str) -> str:

@@ -9,6 +9,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from monai_diffeo.files import printable
 from monai_diffeo.report.decision import decision, outcome
 
 __all__ = ["RunLog"]
@@ -47,9 +48,9 @@ class RunLog:
         """A film that has its line in the report."""
         status, reason = outcome(record)
         seconds = "" if record.get("seconds") is None else f", {record['seconds']:.2f} s"
+        happened = f"{status} ({reason})" if reason else status
         notes = f" [{record['notes']}]" if record.get("notes") else ""
-        name = repr(record["input"])  # its control characters are escaped: a name is one line
-        self.say(f"{decision(record)}: {name} {status}{f' ({reason})' if reason else ''}{seconds}{notes}")
+        self.say(f"{decision(record)}: '{printable(record['input'])}' {happened}{seconds}{notes}")
         if self._bar is not None:
             self._bar.update()
 

@@ -89,7 +89,7 @@ def _rows(numbers: Mapping[str, Any], told: Mapping[str, Any], areas: list[tuple
     return [
         ("Folded area", panels.number(told.get("folding_fraction"), "{:.2%}")),
         ("Cells that may fold", panels.number(told.get("nonpositive_cell_fraction"), "{:.2%}")),
-        ("Velocities kept by the guard", panels.number(told.get("factor"), "{:.0%}")),
+        ("Deformation kept by the guard", panels.number(told.get("factor"), "{:.0%}")),
         ("Level of the edge, log-odds", panels.number(told.get("level"), "{:g}")),
         ("Agreement with the direct mask", panels.number(told.get("agreement"), "{:.0%}")),
         *areas,
