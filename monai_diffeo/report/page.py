@@ -21,7 +21,7 @@ from urllib.parse import quote
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import printable, write_atomically
 from monai_diffeo.radiograph.outputs import PAGE_NAME, REPORT_NAME, TABLE_NAME, film_lines, recorded_outputs
-from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, outcome
+from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, agreement, decision, outcome, remarks
 from monai_diffeo.report.figure import DISCLAIMER
 from monai_diffeo.report.strip_plot import strip_plot
 
@@ -103,7 +103,7 @@ def _rows(report: Path, records: Sequence[Mapping[str, Any]], embed: bool) -> It
         picture = figure if figure in known.get(record["input"], ()) else None
         done, (status, reason) = decision(record), outcome(record)
         told = _text(f"{status}: {reason}" if reason else status)
-        notes = f"<small>{_text(record['notes'])}</small>" if record.get("notes") else ""
+        notes = f"<small>{_text(remarks(record))}</small>"
         colour, share = DECISION_COLOURS.get(done or "", "#9aa3ad"), record.get("displacement_share")
         millimetres, areas = record.get("largest_displacement_mm"), record.get("areas") or {}
         motion = ([f"{millimetres:.0f} mm"] if millimetres is not None else []) + ([f"{share:.0%} of frame"] if share else [])
@@ -117,7 +117,7 @@ def _rows(report: Path, records: Sequence[Mapping[str, Any]], embed: bool) -> It
             *(_number(record.get(f"energy_{when}"), "{:.3g}", f"Distance {when}") for when in ("before", "after")),
             _cell(share, "<br>".join(motion), "number", "Motion"),
             _cell(total, "<br>".join(parts), "number", "Area, share of film"),
-            _number(record.get("agreement"), "{:.0%}", "Agreement"),
+            _number(agreement(record), "{:.0%}", "Agreement"),
             _number(record.get("seconds"), "{:.2f}", "Seconds"),
         ]
         row = f'<tr id="f{number}" data-decision="{done or ""}" style="--c:{colour}">'

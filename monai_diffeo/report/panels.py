@@ -12,7 +12,7 @@ import torch
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
 from monai_diffeo.flow.jacobian import jacobian_determinant
 from monai_diffeo.report.anatomy import MASK_COLOUR, Part
-from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, outcome
+from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, outcome, remarks
 from monai_diffeo.report.sides import Step
 
 if TYPE_CHECKING:
@@ -119,7 +119,7 @@ def verdict(axes: Axes, numbers: Mapping[str, Any], meaning: str, rows: Sequence
     """What to do, in the colour of the decision; at most four lines on what happened; rows of a name and a value."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    told = (*outcome(numbers), meaning, str(numbers.get("notes") or ""))
+    told = (*outcome(numbers), meaning, remarks(numbers))
     head = ACTIONS.get(decision(numbers) or "", "status not given")
     words(axes, 0, 0.985, _sentence(head).rstrip("."), decision_colour(numbers), 19, weight="bold", va="top")
     for i, line in enumerate(wrap(" ".join(filter(None, map(_sentence, told))), 56)[:4]):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffeo.files import printable
-from monai_diffeo.report.decision import decision, outcome
+from monai_diffeo.report.decision import decision, outcome, remarks
 
 __all__ = ["RunLog"]
 
@@ -49,7 +49,7 @@ class RunLog:
         status, reason = outcome(record)
         seconds = "" if record.get("seconds") is None else f", {record['seconds']:.2f} s"
         happened = f"{status} ({reason})" if reason else status
-        notes = f" [{record['notes']}]" if record.get("notes") else ""
+        notes = f" [{told}]" if (told := remarks(record)) else ""
         self.say(f"{decision(record)}: '{printable(record['input'])}' {happened}{seconds}{notes}")
         if self._bar is not None:
             self._bar.update()

@@ -3,7 +3,7 @@
 import pytest
 
 from monai_diffeo.report import SWITCHED_OFF
-from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, outcome
+from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, agreement, decision, outcome, remarks
 from monai_diffeo.report.writer import ReportWriter
 
 FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like the training images"}
@@ -27,6 +27,10 @@ FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like th
         ({"status": SWITCHED_OFF, "template": {"factor": 1, "level": 0, "agreement": 0.9}}, "ok"),
         ({"status": SWITCHED_OFF, "template": {"factor": 0.5, "level": 0}}, "review"),
         ({"status": SWITCHED_OFF, "template": {"factor": 1, "level": -0.5}}, "review"),
+        ({**FINE, "agreement": 0.89}, "review"),
+        ({**FINE, "agreement": 0.91}, "ok"),
+        ({**FINE, "agreement": 0.98, "template": {"factor": 1, "level": 0, "agreement": 0.48}}, "review"),
+        ({**FINE, "agreement": None, "template": {"factor": 1, "level": 0, "agreement": None}}, "ok"),
         ({"status": "failed", "error": "EmptyFile"}, "no result"),
         ({}, None),
         ({**FINE, "decision": "review"}, "review"),  # a decision that the record holds counts before all else
@@ -36,6 +40,12 @@ FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like th
 )
 def test_decision(record, expected):
     assert decision(record) == expected
+
+
+def test_a_reason_to_look_is_said():
+    assert remarks({**FINE, "notes": "spacing unknown", "agreement": 0.5}) == "spacing unknown; the agreement is low"
+    assert remarks({**FINE, "notes": None, "agreement": 0.95}) == "" and agreement(FINE) is None
+    assert agreement({"agreement": 0.9, "template": {"agreement": 0.4}}) == 0.4
 
 
 def test_every_decision_has_words_and_a_colour_of_its_own():
