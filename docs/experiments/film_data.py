@@ -37,16 +37,18 @@ class Films:
         return Films(self.images[rows], self.labels[rows], tuple(self.ids[i] for i in rows))
 
 
-def prepare_films(keys: Sequence[str], before_resizing: Sequence[Callable] = ()) -> Compose:
+def prepare_films(keys: Sequence[str], before_resizing: Sequence[Callable] = (), size: tuple[int, int] = SIZE) -> Compose:
     """From paths under ``image`` and ``label`` to tensors, as the bundles prepare them."""
-    load, cut = (LoadImageFilmd(keys), ScaleFilmIntensityd("image")), Resized(keys, SIZE, mode="bilinear", anti_aliasing=True)
+    load, cut = (LoadImageFilmd(keys), ScaleFilmIntensityd("image")), Resized(keys, size, mode="bilinear", anti_aliasing=True)
     binary = AsDiscreted("label", threshold=0.5)
     return Compose([*load, ScaleIntensityd("label"), *before_resizing, cut, binary, EnsureTyped(keys, track_meta=False)])
 
 
-def load_films(dataset_dir: str | Path, source: str, split: str, limit: int | None = None) -> Films:
+def load_films(
+    dataset_dir: str | Path, source: str, split: str, limit: int | None = None, size: tuple[int, int] = SIZE
+) -> Films:
     """Films of a manifest, prepared as the bundle prepares them; ``limit`` of them, evenly spaced over the list."""
-    prepare = prepare_films(["image", "label"])
+    prepare = prepare_films(["image", "label"], size=size)
     items = [prepare(item) for item in read_manifest(dataset_dir, split, [source], limit=limit)]
     images, labels = (torch.stack([item[key] for item in items]) for key in ("image", "label"))
     names = (item.get("id", Path(str(item.get("image_path", i))).stem) for i, item in enumerate(items))
@@ -96,10 +98,11 @@ def deform(films: Films, name: str, seed: int = 0) -> tuple[Films, Tensor]:
     size, deformer = tuple(films.images.shape[2:]), DEFORMATIONS[name]
     if deformer is None:
         return films, torch.zeros(len(films.ids), 2, *size)
-    ddf = torch.cat([deformer(size, _generator(f"{seed}/{name.split()[0].split('/')[0]}/{film}")) for film in films.ids])
+    ddf = torch.cat([deformer(size, generator_of(f"{seed}/{name.split()[0].split('/')[0]}/{film}")) for film in films.ids])
     images, labels = (warp(values, ddf, padding_mode="zeros") for values in (films.images, films.labels))
     return Films(images, (labels > 0.5).float(), films.ids), ddf
 
 
-def _generator(text: str) -> torch.Generator:
+def generator_of(text: str) -> torch.Generator:
+    """Random numbers that depend on the text alone."""
     return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:7], "big"))

@@ -50,17 +50,18 @@ def random_opacities(
     count = torch.randint(1, most + 1, (batch,), generator=generator) * shown
     points = unit_grid(size)
     inside = (masks > 0.5).any(1).flatten(1).float().cpu()
-    count, out = count * (inside.sum(1) > 0), films
+    count, out = count * (inside.sum(1) > 0), films.clone()
     for k in range(most):
         at = torch.multinomial(inside + (inside.sum(1, keepdim=True) == 0), 1, generator=generator).squeeze(1)
-        away = (points.T - points[at][..., None]).unflatten(2, size)
         lengths = torch.exp(uniform(math.log(0.125), math.log(1.4), (batch, 2, 1, 1), generator)) / 2
         angle = uniform(0, math.pi, (batch, 1, 1), generator)
-        (y, x), cos, sin = away.unbind(1), angle.cos(), angle.sin()
-        along = torch.stack([y * cos + x * sin, x * cos - y * sin], 1)
-        radius = (along / (lengths / 2)).norm(dim=1, keepdim=True)
         softness = torch.exp(uniform(math.log(0.03), math.log(0.4), one, generator))
-        weight = uniform(0.4, 1.0, one, generator) * torch.sigmoid((1 - radius) / softness)
-        brightness = uniform(0.5, 1.0, one, generator).to(films)
-        out = out + (weight * (k < count).view(one)).to(films) * (brightness - out).clamp(min=0)
+        weight, brightness = (uniform(low, 1.0, one, generator) for low in (0.4, 0.5))
+        rows = (k < count).nonzero().flatten()  # only films that get one more are computed
+        away = (points.T - points[at[rows]][..., None]).unflatten(2, size)
+        (y, x), cos, sin = away.unbind(1), angle[rows].cos(), angle[rows].sin()
+        along = torch.stack([y * cos + x * sin, x * cos - y * sin], 1)
+        radius = (along / (lengths[rows] / 2)).norm(dim=1, keepdim=True)
+        cover = (weight[rows] * torch.sigmoid((1 - radius) / softness[rows])).to(films)
+        out[rows] += cover * (brightness[rows].to(films) - out[rows]).clamp(min=0)
     return out

@@ -76,7 +76,7 @@ class LossCurve:
 
     def _start(self, engine) -> None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.began, self.count, self.mode = time.perf_counter(), 0, "w"
+        self.began, self.count = time.perf_counter(), 0
         self.sums: dict[str, float] = {}
 
     def _collect(self, engine) -> None:
@@ -87,7 +87,8 @@ class LossCurve:
     def _write(self, engine) -> None:
         row = {"epoch": engine.state.epoch, **{name: round(s / self.count, 6) for name, s in self.sums.items()}}
         row["seconds"] = round(time.perf_counter() - self.began, 1)
-        with open(self.part, self.mode, newline="") as file:
+        mode = "w" if engine.state.epoch == 1 else "a"  # a resumed training goes on
+        with open(self.part, mode, newline="") as file:
             writer = csv.DictWriter(file, row)
             if not file.tell():
                 writer.writeheader()
@@ -95,7 +96,7 @@ class LossCurve:
         if self.progress:
             values = ", ".join(f"{k} {v:.4g}" for k, v in row.items() if k != "epoch")
             print(f"{self.path.stem}: epoch {engine.state.epoch}/{engine.state.max_epochs}, {values}", flush=True)
-        self.sums, self.count, self.mode = {}, 0, "a"
+        self.sums, self.count = {}, 0
 
 
 class TrainedWeights:

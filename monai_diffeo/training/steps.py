@@ -38,7 +38,8 @@ class SegmentationStep:
 
     Args:
         seed: of all random numbers.
-        strength, intensity, framing_share, opacities: as for :func:`~monai_diffeo.augmentation.varied_films`.
+        strength, intensity, framing_share, opacities, faults, deformation: as for
+            :func:`~monai_diffeo.augmentation.varied_films`.
     """
 
     def __init__(
@@ -48,10 +49,19 @@ class SegmentationStep:
         intensity: float = 0.0,
         framing_share: float = 0.0,
         opacities: float = 0.0,
+        faults: float = 0.0,
+        deformation: Callable[[int, tuple[int, ...], torch.Generator], Tensor] | None = None,
     ) -> None:
-        self.variation = strength, intensity, framing_share, opacities
+        self.variation = strength, intensity, framing_share, opacities, faults, deformation
         self.generator = torch.Generator().manual_seed(seed)
         self.loss = DiceCELoss(sigmoid=True)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Where the random numbers are, for a training that is to go on later."""
+        return {"generator": self.generator.get_state()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.generator.set_state(state["generator"])
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
         image, label = varied_films(batch["image"], batch["label"], self.generator, *self.variation)

@@ -137,6 +137,7 @@ def test_films_are_varied_in_order_and_only_as_asked(monkeypatch):
         return lambda *a, **more: calls.append((name, a[-1] if name != "other" else more["identity_share"])) or result(*a)
 
     monkeypatch.setattr(training, "random_opacities", named("opacities", lambda image, *a: image + 1))
+    monkeypatch.setattr(training, "random_faults", named("faults", lambda image, label, *a: (image**2, 1 - label)))
     monkeypatch.setattr(training, "random_intensity", named("intensity", lambda image, *a: image * 2))
     monkeypatch.setattr(training, "random_strength_tps", named("protocol", lambda n, size, *a: constant(n, 0.0, 0.0, size)))
     monkeypatch.setattr(
@@ -150,6 +151,11 @@ def test_films_are_varied_in_order_and_only_as_asked(monkeypatch):
     assert calls == [("opacities", 0.2), ("intensity", 0.3), ("protocol", 0.7)]
     assert_close(film, 2 * (image + 1))
     assert torch.equal(found, mask)
+    calls.clear()
+    film, found = varied_films(image, mask, seeded(), intensity=0.3, opacities=0.2, faults=0.4)
+    assert calls == [("opacities", 0.2), ("faults", 0.4), ("intensity", 0.3)]
+    assert_close(film, 2 * (image + 1) ** 2)
+    assert torch.equal(found, 1 - mask)
     calls.clear()
     generator = seeded()
     for _ in range(300):
@@ -180,6 +186,25 @@ def test_maps_of_volumes_are_drawn_on_few_points_and_show_the_same_at_any_size()
     small, large = (random_training_deformation(4, (n, 24, 24), seeded(3)) for n in (24, 47))
     assert_close(large[:, 1:, ::2], small[:, 1:], atol=1e-4, rtol=0)
     assert_close(large[:, 0, ::2], small[:, 0] * 2, atol=1e-4, rtol=0)
+
+
+def test_a_deformation_of_ones_own_takes_the_place_of_all_others():
+    image = torch.rand(2, 1, 6, 8, generator=seeded())
+    given = varied_films(
+        image, torch.ones_like(image), seeded(), 1.0, deformation=lambda n, size, draw: constant(n, 0.0, 2.0, size)
+    )
+    assert_close(given[0][..., :6], image[..., 2:])
+    assert not given[0][..., 6:].any() and torch.equal(given[1], torch.ones_like(image) * (given[0] > 0))
+
+
+def test_frames_have_the_scales_that_are_asked_for_and_maps_of_films_may_be_drawn_on_few_points():
+    wide = random_framing(300, (9, 13), seeded(), (0.5, 3.0))
+    scale = (wide[:, 0, 8, 6] - wide[:, 0, 0, 6]) / 8 + 1
+    assert 0.5 <= scale.min() < 0.6 and 2.8 < scale.max() <= 3.0
+    small = random_training_deformation(6, (16, 16), seeded(2), framing_share=1.0, frames=(2.0, 2.5))
+    large = random_training_deformation(6, (31, 46), seeded(2), framing_share=1.0, frames=(2.0, 2.5), points=16)
+    assert_close(large[:, 0, ::2, ::3], small[:, 0] * 2, atol=1e-4, rtol=1e-4)
+    assert_close(large[:, 1, ::2, ::3], small[:, 1] * 3, atol=1e-4, rtol=1e-4)
 
 
 def test_a_displacement_is_halved_until_it_no_longer_folds_and_others_are_left():

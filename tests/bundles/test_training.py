@@ -145,6 +145,39 @@ def test_a_training_that_diverges_leaves_the_weights_that_were_there(bundle, cop
     assert files_below(root / "models") == before
 
 
+def test_the_products_training_that_was_cut_short_goes_on_where_it_was(copy_of, data):
+    from ignite.engine import Events
+
+    root, seen = copy_of("cxr_lung_segmentation"), {}
+    before = (root / "models" / "model.pt").read_bytes()
+
+    def part(name, stop=None, **options):
+        flow = workflow(root, "product", data, val_interval=0, epochs=7, **options)
+        trainer, state = flow.parser.get_parsed_content("train::trainer"), flow.parser.get_parsed_content("state")
+
+        def note(engine):
+            rate, draws = state["optimizer"].param_groups[0]["lr"], state["step"].generator.get_state()
+            seen.setdefault(name, []).append((engine.state.epoch, rate, draws))
+            if engine.state.epoch == stop:
+                raise KeyboardInterrupt
+
+        trainer.add_event_handler(Events.EPOCH_STARTED, note)
+        failure_of(flow) if stop else run(flow)
+        return state
+
+    part("first", stop=7)
+    assert (root / "models" / "model.pt").read_bytes() == before
+    state = part("second", resume=True)
+    assert [epoch for epoch, *_ in seen["second"]] == [6, 7]  # a checkpoint is written every fifth epoch
+    assert seen["second"][0][1] == seen["first"][5][1] and torch.equal(seen["second"][0][2], seen["first"][5][2])
+    rows = (root / "docs" / "curves" / "model.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows] == ["epoch", "1", "2", "3", "4", "5", "6", "6", "7"]
+    written = torch.load(root / "models" / "model.pt", weights_only=True)
+    mean, last = state["average"].state_dict(), state["network"].state_dict()
+    assert all(torch.equal(values, mean[name].half()) for name, values in written.items())
+    assert any(not torch.equal(mean[name], last[name]) for name in written)  # the mean over steps, not the last step
+
+
 class LineHandler(logging.Handler):
     """Keeps the lines of a logger."""
 
@@ -198,7 +231,7 @@ def test_a_training_that_ends_well_writes_its_weights_and_every_handler_sees_its
     assert target.read_bytes() != before
     recorded = json.loads((root / "configs" / "metadata.json").read_text())["sha256"]
     assert recorded[target.relative_to(root).as_posix()] == hashlib.sha256(target.read_bytes()).hexdigest()
-    network = flow.parser.get_parsed_content("network_def").state_dict()
+    network = flow.parser.get_parsed_content("average" if config == "product" else "network_def").state_dict()
     saved = torch.load(target, weights_only=True)
     assert list(saved) == list(network)
     assert all(torch.allclose(saved[name].float(), value.float(), atol=1e-3) for name, value in network.items())

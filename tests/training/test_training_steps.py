@@ -347,6 +347,19 @@ def test_a_classifier_sees_images_deformed_as_a_segmenter_would_and_keeps_their_
     assert torch.equal(seen[1], seen[2]) and (seen[1] - seen[0]).abs().amax((1, 2, 3)).mean() > 0.05
 
 
+def test_a_segmenters_step_goes_on_with_the_random_numbers_that_it_had():
+    def shown(step):
+        seen = []
+        step(lambda image: seen.append(image) or image, films())
+        return seen[0]
+
+    step, other = SegmentationStep(strength=1.0), SegmentationStep(strength=1.0, seed=5)
+    first, state = shown(step), step.state_dict()
+    second = shown(step)
+    other.load_state_dict(state)
+    assert torch.equal(shown(other), second) and not torch.equal(first, second)
+
+
 def test_the_predictor_learns_from_the_deformations_that_it_is_told():
     still = PredictorStep(FAMILY, intensity=0.0, deformation=lambda count, size, generator: torch.zeros(count, 2, *size))
     predictor = recipe("predictor")[1]  # untrained: the identity
