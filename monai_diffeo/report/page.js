@@ -7,7 +7,8 @@ let wanted = "", column = -1, rising = true;
 function show() {
   const word = find.value.toLowerCase();
   for (const row of rows) {
-    row.hidden = (wanted && row.dataset.decision !== wanted) || !row.querySelector(".name").textContent.toLowerCase().includes(word);
+    const text = row.querySelector(".name").textContent + "\n" + row.querySelector(".told").textContent;
+    row.hidden = (wanted && row.dataset.decision !== wanted) || !text.toLowerCase().includes(word);
   }
   for (const dot of all("svg a")) dot.style.display = document.querySelector(dot.getAttribute("href")).hidden ? "none" : "";
   for (const button of all("#filters button")) button.setAttribute("aria-pressed", button.value === wanted);

@@ -23,6 +23,7 @@ from monai_diffeo.files import printable, write_atomically
 from monai_diffeo.radiograph.outputs import PAGE_NAME, REPORT_NAME, TABLE_NAME, film_lines, recorded_outputs
 from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, agreement, decision, outcome, remarks
 from monai_diffeo.report.figure import DISCLAIMER
+from monai_diffeo.report.panels import motion
 from monai_diffeo.report.strip_plot import strip_plot
 
 __all__ = ["report_page"]
@@ -102,20 +103,18 @@ def _rows(report: Path, records: Sequence[Mapping[str, Any]], embed: bool) -> It
         figure = report.parent / str(record.get("figure") or "")
         picture = figure if figure in known.get(record["input"], ()) else None
         done, (status, reason) = decision(record), outcome(record)
-        told = _text(f"{status}: {reason}" if reason else status)
-        notes = f"<small>{_text(remarks(record))}</small>"
+        told = f"{status}: {reason}" if reason else status
         colour, share = DECISION_COLOURS.get(done or "", "#9aa3ad"), record.get("displacement_share")
-        millimetres, areas = record.get("largest_displacement_mm"), record.get("areas") or {}
-        motion = ([f"{millimetres:.0f} mm"] if millimetres is not None else []) + ([f"{share:.0%} of frame"] if share else [])
+        areas = record.get("areas") or {}
         parts = [f"{_text(name)} {value:.1%}" for name, value in areas.items() if value is not None]
         total = areas.get("total", sum(value or 0 for value in areas.values()) if areas else None)
         cells = [
             '<td class="wide">' + (_picture(picture, report.parent, embed, record) if picture else "") + "</td>",
             _cell(record["input"], _text(record["input"]), "name wide"),
             _cell(list(ACTIONS).index(done) if done else None, f"<i></i>{ACTIONS.get(done or '', 'unknown')}", "say wide"),
-            _cell(told, told + notes, "told wide"),
+            _cell(told, f"{_text(told)}<small>{_text(remarks(record))}</small>", "told wide"),
             *(_number(record.get(f"energy_{when}"), "{:.3g}", f"Distance {when}") for when in ("before", "after")),
-            _cell(share, "<br>".join(motion), "number", "Motion"),
+            _cell(share, motion(record).replace(" · ", "<br>"), "number", "Motion"),
             _cell(total, "<br>".join(parts), "number", "Area, share of film"),
             _number(agreement(record), "{:.0%}", "Agreement"),
             _number(record.get("seconds"), "{:.2f}", "Seconds"),

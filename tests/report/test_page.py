@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import subprocess
 from html.parser import HTMLParser
 from urllib.parse import unquote_to_bytes
 
@@ -99,6 +100,19 @@ def test_it_loads_nothing_and_runs_its_own_script_alone(output):
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     (policy,) = [content for content in seen.all("meta", "content") if "default-src" in content]
     assert f"default-src 'none'; img-src data: 'self' file:; style-src 'unsafe-inline'; script-src 'sha256-{digest}'" == policy
+
+
+def test_the_script_runs_in_a_browser_from_the_file(output):
+    browser = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if browser is None:
+        pytest.skip("chromium is not installed")
+    command = [browser, "--headless", "--no-sandbox", "--disable-gpu", "--dump-dom", (output / "report.html").as_uri()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    pressed = re.findall(
+        r'<button value="([^"]*)"[^>]*aria-pressed="(\w+)"', done.stdout
+    )  # of four buttons three get it by script
+    assert pressed == [("", "true"), ("ok", "false"), ("review", "false"), ("no result", "false")]
+    assert "Content Security Policy" not in done.stderr
 
 
 def test_the_pictures_are_those_of_the_films_in_the_page_or_beside_it_wherever_the_folder_is(output, tmp_path):
