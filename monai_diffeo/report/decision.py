@@ -10,7 +10,7 @@ from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.radiograph.film import joined_notes
 from monai_diffeo.report.record import FAILED, SWITCHED_OFF
 
-__all__ = ["ACTIONS", "DECISION_COLOURS", "NO_RESULT", "OK", "REVIEW", "agreement", "decision", "outcome", "remarks"]
+__all__ = ["ACTIONS", "DECISION_COLOURS", "NO_RESULT", "OK", "REVIEW", "decision", "least_agreement", "outcome", "remarks"]
 
 OK, REVIEW, NO_RESULT = "ok", "review", "no result"
 ACTIONS = {OK: "nothing to do", REVIEW: "look at this film", NO_RESULT: "no result"}
@@ -50,11 +50,11 @@ def outcome(record: Mapping[str, Any]) -> tuple[str, str]:
 
 def remarks(record: Mapping[str, Any]) -> str:
     """The notes, and a low agreement."""
-    low = (least := agreement(record)) is not None and least < _LEAST_AGREEMENT
+    low = (least := least_agreement(record)) is not None and least < _LEAST_AGREEMENT
     return joined_notes(str(record.get("notes") or ""), _LOW if low else "")
 
 
-def agreement(record: Mapping[str, Any]) -> float | None:
+def least_agreement(record: Mapping[str, Any]) -> float | None:
     """The agreement of the poses, or of a template with the direct mask; the lower of both, None where neither is known."""
     both = (record.get("agreement"), (record.get("template") or {}).get("agreement"))
     return min((value for value in both if value is not None), default=None)

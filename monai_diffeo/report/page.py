@@ -21,7 +21,7 @@ from urllib.parse import quote
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import printable, write_atomically
 from monai_diffeo.radiograph.outputs import PAGE_NAME, REPORT_NAME, TABLE_NAME, film_lines, recorded_outputs
-from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, agreement, decision, outcome, remarks
+from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, least_agreement, outcome, remarks
 from monai_diffeo.report.figure import DISCLAIMER
 from monai_diffeo.report.panels import motion
 from monai_diffeo.report.strip_plot import strip_plot
@@ -116,7 +116,7 @@ def _rows(report: Path, records: Sequence[Mapping[str, Any]], embed: bool) -> It
             *(_number(record.get(f"energy_{when}"), "{:.3g}", f"Distance {when}") for when in ("before", "after")),
             _cell(share, motion(record).replace(" · ", "<br>"), "number", "Motion"),
             _cell(total, "<br>".join(parts), "number", "Area, share of film"),
-            _number(agreement(record), "{:.0%}", "Agreement"),
+            _number(least_agreement(record), "{:.0%}", "Agreement"),
             _number(record.get("seconds"), "{:.2f}", "Seconds"),
         ]
         row = f'<tr id="f{number}" data-decision="{done or ""}" style="--c:{colour}">'

@@ -3,7 +3,7 @@
 import pytest
 
 from monai_diffeo.report import SWITCHED_OFF
-from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, agreement, decision, outcome, remarks
+from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, least_agreement, outcome, remarks
 from monai_diffeo.report.writer import ReportWriter
 
 FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like the training images"}
@@ -44,8 +44,8 @@ def test_decision(record, expected):
 
 def test_a_reason_to_look_is_said():
     assert remarks({**FINE, "notes": "spacing unknown", "agreement": 0.5}) == "spacing unknown; the agreement is low"
-    assert remarks({**FINE, "notes": None, "agreement": 0.95}) == "" and agreement(FINE) is None
-    assert agreement({"agreement": 0.9, "template": {"agreement": 0.4}}) == 0.4
+    assert remarks({**FINE, "notes": None, "agreement": 0.95}) == "" and least_agreement(FINE) is None
+    assert least_agreement({"agreement": 0.9, "template": {"agreement": 0.4}}) == 0.4
 
 
 def test_every_decision_has_words_and_a_colour_of_its_own():
