@@ -10,7 +10,8 @@ energy_before, energy_after  of the film and of what the network saw; lower is c
 energy_terms                 energies before, by name
 folding_fraction             share of the voxels at which the deformation folds
 inverse_error                mean error of the inverse deformation, voxels of ``frame``
-largest_displacement         voxels of ``frame``; ``displacement_share`` is its share of the frame's shorter side
+largest_displacement         voxels of ``frame``; ``displacement_share`` is its share of the frame's shorter side,
+                             ``largest_displacement_mm`` the same in mm of the film, null if its spacing is unknown
 spacing                      of rows and columns, mm, null if unknown; ``spacing_source``, what states it or ``unknown``;
                              ``spacing_doubt``, what speaks against it, or null
 frame, steps, mode           size at which the film was canonicalised, optimisation steps, mode of the canonicaliser

@@ -23,21 +23,25 @@ from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 from monai_diffeo.radiograph.mask_writer import DICOM_KINDS, MaskNames, dicom_path, figure_path
-from monai_diffeo.radiograph.outputs import REPORT_NAME
+from monai_diffeo.radiograph.outputs import LOG_NAME, REPORT_NAME
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
+from monai_diffeo.report.audit import AuditFile
 from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import failure_record, film_record, json_safe, versions
 from monai_diffeo.report.resume import lines_that_hold, outputs_of, settings_sha256, sha256_or_none
 from monai_diffeo.report.run_folder import RunFolder
+from monai_diffeo.report.run_log import RunLog
 from monai_diffeo.report.sides import PatientSides, patient_sides
 from monai_diffeo.report.writer import FINISHED_WITH_FAILURES, ReportWriter
 
 __all__ = ["FilmReporter"]
 
+_AFFINES = ("affine", "original_affine")  # of the network's image and of the film
+
 
 class FilmReporter:
-    """Writes ``report.jsonl`` and the figures of a run, for any segmentation of films.
+    """Writes ``report.jsonl``, ``audit.jsonl``, ``run.log`` and the figures of a run, for any segmentation of films.
 
     :class:`monai_diffeo.engines.FilmEvaluator` tells it of each film. For an anatomy of your own pass an :class:`Anatomy`;
     further fields and another picture come from :meth:`more` and :meth:`draw` of a subclass.
@@ -147,7 +151,11 @@ class FilmReporter:
                 raise ConfigError(f"FilmReporter: pseudonyms hide names, {came}. Give --output_dir another folder.")
             names = {name: _below(film, self.root) for film, name in self.pseudonyms.items()}
             self.folder.wrote([write_pseudonyms(self.output_dir / PSEUDONYMS_NAME, names)])
+        hashes = {"weights_sha256": self.weights_sha256, "settings": self.settings_sha256}
+        self.audit = AuditFile(self.output_dir, {**hashes, "device": self.device})
         self.writer = ReportWriter(self.output_dir / REPORT_NAME, kept=self.kept.values())
+        self.log = RunLog(self.output_dir / LOG_NAME, films - len(self.kept), going_on=bool(self.kept))
+        self.log.say(f"run of {films} films begins, {len(self.kept)} kept; device {self.device}, mode {self.mode}, {hashes}")
         for line in self.kept.values():
             self.folder.wrote(self.output_dir / name for name in outputs_of(line))
         if not films:
@@ -167,6 +175,9 @@ class FilmReporter:
             except OSError as error:
                 self.stopped = str(output_error(error))
         self.folder.release(forget=self.stopped is None)
+        self.audit.close()
+        self.log.say(self.stopped or self.writer.summary().partition(" Report: ")[0])
+        self.log.close()
         if self.stopped is not None:
             print(f"The report is not complete, and the run ends here. {self.stopped}", file=sys.stderr)
             return FINISHED_WITH_FAILURES
@@ -181,7 +192,7 @@ class FilmReporter:
         name = self._name(path)
         try:
             self.folder.remove(name)
-            self.writer.write(failure_record(name, error, sha256_or_none(path)))
+            self._write(failure_record(name, error, sha256_or_none(path)))
         except OSError as lost:
             self.stopped = str(output_error(lost))
 
@@ -217,7 +228,9 @@ class FilmReporter:
         empty = "" if mask.any() else "the mask is empty"
         notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "", empty)
         record["notes"] = notes or record["notes"]
-        record |= _spacing(about) | self.more(output, result)
+        record |= _spacing(about)
+        record["largest_displacement_mm"] = _displacement_mm(about, result, record["spacing"])
+        record |= self.more(output, result)
         if figure is not None:
             try:
                 timeless = record | ({"seconds": None} if self.dicom else {})  # an archive wants the same picture twice
@@ -227,8 +240,14 @@ class FilmReporter:
                 record["notes"] = joined_notes(record["notes"] or "", f"no picture: {type(error).__name__}")
         if self.dicom:
             record |= self._write_dicom(path, masks, mask, sides, record)
-        self.writer.write(record)
+        self._write(record, masks, None if record["figure"] is None else figure)
         self.folder.wrote(self.output_dir / name for name in outputs_of(record))
+
+    def _write(self, record: dict[str, Any], masks: Sequence[Path] = (), figure: Path | None = None) -> None:
+        """A line of the audit, then of the report, then of the log, and a step of the bar."""
+        self.audit.append(record, masks, figure)
+        self.writer.write(record)
+        self.log.film(record)
 
     def _write_dicom(
         self, path: str, masks: list[Path], mask: np.ndarray, sides: PatientSides | None, record: Mapping[str, Any]
@@ -319,6 +338,20 @@ def _spacing(film: Any) -> dict[str, Any]:
     source, doubt = str(_meta(film, "film_spacing_source", UNKNOWN)), str(_meta(film, "film_spacing_doubt", ""))
     spacing = [_meta(film, f"film_spacing_{axis}", None) for axis in ("row", "column")] if source != UNKNOWN else None
     return json_safe({"spacing": spacing, "spacing_source": source, "spacing_doubt": doubt or None})
+
+
+def _displacement_mm(film: Any, result: DiffeoResult, spacing: Sequence[float] | None) -> float | None:
+    """Largest displacement in mm of the film, along the axes of its frame; None if it or the film's spacing is unknown.
+
+    The network's image has larger voxels than the film: how much larger, their affines say.
+    """
+    meta = getattr(film, "meta", {})
+    if result.canonicalization is None or spacing is None or not set(_AFFINES) <= set(meta):
+        return None
+    sizes = [np.linalg.norm(np.reshape(convert_to_numpy(meta[key]), (-1, 4, 4))[0, :3, :2], axis=0) for key in _AFFINES]
+    ddf = convert_to_numpy(result.canonicalization.ddf[0])
+    length = float(np.linalg.norm(ddf * np.reshape(spacing * sizes[0] / sizes[1], (2, 1, 1)), axis=0).max())
+    return json_safe(length)
 
 
 def _meta(film: Any, key: str, default: Any) -> Any:

@@ -1,6 +1,7 @@
 """DICOM results of a run over a folder: which films get them, what the report says, and a run that is resumed."""
 
 import builtins
+import json
 
 import pytest
 
@@ -12,6 +13,7 @@ import pydicom  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from monai_diffeo.errors import ConfigError, OutputError  # noqa: E402
+from monai_diffeo.files import sha256_of  # noqa: E402
 from monai_diffeo.radiograph.datalist import film_datalist  # noqa: E402
 from monai_diffeo.report import FilmReporter  # noqa: E402
 from monai_diffeo.report.cxr import LungReporter  # noqa: E402
@@ -58,6 +60,9 @@ def test_a_dicom_film_gets_results_beside_its_mask_and_the_report_says_why_anoth
     assert "no DICOM results: The film is no DICOM file" in lines["c.png"]["notes"]
     assert "no DICOM results: The DICOM element StudyInstanceUID is missing" in lines["b.dcm"]["notes"]
     assert sorted(p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*.dcm")) == sorted(RESULTS)
+    audit = [json.loads(line)["outputs"] for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
+    hashes = [sha256_of(tmp_path / "out" / name) for name in RESULTS]
+    assert sorted(map(str, (outputs["dicom"] for outputs in audit))) == sorted(map(str, (hashes, None, None)))
     run(films, tmp_path / "without", kind=Drawn)
     assert "dicom" not in by_input(tmp_path / "without")["ward/a.dcm"] and not [*(tmp_path / "without").rglob("*.dcm")]
 
