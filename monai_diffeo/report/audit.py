@@ -11,8 +11,8 @@ versions, device          of the packages; where the network ran
 seconds                   wall time of the film; of one that failed, since the line before or the beginning of the run
 decision, status          what a person should do; what happened, in the words of the report
 error                     class of the error of a film that failed, else null
-outputs                   SHA-256 of each output by its kind: ``mask``, ``figure`` and, where asked for, ``dicom``; null if none,
-                          of several a list
+outputs                   SHA-256 of each output by its kind: ``mask``, ``figure`` and, where asked for, ``dicom``; null if
+                          none, of several a list
 ========================= =================================================================================================
 
 There is no name in it, of a film, a folder or a person: what is never removed must not hold them. The SHA-256 tells the film.
