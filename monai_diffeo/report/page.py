@@ -145,10 +145,10 @@ def _embedded(path: Path) -> str:
         from PIL import Image
 
         stream, kind = io.BytesIO(), "webp"
-        with Image.open(path) as image:
-            image = image.convert("RGB")
-            image.thumbnail(_EMBEDDED_SIZE)
-            image.save(stream, "WEBP", quality=70, method=2)
+        with Image.open(path) as whole:
+            image = whole.convert("RGB")
+        image.thumbnail(_EMBEDDED_SIZE)
+        image.save(stream, "WEBP", quality=70, method=2)
         content = stream.getvalue()
     except (ImportError, OSError, KeyError):
         content, kind = path.read_bytes(), "png"
