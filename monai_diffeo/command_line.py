@@ -19,7 +19,7 @@ from monai.utils import optional_import
 from monai_diffeo.errors import DiffeoError
 from monai_diffeo.renamed import RENAMED_SETTINGS, RenamedError
 
-__all__ = ["check_options", "end_plainly", "end_with", "option_text", "parse_switch", "typed_configuration"]
+__all__ = ["check_options", "end_plainly", "end_with", "option_choice", "option_text", "parse_switch", "typed_configuration"]
 
 _SAME_MASKS = "bundle_root config_file dataset_dir debug dicom_output figures logging_file meta_file network_weights "
 _SAME_MASKS += "output_dir progress pseudonymize_names resume workflow_type"
@@ -85,6 +85,17 @@ def option_text(name: str, value: Any, argv: Sequence[str] | None = None) -> Any
     """
     word = dict(_typed(argv)[1]).get(name)
     return value if word is None or word.startswith(_EVALUATED) else word
+
+
+def option_choice(name: str, value: Any, choices: Mapping[str, Any]) -> Any:
+    """What the value of an option stands for.
+
+    Raises:
+        ValueError: for another value than the keys of ``choices``.
+    """
+    if value not in choices:
+        raise ValueError(f"option_choice(): --{name} must be {' or '.join(map(repr, choices))}, got {value!r}.")
+    return choices[value]
 
 
 def typed_configuration(argv: Sequence[str] | None = None) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from monai_diffeo import inferers
-from monai_diffeo.command_line import check_options, end_plainly, option_text, parse_switch, typed_configuration
+from monai_diffeo.command_line import check_options, end_plainly, option_choice, option_text, parse_switch, typed_configuration
 from monai_diffeo.errors import WeightsError
 
 pytest.importorskip("fire")
@@ -151,6 +151,15 @@ def test_what_is_to_be_evaluated_is_left_to_monai(word):
 
 def test_a_switch_is_importable_from_where_it_was():
     assert inferers.parse_switch is parse_switch and parse_switch(" False ") is False and parse_switch("ON") is True
+
+
+def test_an_option_with_choices_stands_for_one_of_them():
+    choices = {"visible": None, "whole": "whole.pt"}
+    assert (
+        option_choice("convention", "whole", choices) == "whole.pt" and option_choice("convention", "visible", choices) is None
+    )
+    with pytest.raises(ValueError, match="--convention must be 'visible' or 'whole', got 'hole'"):
+        option_choice("convention", "hole", choices)
 
 
 def test_what_decides_the_masks_is_the_files_and_the_options_and_not_the_places(line, tmp_path):

@@ -45,11 +45,22 @@ def prepare_films(keys: Sequence[str], before_resizing: Sequence[Callable] = (),
 
 
 def load_films(
-    dataset_dir: str | Path, source: str, split: str, limit: int | None = None, size: tuple[int, int] = SIZE
+    dataset_dir: str | Path,
+    source: str,
+    split: str,
+    limit: int | None = None,
+    size: tuple[int, int] = SIZE,
+    pixels_dir: str | Path | None = None,
 ) -> Films:
-    """Films of a manifest, prepared as the bundle prepares them; ``limit`` of them, evenly spaced over the list."""
-    prepare = prepare_films(["image", "label"], size=size)
-    items = [prepare(item) for item in read_manifest(dataset_dir, split, [source], limit=limit)]
+    """Films of a manifest, prepared as the bundle prepares them; ``limit`` of them, evenly spaced over the list.
+
+    ``pixels_dir`` has the same files in other sizes.
+    """
+    prepare, rows = prepare_films(["image", "label"], size=size), read_manifest(dataset_dir, split, [source], limit=limit)
+    if pixels_dir is not None:
+        moved = lambda path: str(Path(pixels_dir) / Path(path).relative_to(dataset_dir))  # noqa: E731
+        rows = [{**row, "image": moved(row["image"]), "label": moved(row["label"])} for row in rows]
+    items = [prepare(item) for item in rows]
     images, labels = (torch.stack([item[key] for item in items]) for key in ("image", "label"))
     names = (item.get("id", Path(str(item.get("image_path", i))).stem) for i, item in enumerate(items))
     return Films(images, labels, tuple(names))

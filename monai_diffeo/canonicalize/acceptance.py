@@ -15,9 +15,9 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
-    "confident_rotations", "finite_rows", "high_energy_note", "mirrored_note", "negative_note", "refuse_energy_increase",
-    "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_rotation", "refuse_unusable_image",
-    "rotation_note", "skip_low_energy", "worst_folding",
+    "confident_rotations", "finite_rows", "high_energy_note", "looks_again", "mirrored_note", "negative_note",
+    "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_rotation",
+    "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
 
@@ -49,6 +49,15 @@ def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
 def confident_rotations(probabilities: Tensor, min_confidence: float) -> Tensor:
     """Number of the likeliest rotation ``(B,)`` where its probability ``(B, R)`` is at least ``min_confidence``, else 0."""
     return torch.where(probabilities.amax(1) >= min_confidence, probabilities.argmax(1), 0)
+
+
+def looks_again(ddf: Tensor, min_motion: float) -> Tensor:
+    """Which images the last look of a predictor moved by more than ``min_motion``, ``(B,)``, bool: those are not yet at rest.
+
+    The displacement ``ddf`` ``(B, D, *S)``, voxels, counts in shares of the frame, its length averaged over the voxels.
+    """
+    frame = torch.tensor(ddf.shape[2:]).to(ddf).view(-1, *[1] * (ddf.ndim - 2))
+    return (ddf / frame).square().sum(1).sqrt().flatten(1).mean(1) > min_motion
 
 
 def refuse_rotation(energy_as_given: float, energy_rotated: float) -> bool:

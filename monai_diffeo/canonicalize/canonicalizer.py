@@ -26,7 +26,8 @@ from monai_diffeo.renamed import RENAMED_SETTINGS, renamed_arguments
 
 __all__ = ["Canonicalizer"]
 
-_OPTIONAL = {"patience": 1, "skip_below": float("-inf"), "max_energy_increase": float("-inf"), "ood_threshold": float("-inf")}
+_OPTIONAL = {"patience": 1, "min_motion": 0.0}
+_OPTIONAL |= dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf"))
 _LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
 _LEAST |= {"min_polarity_ratio": 0.0}
 
@@ -61,7 +62,9 @@ class Canonicalizer(nn.Module):
             back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus exists.
         min_confidence: smallest probability at which ``orientation`` is believed.
         steps: optimisation steps at most.
-        iterations: looks of the predictor.
+        iterations: looks of the predictor, at most.
+        min_motion: an image is looked at again only if the last look moved it by more than this share of the frame, on
+            average; None takes all looks. Films at rest are soon left in peace, those that came far go further.
         learning_rate: of Adam, in the family's relative units.
         patience: steps without improvement after which an image stops; None never stops early.
         skip_below: leave alone an image whose energy is at most this; None moves every image.
@@ -115,6 +118,7 @@ class Canonicalizer(nn.Module):
         working_size: Sequence[int] | None = None,
         rows_first: bool = False,
         search: Callable[[SearchObjective], Tensor] | None = None,
+        min_motion: float | None = None,
     ) -> None:
         settings = dict(locals())
         super().__init__()
@@ -136,6 +140,7 @@ class Canonicalizer(nn.Module):
         self.search_family = family if search_family is None else search_family
         self.polarity, self.min_polarity_ratio = None if polarity is None else polarity.train(False), min_polarity_ratio
         self.min_confidence, self.steps, self.iterations = min_confidence, steps, iterations
+        self.min_motion = min_motion
         self.learning_rate, self.patience, self.skip_below = learning_rate, patience, skip_below
         self.max_energy_increase, self.ood_threshold = max_energy_increase, ood_threshold
         self.final_steps, self.max_halvings, self.tta_samples = final_steps, max_halvings, tta_samples
@@ -259,7 +264,10 @@ class Canonicalizer(nn.Module):
         if self.predictor is None:
             return image
         size = image.shape[2:]
-        return warp(image, predict(image, self.predictor, self.family, self.iterations).forward(size).ddf(size))
+        return warp(image, self._predict(image).forward(size).ddf(size))
+
+    def _predict(self, image: Tensor) -> Chain:
+        return predict(image, self.predictor, self.family, self.iterations, self.min_motion)
 
     def _negatives(self, image: Tensor) -> list[str]:
         """Remarks on images that look like negatives; a constant image has no polarity."""
@@ -273,7 +281,7 @@ class Canonicalizer(nn.Module):
         """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
         found, steps = Chain(), torch.zeros(len(image), dtype=torch.long, device=image.device)
         if self.predictor is not None:
-            found = predict(image, self.predictor, self.family, self.iterations)
+            found = self._predict(image)
         if self.search is None and (self.steps == 0 or self.regularizer is None):
             return found, steps
         start = found.forward(image.shape[2:]) if found.links else None

@@ -45,7 +45,7 @@ def describe_canonicalizer(canonicalizer: Any) -> str:
     rows = {name: _part(part) for name, part in parts.items() if part is not None}
     if isinstance(terms := getattr(canonicalizer.energy, "weights", None), dict):
         rows["energy"] += f" of {', '.join(f'{weight:g} {name}' for name, weight in terms.items())}"
-    names = ("iterations", "steps", "working_size", "skip_below", "max_energy_increase", "tta_samples", "sampling")
+    names = "iterations min_motion steps working_size skip_below max_energy_increase tta_samples sampling".split()
     rows["settings"] = ", ".join(f"{name}={getattr(canonicalizer, name)!r}" for name in names)
     return _lines("Canonicalizer", rows)
 

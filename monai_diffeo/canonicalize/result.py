@@ -40,6 +40,7 @@ class Canonicalization:
             is the input's frame ``*S'``, or, where oblong images were rotated back, the frame that they have then.
         velocity: the T velocities that were found, shape ``(B, T, D, *W)``, voxels per unit time of the working frame; ``ddf``
             is the composition of their flows, then of the rotation. In families that know no velocities, the T displacements.
+            Those of an image that needed fewer than others of its batch end with zeros.
         ddf: canonical = ``warp(input, ddf, centered=True)``; shape ``(B, D, *S)``, voxels; exactly zero for rows left as they
             were.
         inverse_ddf: the way back, shape ``(B, D, *S')``, voxels.
@@ -92,6 +93,8 @@ class Canonicalization:
         if odd := [frame for frame in frames if frame != frames[0]]:
             remedy = "Oblong images of one batch are rotated differently: canonicalise them one by one."
             raise ShapeError("canonicalize()", "image", f"{frames[0]}, as the first canonical image has", odd[0], remedy)
+        most = max(result.velocity.shape[1] for result in results)
+        results = [replace(result, velocity=_padded(result.velocity, most)) for result in results]
         joined: dict[str, Any] = {name: torch.cat([getattr(r, name) for r in results]) for name in _TENSORS}
         joined |= {name: Deformation.join([getattr(r, name) for r in results]) for name in ("forward", "inverse")}
         joined |= {name: sum((getattr(r, name) for r in results), ()) for name in ("status", "notes")}
@@ -227,6 +230,12 @@ class Canonicalization:
         warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest", centered=True)
         warped = torch.where(moved, warped, maps) if warped.shape == maps.shape else warped  # another frame: a batch of one
         return warped.view(*tensor.shape[: tensor.ndim - maps.ndim + 2], *warped.shape[2:])
+
+
+def _padded(velocity: Tensor, count: int) -> Tensor:
+    """Velocities ``(B, T, D, *S)``, and zeros after them up to ``count``."""
+    still = velocity.new_zeros(len(velocity), count - velocity.shape[1], *velocity.shape[2:])
+    return torch.cat([velocity, still], 1)
 
 
 def move_image(image: Tensor, ddf: Tensor, sampling: str = "bilinear") -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from monai_diffeo.canonicalize.acceptance import looks_again
 from monai_diffeo.energies import Energy
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family, VelocityFamily
@@ -64,20 +65,35 @@ def velocity_of(family: Family, theta: Tensor, size: Sequence[int], ddf: Tensor 
     return family(theta, size).ddf(size) if ddf is None else ddf
 
 
-def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int) -> Chain:
+def predict(image: Tensor, predictor: nn.Module, family: Family, iterations: int, min_motion: float | None = None) -> Chain:
     """Let a predictor move the image, look again, and so on; what each iteration adds composes.
 
-    ``predictor`` takes images ``(B, C, *S)`` to the parameters ``(B, P)`` of ``family``; anything else is a ShapeError.
+    ``predictor`` takes images ``(B, C, *S)`` to the parameters ``(B, P)`` of ``family``; anything else is a ShapeError. An
+    image that the last look moved by at most ``min_motion`` is not looked at again, see :class:`Canonicalizer`.
     """
-    found, flow, size, expected = Chain(), None, tuple(image.shape[2:]), (len(image), family.num_parameters)
+    found, flow, size, looking = Chain(), None, tuple(image.shape[2:]), torch.ones(len(image), device=image.device) > 0
     for _ in range(iterations):
+        rows = looking.nonzero().flatten()
+        seen = image if flow is None else warp(image[rows], Deformation(flow.matrix[rows], flow.residual[rows]).ddf(size))
         with explained_channels("predict()", predictor, image):
-            theta = predictor(image if flow is None else warp(image, flow.ddf(size)))
-        _check_theta("predict()", "the predictor", theta, expected, family)
+            looked = predictor(seen)
+        _check_theta("predict()", "the predictor", looked, (len(rows), family.num_parameters), family)
+        theta = looked if bool(looking.all()) else family.scaled(_spread(looked, rows, len(image)), looking.to(looked))
         step = family(theta, size)
         flow = step if flow is None else flow.after(step)
         found = found.then(family, theta)
+        if min_motion is not None:
+            looking = looking & looks_again(step.ddf(size), min_motion)
+            if not bool(looking.any()):
+                break
     return Chain(found.links, None if flow is None else (size, flow))
+
+
+def _spread(values: Tensor, rows: Tensor, count: int) -> Tensor:
+    """Values ``(R, P)`` of these rows among ``count`` rows; the first one's elsewhere."""
+    spread = values[:1].repeat(count, 1)
+    spread[rows] = values
+    return spread
 
 
 def _check_theta(who: str, giver: str, theta: Any, expected: tuple[int, int], family: Family) -> None:

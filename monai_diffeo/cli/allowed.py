@@ -44,8 +44,9 @@ _NAMES = {  # what an expression may name or call, by its true name
     "str", "sum", "tuple", "zip", "glob.glob", "os.path.basename", "os.path.dirname", "os.path.exists", "os.path.join",
     "sys.exit", "monai.utils.set_determinism", "torch.bool", "torch.cuda.is_available", "torch.device", "torch.manual_seed",
     "monai_diffeo.command_line.check_options", "monai_diffeo.command_line.end_plainly", "monai_diffeo.command_line.end_with",
-    "monai_diffeo.command_line.option_text", "monai_diffeo.command_line.parse_switch",
-    "monai_diffeo.command_line.typed_configuration", "monai_diffeo.files.sha256_below", "monai_diffeo.inferers.parse_switch",
+    "monai_diffeo.command_line.option_choice", "monai_diffeo.command_line.option_text",
+    "monai_diffeo.command_line.parse_switch", "monai_diffeo.command_line.typed_configuration",
+    "monai_diffeo.files.sha256_below", "monai_diffeo.files.sha256_of", "monai_diffeo.inferers.parse_switch",
     "monai_diffeo.networks.load_weights", "monai_diffeo.radiograph.datalist.film_datalist",
     "monai_diffeo.radiograph.failsafe.collate_one", "monai_diffeo.radiograph.pseudonyms.pseudonyms",
 }  # fmt: skip

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from monai.bundle import ConfigParser
 
+from monai_diffeo.augmentation import random_training_deformation
 from monai_diffeo.families import CoarseSampling
 from monai_diffeo.training import CriticStep, OrientationStep, PredictorStep, VAEStep
 
@@ -60,9 +62,10 @@ def _family(dims: int, steps: int) -> dict[str, Any]:
 def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[FitPart]:
     """The parts for images of a number of axes and channels, at a working size; the predictor learns at half of it."""
     family, plane = _built(_family(dims, 5)), dims == 2
-    quick = family if plane else CoarseSampling(family, 2)  # half of the time of a step in space
     looks = 2 if plane else 1  # in space there is time for few steps, and twice as many of these teach more
-    shares = (0.6, 0.15, 0.15, 0.1) if plane else (0.7, 0.12, 0.11, 0.07)
+    quick = family if plane else CoarseSampling(family, 4)  # so do coarse maps: a step takes half of its time
+    drawn = partial(random_training_deformation, points=None if plane else 12)
+    shares = (0.6, 0.15, 0.15, 0.1) if plane else (0.75, 0.12, 0.08, 0.05)
     half, cube, batch = tuple(n // 2 for n in size), (64, 64) if plane else (32, 32, 32), 16 if plane else 4
 
     def config(network: str, **settings: Any) -> dict[str, Any]:
@@ -74,10 +77,12 @@ def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[FitPart]:
     predictor = config("DeformationPredictor", **count, **shape, channels=[32, 64, 128])
     vae = config("EnergyVAE", image_size=list(size), channels=[16, 32, 64, 64])
     critic = config("EnergyCritic", **({"stride": 2} if plane else {"stride": 4, "layers": 4}))
+
+    def moving(seed: int) -> PredictorStep:
+        return PredictorStep(quick, seed=seed, iterations=looks, deformation=drawn)
+
     return [
-        FitPart(
-            "predictor", shares[0], predictor, half, batch, 2e-3, lambda seed: PredictorStep(quick, seed=seed, iterations=looks)
-        ),
+        FitPart("predictor", shares[0], predictor, half, batch, 2e-3, moving),
         FitPart("orientation", shares[1], config("ImageOrientation"), cube, batch, *orientation),
         FitPart("vae", shares[2], vae, size, batch, 1e-3, lambda seed: VAEStep(seed=seed)),
         FitPart("critic", shares[3], critic, size, batch // 2, 1e-3, lambda seed: CriticStep(seed=seed)),

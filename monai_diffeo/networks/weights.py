@@ -13,32 +13,39 @@ from torch import Tensor, nn
 from monai_diffeo.errors import NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256, write_atomically
 
-__all__ = ["load_weights", "mean_weights", "save_weights"]
+__all__ = ["load_weights", "mean_weights", "save_weights", "trained_part"]
 
 Network = TypeVar("Network", bound=nn.Module)
 
 
-def load_weights(network: Network, path: str | Path) -> Network:
+def load_weights(network: Network, path: str | Path, further: str | Path | None = None) -> Network:
     """Load a state dictionary into a network, with exactly its keys; set the network to eval mode and return it.
 
     Args:
         network: of the architecture that was trained.
         path: file written by ``torch.save(network.state_dict(), path)``.
+        further: file of some of the weights, trained further from those in ``path``; None for none.
 
     Raises:
         WeightsError: if the file is missing, damaged, holds more than finite tensors, does not fit the network, or is not the
             one that its bundle names, see :func:`monai_diffeo.files.check_sha256`.
     """
-    path = _existing("load_weights", path)
+    for file in (path, further):
+        if file is not None:
+            _load(network, _existing("load_weights", file), whole=file is path)
+    return network.eval()
+
+
+def _load(network: nn.Module, path: Path, whole: bool) -> None:
+    """All weights of a network from a file, or only those that the file holds."""
     check_sha256(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state, strict=True)
+        network.load_state_dict(state if whole else {**network.state_dict(), **state}, strict=True)
         if broken := _not_finite(state):
             raise ValueError(f"{broken} hold NaN or infinite values; copy the file again or train anew")
     except Exception as error:
         raise WeightsError(f"load_weights(): {path.name} does not load into {type(network).__name__}: {error}") from error
-    return network.eval()
 
 
 def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[str, Tensor]:
@@ -62,6 +69,11 @@ def mean_weights(first: str | Path, second: str | Path, share: float) -> dict[st
         names = " and ".join(path.name for path in paths)
         raise WeightsError(f"mean_weights(): {names} are of different networks; give one network and its further training.")
     return {k: torch.lerp(v, other[k], share) if v.is_floating_point() else other[k] for k, v in one.items()}
+
+
+def trained_part(network: nn.Module) -> dict[str, Tensor]:
+    """Those weights of a network that require a gradient, by name."""
+    return {name: value.detach() for name, value in network.named_parameters() if value.requires_grad}
 
 
 def save_weights(network: nn.Module | Mapping[str, Tensor], path: str | Path, half: bool = False) -> Path:

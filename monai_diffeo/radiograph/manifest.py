@@ -19,12 +19,18 @@ def spread_rows(total: int, count: int | None) -> list[int]:
     return [round(i * (total - 1) / max(count - 1, 1)) for i in range(count)]
 
 
+def _ids(given: str | Path | Iterable[str]) -> list[str]:
+    return Path(given).read_text().split() if isinstance(given, str | Path) else list(given)
+
+
 def read_manifest(
     dataset_dir: str | Path,
     split: str | None = None,
     sources: str | Iterable[str] | None = None,
     manifest: str = "manifest.csv",
     limit: int | None = None,
+    ids: str | Path | Iterable[str] | None = None,
+    without: str | Path | Iterable[str] = (),
 ) -> list[dict[str, str]]:
     """Rows of a manifest as MONAI datalist items, in the manifest's order.
 
@@ -37,6 +43,8 @@ def read_manifest(
         sources: keep rows of this source or these; None or ``"any"`` keeps all.
         manifest: file name below ``dataset_dir``.
         limit: keep so many rows, evenly spaced over the list.
+        ids: keep only these, in their order: ids, or a text file of them, one a line. None keeps all.
+        without: leave these out, ids or a file too.
 
     Raises:
         FileNotFoundError: if there is no manifest.
@@ -54,10 +62,18 @@ def read_manifest(
     with open(root / manifest, newline="") as file:
         rows = list(csv.DictReader(file))
     columns = set(rows[0] if rows else ())
-    missing = {"image", *(["split"] if split else []), *(["source"] if sources else [])} - columns
+    left_out, chosen = set(_ids(without)), None if ids is None else _ids(ids)
+    by_id = ["id"] if left_out or chosen is not None else []
+    missing = {"image", *(["split"] if split else []), *(["source"] if sources else []), *by_id} - columns
     if missing:
         raise ValueError(f"read_manifest(): {manifest} lacks the columns {sorted(missing)}; it has {sorted(columns)}.")
     kept = [r for r in rows if (split is None or r["split"] == split) and (wanted is None or r["source"] in wanted)]
+    if by_id:
+        known = {row["id"]: row for row in kept if row["id"] not in left_out}
+        if absent := [name for name in chosen or () if name not in known]:
+            lacking = f"lacks {len(absent)} of {len(chosen or ())} ids, first {absent[0]!r}"
+            raise ValueError(f"read_manifest(): {manifest} {lacking}. Check split and sources.")
+        kept = list(known.values()) if chosen is None else [known[name] for name in chosen]
     if not kept:
         named = f"split {split!r} and sources {sorted(wanted) if wanted else 'any'}"
         remedy = " Train without validation: --val_interval 0." if split == "val" else ""

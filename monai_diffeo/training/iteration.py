@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.networks.weights import save_weights
+from monai_diffeo.networks.weights import save_weights, trained_part
 
 __all__ = ["LossCurve", "TrainedWeights", "TrainingIteration"]
 
@@ -109,19 +109,23 @@ class TrainedWeights:
         network: whose weights; not its ``DistributedDataParallel``.
         path: of the file.
         half: numbers with a fraction as float16.
+        trained_only: write those weights alone that require a gradient, for ``load_weights(..., further=path)``.
 
     Raises:
         NumericalError: at the end of a training, if a weight is not finite.
     """
 
-    def __init__(self, network: nn.Module, path: str | Path, half: bool = False) -> None:
-        self.network, self.path, self.half = network, Path(path), half
+    def __init__(self, network: nn.Module, path: str | Path, half: bool = False, trained_only: bool = False) -> None:
+        self.network, self.path, self.half, self.trained_only = network, Path(path), half, trained_only
 
     def attach(self, engine) -> None:
         from ignite.engine import Events
 
         if _is_first_process():
-            engine.add_event_handler(Events.COMPLETED, lambda: save_weights(self.network, self.path, self.half))
+            engine.add_event_handler(Events.COMPLETED, self._save)
+
+    def _save(self) -> None:
+        save_weights(trained_part(self.network) if self.trained_only else self.network, self.path, self.half)
 
 
 def _is_first_process() -> bool:

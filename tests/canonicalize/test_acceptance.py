@@ -49,6 +49,15 @@ def test_an_energy_that_is_not_finite_is_refused():
     assert all(acceptance.refuse_nonfinite_energy(bad).startswith("rejected: energy became") for bad in BAD)
 
 
+def test_an_image_that_moved_by_more_than_a_share_of_its_frame_is_looked_at_again():
+    ddf = torch.zeros(3, 2, 10, 20)
+    ddf[0, 0], ddf[1, 1], ddf[2, 0, :, :10] = 0.5, 0.5, 0.5  # a twentieth, a fortieth, and a twentieth of half of the frame
+    assert acceptance.looks_again(ddf, 0.03).tolist() == [True, False, False]
+    assert acceptance.looks_again(ddf, 0.02).tolist() == [True, True, True]
+    assert acceptance.looks_again(ddf, 0.05).tolist() == [False] * 3
+    assert not acceptance.looks_again(torch.full((1, 2, 4, 4), math.nan), 0.0)[0]
+
+
 @pytest.mark.parametrize(
     "energy, skip_below, skipped", [(0.5, 0.5, True), (0.4, 0.5, True), (0.6, 0.5, False), (0.4, None, False)]
 )

@@ -264,6 +264,7 @@ def test_a_way_of_sampling_that_does_not_exist_is_refused(dims, word):
         ("skip_below", float("nan")),
         ("max_energy_increase", float("nan")),
         ("ood_threshold", float("nan")),
+        ("min_motion", -0.1),
     ],
 )
 def test_a_setting_without_meaning_is_refused(setting, value):
@@ -289,6 +290,7 @@ def test_a_setting_without_meaning_is_refused(setting, value):
             "skip_below": None,
             "max_energy_increase": -1.0,
             "ood_threshold": float("inf"),
+            "min_motion": 0.015,
         },
     ],
 )

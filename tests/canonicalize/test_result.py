@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from monai_diffeo.canonicalize import Canonicalizer
+from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
 from monai_diffeo.canonicalize.result import mean_inverse_error, resize_ddf
 from monai_diffeo.families import AffineMatrix
 from monai_diffeo.flow import warp
@@ -78,3 +78,12 @@ def test_the_inverse_error_is_the_mean_distance_over_the_voxels_whose_way_stays_
 def test_a_displacement_on_other_voxels_covers_the_same_frame_corners_on_corners():
     ddf = torch.full((1, 2, 5, 3), 1.0)  # a quarter of the frame along rows, half of it along columns
     assert_close(resize_ddf(ddf, (9, 9))[0, :, 4, 4], torch.tensor([2.0, 4.0]))
+
+
+def test_images_that_needed_more_looks_are_joined_with_others():
+    image = blob(1, (16, 16))
+    one, three = (tiny_canonicalizer(iterations=n)(image) for n in (1, 3))
+    joined = Canonicalization.join([one, three])
+    assert joined.velocity.shape == (2, 3, 2, 16, 16)
+    assert torch.equal(joined.velocity[0, :1], one.velocity[0]) and not joined.velocity[0, 1:].any()
+    assert torch.equal(joined.velocity[1], three.velocity[0]) and torch.equal(joined.ddf[0], one.ddf[0])

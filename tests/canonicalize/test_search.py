@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from monai_diffeo.canonicalize.search import Chain, minimize, predict, velocity_of
 from monai_diffeo.energies import Energy
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.families import AffineMatrix, ControlGrid, DiffeomorphicAffine
+from monai_diffeo.families import AffineMatrix, ControlGrid, DiffeomorphicAffine, Siren
 from monai_diffeo.flow import warp
 from tests.helpers import blob, some_theta
 
@@ -72,6 +72,34 @@ def test_each_iteration_of_the_predictor_sees_what_all_before_have_moved():
         assert torch.equal(seen[k], warp(image, Chain(found.links[:k]).forward(SIZE).ddf()))
         assert (seen[k] - seen[k - 1]).abs().max() > 0.1
     assert [theta is answer for (_, theta), answer in zip(found.links, answers)] == [True] * 3
+
+
+@pytest.mark.parametrize("family", [AffineMatrix(), ControlGrid(controls=3), Siren()], ids=lambda f: type(f).__name__)
+def test_an_image_at_rest_is_not_looked_at_again_and_a_batch_gives_what_each_image_gives(family):
+    """The predictor moves an image by half of what is left, by how bright it is; the darkest is at rest at once."""
+    image = torch.cat([blob(1, SIZE, shift=s) for s in (0.0, 0.1, 0.2)]) * torch.tensor([0.05, 0.4, 1.0]).view(3, 1, 1, 1)
+    moves, asked = family.sample(1, 0.05 if isinstance(family, Siren) else 0.4, torch.Generator().manual_seed(1)), []
+
+    def predictor(seen):
+        asked.append(len(seen))
+        return family.scaled(moves.expand(len(seen), -1), seen.amax((1, 2, 3)) * 0.5 ** (len(asked) - 1))
+
+    def found(rows, min_motion):
+        asked.clear()
+        chain = predict(image[rows], predictor, family, 6, min_motion)
+        return len(chain.links), chain.forward(SIZE).ddf(SIZE), list(asked)
+
+    full = found(slice(None), None)
+    assert full[0] == 6 and full[2] == [3] * 6
+    first = family(family.scaled(moves, torch.tensor([0.3])), SIZE).ddf(SIZE)  # between the second and the third
+    least = float((first / 17).square().sum(1).sqrt().mean())
+    count, ddf, seen = found(slice(None), least)
+    assert seen[0] == 3 and seen[1] == 2 and seen[-1] == 1 and 1 < count < 6 and len(seen) == count
+    for i in range(3):
+        alone = found(slice(i, i + 1), least)
+        assert_close(ddf[i : i + 1], alone[1], atol=1e-4, rtol=0)
+        assert len(alone[2]) == sum(n > 2 - i for n in seen)
+    assert (ddf[2] - full[1][2]).abs().max() > 1e-3
 
 
 def test_a_predictor_of_another_family_is_named():

@@ -4,7 +4,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from monai_diffeo.errors import WeightsError
-from monai_diffeo.networks.weights import load_weights, mean_weights
+from monai_diffeo.networks.weights import load_weights, mean_weights, save_weights, trained_part
 
 
 def saved(network, path):
@@ -46,3 +46,22 @@ def test_weights_that_are_not_finite_are_refused(tmp_path, number):
     network.bias.data[1] = number
     with pytest.raises(WeightsError, match="bias.*NaN or infinite"):
         load_weights(nn.Linear(3, 2), saved(network, tmp_path / "broken.pt"))
+
+
+def test_further_weights_replace_those_that_were_trained_and_no_others(tmp_path):
+    network = nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))
+    whole = saved(network, tmp_path / "whole.pt")
+    network[0].requires_grad_(False)
+    network[1].weight.data += 1
+    part = save_weights(trained_part(network), tmp_path / "part.pt", half=True)
+    assert set(torch.load(part, weights_only=True)) == {"1.weight", "1.bias"}
+    fresh = lambda: nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 1))  # noqa: E731
+    plain, both = load_weights(fresh(), whole), load_weights(fresh(), whole, part)
+    assert all(torch.equal(a, b) for a, b in zip(plain[0].parameters(), both[0].parameters()))
+    assert_close(both[1].weight, plain[1].weight + 1, atol=1e-3, rtol=0)
+    assert not both.training
+    torch.save({"2.weight": torch.zeros(1)}, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"(?s)other.pt does not load into Sequential: .*2.weight"):
+        load_weights(fresh(), whole, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match=r"load_weights\(\): no weights at .*absent.pt"):
+        load_weights(fresh(), whole, tmp_path / "absent.pt")

@@ -43,6 +43,20 @@ def test_split_source_and_limit_choose_rows(tmp_path):
     assert ids(read_manifest(tmp_path, limit=99)) == ["a", "b", "c"]
 
 
+def test_rows_are_chosen_and_left_out_by_their_ids_in_the_order_of_the_list(tmp_path):
+    write(tmp_path)
+    (tmp_path / "list.txt").write_text("c\na\n")
+    assert ids(read_manifest(tmp_path, ids=tmp_path / "list.txt")) == ids(read_manifest(tmp_path, ids=["c", "a"])) == ["c", "a"]
+    assert ids(read_manifest(tmp_path, without=str(tmp_path / "list.txt"))) == ["b"]
+    assert ids(read_manifest(tmp_path, ids=["c", "b"], limit=1)) == ["c"]
+    with pytest.raises(ValueError, match="manifest.csv lacks 1 of 2 ids, first 'x'"):
+        read_manifest(tmp_path, ids=["a", "x"])
+    with pytest.raises(ValueError, match="lacks 1 of 1 ids, first 'a'"):  # of another split
+        read_manifest(tmp_path, split="test", ids=["a"])
+    with pytest.raises(ValueError, match=r"lacks the columns \['id'\]"):
+        read_manifest(write(tmp_path, columns=["image"]), without=["a"])
+
+
 def test_a_manifest_of_images_alone_is_enough(tmp_path):
     write(tmp_path, columns=["image"])
     assert [sorted(item) for item in read_manifest(tmp_path)] == [["image"]] * 3
