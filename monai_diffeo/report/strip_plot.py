@@ -8,7 +8,7 @@ import numpy as np
 
 __all__ = ["strip_plot"]
 
-_WIDTH, _LEFT, _RIGHT, _ROW, _AXIS = 420, 56, 14, 44, 22  # px
+_WIDTH, _LETTER, _RIGHT, _ROW, _AXIS = 420, 7, 14, 44, 22  # px
 
 
 def strip_plot(
@@ -34,10 +34,10 @@ def strip_plot(
     step = _step((high - low) or abs(high) or 1.0)
     low, high = np.floor(low / step) * step, np.ceil(high / step + 1e-9) * step
     high = high if high > low else low + step
-    height = _ROW * len(rows) + _AXIS
+    height, left = _ROW * len(rows) + _AXIS, 14 + _LETTER * max(map(len, rows))
 
     def place(value: float) -> float:
-        return _LEFT + (value - low) / (high - low) * (_WIDTH - _LEFT - _RIGHT)
+        return left + (value - low) / (high - low) * (_WIDTH - left - _RIGHT)
 
     parts = []
     for tick in np.arange(low, high + step / 2, step):
@@ -49,7 +49,7 @@ def strip_plot(
         parts.append(f'<text x="0" y="{middle + 4:.0f}">{row}</text>')
         for i, value in enumerate(values):
             if value is not None:
-                y = middle + _ROW * 0.36 * (2 * (i * 0.618034 % 1) - 1)  # spread evenly, the same each time
+                y = middle + _ROW * 0.36 * (2 * ((i * 0.618034 + 0.5) % 1) - 1)  # spread evenly, the same each time
                 dot = f'<circle cx="{place(value):.1f}" cy="{y:.1f}" r="4" fill="{colours[i]}"/>'
                 tip = f"<title>{names[i]}: {row} {pattern.format(value)}</title>"
                 parts.append(f'<a href="#f{i}">{tip}{dot}</a>')
