@@ -145,7 +145,7 @@ def remove_unfinished(folder: str | PathLike[str]) -> None:
 
 
 def printable(text: str) -> str:
-    """A text as letters that can be seen, so that a name is one line and is what it looks like; others are spelt out.
+    r"""A text as letters that can be seen, so that a name is one line and is what it looks like; others are spelt out.
 
     Example:
         >>> printable("two\nlines"), printable("gpj\u202e.png"), printable("Müller")
