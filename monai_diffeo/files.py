@@ -17,6 +17,7 @@ __all__ = [
     "bundle_of",
     "check_sha256",
     "output_error",
+    "printable",
     "record_sha256",
     "remove_unfinished",
     "sha256_below",
@@ -141,6 +142,16 @@ def remove_unfinished(folder: str | PathLike[str]) -> None:
     for path in Path(folder).rglob(".*.part"):
         if _UNFINISHED.fullmatch(path.name):
             path.unlink(missing_ok=True)
+
+
+def printable(text: str) -> str:
+    r"""A text as letters that can be seen, so that a name is one line and is what it looks like; others are spelt out.
+
+    Example:
+        >>> printable("two\nlines"), printable("gpj\u202e.png"), printable("Müller")
+        ('two\\nlines', 'gpj\\u202e.png', 'Müller')
+    """
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def output_error(error: OSError) -> OutputError:

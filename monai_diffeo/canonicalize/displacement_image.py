@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,11 @@ from monai.utils import MetaKeys, SpaceKeys
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.files import write_atomically
 
-__all__ = ["displacement_image"]
+__all__ = ["displacement_image", "save_displacement"]
+
+_TRANSFORMS = (".h5", ".tfm")
 
 
 def displacement_image(ddf: Tensor, inverse_ddf: Tensor, index: int = 0, inverse: bool = False, like: Any = None) -> Any:
@@ -32,10 +38,7 @@ def displacement_image(ddf: Tensor, inverse_ddf: Tensor, index: int = 0, inverse
         IndexError: if there is no such image.
         ShapeError: if the affine has another shape, or none for the axes of the image.
     """
-    try:
-        import SimpleITK as sitk
-    except ImportError as error:
-        raise ImportError("to_displacement_image(): needs SimpleITK. Install it: pip install 'monai-diffeo[itk]'.") from error
+    sitk = _simpleitk("to_displacement_image()")
     field = inverse_ddf if inverse else ddf
     if not -len(field) <= index < len(field):
         raise IndexError(f"to_displacement_image(): 'index' must be one of {len(field)} images, got {index}. The first is 0.")
@@ -59,3 +62,46 @@ def displacement_image(ddf: Tensor, inverse_ddf: Tensor, index: int = 0, inverse
     image.SetDirection((matrix / spacing).flatten().tolist())
     image.SetOrigin((matrix @ (of_input - own) + affine[:dims, dims]).tolist())
     return image
+
+
+def save_displacement(field: Any, path: str | os.PathLike[str], volume: bool = False) -> Path:
+    """Write a displacement image of :func:`displacement_image` for programs built on ITK; the file appears whole or not at all.
+
+    ``.nii.gz`` holds the vectors (NIfTI intent 1007, along ITK's axes), ``.h5`` and ``.tfm`` hold ITK's transform, which
+    ``sitk.ReadTransform`` reads.
+
+    Args:
+        field: the image; it is left as it is.
+        path: the suffix says what is written.
+        volume: write the field of a film as that of one slice at z = 0, for 3D Slicer and for films that ITK reads from DICOM.
+            A NIfTI file of one slice is read as 2D, so it needs a transform.
+
+    Raises:
+        ImportError: without SimpleITK.
+        ValueError: for another suffix, or a volume as NIfTI or of 3D vectors.
+        OutputError: if it cannot be written.
+    """
+    sitk, path = _simpleitk("save_displacement()"), Path(path)
+    suffix = next((suffix for suffix in (".nii.gz", *_TRANSFORMS) if path.name.endswith(suffix)), None)
+    if suffix is None or (volume and (suffix not in _TRANSFORMS or field.GetDimension() != 2)):
+        expected = ".h5 or .tfm, and a field of 2D" if volume else ".nii.gz, .h5 or .tfm"
+        came = f"{path.name!r} and {field.GetDimension()}D"
+        raise ValueError(f"save_displacement(): expected a name that ends in {expected}, got {came}. Name the file so.")
+    if volume:
+        parts = [sitk.JoinSeries(sitk.VectorIndexSelectionCast(field, axis)) for axis in (0, 1)]
+        field = sitk.Compose(*parts, parts[0] * 0)
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / f"field{suffix}"
+        if suffix in _TRANSFORMS:
+            sitk.WriteTransform(sitk.DisplacementFieldTransform(sitk.Image(field)), str(file))
+        else:
+            sitk.WriteImage(field, str(file))
+        return write_atomically(path, file.read_bytes())
+
+
+def _simpleitk(who: str) -> Any:
+    try:
+        import SimpleITK
+    except ImportError as error:
+        raise ImportError(f"{who}: needs SimpleITK. Install it: pip install 'monai-diffeo[itk]'.") from error
+    return SimpleITK

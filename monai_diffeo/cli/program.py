@@ -12,6 +12,7 @@ import click
 from monai_diffeo import __version__
 from monai_diffeo.cli.fit import fit
 from monai_diffeo.cli.options import sentence
+from monai_diffeo.cli.report import report
 from monai_diffeo.cli.segment import segment
 from monai_diffeo.cli.show import show
 from monai_diffeo.cli.wrap import wrap
@@ -79,5 +80,5 @@ def program() -> None:
     """Make a trained network robust to deformation of the anatomy. For research, not for diagnosis."""
 
 
-for command in (segment, fit, show, wrap):
+for command in (segment, report, fit, show, wrap):
     program.add_command(command)

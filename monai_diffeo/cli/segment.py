@@ -43,6 +43,7 @@ Exit status:
 @option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
 @option("network_weights", "Weights of the network.", metavar="FILE")
 @option("figures", "'false' draws no pictures.", SWITCH)
+@option("dicom_output", "Write DICOM results beside the masks: SEG, report, picture.", SWITCH)
 @option("progress", "Show a progress bar of the optimisation.", SWITCH)
 @option("resume", "Do only the films that the results in --output_dir lack.", SWITCH)
 @option("pseudonymize_names", "Name outputs by the content of the film, not by its file name.", SWITCH)

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from monai_diffeo.radiograph.outputs import REPORT_NAME, recorded_outputs
+from monai_diffeo.radiograph.outputs import AUDIT_NAME, LOG_NAME, REPORT_NAME, recorded_outputs
 from monai_diffeo.radiograph.packaged import packaged_film
 from monai_diffeo.radiograph.paths import list_films
 
@@ -35,7 +35,7 @@ def film_datalist(
 ) -> FilmList:
     """All files below a folder, one file, or, without either, the sample film of ``pydicom-data``.
 
-    Left out are an earlier run's ``report.jsonl``, the files that it records, and hidden files (`list_films`); how many is
+    Left out are an earlier run's report, audit and log, the files that it records, and hidden files (`list_films`); how many is
     logged. Any other file in an output folder is a film.
 
     Args:
@@ -62,7 +62,8 @@ def film_datalist(
     own: set[Path] = set()
     for report in films if path.is_dir() else ():
         if report.name == REPORT_NAME and report.is_file() and (recorded := recorded_outputs(report)):
-            own.update([report], *recorded.values())
+            own.update([report, *map(report.with_name, (AUDIT_NAME, LOG_NAME))], *recorded.values())
+    own &= set(films)
     if own:
         logger.warning("film_datalist(): %d files that earlier runs wrote and recorded are no films.", len(own))
     return FilmList([{"image": str(film)} for film in films if film not in own], root)

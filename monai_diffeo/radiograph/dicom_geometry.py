@@ -14,11 +14,12 @@ import numpy as np
 from monai_diffeo.radiograph.dicom_groups import functional_groups
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes, size_doubt
 
-__all__ = ["GEOMETRY_TAGS", "FilmGeometry", "film_geometry"]
+__all__ = ["GEOMETRY_TAGS", "FilmGeometry", "calibrated_spacing", "film_geometry", "sound_spacing"]
 
 _PIXEL, _DETECTOR, _SCANNED = _SPACINGS = "PixelSpacing", "ImagerPixelSpacing", "NominalScannedPixelSpacing"
 _POSITION, _ORIENTATION, _DEPTH = _PLACES = "ImagePositionPatient", "ImageOrientationPatient", "SpacingBetweenSlices"
 _RATIO, _WAY, _FACTOR = _REMARKS = "PixelAspectRatio", "PixelSpacingCalibrationType", "EstimatedRadiographicMagnificationFactor"
+_WAYS = "geometry", "fiducial"  # of calibration
 _OF_FRAMES = "PerFrameFunctionalGroupsSequence"
 _MACROS = "PixelMeasuresSequence", "PlanePositionSequence", "PlaneOrientationSequence", "FramePixelDataPropertiesSequence"
 GEOMETRY_TAGS = ["SOPClassUID", "Modality", *_SPACINGS, *_PLACES, *_REMARKS]
@@ -68,6 +69,24 @@ def film_geometry(dataset) -> FilmGeometry:
     return FilmGeometry(affine, "mm" if agree else UNKNOWN, spacing, source, joined_notes(*doubts))
 
 
+def calibrated_spacing(dataset) -> Pair | None:
+    """Spacing of rows and columns in the body, millimetres; None where the header states none, or that of the detector alone.
+
+    It is PixelSpacing, where the header says how it was calibrated or gives another spacing for the detector.
+    """
+    pair, detector = sound_spacing(dataset, _PIXEL), sound_spacing(dataset, _DETECTOR)
+    stated = _text([dataset], _WAY).strip().lower() in _WAYS
+    if pair is None or size_doubt((dataset.Rows, dataset.Columns), pair):
+        return None
+    return pair if stated or (detector is not None and not np.allclose(detector, pair, rtol=_SAME)) else None
+
+
+def sound_spacing(dataset, keyword: str) -> Pair | None:
+    """Spacing of rows and columns of one element, millimetres; None if it is missing or not two lengths."""
+    pair, remark = _pair(_text([dataset], keyword))
+    return None if remark else pair
+
+
 def _stated(holders: list, keywords: dict[str, None]) -> tuple[Pair, str, list[str]]:
     """Spacing of the header, the element that gave it and doubts about it."""
     read = {keyword: _pair(text) for keyword in keywords if (text := _text(holders, keyword))}
@@ -81,7 +100,7 @@ def _stated(holders: list, keywords: dict[str, None]) -> tuple[Pair, str, list[s
     other = _DETECTOR if source == _PIXEL else _PIXEL
     if other in found and not np.allclose(found[other], found[source], rtol=_SAME):
         way = _text(holders, _WAY).strip().lower()
-        way = " on the detector" if other == _DETECTOR else f", calibrated by {way}" if way in ("geometry", "fiducial") else ""
+        way = " on the detector" if other == _DETECTOR else f", calibrated by {way}" if way in _WAYS else ""
         doubts.append(f"{other} states {_size(found[other])} mm{way}")
     (factor,) = _itk_numbers(_text(holders, _FACTOR), 1)
     if source == _DETECTOR and factor > 0 and factor != 1:

@@ -39,7 +39,7 @@ DETAILS |= {"inverted": False, "voi": "none", "voi_refused": False, "padding_pix
 DETAILS |= {"magnification": 0.0, "exif_orientation": 0, "notes": ""}
 """Every film has all of these, so that films of several formats collate in one batch. Empty or 0 means "not stated"."""
 
-_READERS = {"PIL", "libjpeg", "nibabel", "openjpeg", "pydicom", "pylibjpeg", "rle"}
+_READERS = {"PIL", "highdicom", "libjpeg", "nibabel", "openjpeg", "pydicom", "pylibjpeg", "rle"}
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,11 @@ from monai_diffeo.radiograph.film import library
 from monai_diffeo.radiograph.nifti import file_of_film
 from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 
-__all__ = ["MaskNames", "figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
+__all__ = ["DICOM_KINDS", "MaskNames", "dicom_path", "figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
 
 _PICTURES = ("png", "jpeg")
+DICOM_KINDS = ("seg", "sr", "sc")
+"""DICOM results of a film: segmentation, structured report, secondary capture; each ends in ``.<kind>.dcm``."""
 _LABELS: tuple[type[np.integer], ...] = (np.uint8, np.int8, np.uint16, np.int16, np.uint32, np.int32)
 
 
@@ -52,6 +54,11 @@ def mask_path(film_path: PathLike, root: PathLike, output_dir: PathLike, postfix
 def figure_path(mask_path: PathLike) -> Path:
     """Where the figure of a film goes: beside its mask and named after it, ``b_lungs.nii.gz`` gives ``b_lungs_report.png``."""
     return Path(mask_path).with_name(_figure_name(Path(mask_path).name))
+
+
+def dicom_path(mask_path: PathLike, kind: str) -> Path:
+    """Where a DICOM result of a film goes: beside its mask, ``b_lungs.nii.gz`` gives ``b_lungs.seg.dcm``."""
+    return Path(mask_path).with_name(f"{split_name(Path(mask_path).name)[0]}.{kind}.dcm")
 
 
 class MaskNames:
@@ -121,8 +128,8 @@ def _names_in_folder(films: list[str], taken: set[str], postfix: str) -> dict[st
         masks = {film: _mask_name(film, postfix, film not in plain) for film in films}
         users: dict[str, list[str]] = defaultdict(list)
         for film, mask in masks.items():
-            users[mask].append(film)
-            users[_figure_name(mask)].append(film)
+            for name in (mask, _figure_name(mask), *(dicom_path(mask, kind).name for kind in DICOM_KINDS)):
+                users[name].append(film)
         count = Counter(name for name, some in users.items() for film in some if format_of_name(film) is not None)
         count.update({*films, *taken})
         clashing = [some for name, some in users.items() if count[name] > 1]

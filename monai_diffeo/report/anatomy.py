@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from monai_diffeo.dicom_output import Segment
 from monai_diffeo.report.sides import PatientSides
 
 __all__ = ["Anatomy", "Part"]
@@ -24,12 +25,19 @@ class Part(NamedTuple):
 class Anatomy:
     """Any structure: one outline, one area.
 
-    In all methods ``mask`` has shape ``(H, W)``, bool, and ``sides`` says where the patient's left is, None if that is unknown.
+    ``name`` heads the series of DICOM results. In all methods ``mask`` has shape ``(H, W)``, bool, and ``sides`` says where the
+    patient's left is, None if that is unknown.
     """
+
+    name = "Mask"
 
     def parts(self, mask: np.ndarray, sides: PatientSides | None) -> list[Part]:
         """The parts of a mask, each outlined in its colour."""
         return [Part(mask, MASK_COLOUR)]
+
+    def segments(self, mask: np.ndarray, sides: PatientSides | None) -> list[Segment]:
+        """The parts of a mask for DICOM results; together they are the mask."""
+        return [Segment("Mask", mask)]
 
     def caption(self, mask: np.ndarray, sides: PatientSides | None) -> str:
         """One line below the heading of the film's panel."""

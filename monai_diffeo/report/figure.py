@@ -12,7 +12,7 @@ import numpy as np
 from monai.utils import convert_to_numpy
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.files import write_atomically
+from monai_diffeo.files import printable, write_atomically
 from monai_diffeo.report import panels
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.sides import PatientSides
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["film_figure"]
+__all__ = ["DISCLAIMER", "film_figure"]
 
 _WIDTH, _HEIGHT, _DPI = 1500, 1000, 100  # px, px, px per inch
 _PANEL_W, _PANEL_H = 460, 384  # px
 _COLUMNS, _ROWS = (34, 524, 1014), (112, 566)  # px from the left, from the top
 _LONGEST_TITLE = 90  # letters
-_DISCLAIMER = "Research software. Not a medical device; not for diagnosis."
+DISCLAIMER = "Research software. Not a medical device; not for diagnosis."
 _SIDES = {True: "R, L: the patient's sides, by the canonical pose or the file", False: "The patient's sides are unknown"}
 
 
@@ -71,7 +71,7 @@ def film_figure(
     plain_mask, mask, canonical_mask = (None if x is None else convert_to_numpy(x) > 0.5 for x in given)
     _check(film, canonical=canonical, ddf=ddf, plain_mask=plain_mask, mask=mask, canonical_mask=canonical_mask)
     anatomy = Anatomy() if anatomy is None else anatomy
-    figure = paper(title, panels.status_colour(numbers), sides)
+    figure = paper(title, panels.decision_colour(numbers), sides)
     still, local = not ddf.any(), panels.determinant(ddf)
     looks = "the film as given" if still else "the canonical film"
     lines = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
@@ -96,13 +96,14 @@ def film_figure(
 
 
 def paper(title: str, colour: str, sides: PatientSides | None) -> Figure:
-    """An empty figure with its title, a stripe in the colour of the status, and its footer."""
+    """An empty figure with its title, a stripe in the colour of the decision, and its footer."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise ImportError("film_figure(): needs matplotlib. Install it: pip install 'monai-diffeo[report]'.") from error
     settings: dict[str, Any] = {"facecolor": panels.BACKGROUND, "layout": "none"}
     figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, **settings)
+    title = printable(title)
     title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE :]
     page = _at(figure, 0, 0, _WIDTH, _HEIGHT)
     page.set_axis_off()
@@ -110,7 +111,7 @@ def paper(title: str, colour: str, sides: PatientSides | None) -> Figure:
     page.set(xlim=(0, 1), ylim=(0, 1), zorder=-1)
     x, y = _COLUMNS[0] / _WIDTH, 24 / _HEIGHT
     panels.words(page, x, 1 - 36 / _HEIGHT, title, panels.INK, 16, weight="bold", va="center")
-    panels.words(page, x, y, _DISCLAIMER, panels.QUIET, 9, va="center")
+    panels.words(page, x, y, DISCLAIMER, panels.QUIET, 9, va="center")
     panels.words(page, 1 - x, y, _SIDES[sides is not None], panels.QUIET, 9, va="center", ha="right")
     return figure
 
@@ -168,10 +169,10 @@ def _dice(a: np.ndarray, b: np.ndarray) -> float:
 
 def _change_caption(still: bool, plain: np.ndarray | None, mask: np.ndarray) -> str:
     if plain is None and not still:
-        return "unknown: the plain network was not run"
+        return "unknown: the network did not see the film as it is"
     if plain is None or (plain == mask).all():
-        return "nothing: the film was not moved" if still else "nothing: the plain network gives the same mask"
-    return "plain network's mask dashed; gained green, lost red"
+        return "nothing: the film was not moved" if still else "nothing: the film as it is gives the same mask"
+    return "mask of the film as it is dashed; gained green, lost red"
 
 
 def area_caption(still: bool, determinant: np.ndarray) -> str:

@@ -12,6 +12,7 @@ import torch
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
 from monai_diffeo.flow.jacobian import jacobian_determinant
 from monai_diffeo.report.anatomy import MASK_COLOUR, Part
+from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, outcome, remarks
 from monai_diffeo.report.sides import Step
 
 if TYPE_CHECKING:
@@ -20,10 +21,9 @@ if TYPE_CHECKING:
 __all__: list[str] = []
 
 BACKGROUND, PANEL, INK, QUIET = "#0c0e11", "#000000", "#e8eaed", "#9aa3ad"
-ADDED, REMOVED, PLAIN, WARNING = MASK_COLOUR, "#ff5d73", "#ffffff", "#ffc94d"
+ADDED, REMOVED, PLAIN = MASK_COLOUR, "#ff5d73", "#ffffff"
 GRID, FOLDED = "#7fd4ff", "#ff2bd6"
 AREA = ["#8fd3ff", "#2b7fd4", "#16324f", "#16181c", "#553018", "#d9701f", "#ffd08a"]  # dark where nothing changes
-STATUS_COLOURS = {CANONICALIZED: "#3ddc97", LEFT_ALONE: "#b4bcc6", REJECTED: "#ffb000"}
 
 _GRID_LINES = 17  # along the longer side
 _HALO = 0.55  # opacity of the dark rim that keeps an outline legible on white bone
@@ -111,18 +111,18 @@ def colour_bar(axes: Axes, shown: Any) -> None:
 
 
 def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> None:
-    """What canonicalisation did, in words and colour, then the numbers; ``areas`` are lines of the anatomy."""
-    head, _, reason = str(numbers.get("status") or "status not given").partition(": ")
-    told = " ".join(filter(None, (_sentence(reason), _MEANING.get(head), _sentence(str(numbers.get("notes") or "")))))
-    verdict(axes, _sentence(head).rstrip("."), status_colour(numbers), told, _rows(numbers, dice, areas))
+    """What to do about the film and what happened to it, then the numbers; ``areas`` are lines of the anatomy."""
+    verdict(axes, numbers, _MEANING.get(outcome(numbers)[0], ""), _rows(numbers, dice, areas))
 
 
-def verdict(axes: Axes, head: str, colour: str, text: str, rows: Sequence[tuple[str, str]]) -> None:
-    """A headline, at most four lines of text, and rows of a name and a value."""
+def verdict(axes: Axes, numbers: Mapping[str, Any], meaning: str, rows: Sequence[tuple[str, str]]) -> None:
+    """What to do, in the colour of the decision; at most four lines on what happened; rows of a name and a value."""
     axes.set_axis_off()
     axes.set(xlim=(0, 1), ylim=(0, 1))
-    words(axes, 0, 0.985, head, colour, 19, weight="bold", va="top")
-    for i, line in enumerate(wrap(text, 56)[:4]):
+    told = (*outcome(numbers), meaning, remarks(numbers))
+    head = ACTIONS.get(decision(numbers) or "", "status not given")
+    words(axes, 0, 0.985, _sentence(head).rstrip("."), decision_colour(numbers), 19, weight="bold", va="top")
+    for i, line in enumerate(wrap(" ".join(filter(None, map(_sentence, told))), 56)[:4]):
         words(axes, 0, 0.86 - 0.055 * i, line, INK, 10.5, va="top")
     step = 0.077
     for i, (label, value) in enumerate(rows):
@@ -132,32 +132,46 @@ def verdict(axes: Axes, head: str, colour: str, text: str, rows: Sequence[tuple[
         words(axes, 1, y, value, INK, 12, va="center", ha="right")
 
 
-def status_colour(numbers: Mapping[str, Any]) -> str:
-    """Green, grey or amber; ink where no status is known."""
-    return STATUS_COLOURS.get(str(numbers.get("status")).partition(":")[0], INK)
+def decision_colour(numbers: Mapping[str, Any]) -> str:
+    """Green where nothing is to be done, amber to look at the film, red without a result; ink where no status is known."""
+    return DECISION_COLOURS.get(decision(numbers) or "", INK)
 
 
 _MEANING = {CANONICALIZED: "The network saw the canonical film; its mask was mapped back to this film."}
 _MEANING |= dict.fromkeys((LEFT_ALONE, REJECTED), "The network saw the film as it is.")
 
 
-def _rows(numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    def value(name: str, pattern: str) -> str:
-        number = numbers.get(name)
-        return "–" if number is None or not np.isfinite(number) else pattern.format(number)
+def number(value: float | None, pattern: str) -> str:
+    """A number by a pattern such as ``"{:.1%}"``, a dash where it is unknown."""
+    return "–" if value is None or not np.isfinite(value) else pattern.format(value)
 
-    share, agreement = numbers.get("displacement_share"), value("agreement", "{:.1%}")
-    little = 0 < (numbers.get("folding_fraction") or 0) < 1e-4
+
+def motion(numbers: Mapping[str, Any]) -> str:
+    """The largest displacement, in millimetres of the film where its spacing is known, and as a share of the frame."""
+    share, length = (numbers.get(name) for name in ("displacement_share", "largest_displacement_mm"))
+    return " · ".join(
+        number(*part) for part in ((length, "{:.0f} mm of film"), (share, "{:.0%} of frame")) if part[0] is not None
+    )
+
+
+def _rows(numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    before, after, folded = (numbers.get(name) for name in ("energy_before", "energy_after", "folding_fraction"))
+    error, frame = numbers.get("inverse_error"), numbers.get("frame")
+    agreement = numbers.get("agreement")
     return [
-        ("Energy (distance from training)", f"{value('energy_before', '{:.3g}')}  →  {value('energy_after', '{:.3g}')}"),
-        ("Largest displacement", value("largest_displacement", "{:.1f} px") + (f"  ({share:.0%} of frame)" if share else "")),
-        ("Folded area", "< 0.01%" if little else value("folding_fraction", "{:.2%}")),
-        ("Inverse error", value("inverse_error", "{:.2f} px")),
-        ("Overlap with plain mask (Dice)", "–" if dice is None else f"{dice:.3f}"),
+        ("Distance from training images", f"{number(before, '{:.3g}')}  →  {number(after, '{:.3g}')}"),
+        ("Largest displacement", motion(numbers) or "–"),
+        ("Folded area", _share(folded)),
+        ("Inverse error, share of frame", _share(error / max(min(frame) - 1, 1) if error is not None and frame else None)),
+        ("Overlap with mask of film as it is (Dice)", number(dice, "{:.3f}")),
         *areas,
-        *([] if agreement == "–" else [("Agreement, test-time augmentation", agreement)]),
-        ("Time", value("seconds", "{:.2f} s")),
+        *([] if agreement is None else [("Agreement, test-time augmentation", number(agreement, "{:.1%}"))]),
+        ("Time", number(numbers.get("seconds"), "{:.2f} s")),
     ]
+
+
+def _share(value: float | None) -> str:
+    return "< 0.01%" if value is not None and 0 < value < 1e-4 else number(value, "{:.2%}")
 
 
 def _sentence(text: str) -> str:

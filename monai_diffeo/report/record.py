@@ -10,7 +10,8 @@ energy_before, energy_after  of the film and of what the network saw; lower is c
 energy_terms                 energies before, by name
 folding_fraction             share of the voxels at which the deformation folds
 inverse_error                mean error of the inverse deformation, voxels of ``frame``
-largest_displacement         voxels of ``frame``; ``displacement_share`` is its share of the frame's shorter side
+largest_displacement         voxels of ``frame``; ``displacement_share`` is its share of the frame's shorter side,
+                             ``largest_displacement_mm`` the same in mm of the film, null if its spacing is unknown
 spacing                      of rows and columns, mm, null if unknown; ``spacing_source``, what states it or ``unknown``;
                              ``spacing_doubt``, what speaks against it, or null
 frame, steps, mode           size at which the film was canonicalised, optimisation steps, mode of the canonicaliser
@@ -19,6 +20,7 @@ seconds, device              wall time of the film; where the network ran
 agreement                    of the predictions of test-time augmentation, 0 to 1
 areas                        shares of the film: ``total``; of paired organs ``right`` and ``left``, null if sides are unknown
 mask, figure                 names of the outputs, relative to the output folder, or null; of one mask a class a list
+dicom                        names of the DICOM results, empty if the notes say why; only with ``--dicom_output true``
 weights_sha256               of the file of the network's weights
 settings                     SHA-256 of what decides the result besides the film; ``--resume`` keeps lines with the same one
 error, message               of a film that failed: a class and a sentence; such a line has no numbers

@@ -16,27 +16,32 @@ from monai.utils import convert_to_numpy, ensure_tuple
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import resize_ddf
-from monai_diffeo.errors import ConfigError
+from monai_diffeo.dicom_output import Algorithm, Findings, check_library, write_dicom_results
+from monai_diffeo.errors import ConfigError, FilmError, OutputError
 from monai_diffeo.files import output_error, sha256_of
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
-from monai_diffeo.radiograph.mask_writer import MaskNames, figure_path
-from monai_diffeo.radiograph.outputs import REPORT_NAME
+from monai_diffeo.radiograph.mask_writer import DICOM_KINDS, MaskNames, dicom_path, figure_path
+from monai_diffeo.radiograph.outputs import LOG_NAME, REPORT_NAME
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
+from monai_diffeo.report.audit import AuditFile
 from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import failure_record, film_record, json_safe, versions
-from monai_diffeo.report.resume import lines_that_hold, settings_sha256, sha256_or_none
+from monai_diffeo.report.resume import lines_that_hold, outputs_of, settings_sha256, sha256_or_none
 from monai_diffeo.report.run_folder import RunFolder
+from monai_diffeo.report.run_log import RunLog
 from monai_diffeo.report.sides import PatientSides, patient_sides
 from monai_diffeo.report.writer import FINISHED_WITH_FAILURES, ReportWriter
 
 __all__ = ["FilmReporter"]
 
+_AFFINES = ("affine", "original_affine")  # of the network's image and of the film
+
 
 class FilmReporter:
-    """Writes ``report.jsonl`` and the figures of a run, for any segmentation of films.
+    """Writes ``report.jsonl``, ``audit.jsonl``, ``run.log`` and the figures of a run, for any segmentation of films.
 
     :class:`monai_diffeo.engines.FilmEvaluator` tells it of each film. For an anatomy of your own pass an :class:`Anatomy`;
     further fields and another picture come from :meth:`more` and :meth:`draw` of a subclass.
@@ -55,13 +60,15 @@ class FilmReporter:
             in the table of pseudonyms only.
         resume: keep what an earlier run has written and would be written again, see :meth:`missing`; needs ``films``.
         postfix: of the masks' names, of several masks a list.
+        dicom: write DICOM results beside the mask of each DICOM film; they hold the patient's data, as the film does.
         settings: all that decides the masks beside ``mode``, ``device``, ``weights`` and versions; of types that JSON knows.
 
     Attributes:
         stopped: why nothing more can be reported, None as long as it can.
 
     Raises:
-        ConfigError: for pseudonyms with ``debug``, which quotes names; for ``resume`` without ``films``.
+        ConfigError: for pseudonyms with ``debug`` or ``dicom``, which show names; for ``resume`` without ``films``; without
+            highdicom, if ``dicom`` needs it.
     """
 
     def __init__(
@@ -79,19 +86,23 @@ class FilmReporter:
         resume: bool | str = False,
         postfix: str | Sequence[str] = "lungs",
         settings: Any = None,
+        dicom: bool | str = False,
     ) -> None:
         self.output_dir, self.root, self.mode, self.device = Path(output_dir), Path(root), mode, str(device)
         self.weights, self.longest, self.anatomy = weights, longest, Anatomy() if anatomy is None else anatomy
-        self.wants_plain, self.debug = parse_switch(figures), parse_switch(debug)
+        self.wants_plain, self.debug, self.dicom = parse_switch(figures), parse_switch(debug), parse_switch(dicom)
         self.resume, self.postfix, self.settings = parse_switch(resume), ensure_tuple(postfix), settings
         self.pseudonyms = films if isinstance(films, Mapping) else {}
         self.films: Sequence[str] | Mapping[str, str] = () if films is None else films
         self.kept: dict[str, dict[str, Any]] = {}
         self._locked: RunFolder | None = None
         self.stopped: str | None = None
-        if (self.pseudonyms and self.debug) or (self.resume and films is None):
-            refused = "'resume' needs 'films'" if films is None else "--debug true quotes names, which pseudonyms are to hide"
+        if (self.pseudonyms and (self.debug or self.dicom)) or (self.resume and films is None):
+            shown = "--debug true quotes" if self.debug else "--dicom_output true writes"
+            refused = "'resume' needs 'films'" if films is None else f"{shown} names, which pseudonyms are to hide"
             raise ConfigError(f"{type(self).__name__}: {refused}. Leave one of the two out.")
+        if self.dicom:
+            check_library(type(self).__name__)
 
     @cached_property
     def weights_sha256(self) -> str | None:
@@ -115,10 +126,11 @@ class FilmReporter:
         self._locked = self._run_folder()
         names = [MaskNames(self.films, self.root, self.output_dir, postfix) for postfix in self.postfix]
 
-        def outputs(film: str) -> tuple[list[str], str | None]:
+        def outputs(film: str) -> tuple[list[str], str | None, list[str] | None]:
             masks = [path for name in names if (path := name.paths[Path(film)]) is not None]
             figure = _below(figure_path(masks[0]), self.output_dir) if masks and self.wants_plain else None
-            return [_below(path, self.output_dir) for path in masks], figure
+            dicom = [_below(path, self.output_dir) for path in self._dicom_paths(masks)] if self.dicom else None
+            return [_below(path, self.output_dir) for path in masks], figure, dicom
 
         films = {self._name(film): str(film) for film in self.films}
         self.kept = lines_that_hold(self.output_dir / REPORT_NAME, films, outputs, self.settings_sha256)
@@ -139,9 +151,13 @@ class FilmReporter:
                 raise ConfigError(f"FilmReporter: pseudonyms hide names, {came}. Give --output_dir another folder.")
             names = {name: _below(film, self.root) for film, name in self.pseudonyms.items()}
             self.folder.wrote([write_pseudonyms(self.output_dir / PSEUDONYMS_NAME, names)])
+        hashes = {"weights_sha256": self.weights_sha256, "settings": self.settings_sha256}
+        self.audit = AuditFile(self.output_dir, {**hashes, "device": self.device})
         self.writer = ReportWriter(self.output_dir / REPORT_NAME, kept=self.kept.values())
+        self.log = RunLog(self.output_dir / LOG_NAME, films - len(self.kept), going_on=bool(self.kept))
+        self.log.say(f"run of {films} films begins, {len(self.kept)} kept; device {self.device}, mode {self.mode}, {hashes}")
         for line in self.kept.values():
-            self.folder.wrote(self.output_dir / name for name in [*ensure_tuple(line["mask"]), line["figure"]] if name)
+            self.folder.wrote(self.output_dir / name for name in outputs_of(line))
         if not films:
             print("No film was found.", file=sys.stderr)
 
@@ -159,6 +175,9 @@ class FilmReporter:
             except OSError as error:
                 self.stopped = str(output_error(error))
         self.folder.release(forget=self.stopped is None)
+        self.audit.close()
+        self.log.say(self.stopped or self.writer.summary().partition(" Report: ")[0])
+        self.log.close()
         if self.stopped is not None:
             print(f"The report is not complete, and the run ends here. {self.stopped}", file=sys.stderr)
             return FINISHED_WITH_FAILURES
@@ -173,7 +192,7 @@ class FilmReporter:
         name = self._name(path)
         try:
             self.folder.remove(name)
-            self.writer.write(failure_record(name, error, sha256_or_none(path)))
+            self._write(failure_record(name, error, sha256_or_none(path)))
         except OSError as lost:
             self.stopped = str(output_error(lost))
 
@@ -193,7 +212,7 @@ class FilmReporter:
         try:
             self._report(path, masks, figure, batch, output, result, seconds)
         except BaseException:
-            for file in [*masks, *([figure] if figure else [])]:
+            for file in [*masks, *([figure] if figure else []), *(self._dicom_paths(masks) if self.dicom else [])]:
                 file.unlink(missing_ok=True)  # a film without a line has no mask
             raise
 
@@ -209,15 +228,49 @@ class FilmReporter:
         empty = "" if mask.any() else "the mask is empty"
         notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "", empty)
         record["notes"] = notes or record["notes"]
-        record |= _spacing(about) | self.more(output, result)
+        record |= _spacing(about)
+        record["largest_displacement_mm"] = _displacement_mm(about, result, record["spacing"])
+        record |= self.more(output, result)
         if figure is not None:
             try:
-                self.draw(figure, *self._shown(batch, mask), result, record, sides)
+                timeless = record | ({"seconds": None} if self.dicom else {})  # an archive wants the same picture twice
+                self.draw(figure, *self._shown(batch, mask), result, timeless, sides)
             except Exception as error:  # the mask is there: a picture that fails must not fail the film
                 record["figure"] = None
                 record["notes"] = joined_notes(record["notes"] or "", f"no picture: {type(error).__name__}")
+        if self.dicom:
+            record |= self._write_dicom(path, masks, mask, sides, record)
+        self._write(record, masks, None if record["figure"] is None else figure)
+        self.folder.wrote(self.output_dir / name for name in outputs_of(record))
+
+    def _write(self, record: dict[str, Any], masks: Sequence[Path] = (), figure: Path | None = None) -> None:
+        """A line of the audit, then of the report, then of the log, and a step of the bar."""
+        self.audit.append(record, masks, figure)
         self.writer.write(record)
-        self.folder.wrote(masks if record["figure"] is None or figure is None else [*masks, figure])
+        self.log.film(record)
+
+    def _write_dicom(
+        self, path: str, masks: list[Path], mask: np.ndarray, sides: PatientSides | None, record: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Write the DICOM results of a film: its fields ``dicom`` and ``notes``."""
+        about = {"mode": self.mode, "weights": self.weights_sha256, "settings": self.settings_sha256}
+        algorithm = Algorithm(versions()["monai_diffeo"], self.settings_sha256, about)
+        picture = None if record["figure"] is None else self.output_dir / record["figure"]
+        try:
+            segments = self.anatomy.segments(mask, sides)
+            found = Findings(record["status"], record["agreement"])
+            made = write_dicom_results(path, masks[0], segments, found, algorithm, picture, self.anatomy.name)
+        except OutputError:
+            raise
+        except Exception as error:  # as for a picture
+            why = error.sentence.rstrip(".") if isinstance(error, FilmError) else type(error).__name__
+            return {"dicom": [], "notes": joined_notes(record["notes"] or "", f"no DICOM results: {why}")}
+        return {"dicom": [_below(name, self.output_dir) for name in made]}
+
+    def _dicom_paths(self, masks: Sequence[Path]) -> list[Path]:
+        """All DICOM results that a film may have."""
+        kinds = DICOM_KINDS if self.wants_plain else DICOM_KINDS[:2]
+        return [dicom_path(masks[0], kind) for kind in kinds] if masks else []
 
     def _fields(self, masks: Sequence[Path], figure: Path | None) -> dict[str, Any]:
         """Fields of a record that do not depend on what was found."""
@@ -285,6 +338,20 @@ def _spacing(film: Any) -> dict[str, Any]:
     source, doubt = str(_meta(film, "film_spacing_source", UNKNOWN)), str(_meta(film, "film_spacing_doubt", ""))
     spacing = [_meta(film, f"film_spacing_{axis}", None) for axis in ("row", "column")] if source != UNKNOWN else None
     return json_safe({"spacing": spacing, "spacing_source": source, "spacing_doubt": doubt or None})
+
+
+def _displacement_mm(film: Any, result: DiffeoResult, spacing: Sequence[float] | None) -> float | None:
+    """Largest displacement in mm of the film, along the axes of its frame; None if it or the film's spacing is unknown.
+
+    The network's image has larger voxels than the film: how much larger, their affines say.
+    """
+    meta = getattr(film, "meta", {})
+    if result.canonicalization is None or spacing is None or not set(_AFFINES) <= set(meta):
+        return None
+    sizes = [np.linalg.norm(np.reshape(convert_to_numpy(meta[key]), (-1, 4, 4))[0, :3, :2], axis=0) for key in _AFFINES]
+    ddf = convert_to_numpy(result.canonicalization.ddf[0])
+    length = float(np.linalg.norm(ddf * np.reshape(spacing * sizes[0] / sizes[1], (2, 1, 1)), axis=0).max())
+    return json_safe(length)
 
 
 def _meta(film: Any, key: str, default: Any) -> Any:

@@ -9,11 +9,13 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+from monai.utils import ensure_tuple
+
 from monai_diffeo.files import sha256_of
 from monai_diffeo.radiograph.outputs import film_lines
 from monai_diffeo.report.record import FAILED, SCHEMA, json_safe
 
-__all__ = ["lines_that_hold", "settings_sha256", "sha256_or_none"]
+__all__ = ["lines_that_hold", "outputs_of", "settings_sha256", "sha256_or_none"]
 
 
 def settings_sha256(settings: Any) -> str:
@@ -24,18 +26,19 @@ def settings_sha256(settings: Any) -> str:
 def lines_that_hold(
     report: str | PathLike[str],
     films: Mapping[str, str],
-    outputs: Callable[[str], tuple[Sequence[str], str | None]],
+    outputs: Callable[[str], tuple[Sequence[str], str | None, Sequence[str] | None]],
     settings: str,
 ) -> dict[str, dict[str, Any]]:
     """Lines of a report that a new run would write again, by input and in the order of the films.
 
     A line holds if its film did not fail, has the same content and was made with the same settings, and if its outputs have the
-    names that they would get now and are still there. Where no figure is asked for, the line says so.
+    names that they would get now and are still there. Where no figure and no DICOM results are asked for, the line says so.
 
     Args:
         report: a ``report.jsonl``.
         films: path of each film by its input name.
-        outputs: names of the masks and of the figure of an input, relative to the report; None if no figure is asked for.
+        outputs: names of the masks, of the figure and of the DICOM results that an input may have, relative to the report; None
+            for what is not asked for.
         settings: :func:`settings_sha256` of the new run.
     """
     earlier, kept = {line["input"]: line for line in film_lines(report)}, {}
@@ -44,12 +47,23 @@ def lines_that_hold(
         line = earlier.get(name, {})
         if line.get("schema") != SCHEMA or line.get("status", FAILED) == FAILED or line.get("settings") != settings:
             continue
-        masks, figure = outputs(film)
+        masks, figure, dicom = outputs(film)
         named = line.get("mask") == (masks[0] if len(masks) == 1 else list(masks)) and figure in (None, line.get("figure"))
-        there = named and all((folder / output).is_file() for output in [*masks, *([figure] if figure else [])])
+        if not named or (dicom is not None and not isinstance(line.get("dicom"), list)):
+            continue
+        new = {**line, "figure": figure, **({} if dicom is None else {"dicom": [n for n in line["dicom"] if n in dicom]})}
+        if dicom is None:
+            new.pop("dicom", None)
+        there = all((folder / output).is_file() for output in outputs_of(new))
         if there and line.get("sha256") and line["sha256"] == sha256_or_none(film):
-            kept[name] = {**line, "figure": figure}
+            kept[name] = new
     return kept
+
+
+def outputs_of(line: Mapping[str, Any]) -> list[str]:
+    """Names of all files that a line of the report records, relative to the report."""
+    names = [*ensure_tuple(line["mask"]), line["figure"], *line.get("dicom", ())]
+    return [name for name in names if name]
 
 
 def sha256_or_none(path: str | PathLike[str]) -> str | None:

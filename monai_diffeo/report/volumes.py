@@ -33,7 +33,7 @@ class VolumeReporter(FilmReporter):
     def __init__(
         self, output_dir: str | Path, root: str | Path, classes: Sequence[str], postfix: str = "labels", **settings: Any
     ) -> None:
-        super().__init__(output_dir, root, figures=False, postfix=postfix, **settings)
+        super().__init__(output_dir, root, figures=False, dicom=False, postfix=postfix, **settings)
         self.classes = tuple(classes)
 
     def done(
@@ -47,5 +47,5 @@ class VolumeReporter(FilmReporter):
         fields = {**self._fields(masks, None), "areas": {c: float((labels == i).mean()) for i, c in enumerate(self.classes, 1)}}
         record = film_record(self._name(path), sha256_or_none(path), result.canonicalization, 0, seconds, **fields)
         record["notes"] = joined_notes(record["notes"] or "", "" if labels.any() else "no label was found") or record["notes"]
-        self.writer.write(record | self.more(output, result))
+        self._write(record | self.more(output, result), masks)
         self.folder.wrote(masks)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,8 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
-from monai_diffeo.files import output_error, write_atomically
-from monai_diffeo.report.record import FAILED, SCHEMA, json_safe, versions
+from monai_diffeo.files import write_atomically
+from monai_diffeo.report.decision import REVIEW, decision, outcome
+from monai_diffeo.report.lines import LineFile, json_line
+from monai_diffeo.report.record import FAILED, SCHEMA, versions
 
 __all__ = ["ALL_WRITTEN", "FINISHED_WITH_FAILURES", "NOTHING_WRITTEN", "ReportWriter"]
 
@@ -34,8 +34,8 @@ _STATUSES = (CANONICALIZED, LEFT_ALONE, REJECTED, FAILED)
 class ReportWriter:
     """Append-only file of JSON lines, one a film, and a closing line; a report without one is of a run that was killed.
 
-    A line is one write to a file opened for appending, followed by fsync: lines of several threads or processes never
-    mix (on a local disk), and a machine that dies loses at most the film it was working on. Threads may share a writer.
+    Lines are those of a :class:`LineFile`: a machine that dies loses at most the film it was working on. Threads may share a
+    writer.
 
     Args:
         path: of the file, e.g. ``output_dir/report.jsonl``; its folders are created.
@@ -60,16 +60,11 @@ class ReportWriter:
         self._counts: Counter[str] = Counter()
         kept = list(kept)
         if reset:
-            write_atomically(self.path, b"".join(map(_line, kept)))
-        self._counts.update(_kind(record) for record in kept)
-        try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            whole = _ends_whole(self.path)
-            self._file = open(self.path, "ab", buffering=0)
-        except OSError as error:
-            raise output_error(error) from None
-        if not whole:
-            self._append(b"\n")
+            write_atomically(self.path, b"".join(map(json_line, kept)))
+        self._told: Counter[str] = Counter()
+        for record in kept:
+            self._count(record)
+        self._file = LineFile(self.path)
 
     @property
     def counts(self) -> dict[str, int]:
@@ -88,8 +83,8 @@ class ReportWriter:
             expected = f"'status' must begin with one of {', '.join(_STATUSES)}; got {kind!r}"
             raise ValueError(f"ReportWriter.write(): {expected}. Make the record with film_record() or failure_record().")
         with self._lock:
-            self._append(_line(record))
-            self._counts[kind] += 1
+            self._file.append(json_line(record))
+            self._count(record)
 
     def close(self, removed: Sequence[str] = (), order: Sequence[str] | None = None) -> None:
         """Append the closing line with its field ``removed``, see :mod:`monai_diffeo.report.record`.
@@ -100,18 +95,22 @@ class ReportWriter:
         record |= {"exit_status": self.exit_status(), "removed": list(removed), "versions": versions()}
         with self._lock:
             if order is None:
-                self._append(_line(record))
+                self._file.append(json_line(record))
             else:
                 place = {name: number for number, name in enumerate(order)}
                 lines = self.path.read_bytes().splitlines(keepends=True)
                 lines.sort(key=lambda line: place.get(json.loads(line)["input"], len(place)))
-                write_atomically(self.path, b"".join(lines) + _line(record))
+                write_atomically(self.path, b"".join(lines) + json_line(record))
             self._file.close()
 
     def summary(self) -> str:
         """The run in one line, for the terminal."""
-        total, parts = sum(self._counts.values()), ", ".join(f"{n} {status}" for status, n in self.counts.items() if n)
-        return f"{total} film{'' if total == 1 else 's'}: {parts}. Report: {self.path}" if total else "No film was found."
+        total, look = sum(self._counts.values()), self._told[REVIEW]
+        parts = ", ".join(f"{n} {word}" for word in ("segmented", *_STATUSES) if (n := self._told[word]))
+        look_at = f" Look at {look} of them." if look else ""
+        return (
+            f"{total} film{'' if total == 1 else 's'}: {parts}.{look_at} Report: {self.path}" if total else "No film was found."
+        )
 
     def exit_status(self) -> int:
         """:data:`ALL_WRITTEN`, :data:`FINISHED_WITH_FAILURES` or :data:`NOTHING_WRITTEN`."""
@@ -119,35 +118,10 @@ class ReportWriter:
             return NOTHING_WRITTEN
         return FINISHED_WITH_FAILURES if self._counts[FAILED] else ALL_WRITTEN
 
-    def _append(self, data: bytes) -> None:
-        handle, written = self._file.fileno(), 0
-        try:
-            if not os.path.samestat(os.fstat(handle), os.stat(self.path)):
-                raise FileNotFoundError(errno.ENOENT, "another file has its name")
-            written = os.write(handle, data)
-            if written < len(data):
-                raise OSError(errno.ENOSPC, "half a line")
-            os.fsync(handle)
-        except BaseException as error:
-            end = os.lseek(handle, 0, os.SEEK_CUR)
-            if written and os.fstat(handle).st_size == end:  # no other process has written since
-                os.ftruncate(handle, end - written)
-            raise (output_error(error) if isinstance(error, OSError) else error) from None
+    def _count(self, record: Mapping[str, Any]) -> None:
+        self._counts[_kind(record)] += 1
+        self._told.update((outcome(record)[0], str(decision(record))))
 
 
 def _kind(record: Mapping[str, Any]) -> str:
     return str(record.get("status")).split(":")[0]
-
-
-def _line(record: Mapping[str, Any]) -> bytes:
-    """ASCII, so that a name in any encoding stays one line."""
-    return (json.dumps(json_safe(record), allow_nan=False) + "\n").encode()
-
-
-def _ends_whole(path: Path) -> bool:
-    """Whether the next line can follow what is there."""
-    if not path.exists() or path.stat().st_size == 0:
-        return True
-    with open(path, "rb") as file:
-        file.seek(-1, os.SEEK_END)
-        return file.read() == b"\n"

@@ -9,6 +9,7 @@ from monai_diffeo.transforms.axes import (
     RestoreAxesd,
     RestoreAxesDict,
 )
+from monai_diffeo.transforms.dicom import SaveImageFilmDicomSegD, SaveImageFilmDicomSegd, SaveImageFilmDicomSegDict
 from monai_diffeo.transforms.intensity import (
     ScaleFilmIntensity,
     ScaleFilmIntensityD,
@@ -53,4 +54,4 @@ __all__ += ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict
 __all__ += ["EnsureRowsFirst", "EnsureRowsFirstD", "EnsureRowsFirstDict", "EnsureRowsFirstd", "RestoreAxesD"]
 __all__ += ["RestoreAxesDict", "RestoreAxesd", "SaveImageFilmMaskD", "SaveImageFilmMaskDict", "SaveImageFilmMaskd"]
 __all__ += ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict"]
-__all__ += ["ShapesToMaskd"]
+__all__ += ["ShapesToMaskd", "SaveImageFilmDicomSegD", "SaveImageFilmDicomSegDict", "SaveImageFilmDicomSegd"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Hashable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -165,13 +166,15 @@ class SaveImageFilmMaskd(MapTransform):
 
     def _write(self, plane: np.ndarray, meta: Mapping, postfix: str) -> str:
         film, kind, frame, unit = (str(meta[key]) for key in _META)
+        affine = convert_to_numpy(meta["original_affine"])
+        return str(write_mask(plane, kind, affine, self._path(film, postfix), frame, unit))
+
+    def _path(self, film: str, postfix: str) -> Path:
         if self.films is None:
-            path = mask_path_beside(film, self.root, self.output_dir, postfix)
-        else:
-            if postfix not in self._names:
-                self._names[postfix] = MaskNames(self.films, self.root, self.output_dir, postfix)
-            path = self._names[postfix](film)
-        return str(write_mask(plane, kind, convert_to_numpy(meta["original_affine"]), path, frame, unit))
+            return mask_path_beside(film, self.root, self.output_dir, postfix)
+        if postfix not in self._names:
+            self._names[postfix] = MaskNames(self.films, self.root, self.output_dir, postfix)
+        return self._names[postfix](film)
 
 
 LoadImageFilmD = LoadImageFilmDict = LoadImageFilmd

@@ -8,7 +8,7 @@ import torch
 from monai.data import MetaTensor
 from monai.utils import SpaceKeys
 
-from monai_diffeo.canonicalize.displacement_image import displacement_image
+from monai_diffeo.canonicalize.displacement_image import displacement_image, save_displacement
 from monai_diffeo.errors import ShapeError
 from tests.helpers import tiny_canonicalizer
 
@@ -107,3 +107,49 @@ def test_what_cannot_be_is_refused_and_the_extra_is_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "SimpleITK", None)
     with pytest.raises(ImportError, match=r"needs SimpleITK.*pip install 'monai-diffeo\[itk\]'"):
         found.to_displacement_image()
+
+
+def test_simpleitk_moves_a_dicom_film_along_each_file_to_our_canonical_film(tmp_path):
+    """Read by SimpleITK alone: film and field. The film's pixels are 0.4 x 0.7 mm."""
+    pytest.importorskip("pydicom")
+    from monai_diffeo.transforms import LoadImageFilm
+    from tests.radiograph.dicom_factory import corner_film, save
+
+    path = save(tmp_path / "a.dcm", corner_film(60, 80), ImagerPixelSpacing=[0.4, 0.7])
+    film = LoadImageFilm()(path)
+    found = tiny_canonicalizer(2)(film[None])
+    field, expected = found.to_displacement_image(like=film), found.image[0, 0].numpy()
+    names = {name: "volume" in name for name in ("a.nii.gz", "b.h5", "c.tfm", "volume.h5", "volume.tfm")}
+    for name, volume in names.items():
+        assert save_displacement(field, tmp_path / "out" / name, volume) == tmp_path / "out" / name
+    as_read = sitk.Cast(sitk.ReadImage(str(path)), sitk.sitkFloat64)
+    for name, volume in names.items():
+        given, file = as_read if volume else as_read[:, :, 0], str(tmp_path / "out" / name)
+        if name == "a.nii.gz":
+            transform = sitk.DisplacementFieldTransform(sitk.ReadImage(file, sitk.sitkVectorFloat64))
+        else:
+            transform = sitk.ReadTransform(file)
+        moved, inside = (
+            sitk.GetArrayFromImage(sitk.Resample(image, given, transform, sitk.sitkLinear, 0.0)).reshape(60, 80)
+            for image in (given, given * 0 + 1)
+        )
+        difference = np.abs(moved - expected)[inside > 1 - 1e-6]
+        assert (inside > 1 - 1e-6).mean() > 0.8 and difference.max() <= 1e-3 * np.ptp(expected), name
+        assert np.abs(film[0].numpy() - expected).max() > 0.1 * np.ptp(expected)
+
+
+def test_a_nifti_file_has_the_intent_of_vectors(tmp_path):
+    nibabel = pytest.importorskip("nibabel")
+    found = tiny_canonicalizer(2)(smooth((24, 32)))
+    field = found.to_displacement_image(like=oblique(2))
+    header = nibabel.load(save_displacement(field, tmp_path / "a.nii.gz")).header
+    assert int(header["intent_code"]) == 1007 and header.get_data_shape() == (24, 32, 1, 1, 2)
+    assert field.GetSize() == (24, 32) and field.GetNumberOfComponentsPerPixel() == 2  # left as it is
+
+
+@pytest.mark.parametrize("name, volume, dims", [("a.nii", False, 2), ("a.nii.gz", True, 2), ("a.h5", True, 3)])
+def test_other_files_are_refused(tmp_path, name, volume, dims):
+    field = tiny_canonicalizer(dims)(smooth((12, 16, 10)[:dims])).to_displacement_image()
+    with pytest.raises(ValueError, match="expected a name that ends in .*, got"):
+        save_displacement(field, tmp_path / name, volume)
+    assert not list(tmp_path.iterdir())

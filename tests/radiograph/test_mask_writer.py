@@ -356,3 +356,11 @@ def test_a_mask_of_a_nifti_film_lies_where_the_film_lies_when_only_its_affine_is
     assert place.tolist() == [2, 1, 0]
     assert (image.affine @ [2, 1, 0, 1]).tolist() == (affine @ [1, 2, 0, 1]).tolist() == [11.0, 9.0, 0.0, 1.0]
     assert image.header.get_sform(coded=True)[1] == 1  # scanner coordinates
+
+
+@pytest.mark.parametrize("kind", ["seg", "sr", "sc"])
+def test_no_dicom_result_is_named_like_a_film(tmp_path, kind):
+    films = [tmp_path / "b.dcm", tmp_path / f"b_lungs.{kind}.dcm"]
+    names = MaskNames(films, tmp_path, tmp_path)
+    assert names(films[0]) == tmp_path / "b_dcm_lungs.nii.gz"
+    assert MaskNames(films[:1], tmp_path, tmp_path)(films[0]) == tmp_path / "b_lungs.nii.gz"

@@ -78,7 +78,9 @@ def lines_of(output):
 
 
 def result_of(output):
-    """All that a run wrote, but for the seconds."""
-    files = {p.relative_to(output).as_posix(): p.read_bytes() for p in sorted(output.rglob("*")) if p.is_file()}
+    """All that a run wrote, but for the seconds, and for the audit and the log, which tell when."""
+    timed = ("audit.jsonl", "run.log")
+    paths = (path for path in sorted(output.rglob("*")) if path.is_file() and path.name not in timed)
+    files = {path.relative_to(output).as_posix(): path.read_bytes() for path in paths}
     lines = [{key: value for key, value in line.items() if key != "seconds"} for line in lines_of(output)]
     return {**files, "report.jsonl": lines}

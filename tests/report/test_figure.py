@@ -1,3 +1,4 @@
+import re
 import subprocess
 import sys
 import textwrap
@@ -10,8 +11,9 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.report import film_figure
-from monai_diffeo.report.panels import FOLDED, STATUS_COLOURS
+from monai_diffeo.report import film_figure, panels
+from monai_diffeo.report.decision import DECISION_COLOURS
+from monai_diffeo.report.panels import FOLDED
 
 PANELS = {  # left, top, right, bottom in pixels
     "film": (34, 112, 418, 496),
@@ -30,6 +32,7 @@ NUMBERS = {
     "folding_fraction": 0.0,
     "displacement_share": 0.13,
     "inverse_error": 0.02,
+    "frame": [128, 128],
     "seconds": 0.4,
     "areas": {"right": 0.15, "left": 0.13},
 }
@@ -105,11 +108,53 @@ def test_each_input_changes_the_panels_it_belongs_to_and_no_others(draw, usual):
     assert changed(usual, draw(numbers={**NUMBERS, "energy_after": 5.0})) == {"table"}
 
 
-@pytest.mark.parametrize("status", ["canonicalized", "left alone: looks like training", "rejected: energy rose"])
-def test_the_status_has_its_colour(draw, status):
+@pytest.mark.parametrize(
+    "status, wanted",
+    [
+        ("canonicalized", "ok"),
+        ("left alone: looks like training", "ok"),
+        ("rejected: energy rose", "review"),
+        ("failed", "no result"),
+    ],
+)
+def test_what_to_do_has_its_colour(draw, status, wanted):
     image = draw(numbers={**NUMBERS, "status": status})
-    seen = {name: has(image, "table", colour) for name, colour in STATUS_COLOURS.items()}
-    assert max(seen, key=seen.get) == status.partition(":")[0] and max(seen.values()) > 100
+    seen = {name: has(image, "table", colour) for name, colour in DECISION_COLOURS.items()}
+    assert max(seen, key=seen.get) == wanted and max(seen.values()) > 100
+    assert np.asarray(image)[1, 700].tolist() == [int(DECISION_COLOURS[wanted][i : i + 2], 16) for i in (1, 3, 5)]  # the stripe
+
+
+@pytest.fixture
+def said(monkeypatch):
+    """All words that a figure shows."""
+    texts, words = [], panels.words
+    monkeypatch.setattr(panels, "words", lambda *args, **style: (texts.append(args[3]), words(*args, **style)))
+    return texts
+
+
+def test_motion_is_in_millimetres_of_the_film_or_a_share_and_never_in_pixels_of_the_network(draw, said):
+    draw(numbers={**NUMBERS, "largest_displacement_mm": 21.4})
+    assert "21 mm of film · 13% of frame" in said and "0.02%" in said
+    said.clear()
+    draw()
+    assert "13% of frame" in said and not any("mm" in text for text in said)
+
+
+JARGON = r"\bpx\b|pixel|plain|jacobian|\bddf\b|energy|warp|field|diffeo|theta|tta|svf"
+
+
+def test_the_words_are_those_of_a_reader(draw, said):
+    for status in ("canonicalized", "left alone: canonicalisation is switched off", "rejected: the image is constant"):
+        draw(numbers={**NUMBERS, "status": status, "agreement": 0.9, "notes": "the mask is empty"})
+        draw(numbers={**NUMBERS, "status": status}, ddf=torch.zeros(2, SIZE, SIZE), plain_mask=None)
+    draw(plain_mask=None, sides=None)
+    assert len(set(said)) > 30 and [text for text in said if re.search(JARGON, text, re.I)] == []
+    assert "Look at this film" in said and "Nothing to do" in said and "Distance from training images" in said
+
+
+def test_a_name_that_no_font_has_and_one_that_runs_backwards_are_drawn(draw, said):
+    draw(title=b"M\xfcller\xff.png".decode("utf-8", "surrogateescape") + " gpj\u202e.png")
+    assert "M\\udcfcller\\udcff.png gpj\\u202e.png" in said
 
 
 def test_folded_voxels_are_loud_and_only_they(draw, usual):

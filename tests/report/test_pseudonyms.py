@@ -60,7 +60,7 @@ def test_names_are_in_the_table_alone(films, tmp_path, capsys, caplog):
         lines[table["Mustermann_Max/mustermann_a.png"]]["figure"]
         == f"{table['Mustermann_Max/mustermann_a.png']}_lungs_report.png"
     )
-    assert len(outputs) == 2 + 4 * 2
+    assert len(outputs) == 4 + 4 * 2
 
 
 def test_the_lock_of_a_run_under_way_holds_no_name_and_a_resumed_run_keeps_its_lines(films, tmp_path):

@@ -18,6 +18,7 @@ from monai_diffeo.report.cxr import LungReporter
 from tests.report.helpers import known_result
 
 SIZE = (40, 55)
+TOLD = {"report.jsonl", "audit.jsonl", "run.log"}
 NUMBER, TEXT, SHA = {"type": ["number", "null"]}, {"type": "string"}, {"type": ["string", "null"], "pattern": "^[0-9a-f]{64}$"}
 SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 VERSIONS = {"type": "object", "additionalProperties": TEXT, "minProperties": 5}
@@ -26,6 +27,7 @@ FILM = {
     **COMMON,
     "status": {"pattern": "^(canonicalized$|left alone: |rejected: )"},
     **dict.fromkeys(["energy_before", "energy_after", "inverse_error", "largest_displacement", "steps", "seconds"], NUMBER),
+    "largest_displacement_mm": NUMBER,
     **dict.fromkeys(["folding_fraction", "displacement_share", "agreement"], SHARE),
     "energy_terms": {"type": ["object", "null"], "additionalProperties": NUMBER},
     "frame": {"type": ["array", "null"], "items": {"type": "integer"}, "minItems": 2, "maxItems": 3},
@@ -159,6 +161,22 @@ def test_the_spacing_its_source_and_its_doubt_reach_the_line(tmp_path, source, d
     assert (line["spacing"], line["spacing_source"], line["spacing_doubt"]) == (spacing, source, doubt or None)
 
 
+@pytest.mark.parametrize("spacing, expected", [([0.2, 0.1], 3.0 * 4 * 0.1), (None, None)])
+def test_the_largest_displacement_is_in_millimetres_of_the_film_where_its_spacing_is_known(tmp_path, spacing, expected):
+    """Three voxels along the columns of an image whose rows are 8 and whose columns are 4 rows and columns of the film."""
+    film, mask, result = found(film_spacing_source="ImagerPixelSpacing" if spacing else "unknown")
+    rows, columns = spacing or (1.0, 1.0)
+    film.meta |= {"film_spacing_row": torch.tensor([rows]), "film_spacing_column": torch.tensor([columns])}
+    film.meta["original_affine"] = torch.tensor([[0.0, -2, 0, 5], [-3, 0, 0, 6], [0, 0, 1, 0], [0, 0, 0, 1]])[None]
+    film.affine = film.meta["original_affine"] @ torch.diag(torch.tensor([8.0, 4, 1, 1]))
+    reporter = FilmReporter(tmp_path, tmp_path, figures=False)
+    reporter.begin(1)
+    report(reporter, "a.png", film, mask, result)
+    reporter.end()
+    line = films_of(tmp_path)[0]["a.png"]
+    assert line["largest_displacement"] == 3.0 and line["largest_displacement_mm"] == (expected and pytest.approx(expected))
+
+
 def test_letters_stand_on_the_picture_only_where_the_sides_are_known(tmp_path):
     """R and L at the borders of the first panel, at the height of its middle."""
     pictures = {}
@@ -187,7 +205,7 @@ def test_a_rerun_removes_what_fails_now_or_is_gone_and_says_so(tmp_path, capsys)
     assert run(tmp_path, "a.png", "b.png", "c.png", kind=Sketch) == 0
     assert run(tmp_path, "a.png", failed=["b.png"], figures=False) == 3
     films, closing = films_of(tmp_path / "out")
-    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_organ.png", "report.jsonl"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {"a_organ.png", *TOLD}
     assert closing["removed"] == [
         "b_organ.png", "b_organ_report.png", "a_organ_report.png", "c_organ.png", "c_organ_report.png"
     ]  # fmt: skip
@@ -219,7 +237,7 @@ def test_a_film_that_fails_after_its_mask_was_written_keeps_no_mask(tmp_path):
     with pytest.raises(TypeError):
         report(reporter, "a.png", film, "no mask", result)
     reporter.failed(str(tmp_path / "a.png"), ValueError())
-    assert reporter.end() == 4 and [p.name for p in tmp_path.iterdir()] == ["report.jsonl"]
+    assert reporter.end() == 4 and {p.name for p in tmp_path.iterdir()} == TOLD
 
 
 def test_an_empty_mask_is_noted(tmp_path):

@@ -174,5 +174,7 @@ def test_an_interrupted_film_leaves_no_mask_without_a_line(films, tmp_path, monk
     monkeypatch.setattr(ReportWriter, "write", interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(films, tmp_path / "out")
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [".report.lock", "report.jsonl"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        ".report.lock", "audit.jsonl", "report.jsonl", "run.log"
+    ]  # fmt: skip
     shutil.rmtree(tmp_path / "out")

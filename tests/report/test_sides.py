@@ -8,7 +8,8 @@ from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.energies import DeformationRegularizer
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.networks import orient_images
-from monai_diffeo.report import patient_sides
+from monai_diffeo.report import film_figure, panels, patient_sides
+from monai_diffeo.report.cxr import LungAnatomy
 from tests.helpers import Brightness, FixedTheta
 
 N = 33
@@ -91,6 +92,50 @@ def test_pixels_that_exif_turns_or_mirrors_keep_their_sides(code, sees_mirrors):
     sides = patient_sides(result, exif=code)
     assert right_is_right(film, sides) and sides.canonical == (0, -1 if code in (2, 4, 5, 7) else 1)
     assert right_is_right(result.image[0, 0].numpy().round(), sides.along(sides.canonical))
+
+
+def letters(film, result, sides, monkeypatch, tmp_path):
+    """Where R and L stand, as (row, column), from the middle, on the film and on the canonical film of a picture."""
+    places = {}
+
+    def note(axes, x, y, text, *args, **style):
+        if text in ("R", "L"):
+            places.setdefault(text, []).append((0.5 - y, x - 0.5))
+        words(axes, x, y, text, *args, **style)
+
+    words = panels.words
+    monkeypatch.setattr(panels, "words", note)
+    canonical, ddf = result.image[0, 0], result.ddf[0]
+    masks = {"plain_mask": None, "mask": film > 0.5, "canonical_mask": canonical > 0.5}
+    film_figure(
+        tmp_path / "x.png", film.copy(), canonical, ddf, title="", numbers={}, anatomy=LungAnatomy(), sides=sides, **masks
+    )
+    monkeypatch.undo()
+    return {letter: (seen[0], seen[3]) for letter, seen in places.items()}  # drawn on film, change, grid, then canonical
+
+
+FILMS = [*((np.rot90(upright(), turns), {}, True) for turns in range(4)), (upright()[:, ::-1], {}, False)]
+FILMS += [(EXIF[code](upright()), {"exif": code}, True) for code in EXIF]
+FILMS += [
+    (np.rot90(upright()[:, ::-1], turns), {"orientation": tag}, True)
+    for turns, tag in enumerate(("R\\F", "F\\L", "L\\H", "H\\R"))
+]
+FILMS += [
+    (np.rot90(upright(), turns), {"orientation": tag}, True) for turns, tag in enumerate(("L\\F", "F\\R", "R\\H", "H\\L"))
+]
+FILMS += [(np.rot90(upright()), {"orientation": "L\\F"}, False), (upright(), {"orientation": "A\\F"}, False)]
+
+
+@pytest.mark.parametrize("film, stated, known", FILMS)
+def test_the_letters_on_the_picture_stand_beside_the_lungs_that_they_name(film, stated, known, monkeypatch, tmp_path):
+    result = canonicalized(film)
+    found = letters(film, result, patient_sides(result, **stated), monkeypatch, tmp_path)
+    assert set(found) == ({"R", "L"} if known else set())
+    if known:
+        for number, image in enumerate((film, result.image[0, 0].numpy().round())):
+            right, left = (np.argwhere(image == lung).mean(0) for lung in (1, 2))
+            to_right, to_left = (np.dot(found[letter][number], right - left) for letter in "RL")
+            assert to_right > 0.9 * 0.475 * np.abs(right - left).max() and to_left == pytest.approx(-to_right)
 
 
 TAGS = {(0, False): "L\\F", (1, False): "F\\R", (2, False): "R\\H", (3, False): "H\\L"}

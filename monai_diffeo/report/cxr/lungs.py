@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from monai_diffeo.dicom_output import LUNG, Segment
 from monai_diffeo.radiograph.lungs import split_lungs
 from monai_diffeo.report.anatomy import Anatomy, Part
 from monai_diffeo.report.reporter import FilmReporter
@@ -30,12 +31,22 @@ class LungAnatomy(Anatomy):
         {'total': 0.375, 'right': None, 'left': None}
     """
 
+    name = "Lungs"
+
     def parts(self, mask: np.ndarray, sides: PatientSides | None) -> list[Part]:
         *lungs, rest = split_lungs(mask)
         if sides is None or not lungs[0].any():
             return [Part(lung, UNKNOWN) for lung in lungs] + [Part(rest, ISLAND)]
         right, left = sorted(lungs, key=sides.leftness)
         return [Part(right, RIGHT), Part(left, LEFT), Part(rest, ISLAND)]
+
+    def segments(self, mask: np.ndarray, sides: PatientSides | None) -> list[Segment]:
+        """Right lung, left lung and, where there are any, parts that are none of the two; "Lungs" where sides are unknown."""
+        right, left, rest = self.parts(mask, sides)
+        if right.colour != RIGHT:
+            return [Segment("Lungs", mask, LUNG, "both")]
+        lungs = [Segment("Right lung", right.mask, LUNG, "right"), Segment("Left lung", left.mask, LUNG, "left")]
+        return [*lungs, *([Segment("Lung, other parts", rest.mask, LUNG)] if rest.mask.any() else [])]
 
     def caption(self, mask: np.ndarray, sides: PatientSides | None) -> str:
         if not mask.any():

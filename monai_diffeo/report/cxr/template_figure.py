@@ -50,10 +50,7 @@ def template_figure(
         to_film = convert_to_numpy(resize_ddf(exp_sequence(-result.velocity[:1].flip(1), network.steps), size)[0])
         local = panels.determinant(convert_to_numpy(resize_ddf(result.ddf[:1], size)[0]))
     told = numbers.get("template") or {}
-    colour = panels.ADDED if told.get("factor") == 1 and told.get("level") == 0 else panels.WARNING
-    count = told.get("components")
-    head = "Segmented" if count is None else f"{count} part{'' if count == 1 else 's'}, {told.get('holes', 0)} holes"
-    figure = sheet.paper(title, colour, sides)
+    figure = sheet.paper(title, panels.decision_colour(numbers), sides)
     final = sheet.panel(figure, 0, 0, "Film and mask", anatomy.caption(mask, sides))
     template = sheet.panel(figure, 0, 1, "Template", "the same on every film")
     way = sheet.panel(figure, 0, 2, "From template to lungs", "template dashed, then flow after flow")
@@ -65,7 +62,7 @@ def template_figure(
     panels.grid(grid, film, to_film)
     panels.colour_bar(sheet.beside(figure, area), panels.area(area, local, mask))
     rows = _rows(numbers, told, anatomy.rows(numbers.get("areas") or {}))
-    panels.verdict(sheet.table_place(figure), head, colour, _meaning(told), rows)
+    panels.verdict(sheet.table_place(figure), numbers, _meaning(told), rows)
     if sides is not None:
         for axes in (final, template, way, grid, area):
             panels.sides(axes, sides.film)
@@ -80,24 +77,21 @@ def template_stage(network: TemplateTransformer, velocity: Tensor, size: tuple[i
 
 
 def _meaning(told: Mapping[str, Any]) -> str:
-    said = "The mask is the template, moved by a map without folds: it has the template's parts, wherever they came to lie."
+    count = told.get("components")
+    said = "" if count is None else f"{count} part{'' if count == 1 else 's'}, {told.get('holes', 0)} holes. "
+    said += "The mask is the template, moved by a map without folds"
     if told.get("factor", 1) != 1:
-        said += " The guard weakened the map: look at this film."
-    elif told.get("level"):
-        said += " The guard read another level of the edge."
-    return said
+        return f"{said}. The guard weakened the map"
+    return f"{said}. The guard read another level of the edge" if told.get("level") else said
 
 
 def _rows(numbers: Mapping[str, Any], told: Mapping[str, Any], areas: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    def value(number: Any, pattern: str) -> str:
-        return "–" if number is None else pattern.format(number)
-
     return [
-        ("Folded area", value(told.get("folding_fraction"), "{:.2%}")),
-        ("Cells that may fold", value(told.get("nonpositive_cell_fraction"), "{:.2%}")),
-        ("Velocities kept by the guard", value(told.get("factor"), "{:.0%}")),
-        ("Level of the edge, log-odds", value(told.get("level"), "{:g}")),
-        ("Agreement with the backbone", value(told.get("agreement"), "{:.0%}")),
+        ("Folded area", panels.number(told.get("folding_fraction"), "{:.2%}")),
+        ("Cells that may fold", panels.number(told.get("nonpositive_cell_fraction"), "{:.2%}")),
+        ("Deformation kept by the guard", panels.number(told.get("factor"), "{:.0%}")),
+        ("Level of the edge, log-odds", panels.number(told.get("level"), "{:g}")),
+        ("Agreement with the direct mask", panels.number(told.get("agreement"), "{:.0%}")),
         *areas,
-        ("Time", value(numbers.get("seconds"), "{:.2f} s")),
+        ("Time", panels.number(numbers.get("seconds"), "{:.2f} s")),
     ]

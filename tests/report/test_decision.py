@@ -1,0 +1,71 @@
+"""What to do about a film is decided in one place."""
+
+import pytest
+
+from monai_diffeo.report import SWITCHED_OFF
+from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, least_agreement, outcome, remarks
+from monai_diffeo.report.writer import ReportWriter
+
+FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like the training images"}
+
+
+@pytest.mark.parametrize(
+    "record, expected",
+    [
+        (FINE, "ok"),
+        (ALONE, "ok"),
+        ({"status": SWITCHED_OFF}, "ok"),
+        ({**FINE, "notes": "rotation by 90 degrees corrected; spacing unknown"}, "ok"),
+        ({**FINE, "notes": "header names a body part by no defined term"}, "ok"),
+        ({"status": "rejected: energy rose from 1 to 2"}, "review"),
+        ({**FINE, "notes": "spacing unknown; the mask is empty"}, "review"),
+        ({**FINE, "notes": "looks mirrored (probability 0.99) and is not changed"}, "review"),
+        ({**FINE, "notes": "remains unlike the training images (energy 12)"}, "review"),
+        ({**ALONE, "notes": "looks like a negative (inverted, its energy is multiplied by 0.5) and is not changed"}, "review"),
+        ({**FINE, "notes": "header names a lateral view"}, "review"),
+        ({**FINE, "notes": "header names another body part"}, "review"),
+        ({"status": SWITCHED_OFF, "template": {"factor": 1, "level": 0, "agreement": 0.9}}, "ok"),
+        ({"status": SWITCHED_OFF, "template": {"factor": 0.5, "level": 0}}, "review"),
+        ({"status": SWITCHED_OFF, "template": {"factor": 1, "level": -0.5}}, "review"),
+        ({**FINE, "agreement": 0.89}, "review"),
+        ({**FINE, "agreement": 0.91}, "ok"),
+        ({**FINE, "agreement": 0.98, "template": {"factor": 1, "level": 0, "agreement": 0.48}}, "review"),
+        ({**FINE, "agreement": None, "template": {"factor": 1, "level": 0, "agreement": None}}, "ok"),
+        ({"status": "failed", "error": "EmptyFile"}, "no result"),
+        ({}, None),
+        ({**FINE, "decision": "review"}, "review"),  # a decision that the record holds counts before all else
+        ({"status": "rejected: x", "decision": "ok"}, "ok"),
+        ({**FINE, "decision": "perhaps"}, "ok"),
+    ],
+)
+def test_decision(record, expected):
+    assert decision(record) == expected
+
+
+def test_a_reason_to_look_is_said():
+    assert remarks({**FINE, "notes": "spacing unknown", "agreement": 0.5}) == "spacing unknown; the agreement is low"
+    assert remarks({**FINE, "notes": None, "agreement": 0.95}) == "" and least_agreement(FINE) is None
+    assert least_agreement({"agreement": 0.9, "template": {"agreement": 0.4}}) == 0.4
+
+
+def test_every_decision_has_words_and_a_colour_of_its_own():
+    assert list(ACTIONS) == list(DECISION_COLOURS) == ["ok", "review", "no result"]
+    assert len(set(DECISION_COLOURS.values())) == len(set(ACTIONS.values())) == 3
+
+
+def test_the_notes_that_ask_for_a_look_are_those_that_canonicaliser_and_reader_write():
+    from monai_diffeo.canonicalize import acceptance
+
+    notes = [acceptance.mirrored_note(1.0, 0.5), acceptance.negative_note(4.0, 1.0, 0.9), acceptance.high_energy_note(2.0, 1.0)]
+    assert [decision({**FINE, "notes": note}) for note in notes] == ["review"] * 3
+
+
+def test_nothing_is_left_alone_where_nothing_could_be_moved(tmp_path):
+    assert outcome({"status": SWITCHED_OFF}) == ("segmented", "without canonicalisation")
+    assert outcome(ALONE) == ("left alone", "looks like the training images")
+    assert outcome({"status": "failed", "message": "The file is empty."}) == ("failed", "The file is empty.")
+    report = ReportWriter(tmp_path / "report.jsonl")
+    for record in [{"status": SWITCHED_OFF}] * 3 + [{"status": SWITCHED_OFF, "notes": "the mask is empty"}, ALONE]:
+        report.write(record)
+    assert report.summary() == f"5 films: 4 segmented, 1 left alone. Look at 1 of them. Report: {report.path}"
+    assert report.counts["left alone"] == 5  # the report keeps its own words
