@@ -44,7 +44,7 @@ def canonicalizer():
 
 @pytest.fixture(scope="module")
 def network():
-    return segmentation_network(MODELS / "model.pt")
+    return segmentation_network(MODELS / "baselines" / "baseline.pt")
 
 
 def test_the_exponential_of_an_affine_velocity_is_the_matrix_exponential_and_errors_halve_a_step():

@@ -64,7 +64,7 @@ class Ablation:
     def __init__(self, bundle: str | Path, train: Films, weights_dir: str | None, iterations: int) -> None:
         self.folder, self.train = Path(bundle) / "models" / "energy", train
         self.weights_dir, self.iterations = weights_dir, iterations
-        self.network = segmentation_network(Path(bundle) / "models" / "model.pt")
+        self.network = segmentation_network(Path(bundle) / "models" / "baselines" / "baseline.pt")
 
     def rows(self) -> dict[str, dict[str, Build]]:
         """Builders by group and name; the first row is what the others are compared with."""

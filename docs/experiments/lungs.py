@@ -20,7 +20,7 @@ ROWS = (BASELINE, f"{BASELINE}, 8 TTA samples", AUGMENTED, f"{AUGMENTED}, 8 TTA 
 def methods(bundle: str | Path, rows: Sequence[str]) -> dict:
     """The methods that a table compares, by the name of its row."""
     models = Path(bundle) / "models"
-    files = {BASELINE: models / "model.pt", AUGMENTED: models / "baselines" / "augmented.pt"}
+    files = {BASELINE: models / "baselines" / "baseline.pt", AUGMENTED: models / "baselines" / "augmented.pt"}
     networks = {name: segmentation_network(file) for name, file in files.items()}
     found = {}
     for row in rows:

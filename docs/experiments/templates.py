@@ -251,7 +251,7 @@ def compared_methods(options: argparse.Namespace, data: Mapping[str, Tensor]) ->
     short = trained_direct("U-Net", data, cache, seed)
     rows = {"U-Net (direct)": plain_masks(short), "U-Net (direct), two largest parts": plain_masks(short, 2)}
     rows |= {name: template_masks(trained_template(name, recipe, data, cache, seed)[0]) for name, recipe in COMPARED.items()}
-    augmented, baseline = (segmentation_network(lungs / name) for name in ("baselines/augmented.pt", "model.pt"))
+    augmented, baseline = (segmentation_network(lungs / name) for name in ("baselines/augmented.pt", "baselines/baseline.pt"))
     long = trained_direct(VARIED_FILMS, data, cache, seed, VARIED)
     ours = bundle_template(options.bundle)
     return rows | {
@@ -286,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             sets.append(section(heading, [table_row(name, row) for name, row in found.items()]))
     films = load_films(options.dataset_dir, options.sources[0], options.split)
     ablation = ablation_rows(data, films, options.weights_dir, options.seeds)
-    direct = segmentation_network(Path(options.lungs) / "models" / "model.pt")
+    direct = segmentation_network(Path(options.lungs) / "models" / "baselines" / "baseline.pt")
     times, ratio = time_table(direct, options.bundle, films.images)
     epochs = " and ".join(str(epochs) for epochs, _ in VARIED)
     names = {"direct": DIRECT, "varied": VARIED_FILMS, "epochs": epochs, "short": SHORT, "bias": UNCERTAINTY_BIAS}

@@ -167,11 +167,26 @@ def test_switched_off_it_is_the_plain_network_and_the_next_run_removes_what_it_d
     assert status == 0 and line["status"] == OFF and (out / line["figure"]).exists()
     assert line["areas"]["right"] is None and line["areas"]["total"] > 0.1
     weights = BUNDLE / "models" / "baselines" / "augmented.pt"
-    options = {"mode": "refine", "network_weights": weights, "device": "cpu", "figures": "false"}
+    channels = {"network_def::channels": "$[16, 32, 64, 128, 256]"}
+    options = {"mode": "refine", "network_weights": weights, "device": "cpu", "figures": "false", **channels}
     status, report = run(out, dataset_dir=one_film, **options)
     line = report["film.png"]
     assert status == 0 and line["mode"] == "refine" and line["status"] != OFF and line["figure"] is None
     assert lines_of(out)[1]["removed"] == ["film_lungs_report.png"] and not list(out.glob("*_report.png"))
+
+
+def test_the_whole_lung_is_the_visible_one_and_what_lies_behind_heart_and_diaphragm(tmp_path, one_film):
+    areas, settings = {}, {"dataset_dir": one_film, "figures": "false"}
+    for convention in ("visible", "whole"):
+        status, report = run(tmp_path / convention, convention=convention, **settings)
+        assert status == 0
+        areas[convention] = report["film.png"]["areas"]["total"]
+    assert 1.1 * areas["visible"] < areas["whole"] < 2 * areas["visible"]
+    begun = run(tmp_path / "visible", convention="whole", resume="true", **settings)[1]["film.png"]
+    assert begun["areas"]["total"] == areas["whole"]  # a mask of the other convention is not taken up
+    with pytest.raises(Exception) as error:
+        workflow(BUNDLE, output_dir=str(tmp_path / "out"), dataset_dir=str(one_film), convention="both")
+    assert "--convention must be 'visible' or 'whole', got 'both'" in str(error.value.__cause__ or error.value)
 
 
 def test_a_wrong_option_keeps_the_last_report_and_results_are_not_taken_for_films(tmp_path, small_film):

@@ -24,6 +24,7 @@ from monai.bundle import ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
 
 from monai_diffeo.errors import NumericalError
+from monai_diffeo.networks.weights import trained_part
 
 ROOT = Path(__file__).parents[2]
 BUNDLES = ROOT / "bundles"
@@ -46,8 +47,10 @@ def data(tmp_path_factory):
         lungs = (((y - 30) / 20) ** 2 + ((x - 18 + k) / 9) ** 2 < 1) | (((y - 32 + k) / 20) ** 2 + ((x - 46) / 9) ** 2 < 1)
         Image.fromarray((lungs * 255).astype(np.uint8)).save(folder / f"m{k}.png")
         Image.fromarray((255 - lungs * (180 - 20 * k)).astype(np.uint8)).save(folder / f"a{k}.png")
-    rows = (f"a{k}.png,m{k}.png,{'train' if k < 2 else 'val'},shenzhen\n" for k in range(4))
-    (folder / "manifest.csv").write_text("image,mask,split,source\n" + "".join(rows))
+    rows = [f"a{k}.png,m{k}.png,{'train' if k < 2 else 'val'},shenzhen,{k}\n" for k in range(4)]
+    rows += [f"a{k}.png,m{k}.png,val,paediatric_gz,child{k}\n" for k in range(4)]
+    (folder / "manifest.csv").write_text("image,mask,split,source,id\n" + "".join(rows))
+    (folder / "listed.txt").write_text("child0\nchild1\n")
     digits = np.random.default_rng(0).integers(0, 256, (10008, 28, 28), dtype=np.uint8)
     np.savez(folder / "mnist.npz", x_train=digits, y_train=np.arange(10008) % 10)
     return folder
@@ -79,6 +82,8 @@ def workflow(root, config, data, *further, **options):
     files = [root / "configs" / "train.json", *([root / "configs" / f"train_{config}.json"] if config else [])]
     if root.name == "brain_3d":
         options = {"run": ["$@train#trainer.run()"], **options}  # without the fit that follows
+    if config == "whole":
+        options = {"listed": str(data / "listed.txt"), **options}
     if (first := root / "models" / "model.pt").is_file() and config in ("second", "third"):
         options = {"initial_weights": str(first), **options}
     with warnings.catch_warnings():
@@ -231,8 +236,9 @@ def test_a_training_that_ends_well_writes_its_weights_and_every_handler_sees_its
     assert target.read_bytes() != before
     recorded = json.loads((root / "configs" / "metadata.json").read_text())["sha256"]
     assert recorded[target.relative_to(root).as_posix()] == hashlib.sha256(target.read_bytes()).hexdigest()
-    network = flow.parser.get_parsed_content("average" if config == "product" else "network_def").state_dict()
+    network = flow.parser.get_parsed_content("average" if config == "product" else "network_def")
     saved = torch.load(target, weights_only=True)
+    network = trained_part(network) if config == "whole" else network.state_dict()
     assert list(saved) == list(network)
     assert all(torch.allclose(saved[name].float(), value.float(), atol=1e-3) for name, value in network.items())
 
