@@ -148,7 +148,10 @@ def test_an_identifier_that_is_a_path_leads_nowhere_and_is_not_printed(tmp_path,
         save_invalid(tmp_path / "in" / "films" / f"{number}.dcm", FILM, **identifiers)
     listen(capfd, caplog)
     assert run(tmp_path / "in" / "films", tmp_path / "in" / "out")[0] == 0
-    expected = {"in/out/report.jsonl", *(f"in/films/{n}.dcm" for n in range(4))}
+    expected = {
+        *(f"in/out/{name}" for name in ("report.jsonl", "audit.jsonl", "run.log")),
+        *(f"in/films/{n}.dcm" for n in range(4)),
+    }
     expected |= {f"in/out/{n}_lungs{end}" for n in range(4) for end in (".nii.gz", "_report.png")}
     assert files_below(tmp_path) == expected
     assert "ESCAPED" not in printed(tmp_path / "in" / "out", capfd, caplog)
@@ -217,7 +220,7 @@ def test_no_output_holds_patient_data(tmp_path, capfd, caplog):
     assert run(tmp_path / "films", tmp_path / "out", kind=FilmReporter)[0] == 3
     status = {line["input"]: line["status"] for line in lines_of(tmp_path / "out")[:-1]}
     assert {name for name, word in status.items() if word == "failed"} == {"bits.dcm", "rows.dcm", "frames.dcm"}
-    assert len(files_below(tmp_path / "out")) == 1 + 3 * 2
+    assert len(files_below(tmp_path / "out")) == 3 + 3 * 2
     said = printed(tmp_path / "out", capfd, caplog)
     assert "another body part" in said or "no defined term" in said
     assert "SECRET" not in said
@@ -266,4 +269,5 @@ def test_no_zip_is_unpacked(tmp_path):
         assert line["error"] == "UnsupportedFile" and "Unpack it first" in line["message"]
     with pytest.raises(ConfigError, match=r"a bundle must have configs/inference\.json"):
         bundle_parser(tmp_path / "films" / "a.zip", {})
-    assert files_below(tmp_path) == {"films/a.zip", "films/b.dcm", "out/report.jsonl"}
+    written = {f"out/{name}" for name in ("report.jsonl", "audit.jsonl", "run.log")}
+    assert files_below(tmp_path) == {"films/a.zip", "films/b.dcm", *written}
