@@ -251,7 +251,7 @@ class Canonicalizer(nn.Module):
             maps = [Deformation.identity(len(image), upright.shape[2:], image.device)] * 2
             forward, inverse = _rotated_maps(maps[0], maps[1], found.rotations)
             energy = self.energy(self._resampled(_rows(done, upright, 0.0)))
-            note = "not deformed: the answers on it agree as well"
+            note = "not deformed: no better answers"
             return replace(
                 found,
                 image=_rows(done, upright.to(found.image.dtype), found.image),
