@@ -8,8 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffeo.augmentation.common import uniform
-from monai_diffeo.errors import ShapeError
+from monai_diffeo.augmentation.common import check_films_and_masks, uniform
 
 __all__ = ["random_faults"]
 
@@ -35,10 +34,7 @@ def random_faults(
     Raises:
         ShapeError: if films or masks have another shape.
     """
-    if films.ndim != 4:
-        raise ShapeError("random_faults()", "films", "(B, C, H, W)", films.shape, "Made for films, not for volumes.")
-    if masks.ndim != 4 or len(masks) != len(films) or masks.shape[2:] != films.shape[2:]:
-        raise ShapeError("random_faults()", "masks", f"({len(films)}, K, {films.shape[2]}, {films.shape[3]})", masks.shape)
+    check_films_and_masks("random_faults()", films, masks)
     if not share:
         return films, masks
     faulty = torch.rand(len(films), generator=generator) < share

@@ -7,8 +7,7 @@ import math
 import torch
 from torch import Tensor
 
-from monai_diffeo.augmentation.common import uniform, unit_grid
-from monai_diffeo.errors import ShapeError
+from monai_diffeo.augmentation.common import check_films_and_masks, uniform, unit_grid
 
 __all__ = ["random_opacities"]
 
@@ -36,10 +35,7 @@ def random_opacities(
         ShapeError: if films or masks have another shape.
         ValueError: if ``most`` is less than 1, or the films hold integers.
     """
-    if films.ndim != 4:
-        raise ShapeError("random_opacities()", "films", "(B, C, H, W)", films.shape, "Made for films, not for volumes.")
-    if masks.ndim != 4 or len(masks) != len(films) or masks.shape[2:] != films.shape[2:]:
-        raise ShapeError("random_opacities()", "masks", f"({len(films)}, K, {films.shape[2]}, {films.shape[3]})", masks.shape)
+    check_films_and_masks("random_opacities()", films, masks)
     if most < 1 or not films.is_floating_point():
         expected = "'most' of at least 1 and floating point films in [0, 1]"
         raise ValueError(f"random_opacities(): expected {expected}, got {most} and {films.dtype}.")

@@ -201,9 +201,10 @@ class DiffeoInferer(Inferer):
         at_rest = getattr(self.canonicalizer, "at_rest", None)
         if self.motion_limits and at_rest is not None and found.agreement is not None and bool(found.moved.any()):
             rest, answer, others = ask(at_rest(given, found))
-            keep = _prefer_moved(found, rest, self.motion_limits)
-            found, results = found.where(keep, rest), results + others
-            prediction = choose_rows(keep, prediction, answer)
+            results = results + others
+            if rest.agreement is not None:
+                keep = _prefer_moved(found, found.agreement, rest.agreement, self.motion_limits)
+                found, prediction = found.where(keep, rest), choose_rows(keep, prediction, answer)
         if self.on_result is not None:
             self.on_result(found)
         without = prediction
@@ -252,11 +253,12 @@ def _check_limits(limits: Any) -> Mapping[str, float] | None:
     return limits
 
 
-def _prefer_moved(found: Canonicalization, rest: Canonicalization, limits: Mapping[str, float]) -> Tensor:
-    """Which images are deformed better than only rotated, ``(B,)``, bool; those that were not moved count as such."""
-    assert found.agreement is not None and rest.agreement is not None
-    columns = (found.energy_after, found.agreement, rest.agreement, found.moved)
-    rows = zip(*(column.tolist() for column in columns))
+def _prefer_moved(found: Canonicalization, agreement: Tensor, at_rest: Tensor, limits: Mapping[str, float]) -> Tensor:
+    """Which images are deformed better than only rotated, ``(B,)``, bool; those that were not moved count as such.
+
+    ``agreement`` and ``at_rest`` ``(B,)`` are those of the answers on the deformed and on the rotated images.
+    """
+    rows = zip(*(column.tolist() for column in (found.energy_after, agreement, at_rest, found.moved)))
     keep = [not moved or prefer_motion(energy, one, other, limits) for energy, one, other, moved in rows]
     return torch.tensor(keep, device=found.moved.device)
 
