@@ -22,7 +22,7 @@ SIDES = {"right": ("24028007", "SCT", "Right"), "left": ("7771000", "SCT", "Left
 SIDES |= {"both": ("51440002", "SCT", "Right and left")}
 _STRUCTURE = ("123037004", "SCT", "Anatomical Structure")
 _FAMILY = ("123109", "DCM", "Artificial Intelligence")
-_COLOURS = (186, 200, 147), (53, 137, 194), (158, 160, 150)
+_COLOURS = (76, 201, 240), (255, 201, 77), (255, 255, 255)  # of the right lung, the left lung and islands in the picture too
 
 
 @dataclass(frozen=True)
