@@ -41,9 +41,9 @@ FILMS = {
 }
 SEEN = """(() => {
     const shown = window.services.cornerstoneViewportService.getCornerstoneViewport('default')
-    const [width, height] = shown.getImageData().dimensions
-    const { utilities } = window.cornerstone, { state, config } = window.cornerstoneTools.segmentation
-    const place = point => shown.worldToCanvas(utilities.imageToWorldCoords(shown.getCurrentImageId(), point))
+    const { imageData, dimensions: [width, height] } = shown.getImageData()
+    const place = ([x, y]) => shown.worldToCanvas(imageData.indexToWorld([x - 0.5, y - 0.5, 0]))
+    const { state, config } = window.cornerstoneTools.segmentation
     const [{ segmentationId }] = window.services.segmentationService.getSegmentationRepresentations('default')
     const { segments } = state.getSegmentation(segmentationId)
     const colour = part => config.color.getSegmentIndexColor('default', segmentationId, part.segmentIndex).slice(0, 3)
