@@ -15,56 +15,10 @@ import click
 from monai_diffeo.bundles import bundles_folder, find_bundle
 from monai_diffeo.cli.options import SWITCH, option, sentence
 
-__all__ = ["bundle_options", "opened_bundle", "segment"]
+__all__ = ["opened_bundle", "segment"]
 
 _ENDS = {3: "Some films have no mask; report.jsonl says which and why.", 4: "No film has a mask; report.jsonl says why."}
-_CONVENTION = "What of a lung a mask holds: what is 'visible' beside the heart, or the 'whole' of it."
-_TRUST = "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust."
 _EXTRAS = {"mlxtend": "genus", "nilearn": "experiments"}  # of a bundle that needs this package; the others need "demo"
-
-
-def bundle_options(command: Any) -> Any:
-    """Options of every sub-command that runs a bundle on films, for :func:`opened_bundle` and the bundle's configuration."""
-    for add in reversed(
-        (
-            option("bundle_root", "Folder of a bundle, or the name of one of the package. Without it, cxr.", metavar="BUNDLE"),
-            option("enabled", "'false' uses the plain network.", SWITCH),
-            option("mode", "How the canonicaliser searches: single_pass, refine or faithful.", metavar="MODE"),
-            option("tta_samples", "Number of poses of the test-time augmentation.", click.IntRange(min=1), "N"),
-            option("convention", _CONVENTION, metavar="WHICH"),
-            option("device", "'cpu' or 'cuda'.", metavar="DEVICE"),
-            option("network_weights", "Weights of the network.", metavar="FILE"),
-            option("figures", "'false' draws no pictures.", SWITCH),
-            option("dicom_output", "Write DICOM results beside the masks: SEG, report, picture.", SWITCH),
-            option("debug", "Print the traceback of what fails.", SWITCH),
-            option("trust_bundle", _TRUST, SWITCH),
-        )
-    ):
-        command = add(command)
-    return command
-
-
-@contextmanager
-def opened_bundle(who: str, bundle_root: str | None, given: dict[str, Any]) -> Iterator[Path]:
-    """The folder of a bundle whose packages are there; what it may be used for is said. Whatever fails here or in the body
-    of ``with`` becomes one line, with a traceback before it if ``given`` has ``debug``."""
-    extra = "demo"
-    try:
-        root = find_bundle(bundles_folder() / "cxr_lung_segmentation" if bundle_root is None else bundle_root, who)
-        about = _metadata(root)
-        needed = about.get("required_packages_version", {})
-        extra = next((_EXTRAS[name] for name in needed if name in _EXTRAS), extra)
-        _check_packages(needed, extra)
-        if bundles_folder().name == "_bundles" and root.resolve().is_relative_to(bundles_folder()):
-            given.setdefault("output_dir", "output")  # among installed packages is no place for results
-        if use := " ".join(str(about.get("intended_use", "")).split()):
-            terms = root / "docs" / "data_license.txt"
-            click.echo(f"{use} Terms: {terms}" if terms.is_file() else use, err=True)
-        yield root
-    except Exception as error:
-        if given.get("debug"):
-            traceback.print_exc()
-        raise click.ClickException(sentence(error, who, extra)) from error
 
 
 @click.command(
@@ -82,10 +36,20 @@ Exit status:
     "Folder of the results. Without it, 'output' in the bundle, or here for a bundle of the package.",
     metavar="DIR",
 )
-@bundle_options
+@option("bundle_root", "Folder of a bundle, or the name of one of the package. Without it, cxr.", metavar="BUNDLE")
+@option("enabled", "'false' uses the plain network.", SWITCH)
+@option("mode", "How the canonicaliser searches: single_pass, refine or faithful.", metavar="MODE")
+@option("tta_samples", "Number of poses of the test-time augmentation.", click.IntRange(min=1), "N")
+@option("convention", "What of a lung a mask holds: what is 'visible' beside the heart, or the 'whole' of it.", metavar="WHICH")
+@option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
+@option("network_weights", "Weights of the network.", metavar="FILE")
+@option("figures", "'false' draws no pictures.", SWITCH)
+@option("dicom_output", "Write DICOM results beside the masks: SEG, report, picture.", SWITCH)
 @option("progress", "Show a progress bar of the optimisation.", SWITCH)
 @option("resume", "Do only the films that the results in --output_dir lack.", SWITCH)
 @option("pseudonymize_names", "Name outputs by the content of the film, not by its file name.", SWITCH)
+@option("debug", "Print the traceback of what fails.", SWITCH)
+@option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
 def segment(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> int:
     """Segment films with a bundle of MONAI.
 
@@ -100,6 +64,29 @@ def segment(bundle_root: str | None, trust_bundle: bool | None, **options: Any) 
     if status in _ENDS:
         click.echo(_ENDS[status], err=True)
     return status
+
+
+@contextmanager
+def opened_bundle(who: str, bundle_root: str | None, given: dict[str, Any]) -> Iterator[Path]:
+    """The folder of a bundle whose packages are there, after saying what it may be used for. What fails, here or in the body
+    of ``with``, becomes one line; with ``debug`` in ``given`` its traceback comes first."""
+    extra = "demo"
+    try:
+        root = find_bundle(bundles_folder() / "cxr_lung_segmentation" if bundle_root is None else bundle_root, who)
+        about = _metadata(root)
+        needed = about.get("required_packages_version", {})
+        extra = next((_EXTRAS[name] for name in needed if name in _EXTRAS), extra)
+        _check_packages(needed, extra)
+        if bundles_folder().name == "_bundles" and root.resolve().is_relative_to(bundles_folder()):
+            given.setdefault("output_dir", "output")  # among installed packages is no place for results
+        if use := " ".join(str(about.get("intended_use", "")).split()):
+            terms = root / "docs" / "data_license.txt"
+            click.echo(f"{use} Terms: {terms}" if terms.is_file() else use, err=True)
+        yield root
+    except Exception as error:
+        if given.get("debug"):
+            traceback.print_exc()
+        raise click.ClickException(sentence(error, who, extra)) from error
 
 
 def _metadata(root: Path) -> dict[str, Any]:

@@ -5,115 +5,95 @@ from __future__ import annotations
 import os
 import signal
 import threading
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import click
 
 from monai_diffeo.cli.options import SWITCH, option
-from monai_diffeo.cli.segment import bundle_options, opened_bundle
+from monai_diffeo.cli.segment import opened_bundle, segment
 from monai_diffeo.errors import ConfigError, DiffeoError, FilmError, OutputError
 
 __all__ = ["watch"]
 
-_TRIES = 3
-_LOGIN = "MONAI_DIFFEO_ORTHANC_LOGIN"
-_GAVE_UP = FilmError(
-    "StoppedBefore", f"The program ended {_TRIES} times while it worked on this film. Run 'segment' on it alone to see why."
-)
-_SAFE = {"localhost", "127.0.0.1", "::1"}
+_LOGIN, _TRIES = "MONAI_DIFFEO_ORTHANC_LOGIN", 3
+_GAVE_UP = FilmError("StoppedBefore", f"The program ended {_TRIES} times at this film. Run 'segment' on it alone to see why.")
 
 
 @click.command(
     epilog=f"""\b
-The login of an Orthanc, name:password, is read from the environment variable
-{_LOGIN}.
-
+name:password of an Orthanc are read from the environment, from {_LOGIN}.
 \b
 Exit status:
-  0    stopped by Ctrl-C or SIGTERM between two films; with --once, all that came is done
+  0    stopped by Ctrl-C or SIGTERM after a film; with --once, all that came is done
   1    nothing was run, or it had to end; the last line on stderr says why
-  3    with --once: some films failed, and report.jsonl or run.log says which and why
-  130  with --once: stopped by Ctrl-C between two films; without, by a second Ctrl-C
-  143  the same by SIGTERM"""
+  3    with --once: some films failed; report.jsonl and run.log say which and why
+  130  with --once: stopped by Ctrl-C after a film
+  143  with --once: stopped by SIGTERM after a film"""
 )
-@option("dataset_dir", "Folder into which the films come.", metavar="DIR")
-@option("orthanc", "Address of an Orthanc, such as http://127.0.0.1:8042. Results are stored there too.", metavar="URL")
-@option("output_dir", "Folder of the results, and of what is done. Always needed.", metavar="DIR")
-@option(
-    "interval",
-    "Seconds between two looks. A film counts as whole when it is the same in two. Without it, 5.",
-    click.FloatRange(0.1),
-)
+@option("dataset_dir", "Folder into which films come.", metavar="DIR")
+@option("orthanc", "Address of an Orthanc, such as http://127.0.0.1:8042, which gives films and gets results.", metavar="URL")
+@option("output_dir", "Folder of the results, and of the record of what is done.", metavar="DIR")
+@option("interval", "Seconds between two looks; a film is whole if both see the same. Without it, 5.", click.FloatRange(0.1))
 @option("once", "Do what is there, and end.", SWITCH)
-@option("only_new", "Pass over what the Orthanc holds at the first start.", SWITCH)
-@bundle_options
-def watch(
-    dataset_dir: str | None,
-    orthanc: str | None,
-    output_dir: str | None,
-    bundle_root: str | None,
-    trust_bundle: bool | None,
-    interval: float | None,
-    once: bool | None,
-    only_new: bool | None,
-    **options: Any,
-) -> int:
-    """Segment films as they come, in a folder or in an Orthanc.
+@option("only_new", "Leave out what the Orthanc holds at the first start.", SWITCH)
+def watch(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> int:
+    """Segment films as they come, into a folder or into an Orthanc.
 
     Killed at any point and started again, it goes on where it was: no film is lost, and none is done twice.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    if output_dir is None or (dataset_dir is None) == (orthanc is None):
-        raise click.UsageError("give --output_dir, and one of --dataset_dir and --orthanc.")
+    folder, address, output = (given.pop(name, None) for name in ("dataset_dir", "orthanc", "output_dir"))
+    interval, once, only_new = (given.pop(*each) for each in (("interval", 5.0), ("once", False), ("only_new", False)))
+    if output is None or (folder is None) == (address is None):
+        raise click.UsageError("Give --output_dir, and one of --dataset_dir and --orthanc.")
     with opened_bundle("watch", bundle_root, given) as root:
-        from monai_diffeo.cli.film_by_film import FilmByFilm  # imports torch
+        from monai_diffeo.cli.bundle import FilmByFilm  # imports torch
         from monai_diffeo.watch import Journal, Orthanc, WatchedFolder
 
-        output = Path(os.path.abspath(output_dir))
-        given["output_dir"] = str(output)
-        films = output / ".films" if dataset_dir is None else Path(os.path.abspath(dataset_dir))
-        if dataset_dir is not None and (not films.is_dir() or films.resolve() == output.resolve()):
-            raise ConfigError(f"watch: --dataset_dir must be a folder, and not that of the results, got {dataset_dir!r}.")
-        if orthanc is not None:
-            given.setdefault("dicom_output", True)
-        segment = FilmByFilm(root, given, films, bool(trust_bundle))
-        watching = _Watching(segment, 5.0 if interval is None else interval, bool(once))
+        output = Path(os.path.abspath(output))
+        films = output / ".films" if folder is None else Path(os.path.abspath(folder))
+        if films.resolve() == output.resolve():
+            raise ConfigError("watch: films and results would share a folder. Give --output_dir another one.")
+        if address is not None and (not address.startswith(("http://", "https://")) or "@" in address):
+            raise ConfigError(f"watch: --orthanc must be a http or https address without a login. That goes into {_LOGIN}.")
+        given |= {"output_dir": str(output)} | ({} if address is None else {"dicom_output": True})
+        loop = _Loop(FilmByFilm(root, given, films, bool(trust_bundle)), interval, once)
         try:
-            journal = Journal(output / ".watch.jsonl", str(films) if orthanc is None else orthanc.rstrip("/"))
-            if orthanc is None:
-                return watching.run(WatchedFolder(films, output, journal), journal)
-            archive = Orthanc(orthanc, films, journal, os.environ.get(_LOGIN), bool(only_new))
-            if orthanc.startswith("http:") and (host := urlsplit(orthanc).hostname) not in _SAFE:
-                click.echo(f"Films and password travel to {host} without encryption. Give an https address.", err=True)
-            return watching.run(archive, journal)
+            journal = Journal(output / ".watch.jsonl", address or str(films))
+            login = os.environ.get(_LOGIN, "")
+            source = Orthanc(address, films, journal, login, only_new) if address else WatchedFolder(films, output, journal)
+            return loop.run(source, journal)
         finally:
-            segment.reporter.end()
+            loop.segment.reporter.end()
 
 
-class _Watching:
-    """The loop: look, segment, hand over, wait."""
+_OTHER = {"dataset_dir", "output_dir", "progress", "resume", "pseudonymize_names"}
+watch.params += [each for each in segment.params if each.name not in _OTHER]
+
+
+class _Loop:
+    """Look, segment, hand over, wait."""
 
     def __init__(self, segment: Any, interval: float, once: bool) -> None:
         self.segment, self.interval, self.once = segment, interval, once
-        self.stop, self.signal, self.failed, self.said = threading.Event(), 0, 0, ""
-        self.before: dict[int, Any] = {}
+        self.stop, self.signal, self.failed, self.said = threading.Event(), 0, False, ""
 
     def run(self, source: Any, journal: Any) -> int:
-        """Exit status. It stops between two films at the first signal, at once at the second."""
+        """Exit status."""
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:  # a job in the background ignores Ctrl-C
-                self.before[number] = signal.signal(number, self._stopped)
+                signal.signal(number, self._stopped)
         looks = 0
-        while not self.stop.is_set():
+        while not self.stop.is_set() and not (self._look(source, journal) and self.once and looks):
             looks += 1
-            if self._look(source, journal) and self.once and looks > 1:
-                break
             self.stop.wait(self.interval)
-        if self.once:
-            return 128 + self.signal if self.signal else 3 if self.failed else 0
-        return 0
+        return (128 + self.signal if self.signal else 3 * self.failed) if self.once else 0
+
+    def _stopped(self, number: int, frame: Any) -> None:
+        self.signal = number
+        self.stop.set()
 
     def _look(self, source: Any, journal: Any) -> bool:
         """Do what has come; False if something is to be tried again."""
@@ -123,35 +103,30 @@ class _Watching:
                     return False
             self.said = ""
             return True
-        except DiffeoError as error:  # the archive or the drive is away
-            if self.once or isinstance(error, (ConfigError, OutputError)):
+        except (FilmError, OSError, HTTPException, ValueError, LookupError) as error:
+            if isinstance(error, DiffeoError) and not isinstance(error, FilmError):
                 raise
-            if str(error) != self.said:
-                self.said = str(error)
-                click.echo(f"{error} Trying again.", err=True)
+            why = f"watch: no films can be had ({error}). Check the folder, or --orthanc and {_LOGIN}."
+            if self.once:
+                raise ConfigError(why) from error
+            if why != self.said:
+                click.echo(f"{why} Trying again.", err=True)
+            self.said = why
             return False
 
     def _do(self, film: Any, source: Any, journal: Any) -> bool:
-        tries, line = journal.tries(film), self.segment.line_of(film.path)
-        if line is None and tries >= _TRIES:
-            line = self.segment.refuse(film.path, _GAVE_UP)
+        """Whether a film is done."""
+        tries, line = journal.word(film).get("tries", 0), self.segment.line_of(film.path)
         if line is None:
-            journal.put(film.name, stamp=film.stamp, tries=(tries := tries + 1))
-            line = self.segment(film.path)
+            journal.put(film.name, stamp=film.stamp, tries=tries + 1)  # before: the film may end this process
+            line = self.segment(film.path, _GAVE_UP if tries >= _TRIES else None)
         if self.segment.reporter.stopped:
             raise OutputError(self.segment.reporter.stopped)
-        error = line.get("error", "")  # a class of ours speaks of the film, other errors may pass
-        if tries < _TRIES and (error.endswith("Error") or error == "FileNotReadable"):
+        error = line.get("error", "")
+        if tries + 1 < _TRIES and (error.endswith("Error") or error == "FileNotReadable"):  # others speak of the film
             return False
         if refused := source.finish(film, line):
-            self.segment.reporter.log.say(f"'{film.name}' {refused}")
-        self.failed += bool(error or refused)
-        journal.put(film.name, stamp=film.stamp, tries=tries, end=refused or line["status"])
+            self.segment.reporter.log.say(f"'{film.name}': {refused}")
+        self.failed |= bool(error or refused)
+        journal.put(film.name, stamp=film.stamp, end=refused or line["status"])
         return True
-
-    def _stopped(self, number: int, frame: Any) -> None:
-        os.write(2, b"Stopping after this film.\n")
-        self.signal = number
-        self.stop.set()
-        for each, handler in self.before.items():
-            signal.signal(each, handler)

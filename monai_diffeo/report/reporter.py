@@ -139,10 +139,7 @@ class FilmReporter:
         return [item for item in items if self._name(item[key]) not in self.kept]
 
     def begin(self, films: int | None) -> None:
-        """Start a new report, which begins with the lines that are kept.
-
-        Args:
-            films: so many are to do; None for films that come one by one: then all lines of the folder's report are kept.
+        """Start a new report, which begins with the lines that are kept. None: films come one by one, all lines are kept.
 
         Raises:
             FolderInUseError: if another run writes into the folder.
@@ -161,8 +158,7 @@ class FilmReporter:
         hashes = {"weights_sha256": self.weights_sha256, "settings": self.settings_sha256}
         self.audit = AuditFile(self.output_dir, {**hashes, "device": self.device})
         self.writer = ReportWriter(self.output_dir / REPORT_NAME, kept=self.kept.values())
-        to_do = None if films is None else films - len(self.kept)
-        self.log = RunLog(self.output_dir / LOG_NAME, to_do, going_on=bool(self.kept))
+        self.log = RunLog(self.output_dir / LOG_NAME, films and films - len(self.kept), going_on=bool(self.kept))
         self.log.say(
             f"run of {films or 'new'} films begins, {len(self.kept)} kept; device {self.device}, mode {self.mode}, {hashes}"
         )
