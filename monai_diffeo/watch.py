@@ -22,7 +22,8 @@ __all__ = ["Arrival", "Journal", "Orthanc", "WatchedFolder"]
 
 _FILMS = {b"1.2.840.10008.5.1.4.1.1.1", b"1.2.840.10008.5.1.4.1.1.1.1"}  # CR, and DX for presentation; no result is one
 _NO_CHEST = re.compile("header names (another body part|(an? [a-z]+|another) view)")
-_BUSY = {408, 429, 502, 503, 504, 507}  # nothing is wrong with the film: try again
+_BUSY = {401, 403, 408, 429, 502, 503, 504, 507}  # nothing is wrong with the film: try again
+_HTTP = (urllib.request.HTTPHandler, urllib.request.HTTPSHandler, urllib.request.HTTPErrorProcessor)
 
 
 class Arrival(NamedTuple):
@@ -89,19 +90,18 @@ class Orthanc:
 
     No request follows a redirection or takes a proxy: films and login reach no other machine than the one of the address.
     Its methods raise OSError or HTTPException if it does not answer or is busy, ValueError or LookupError if it is no Orthanc.
-
-    Args:
-        address: such as ``http://127.0.0.1:8042``.
-        folder: for the film that is being segmented; only its owner may look into it.
-        journal: keeps the place in the feed.
-        login: ``name:password``, empty without.
-        only_new: leave out what is there at the first start.
+    Into ``folder``, which holds the film that is being segmented, only its owner may look. ``login`` is ``name:password``, or
+    empty. ``only_new`` leaves out what is there at the first start.
     """
 
     def __init__(self, address: str, folder: Path, journal: Journal, login: str = "", only_new: bool = False) -> None:
         self.address, self.folder, self.journal, self.only_new = address, folder, journal, only_new
-        self._headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
-        self._open = urllib.request.build_opener(urllib.request.ProxyHandler({}), _Stay).open
+        self._headers = {"Content-Type": "application/dicom"}
+        if login:
+            self._headers["Authorization"] = f"Basic {base64.b64encode(login.encode()).decode()}"
+        self._opener = urllib.request.OpenerDirector()
+        for handler in (*_HTTP, urllib.request.HTTPDefaultErrorHandler):
+            self._opener.add_handler(handler())
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         for left in folder.iterdir():  # by a process that was killed
             left.unlink()
@@ -159,13 +159,6 @@ class Orthanc:
         return True
 
     def _ask(self, path: str, content: bytes | None = None) -> bytes:
-        request = urllib.request.Request(
-            self.address.rstrip("/") + path, content, {**self._headers, "Content-Type": "application/dicom"}
-        )
-        with self._open(request, timeout=60) as answer:
+        request = urllib.request.Request(self.address.rstrip("/") + path, content, self._headers)
+        with self._opener.open(request, timeout=60) as answer:
             return answer.read()
-
-
-class _Stay(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, *args: Any) -> None:
-        return None

@@ -10,7 +10,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_diffeo.cli.allowed import allow
-from monai_diffeo.errors import ConfigError, FilmError
+from monai_diffeo.errors import ConfigError, FilmError, OutputError
 from monai_diffeo.radiograph.datalist import FilmList
 from monai_diffeo.report.record import FAILED
 from monai_diffeo.report.resume import outputs_of, sha256_or_none
@@ -70,13 +70,8 @@ def run_bundle(root: Path, given: Mapping[str, Any], trusted: bool = False) -> i
 class FilmByFilm:
     """A bundle that is built once and runs on films as they come; report, audit and log of earlier runs go on.
 
-    Args:
-        root, given, trusted: of :func:`bundle_parser`; ``given`` has an ``output_dir``.
-        films: the folder below which films are named.
-
-    Raises:
-        ConfigError: if the bundle is none for films, or not allowed.
-        FolderInUseError: if another run writes into the output folder.
+    Arguments and errors are those of :func:`bundle_parser`; ``given`` has an ``output_dir``, and ``films`` is the folder below
+    which films are named. FolderInUseError if another run writes into the output folder, OutputError if it is full.
     """
 
     def __init__(self, root: Path, given: Mapping[str, Any], films: Path, trusted: bool = False) -> None:
@@ -97,6 +92,8 @@ class FilmByFilm:
             self.evaluator.run()
         else:
             self.reporter.failed(str(film), refused)
+        if self.reporter.stopped:
+            raise OutputError(self.reporter.stopped)
         name, line = film.relative_to(self.films).as_posix(), self.reporter.last
         for output in outputs_of(self._lines.get(name, {})) if line["status"] == FAILED else ():
             (self.output / output).unlink(missing_ok=True)  # of an earlier file of this name

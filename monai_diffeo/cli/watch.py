@@ -13,7 +13,7 @@ import click
 
 from monai_diffeo.cli.options import SWITCH, option
 from monai_diffeo.cli.segment import opened_bundle, segment
-from monai_diffeo.errors import ConfigError, DiffeoError, FilmError, OutputError
+from monai_diffeo.errors import ConfigError, FilmError, OutputError
 
 __all__ = ["watch"]
 
@@ -103,8 +103,8 @@ class _Loop:
                     return False
             self.said = ""
             return True
-        except (FilmError, OSError, HTTPException, ValueError, LookupError) as error:
-            if isinstance(error, DiffeoError) and not isinstance(error, FilmError):
+        except (OSError, HTTPException, ValueError, LookupError) as error:
+            if isinstance(error, (ConfigError, OutputError)):
                 raise
             why = f"watch: no films can be had ({error}). Check the folder, or --orthanc and {_LOGIN}."
             if self.once:
@@ -120,8 +120,6 @@ class _Loop:
         if line is None:
             journal.put(film.name, stamp=film.stamp, tries=tries + 1)  # before: the film may end this process
             line = self.segment(film.path, _GAVE_UP if tries >= _TRIES else None)
-        if self.segment.reporter.stopped:
-            raise OutputError(self.segment.reporter.stopped)
         error = line.get("error", "")
         if tries + 1 < _TRIES and (error.endswith("Error") or error == "FileNotReadable"):  # others speak of the film
             return False

@@ -159,9 +159,8 @@ class FilmReporter:
         self.audit = AuditFile(self.output_dir, {**hashes, "device": self.device})
         self.writer = ReportWriter(self.output_dir / REPORT_NAME, kept=self.kept.values())
         self.log = RunLog(self.output_dir / LOG_NAME, films and films - len(self.kept), going_on=bool(self.kept))
-        self.log.say(
-            f"run of {films or 'new'} films begins, {len(self.kept)} kept; device {self.device}, mode {self.mode}, {hashes}"
-        )
+        about = f"{len(self.kept)} kept; device {self.device}, mode {self.mode}, {hashes}"
+        self.log.say(f"run of {films or 'new'} films begins, {about}")
         for line in self.kept.values():
             self.folder.wrote(self.output_dir / name for name in outputs_of(line))
         if films == 0:

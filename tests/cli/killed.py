@@ -21,16 +21,18 @@ KILLED = {  # in the order in which a film meets them
 }
 
 
-def start(words, *more, kill=None, environment=None):
-    """Exit status of ``monai-diffeo``; minus 9 if it was killed at the point."""
-    process = CONTEXT.Process(target=_run, args=([*words, *more], kill, environment or {}))
+def start(words, *more, kill=None, environment=None, said=os.devnull):
+    """Exit status of ``monai-diffeo``; minus 9 if it was killed at the point. What it says goes to a file."""
+    process = CONTEXT.Process(target=_run, args=([*words, *more], kill, environment or {}, str(said)))
     process.start()
     process.join(300)
     assert process.exitcode is not None
     return process.exitcode
 
 
-def _run(words, kill, environment):
+def _run(words, kill, environment, said):
+    for stream in (1, 2):
+        os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     import torch
 
     from monai_diffeo.cli import program

@@ -117,7 +117,7 @@ class Segment:
 
     def __init__(self, **errors):
         self.errors, self.seen, self.reporter = errors, [], self
-        self.stopped, self.log, self.said = None, self, []
+        self.log, self.said = self, []
 
     def line_of(self, path):
         return None
@@ -130,6 +130,8 @@ class Segment:
         if refused:
             return {"status": "failed", "error": refused.code}
         error = self.errors.get(path.name)
+        if error == "full":
+            raise OutputError("The disk is full.")
         return {"status": "failed", "error": error} if error else {"status": "canonicalized"}
 
 
@@ -156,8 +158,7 @@ def test_a_refusal_of_the_archive_is_logged_and_counts(watched):
 
 
 def test_a_full_disk_ends_the_watch_and_the_film_is_not_done(watched):
-    loop = a_loop(watched, a="")
-    loop.segment.stopped = "The disk is full."
+    loop = a_loop(watched, a="full")
     with pytest.raises(OutputError, match="full"):
         loop.run(watched, watched.journal)
     assert "end" not in watched.journal.words["a"]
