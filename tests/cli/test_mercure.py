@@ -102,6 +102,10 @@ def test_the_image_is_made_of_files_that_are_there_and_runs_as_a_user_without_ri
     steps = [line.split(maxsplit=1) for line in lines if line and not line.startswith("#")]
     for words in (words.split()[:-1] for step, words in steps if step == "COPY"):
         assert words and all((ROOT / word).exists() for word in words)
+    sent = (ROOT / ".dockerignore").read_text().splitlines()
+    copied = {word for step, words in steps if step == "COPY" for word in words.split()[:-1]}
+    assert {line[1:] for line in sent if line.startswith("!")} == copied and "*" in sent
+    assert "bundles/*/output" in sent  # results of a clone, which may be of patients
     said = dict(steps)  # the last of each
     assert said["USER"] == "10001" and json.loads(said["ENTRYPOINT"]) == ["monai-diffeo"]
     assert json.loads(said["CMD"])[0] in program.commands
