@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import time
+import urllib.error
 import urllib.request
 from pathlib import Path
 
@@ -20,12 +21,16 @@ def free_port():
 
 
 @contextlib.contextmanager
-def orthanc(folder):
-    """Run an archive that keeps its films in a folder: gives the address of its pages, and the port of its DICOM service."""
+def orthanc(folder, **more):
+    """Run an archive that keeps its films in a folder: gives the address of its pages, and the port of its DICOM service.
+
+    ``more`` are further settings of Orthanc.
+    """
     web, dicom = free_port(), free_port()
     settings = {"StorageDirectory": str(folder / "db"), "IndexDirectory": str(folder / "db"), "Plugins": [str(PLUGIN)]}
     settings |= {"HttpPort": web, "DicomPort": dicom, "RemoteAccessAllowed": False, "AuthenticationEnabled": False}
     settings |= {"DicomAlwaysAllowStore": True, "DicomCheckCalledAet": False, "HttpBindAddresses": ["127.0.0.1"]}
+    settings |= more
     (folder / "orthanc.json").write_text(json.dumps(settings))
     with open(folder / "orthanc.log", "wb") as log:
         process = subprocess.Popen([ORTHANC, str(folder / "orthanc.json")], stdout=log, stderr=log)
@@ -33,6 +38,8 @@ def orthanc(folder):
         for _ in range(300):
             try:
                 urllib.request.urlopen(f"http://127.0.0.1:{web}/system", timeout=5)
+                break
+            except urllib.error.HTTPError:  # it wants a login
                 break
             except OSError:
                 assert process.poll() is None, (folder / "orthanc.log").read_text()

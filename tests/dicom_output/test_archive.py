@@ -22,15 +22,15 @@ from tests.dicom_output.orthanc import ORTHANC, PLUGIN, orthanc  # noqa: E402
 from tests.dicom_output.test_runs import Drawn  # noqa: E402
 from tests.report.runs import run  # noqa: E402
 
-pytestmark = pytest.mark.skipif(
+needs_archive = pytest.mark.skipif(
     not (ORTHANC and PLUGIN and shutil.which("storescu")), reason="needs apt-get install orthanc orthanc-dicomweb dcmtk"
 )
 
 
 @pytest.fixture
-def archive(tmp_path):
-    """Address of an Orthanc's pages, and the port of its DICOM service."""
-    with orthanc(tmp_path) as addresses:
+def archive(tmp_path, request):
+    """Addresses of an Orthanc of its own, with the settings of a parameter: its pages, and the port of its DICOM service."""
+    with orthanc(tmp_path, **getattr(request, "param", {})) as addresses:
         yield addresses
 
 
@@ -43,6 +43,7 @@ def counts(client, address):
     }
 
 
+@needs_archive
 def test_films_go_to_an_archive_and_back_and_results_are_stored_twice_without_duplicates(archive, tmp_path):
     address, port = archive
     client = DICOMwebClient(f"{address}/dicom-web")
