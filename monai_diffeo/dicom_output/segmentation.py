@@ -78,7 +78,10 @@ class Algorithm:
 
 
 def mask_segmentation(source: Any, segments: Sequence[Segment], algorithm: Algorithm, name: str = "Mask") -> Any:
-    """A SEG of one film in a series of its own, type BINARY, one frame a segment, also where a segment is empty.
+    """A SEG of one film in a series of its own, one frame a segment, also where a segment is empty.
+
+    Its type is BINARY, of one bit a pixel. Where a frame does not end with a byte, OHIF 3.13 draws the next one askew, or none:
+    there it is FRACTIONAL, of one byte a pixel, without other values than none and all.
 
     Args:
         source: header of the film, of :func:`source_of_film`; a frame of reference is not needed.
@@ -104,7 +107,8 @@ def mask_segmentation(source: Any, segments: Sequence[Segment], algorithm: Algor
     seg = hd.seg.Segmentation(
         source_images=[source],
         pixel_array=np.stack([segment.mask.astype(np.uint8) for segment in segments], axis=-1)[None],
-        segmentation_type="BINARY",
+        segmentation_type="FRACTIONAL" if size[0] * size[1] % 8 and len(segments) > 1 else "BINARY",
+        fractional_type="OCCUPANCY",
         segment_descriptions=described,
         omit_empty_frames=False,
         series_description=f"{name} (monai_diffeo)",

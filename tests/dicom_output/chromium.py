@@ -48,7 +48,7 @@ class Page:
         assert "exceptionDetails" not in answer, answer
         return answer["result"].get("value")
 
-    def wait(self, script, seconds=90):
+    def wait(self, script, seconds=180):
         """The first value of an expression that is true."""
         end = time.monotonic() + seconds
         while not (value := self.value(script)):

@@ -77,6 +77,19 @@ def test_the_mask_is_read_back_bit_for_bit(tmp_path, modality, frame):
     assert (about.AlgorithmName, about.AlgorithmVersion) == ("monai_diffeo", "0.2.0") and "cd" * 32 in about.AlgorithmParameters
 
 
+def test_each_frame_of_a_seg_begins_with_a_byte_because_viewers_draw_others_askew(tmp_path):
+    size = (47, 63)
+    mask = np.random.default_rng(0).random(size) > 0.5
+    one, two = Segment("Lungs", mask, LUNG, "both"), Segment("Lung, other parts", ~mask, LUNG)
+    for parts, kind in (([one], "BINARY"), ([one, two], "FRACTIONAL")):
+        _, files = results(tmp_path, parts, pixels=np.zeros(size, np.uint16))
+        seg, source = hd.seg.segread(files[0]), pydicom.dcmread(tmp_path / "a.dcm")
+        pixels = seg.get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)
+        assert seg.SegmentationType == kind
+        assert np.array_equal(pixels[0], np.stack([part.mask for part in parts], axis=-1))
+        assert shutil.which("dciodvfy") is None or errors_of(files[0]) == []
+
+
 @pytest.mark.parametrize("spacing", [{"ImagerPixelSpacing": [0.2, 0.3]}, {"ImagerPixelSpacing": None}])
 @pytest.mark.parametrize("frame", [False, True])
 def test_the_seg_states_the_plane_in_which_viewers_draw_the_film(tmp_path, frame, spacing):

@@ -31,13 +31,13 @@ pytestmark = [
 ]
 TOLERANCE = 2  # pixels of the screen
 FILMS = {
-    "without frame of reference": ((240, 320), {}, ["Right lung", "Left lung"]),
+    "without frame of reference": ((243, 319), {}, ["Right lung", "Left lung"]),
     "mirrored, with frame of reference": (
         (320, 200),
         {"modality": "DX", "frame_of_reference": True, "PatientOrientation": ["R", "F"], "ImagerPixelSpacing": [0.4, 0.5]},
         ["Left lung", "Right lung"],
     ),
-    "without sides and spacing": ((200, 320), {"PatientOrientation": None, "ImagerPixelSpacing": None}, ["Lungs", "Lungs"]),
+    "without sides and spacing": ((201, 321), {"PatientOrientation": None, "ImagerPixelSpacing": None}, ["Lungs", "Lungs"]),
 }
 SEEN = """(() => {
     const shown = window.services.cornerstoneViewportService.getCornerstoneViewport('default')
