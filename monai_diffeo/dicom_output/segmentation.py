@@ -10,6 +10,7 @@ import numpy as np
 
 from monai_diffeo.dicom_output.source import highdicom, new_uid
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.radiograph.dicom_geometry import film_geometry
 
 __all__ = ["Algorithm", "LUNG", "Segment", "TISSUE", "mask_segmentation"]
 
@@ -21,7 +22,7 @@ SIDES = {"right": ("24028007", "SCT", "Right"), "left": ("7771000", "SCT", "Left
 SIDES |= {"both": ("51440002", "SCT", "Right and left")}
 _STRUCTURE = ("123037004", "SCT", "Anatomical Structure")
 _FAMILY = ("123109", "DCM", "Artificial Intelligence")
-_COLOURS = (186, 200, 147), (53, 137, 194), (158, 160, 150)
+_COLOURS = (76, 201, 240), (255, 201, 77), (255, 255, 255)  # of the right lung, the left lung and islands in the picture too
 
 
 @dataclass(frozen=True)
@@ -139,3 +140,8 @@ def _complete(seg: Any, source: Any) -> None:
     uid = new_uid(str(seg.SOPInstanceUID), "dimensions")
     for item in [*seg.DimensionOrganizationSequence, *seg.DimensionIndexSequence]:
         item.DimensionOrganizationUID = uid
+    # The plane in which viewers draw a film that has no place in space. OHIF 3.13 shows no SEG that states none.
+    hd, shared = highdicom(), seg.SharedFunctionalGroupsSequence[0]
+    shared.PixelMeasuresSequence = hd.PixelMeasuresSequence(film_geometry(source).spacing, slice_thickness=1.0)
+    shared.PlaneOrientationSequence = hd.PlaneOrientationSequence("PATIENT", (1, 0, 0, 0, 1, 0))
+    shared.PlanePositionSequence = hd.PlanePositionSequence("PATIENT", (0, 0, 0))

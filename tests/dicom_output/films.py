@@ -10,8 +10,11 @@ SIZE = (48, 64)
 UID_KEYWORDS = ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID")
 
 
-def film(path, modality="CR", frame_of_reference=False, **elements):
-    """Write a film of 48 x 64 pixels of 5 mm, posterior-anterior, and give its path; an element given as None is left out."""
+def film(path, modality="CR", frame_of_reference=False, pixels=None, **elements):
+    """Write a film, of 48 x 64 pixels without ``pixels``, of 5 mm, posterior-anterior, and give its path.
+
+    An element given as None is left out.
+    """
     stated = {
         "SOPClassUID": CLASSES[modality],
         "Modality": modality,
@@ -36,7 +39,7 @@ def film(path, modality="CR", frame_of_reference=False, **elements):
     }
     if frame_of_reference:
         stated |= {"FrameOfReferenceUID": generate_uid(entropy_srcs=["frame"]), "PositionReferenceIndicator": ""}
-    return save(path, corner_film(*SIZE), **stated | elements)
+    return save(path, corner_film(*SIZE) if pixels is None else pixels, **stated | elements)
 
 
 def lungs():

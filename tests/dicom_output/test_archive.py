@@ -3,12 +3,8 @@
 import io
 import json
 import shutil
-import socket
 import subprocess
-import time
-import urllib.error
 import urllib.request
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -22,47 +18,20 @@ import pydicom  # noqa: E402
 from dicomweb_client.api import DICOMwebClient  # noqa: E402
 
 from tests.dicom_output.films import film  # noqa: E402
+from tests.dicom_output.orthanc import ORTHANC, PLUGIN, orthanc  # noqa: E402
 from tests.dicom_output.test_runs import Drawn  # noqa: E402
 from tests.report.runs import run  # noqa: E402
 
-PLUGIN = next(Path("/usr/share/orthanc/plugins").glob("libOrthancDicomWeb.so*"), None)
-ORTHANC = shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin")
 needs_archive = pytest.mark.skipif(
     not (ORTHANC and PLUGIN and shutil.which("storescu")), reason="needs apt-get install orthanc orthanc-dicomweb dcmtk"
 )
 
 
-def free_port():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return taken.getsockname()[1]
-
-
 @pytest.fixture
 def archive(tmp_path, request):
     """Addresses of an Orthanc of its own, with the settings of a parameter: its pages, and the port of its DICOM service."""
-    web, dicom = free_port(), free_port()
-    settings = {"StorageDirectory": str(tmp_path / "db"), "IndexDirectory": str(tmp_path / "db"), "Plugins": [str(PLUGIN)]}
-    settings |= {"HttpPort": web, "DicomPort": dicom, "RemoteAccessAllowed": False, "AuthenticationEnabled": False}
-    settings |= {"DicomAlwaysAllowStore": True, "DicomCheckCalledAet": False, "HttpBindAddresses": ["127.0.0.1"]}
-    settings |= getattr(request, "param", {})
-    (tmp_path / "orthanc.json").write_text(json.dumps(settings))
-    with open(tmp_path / "orthanc.log", "wb") as log:
-        process = subprocess.Popen([ORTHANC, str(tmp_path / "orthanc.json")], stdout=log, stderr=log)
-    try:
-        for _ in range(300):
-            try:
-                urllib.request.urlopen(f"http://127.0.0.1:{web}/system", timeout=5)
-                break
-            except urllib.error.HTTPError:  # it wants a login
-                break
-            except OSError:
-                assert process.poll() is None, (tmp_path / "orthanc.log").read_text()
-                time.sleep(0.1)
-        yield f"http://127.0.0.1:{web}", dicom
-    finally:
-        process.terminate()
-        process.wait(30)
+    with orthanc(tmp_path, **getattr(request, "param", {})) as addresses:
+        yield addresses
 
 
 def counts(client, address):

@@ -77,6 +77,16 @@ def test_the_mask_is_read_back_bit_for_bit(tmp_path, modality, frame):
     assert (about.AlgorithmName, about.AlgorithmVersion) == ("monai_diffeo", "0.2.0") and "cd" * 32 in about.AlgorithmParameters
 
 
+@pytest.mark.parametrize("spacing", [{"ImagerPixelSpacing": [0.2, 0.3]}, {"ImagerPixelSpacing": None}])
+@pytest.mark.parametrize("frame", [False, True])
+def test_the_seg_states_the_plane_in_which_viewers_draw_the_film(tmp_path, frame, spacing):
+    (shared,) = results(tmp_path, frame_of_reference=frame, **spacing)[0]["SEG"].SharedFunctionalGroupsSequence
+    drawn = spacing["ImagerPixelSpacing"] or [1, 1]  # as ITK
+    assert shared.PixelMeasuresSequence[0].PixelSpacing == drawn
+    assert shared.PlaneOrientationSequence[0].ImageOrientationPatient == [1, 0, 0, 0, 1, 0]
+    assert shared.PlanePositionSequence[0].ImagePositionPatient == [0, 0, 0]
+
+
 def test_an_empty_part_has_a_frame_too(tmp_path):
     some = [*segments(), Segment("Lung, other parts", np.zeros(SIZE, bool), LUNG)]
     for parts in (some, some[2:]):
