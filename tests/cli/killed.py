@@ -34,10 +34,13 @@ def _run(words, kill, environment, said):
     for stream in (1, 2):
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
     import torch
+    from PIL import Image
 
     from monai_diffeo.cli import program
+    from monai_diffeo.report.cxr import LungReporter
 
     torch.set_num_threads(1)
+    LungReporter.draw = lambda self, path, *_: Image.new("RGB", (8, 4)).save(path)  # in no time
     os.environ.update(environment)
     if kill == "poison":
         _patch("monai_diffeo.engines.evaluators.FilmEvaluator._film", False, "poison")

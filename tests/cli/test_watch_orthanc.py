@@ -37,24 +37,23 @@ def kinds(address):
 @needs_archive
 def test_films_of_an_archive_are_done_once_whatever_happens(archive, tmp_path):  # noqa: F811
     address, _ = archive
-    for name in ("one", "two"):
-        ask(address, "/instances", film(tmp_path / f"{name}.dcm").read_bytes())
+    ask(address, "/instances", film(tmp_path / "one.dcm").read_bytes())
     ask(address, "/instances", film(tmp_path / "hand.dcm", BodyPartExamined="HAND").read_bytes())
     words = (*WORDS, address, "--output_dir", str(tmp_path / "out"))
     assert start(words, kill=("monai_diffeo.watch.Orthanc._ask", "stored")) == -signal.SIGKILL
-    assert kinds(address)["CR"] == 3 and 4 <= sum(kinds(address).values()) < 9  # at least one result is there
+    assert kinds(address) == {"CR": 2, "SEG": 1}  # the first result is there
     left = [path.stat().st_mode & 0o777 for path in (tmp_path / "out" / ".films").iterdir()]
     assert left == [0o600] and (tmp_path / "out" / ".films").stat().st_mode & 0o777 == 0o700
     assert start(words) == 0 and not [*(tmp_path / "out" / ".films").iterdir()]
-    once = {"CR": 3, "OT": 2, "SEG": 2, "SR": 2}
+    once = {"CR": 2, "OT": 1, "SEG": 1, "SR": 1}
     assert kinds(address) == once
     lines, _ = lines_of(tmp_path / "out")
-    assert len(lines) == 3 and sum("another body part" in line["notes"] for line in lines.values()) == 1
+    assert len(lines) == 2 and sum("another body part" in line["notes"] for line in lines.values()) == 1
     told = (tmp_path / "out" / "report.jsonl").read_text()
     assert start((*WORDS, address, "--output_dir", str(tmp_path / "new"))) == 0 and kinds(address) == once  # its record is lost
-    ask(address, "/instances", film(tmp_path / "three.dcm").read_bytes())
-    assert start(words) == 0 and kinds(address) == {"CR": 4, "OT": 3, "SEG": 3, "SR": 3}
-    assert len(lines_of(tmp_path / "out")[0]) == 4  # results are no films
+    ask(address, "/instances", film(tmp_path / "two.dcm").read_bytes())
+    assert start(words) == 0 and kinds(address) == {"CR": 3, "OT": 2, "SEG": 2, "SR": 2}
+    assert len(lines_of(tmp_path / "out")[0]) == 3  # results are no films
     assert (tmp_path / "out" / "report.jsonl").read_text().startswith(told[: told.index('{"schema": 2, "end"')])
     written = [path.read_text() for path in (tmp_path / "out").rglob("*") if path.suffix in (".jsonl", ".log")]
     assert len(written) == 4 and not [text for text in written if "4711" in text or "ller" in text]
