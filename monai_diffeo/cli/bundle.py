@@ -1,4 +1,4 @@
-"""Run a bundle in this process: what ``python -m monai.bundle run`` does, with values as words and a checked configuration."""
+"""Run a bundle in this process, on all films or on one after another: values are words, and its configuration is checked."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_diffeo.cli.allowed import allow
-from monai_diffeo.errors import ConfigError
+from monai_diffeo.errors import ConfigError, FilmError, OutputError
+from monai_diffeo.radiograph.datalist import FilmList
+from monai_diffeo.report.record import FAILED
+from monai_diffeo.report.resume import outputs_of, sha256_or_none
 
-__all__ = ["bundle_parser", "run_bundle"]
+__all__ = ["FilmByFilm", "bundle_parser", "run_bundle"]
 
 
 def bundle_parser(root: Path, given: Mapping[str, Any], trusted: bool = False) -> ConfigParser:
@@ -62,6 +65,47 @@ def run_bundle(root: Path, given: Mapping[str, Any], trusted: bool = False) -> i
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     return status if type(status) is int else 0
+
+
+class FilmByFilm:
+    """A bundle that is built once and runs on films as they come; report, audit and log of earlier runs go on.
+
+    Arguments and errors are those of :func:`bundle_parser`; ``given`` has an ``output_dir``, and ``films`` is the folder below
+    which films are named. FolderInUseError if another run writes into the output folder, OutputError if it is full.
+    """
+
+    def __init__(self, root: Path, given: Mapping[str, Any], films: Path, trusted: bool = False) -> None:
+        parser = bundle_parser(root, given, trusted)
+        parts = ("dataset", "reporter", "evaluator")
+        if missing := [name for name in ("films", "names", *parts) if name not in parser]:
+            raise ConfigError(f"FilmByFilm: the configuration of {str(root)!r} lacks {missing}. Use 'segment' for this bundle.")
+        parser["films"], parser["names"] = FilmList([{"image": str(films)}], films), None
+        self.dataset, self.reporter, self.evaluator = (parser.get_parsed_content(name) for name in parts)
+        self.films, self.output = films, Path(given["output_dir"])
+        self.reporter.begin(None)
+        self._lines = dict(self.reporter.kept)
+
+    def __call__(self, film: Path, refused: FilmError | None = None) -> dict[str, Any]:
+        """Segment a film, or report why not; gives its line in the report, which is on disk, and so are its outputs."""
+        if refused is None:
+            self.dataset.data = [{"image": str(film)}]
+            self.evaluator.run()
+        else:
+            self.reporter.failed(str(film), refused)
+        if self.reporter.stopped:
+            raise OutputError(self.reporter.stopped)
+        name, line = film.relative_to(self.films).as_posix(), self.reporter.last
+        for output in outputs_of(self._lines.get(name, {})) if line["status"] == FAILED else ():
+            (self.output / output).unlink(missing_ok=True)  # of an earlier file of this name
+        self._lines[name] = line
+        return line
+
+    def line_of(self, film: Path) -> dict[str, Any] | None:
+        """The line of a film that needs no new run: same content, same settings, and its outputs are there."""
+        line = self._lines.get(film.relative_to(self.films).as_posix(), {})
+        wanted = line.get("settings") == self.reporter.settings_sha256 and ("dicom" in line or not self.reporter.dicom)
+        there = wanted and all((self.output / name).is_file() for name in outputs_of(line))
+        return line if there and line["sha256"] == sha256_or_none(film) else None
 
 
 def _literal(value: Any) -> Any:

@@ -11,10 +11,12 @@ import click
 
 from monai_diffeo import __version__
 from monai_diffeo.cli.fit import fit
+from monai_diffeo.cli.mercure import mercure
 from monai_diffeo.cli.options import sentence
 from monai_diffeo.cli.report import report
 from monai_diffeo.cli.segment import segment
 from monai_diffeo.cli.show import show
+from monai_diffeo.cli.watch import watch
 from monai_diffeo.cli.wrap import wrap
 from monai_diffeo.errors import DiffeoError
 
@@ -73,12 +75,12 @@ Exit status of every sub-command:
   1    nothing was done; the last line on stderr says why
   130  interrupted by Ctrl-C
   143  stopped by SIGTERM
-'segment' has two more, see its --help.""",
+'segment', 'watch' and 'mercure' have more, see their --help.""",
 )
 @click.version_option(__version__, message="monai-diffeo %(version)s")
 def program() -> None:
     """Make a trained network robust to deformation of the anatomy. For research, not for diagnosis."""
 
 
-for command in (segment, report, fit, show, wrap):
+for command in (segment, watch, mercure, report, fit, show, wrap):
     program.add_command(command)

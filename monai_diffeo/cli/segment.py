@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import traceback
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import click
 from monai_diffeo.bundles import bundles_folder, find_bundle
 from monai_diffeo.cli.options import SWITCH, option, sentence
 
-__all__ = ["segment"]
+__all__ = ["opened_bundle", "segment"]
 
 _ENDS = {3: "Some films have no mask; report.jsonl says which and why.", 4: "No film has a mask; report.jsonl says why."}
 _EXTRAS = {"mlxtend": "genus", "nilearn": "experiments"}  # of a bundle that needs this package; the others need "demo"
@@ -56,9 +57,22 @@ def segment(bundle_root: str | None, trust_bundle: bool | None, **options: Any) 
     not on an allow-list is refused before anything runs.
     """
     given = {name: value for name, value in options.items() if value is not None}
+    with opened_bundle("segment", bundle_root, given) as root:
+        from monai_diffeo.cli.bundle import run_bundle  # imports torch
+
+        status = run_bundle(root, given, trusted=bool(trust_bundle))
+    if status in _ENDS:
+        click.echo(_ENDS[status], err=True)
+    return status
+
+
+@contextmanager
+def opened_bundle(who: str, bundle_root: str | None, given: dict[str, Any]) -> Iterator[Path]:
+    """The folder of a bundle whose packages are there, after saying what it may be used for. What fails, here or in the body
+    of ``with``, becomes one line; with ``debug`` in ``given`` its traceback comes first."""
     extra = "demo"
     try:
-        root = find_bundle(bundles_folder() / "cxr_lung_segmentation" if bundle_root is None else bundle_root, "segment")
+        root = find_bundle(bundles_folder() / "cxr_lung_segmentation" if bundle_root is None else bundle_root, who)
         about = _metadata(root)
         needed = about.get("required_packages_version", {})
         extra = next((_EXTRAS[name] for name in needed if name in _EXTRAS), extra)
@@ -68,16 +82,11 @@ def segment(bundle_root: str | None, trust_bundle: bool | None, **options: Any) 
         if use := " ".join(str(about.get("intended_use", "")).split()):
             terms = root / "docs" / "data_license.txt"
             click.echo(f"{use} Terms: {terms}" if terms.is_file() else use, err=True)
-        from monai_diffeo.cli.bundle import run_bundle  # imports torch
-
-        status = run_bundle(root, given, trusted=bool(trust_bundle))
+        yield root
     except Exception as error:
         if given.get("debug"):
             traceback.print_exc()
-        raise click.ClickException(sentence(error, "segment", extra)) from error
-    if status in _ENDS:
-        click.echo(_ENDS[status], err=True)
-    return status
+        raise click.ClickException(sentence(error, who, extra)) from error
 
 
 def _metadata(root: Path) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 from monai_diffeo.radiograph.mask_writer import DICOM_KINDS, MaskNames, dicom_path, figure_path
-from monai_diffeo.radiograph.outputs import LOG_NAME, REPORT_NAME
+from monai_diffeo.radiograph.outputs import LOG_NAME, REPORT_NAME, film_lines
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.audit import AuditFile
@@ -65,6 +65,7 @@ class FilmReporter:
 
     Attributes:
         stopped: why nothing more can be reported, None as long as it can.
+        last: the record of the film that was reported last.
 
     Raises:
         ConfigError: for pseudonyms with ``debug`` or ``dicom``, which show names; for ``resume`` without ``films``; without
@@ -97,6 +98,7 @@ class FilmReporter:
         self.kept: dict[str, dict[str, Any]] = {}
         self._locked: RunFolder | None = None
         self.stopped: str | None = None
+        self.last: dict[str, Any] = {}
         if (self.pseudonyms and (self.debug or self.dicom)) or (self.resume and films is None):
             shown = "--debug true quotes" if self.debug else "--dicom_output true writes"
             refused = "'resume' needs 'films'" if films is None else f"{shown} names, which pseudonyms are to hide"
@@ -136,8 +138,8 @@ class FilmReporter:
         self.kept = lines_that_hold(self.output_dir / REPORT_NAME, films, outputs, self.settings_sha256)
         return [item for item in items if self._name(item[key]) not in self.kept]
 
-    def begin(self, films: int) -> None:
-        """Start a new report, which begins with the lines that are kept.
+    def begin(self, films: int | None) -> None:
+        """Start a new report, which begins with the lines that are kept. None: films come one by one, all lines are kept.
 
         Raises:
             FolderInUseError: if another run writes into the folder.
@@ -145,6 +147,8 @@ class FilmReporter:
             OutputError: if the report cannot be written.
         """
         self.folder = self._locked or self._run_folder()
+        if films is None:
+            self.kept = {line["input"]: line for line in film_lines(self.output_dir / REPORT_NAME)}
         if self.pseudonyms:
             if self.folder.earlier and PSEUDONYMS_NAME not in self.folder.earlier:
                 came = "but the folder holds outputs under the names of their films"
@@ -154,11 +158,12 @@ class FilmReporter:
         hashes = {"weights_sha256": self.weights_sha256, "settings": self.settings_sha256}
         self.audit = AuditFile(self.output_dir, {**hashes, "device": self.device})
         self.writer = ReportWriter(self.output_dir / REPORT_NAME, kept=self.kept.values())
-        self.log = RunLog(self.output_dir / LOG_NAME, films - len(self.kept), going_on=bool(self.kept))
-        self.log.say(f"run of {films} films begins, {len(self.kept)} kept; device {self.device}, mode {self.mode}, {hashes}")
+        self.log = RunLog(self.output_dir / LOG_NAME, films and films - len(self.kept), going_on=bool(self.kept))
+        about = f"{len(self.kept)} kept; device {self.device}, mode {self.mode}, {hashes}"
+        self.log.say(f"run of {films or 'new'} films begins, {about}")
         for line in self.kept.values():
             self.folder.wrote(self.output_dir / name for name in outputs_of(line))
-        if not films:
+        if films == 0:
             print("No film was found.", file=sys.stderr)
 
     def end(self) -> int:
@@ -248,6 +253,7 @@ class FilmReporter:
         self.audit.append(record, masks, figure)
         self.writer.write(record)
         self.log.film(record)
+        self.last = record
 
     def _write_dicom(
         self, path: str, masks: list[Path], mask: np.ndarray, sides: PatientSides | None, record: Mapping[str, Any]

@@ -25,18 +25,18 @@ class RunLog:
 
     Args:
         path: of the log.
-        films: so many are to do.
+        films: so many are to do; None for no bar.
         going_on: append to the log of an earlier run.
     """
 
-    def __init__(self, path: Path, films: int, going_on: bool = False) -> None:
+    def __init__(self, path: Path, films: int | None, going_on: bool = False) -> None:
         self._file, self._bar = None, None
         with suppress(OSError):
             self._file = open(path, "a" if going_on else "w", encoding="utf-8", errors="backslashreplace", buffering=1)
         with suppress(ImportError):
             from tqdm import tqdm
 
-            self._bar = tqdm(total=films, desc="films", bar_format=_BAR, disable=None, file=sys.stderr)
+            self._bar = tqdm(total=films, desc="films", bar_format=_BAR, disable=films is None or None, file=sys.stderr)
 
     def say(self, text: str) -> None:
         """One line."""
