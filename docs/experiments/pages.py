@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-PLACES = {"dataset_dir": "DIR", "films_dir": "DIR", "films_512": "DIR512", "weights_dir": "KEEP"}
+PLACES = {"dataset_dir": "DIR", "films_dir": "DIR", "films_512": "DIR512", "weights_dir": "KEEP", "whole_20": "FILE"}
 
 
 class Experiment:

@@ -16,9 +16,9 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
-    "confident_rotations", "finite_rows", "high_energy_note", "looks_again", "mirrored_note", "negative_note", "prefer_motion",
-    "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_rotation",
-    "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
+    "agrees_better", "at_rest_note", "confident_rotations", "finite_rows", "high_energy_note", "looks_again", "mirrored_note",
+    "negative_note", "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation",
+    "refuse_nonfinite_energy", "refuse_rotation", "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
 
@@ -61,15 +61,23 @@ def looks_again(ddf: Tensor, min_motion: float) -> Tensor:
     return (ddf / frame).square().sum(1).sqrt().flatten(1).mean(1) > min_motion
 
 
+def agrees_better(agreement: float, other: float, disagreement: float) -> bool:
+    """Whether the answers at several poses disagree at most by the factor ``disagreement`` of how much the other ones do.
+
+    An agreement that is not known is 0; one that is not known of the others beats nothing.
+    """
+    return not math.isfinite(other) or 1 - (agreement if agreement == agreement else 0.0) <= disagreement * (1 - other)
+
+
 def prefer_motion(energy: float, agreement: float, agreement_at_rest: float, limits: Mapping[str, float]) -> bool:
     """Whether the answers on a deformed image count, or those on the image as it was given, only rotated.
 
     A network that knows many poses answers best on the pose that it is given. So its answers on the deformed image count
     only if that became like the training images, with an ``energy`` of at most ``limits["energy"]``, and if the answers from
-    several poses then disagree less: by the factor ``limits["disagreement"]`` or more. An agreement that is not known is 0.
+    several poses then disagree less: by the factor ``limits["disagreement"]`` or more.
     """
-    gained = 1 - (agreement if agreement == agreement else 0.0) <= limits["disagreement"] * (1 - agreement_at_rest)
-    return not math.isfinite(agreement_at_rest) or (energy <= limits["energy"] and gained)
+    better = agrees_better(agreement, agreement_at_rest, limits["disagreement"])
+    return better and (energy <= limits["energy"] or not math.isfinite(agreement_at_rest))
 
 
 def refuse_rotation(energy_as_given: float, energy_rotated: float) -> bool:
@@ -90,6 +98,14 @@ def rotation_note(rotation: int, spatial_dims: int) -> str:
         return f"rotation by {90 * rotation} degrees corrected"
     axes = (f"{'-' if row.sum() < 0 else '+'}{int(row.abs().argmax()) + 1}" for row in axis_rotations(spatial_dims)[rotation])
     return f"rotation corrected: axes 1, 2, 3 of the canonical volume are axes {', '.join(axes)} of the given one"
+
+
+def at_rest_note(note: str, moved: bool, undone: str) -> str:
+    """The ``note`` of an image that was ``moved`` in the search and is not deformed now; a rotation ``undone`` is not one."""
+    if not moved:
+        return note
+    kept = [part for part in note.split("; ") if part and part != undone]
+    return "; ".join([*kept, f"not {'rotated, not ' if undone else ''}deformed: no better answers"])
 
 
 def negative_note(energy: float, inverted: float, min_ratio: float) -> str:

@@ -241,28 +241,35 @@ class Canonicalizer(nn.Module):
             rotations=torch.where(done, rotations, 0),
         )
 
-    def at_rest(self, given: Tensor, found: Canonicalization) -> Canonicalization:
-        """What was found for images ``(B, C, *S)``, with the rotations alone; rows that were not moved stay as they are."""
+    def at_rest(self, given: Tensor, found: Canonicalization, rotated: bool = True) -> Canonicalization:
+        """What was found for images ``(B, C, *S)``, with the rotations alone, or without them, if not ``rotated``.
+
+        Rows that were not moved stay as they are.
+        """
         if found.rotations is None:
             raise ValueError("Canonicalizer.at_rest(): 'found' must be a result of this canonicalizer, it has no rotations.")
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(given.device.type, enabled=False):
             image = given.detach().float()
-            upright, done = _rotated(image, found.rotations), found.moved
+            rotations, done = found.rotations if rotated else torch.zeros_like(found.rotations), found.moved
+            upright = _rotated(image, rotations)
             maps = [Deformation.identity(len(image), upright.shape[2:], image.device)] * 2
-            forward, inverse = _rotated_maps(maps[0], maps[1], found.rotations)
+            forward, inverse = _rotated_maps(maps[0], maps[1], rotations)
             energy = self.energy(self._resampled(_rows(done, upright, 0.0)))
-            note = "not deformed: no better answers"
+            undone = [acceptance.rotation_note(k, image.ndim - 2) for k in (found.rotations - rotations).tolist()]
+            notes = [acceptance.at_rest_note(note, *row) for note, *row in zip(found.notes, done.tolist(), undone)]
+            own = upright.to(found.image.dtype)
             return replace(
                 found,
-                image=_rows(done, upright.to(found.image.dtype), found.image),
+                image=_rows(done, own, found.image) if own.shape == found.image.shape else own,  # another frame: a batch of one
                 velocity=torch.zeros_like(found.velocity),
                 ddf=forward.ddf(upright.shape[2:]),
                 inverse_ddf=inverse.ddf(image.shape[2:]),
                 energy_after=torch.where(done, energy, found.energy_after),
                 folding_fraction=torch.zeros_like(found.folding_fraction),
-                notes=tuple("; ".join(filter(None, (n, note))) if d else n for n, d in zip(found.notes, done.tolist())),
+                notes=tuple(notes),
                 forward=forward,
                 inverse=inverse,
+                rotations=rotations,
             )
 
     def _size(self, image: Tensor) -> tuple[int, ...]:

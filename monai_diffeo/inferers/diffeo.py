@@ -82,7 +82,8 @@ class DiffeoInferer(Inferer):
             ``condition`` always moves. Any other argument on the images' frame is an error.
         motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network at as many poses of the image that is only
             rotated, too. The answers on the deformed image count only if its energy is at most the one, and if they disagree
-            at most by this factor of the others' disagreement. For networks that were trained on many poses; needs several
+            at most by this factor of the others' disagreement. A rotation counts only if its answers agree at least as
+            well as those on the image as it was given. For networks that were trained on many poses; needs several
             ``tta_samples``. None always takes the answers on the deformed image.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
@@ -181,8 +182,6 @@ class DiffeoInferer(Inferer):
         if rejected and self.fallback == "raise":
             remedy = "Use fallback='identity' to get the plain prediction for it."
             raise NumericalError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
-        if getattr(self.canonicalizer, "rows_first", False):
-            warn_of_unknown_axes(inputs, found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
 
@@ -201,10 +200,16 @@ class DiffeoInferer(Inferer):
         at_rest = getattr(self.canonicalizer, "at_rest", None)
         if self.motion_limits and at_rest is not None and found.agreement is not None and bool(found.moved.any()):
             rest, answer, others = ask(at_rest(given, found))
-            results = results + others
-            if rest.agreement is not None:
-                keep = _prefer_moved(found, found.agreement, rest.agreement, self.motion_limits)
-                found, prediction = found.where(keep, rest), choose_rows(keep, prediction, answer)
+            results += others
+            if found.rotations is not None and bool(found.rotations.any()):
+                still, still_answer, others = ask(at_rest(given, found, rotated=False))
+                results += others
+                keep = _prefer(rest, still, found.rotations != 0, {"energy": float("inf"), "disagreement": 1.0})
+                rest, answer = rest.where(keep, still), choose_rows(keep, answer, still_answer)
+            keep = _prefer(found, rest, found.moved, self.motion_limits)
+            found, prediction = found.where(keep, rest), choose_rows(keep, prediction, answer)
+        if getattr(self.canonicalizer, "rows_first", False):
+            warn_of_unknown_axes(inputs, found)
         if self.on_result is not None:
             self.on_result(found)
         without = prediction
@@ -253,14 +258,13 @@ def _check_limits(limits: Any) -> Mapping[str, float] | None:
     return limits
 
 
-def _prefer_moved(found: Canonicalization, agreement: Tensor, at_rest: Tensor, limits: Mapping[str, float]) -> Tensor:
-    """Which images are deformed better than only rotated, ``(B,)``, bool; those that were not moved count as such.
-
-    ``agreement`` and ``at_rest`` ``(B,)`` are those of the answers on the deformed and on the rotated images.
-    """
-    rows = zip(*(column.tolist() for column in (found.energy_after, agreement, at_rest, found.moved)))
-    keep = [not moved or prefer_motion(energy, one, other, limits) for energy, one, other, moved in rows]
-    return torch.tensor(keep, device=found.moved.device)
+def _prefer(one: Canonicalization, other: Canonicalization, differ: Tensor, limits: Mapping[str, float]) -> Tensor:
+    """Which images have the better answers in the first of two results, ``(B,)``, bool; those that do not ``differ`` too."""
+    if one.agreement is None or other.agreement is None:
+        return torch.ones_like(differ)
+    columns = (column.tolist() for column in (one.energy_after, one.agreement, other.agreement, differ))
+    keep = [not differs or prefer_motion(energy, a, b, limits) for energy, a, b, differs in zip(*columns)]
+    return torch.tensor(keep, device=differ.device)
 
 
 def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:

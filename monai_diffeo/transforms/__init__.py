@@ -28,7 +28,11 @@ from monai_diffeo.transforms.io import (
     SaveImageFilmMaskd,
     SaveImageFilmMaskDict,
 )
+from monai_diffeo.transforms.resize import ResizeFilmD, ResizeFilmd, ResizeFilmDict
 from monai_diffeo.transforms.shapes import (
+    KeepLargestPartsD,
+    KeepLargestPartsd,
+    KeepLargestPartsDict,
     SeparateLungsD,
     SeparateLungsd,
     SeparateLungsDict,
@@ -55,3 +59,4 @@ __all__ += ["EnsureRowsFirst", "EnsureRowsFirstD", "EnsureRowsFirstDict", "Ensur
 __all__ += ["RestoreAxesDict", "RestoreAxesd", "SaveImageFilmMaskD", "SaveImageFilmMaskDict", "SaveImageFilmMaskd"]
 __all__ += ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict"]
 __all__ += ["ShapesToMaskd", "SaveImageFilmDicomSegD", "SaveImageFilmDicomSegDict", "SaveImageFilmDicomSegd"]
+__all__ += ["KeepLargestPartsD", "KeepLargestPartsDict", "KeepLargestPartsd", "ResizeFilmD", "ResizeFilmDict", "ResizeFilmd"]

@@ -7,15 +7,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, convert_to_tensor, optional_import
 
-from monai_diffeo.metrics import largest_components
+from monai_diffeo.metrics import connected_components, largest_components
 from monai_diffeo.networks.template.guard import intact_level
 from monai_diffeo.radiograph.lungs import separate_lungs
 
-__all__ = ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict", "ShapesToMaskd"]
-__all__ += ["shapes_to_mask"]
+__all__ = ["KeepLargestPartsD", "KeepLargestPartsDict", "KeepLargestPartsd"]
+__all__ += ["SeparateLungsD", "SeparateLungsDict", "SeparateLungsd", "ShapesToMaskD", "ShapesToMaskDict", "ShapesToMaskd"]
+__all__ += ["largest_parts", "shapes_to_mask"]
 
 ndimage, _ = optional_import("scipy.ndimage")
 
@@ -48,13 +50,40 @@ def shapes_to_mask(log_odds: torch.Tensor) -> tuple[torch.Tensor, float | None]:
         return (log_odds > level).any(0, keepdim=True), level
     taken = np.zeros(tuple(log_odds.shape[1:]), dtype=bool)
     for inside in (log_odds > 0).cpu().numpy():
-        taken |= _largest_part(inside & ~ndimage.binary_dilation(taken, np.ones((3,) * taken.ndim)))
+        taken |= largest_parts(inside & ~ndimage.binary_dilation(taken, np.ones((3,) * taken.ndim)), 1, "face")
     return torch.from_numpy(taken)[None].to(log_odds.device), None
 
 
-def _largest_part(mask: np.ndarray) -> np.ndarray:
-    """The largest part of a mask, its holes filled; empty for an empty mask."""
-    return ndimage.binary_fill_holes(largest_components(mask, 1, "face") == 1, np.ones((3,) * mask.ndim))
+def largest_parts(mask: np.ndarray, count: int, connectivity: str = "full") -> np.ndarray:
+    """The ``count`` largest parts of a mask, shape ``S``, their holes filled, bool; arguments as `largest_components`.
+
+    The same as MONAI's ``KeepLargestConnectedComponent`` and ``FillHoles`` one after the other, in a fraction of the time.
+
+    Example:
+        >>> ring = np.pad(np.ones((3, 3)), ((0, 0), (1, 3))); ring[1, 2], ring[1, -1] = 0, 1
+        >>> largest_parts(ring, 1).astype(int)[1].tolist()
+        [0, 1, 1, 1, 0, 0, 0]
+    """
+    kept = largest_components(mask, count, connectivity) > 0
+    outside, _ = connected_components(~np.pad(kept, 1), "full")
+    return (outside != outside.flat[0])[(slice(1, -1),) * kept.ndim]
+
+
+class KeepLargestPartsd(MapTransform):
+    """Keep the ``num_components`` largest parts of each channel of a mask ``(K, *S)``, their holes filled: `largest_parts`."""
+
+    backend = [TransformBackends.NUMPY]
+
+    def __init__(self, keys: KeysCollection, num_components: int = 1, allow_missing_keys: bool = False) -> None:
+        super().__init__(keys, allow_missing_keys)
+        self.num_components = num_components
+
+    def __call__(self, data: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+        out = dict(data)
+        for key in self.key_iterator(out):
+            parts = [largest_parts(channel, self.num_components) for channel in convert_to_numpy(out[key])]
+            out[key] = convert_to_dst_type(torch.from_numpy(np.stack(parts)), out[key])[0]
+        return out
 
 
 class ShapesToMaskd(MapTransform):
@@ -73,5 +102,6 @@ class ShapesToMaskd(MapTransform):
         return out
 
 
+KeepLargestPartsD = KeepLargestPartsDict = KeepLargestPartsd
 ShapesToMaskD = ShapesToMaskDict = ShapesToMaskd
 SeparateLungsD = SeparateLungsDict = SeparateLungsd

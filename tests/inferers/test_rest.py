@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from monai_diffeo.canonicalize import Canonicalizer
-from monai_diffeo.canonicalize.acceptance import prefer_motion
+from monai_diffeo.canonicalize.acceptance import agrees_better, prefer_motion
 from monai_diffeo.families import AffineMatrix, ControlGrid
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.inferers.aggregation import choose_rows
@@ -56,6 +56,11 @@ def test_a_deformed_image_counts_where_it_looks_familiar_and_answers_agree_much_
     assert prefer_motion(energy, moved, rest, LIMITS) is kept
 
 
+def test_answers_agree_better_by_a_factor_of_their_disagreement():
+    assert agrees_better(0.951, 0.9, 0.5) and not agrees_better(0.94, 0.9, 0.5) and agrees_better(0.9, 0.9, 1.0)
+    assert not agrees_better(float("nan"), 0.9, 1.0) and agrees_better(0.1, float("nan"), 0.5)
+
+
 @pytest.mark.parametrize("orientation", [None, Turned()])
 def test_at_rest_an_image_is_rotated_and_nothing_else(orientation):
     image = blob(3, (20, 20), shift=torch.tensor([-0.4, 0.0, 0.4]), width=0.15)
@@ -97,6 +102,41 @@ def test_each_image_gets_the_better_answer_and_a_batch_gives_what_its_images_giv
         assert_close(DiffeoInferer(made, motion_limits=limits)(image[i : i + 1], fickle)[0], answer[i], atol=1e-4, rtol=0)
     strict = {"energy": -1.0, "disagreement": 0.9}
     assert_close(DiffeoInferer(made, motion_limits=strict)(image, fickle), still, atol=1e-6, rtol=0)
+
+
+def lying(image):
+    """Segments what is broader than high; of anything else it gives an answer that has nothing to do with the image."""
+    rows, columns = (torch.linspace(-1, 1, n).square() for n in image.shape[2:])
+    spread = [(image * w).flatten(1).sum(1) for w in (rows.view(-1, 1), columns)]
+    noise = torch.rand(1, *image.shape[1:], generator=torch.Generator().manual_seed(0)) - 0.5
+    return torch.where((spread[0] > spread[1]).view(-1, 1, 1, 1), noise, image - 0.3)
+
+
+@pytest.mark.parametrize("size", [(32, 32), (32, 40)])
+def test_a_rotation_counts_only_where_the_answers_agree_better_than_on_the_image_as_given(size):
+    """The orientation network sees both rotated by 90 degrees: the first lies as it is, the second stands and lies then."""
+    rows, columns = (torch.linspace(-1, 1, n) for n in size)
+    first = torch.exp(-((rows[:, None] / 0.2).square() + (columns / 0.6).square()))
+    second = torch.exp(-((rows[:, None] / 0.6).square() + (columns / 0.2).square()))
+    image, results = torch.stack([first, second])[:, None], []
+    family = ControlGrid(2, controls=4)
+    loose = {"max_energy_increase": None, "tta_samples": 4, "orientation": Turned()}
+    made = Canonicalizer(lambda x: 0 * x.flatten(1).mean(1), family, predictor=FixedTheta(some_theta(family, 0.0)), **loose)
+    assert all(made(one[None]).rotations.tolist() == [1] for one in image)
+    for one, turned in zip(image, (False, True)):
+        inferer = DiffeoInferer(made, on_result=results.append, motion_limits=LIMITS)
+        answer = inferer(one[None], lying)
+        found = made(one[None])
+        rest = made.at_rest(one[None], found, rotated=turned)
+        poses = rest.tta_samples(one[None], 4)
+        assert_close(answer, torch.stack([pose.warp_back(lying(pose.image)) for pose in poses]).mean(0), atol=1e-4, rtol=0)
+        assert results[-1].rotations.tolist() == [int(turned)] and answer.shape == one[None].shape
+        assert ("not rotated, not deformed" in results[-1].notes[0]) != turned
+        assert ("rotation by 90 degrees corrected" in results[-1].notes[0]) == turned
+    if size[0] == size[1]:
+        both = DiffeoInferer(made, on_result=results.append, motion_limits=LIMITS)(image, lying)
+        singles = [DiffeoInferer(made, motion_limits=LIMITS)(one[None], lying)[0] for one in image]
+        assert_close(both, torch.stack(singles), atol=1e-4, rtol=0)
 
 
 def test_one_pose_alone_has_no_agreement_and_the_deformed_image_counts():

@@ -5,14 +5,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from monai.data import MetaTensor
+from monai.transforms import FillHoles, KeepLargestConnectedComponent
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.metrics import betti_numbers, connected_components, largest_components
 from monai_diffeo.networks import ShapePrior
 from monai_diffeo.radiograph.lungs import separate_lungs, split_lungs
-from monai_diffeo.transforms import SeparateLungsd, ShapesToMaskd
-from monai_diffeo.transforms.shapes import _largest_part, shapes_to_mask
+from monai_diffeo.transforms import KeepLargestPartsd, SeparateLungsd, ShapesToMaskd
+from monai_diffeo.transforms.shapes import largest_parts, shapes_to_mask
 
 
 def boxes():
@@ -79,7 +80,7 @@ def test_the_largest_part_without_holes(mask):
         spread = np.pad(reached, 1)
         near = [spread[i : i + padded.shape[0], j : j + padded.shape[1]] for i in range(3) for j in range(3)]
         reached = np.logical_or.reduce(near) & padded
-    np.testing.assert_array_equal(_largest_part(mask), ~reached[1:-1, 1:-1])
+    np.testing.assert_array_equal(largest_parts(mask, 1, "face"), ~reached[1:-1, 1:-1])
 
 
 @given(arrays(np.int8, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 1)), st.integers(1, 4))
@@ -125,6 +126,28 @@ def torn(neck):
 def test_a_torn_neck_is_read_at_the_level_that_joins_it():
     mask, level = shapes_to_mask(torn(-0.4))
     assert level == -0.5 and betti_numbers(mask[0].numpy()) == (2, 0) and mask[0, 5, 3]
+
+
+@given(arrays(bool, st.tuples(st.integers(1, 9), st.integers(1, 9)), elements=st.booleans()), st.integers(1, 3))
+def test_the_largest_parts_are_those_of_monai_wherever_their_sizes_say_which(mask, count):
+    labels, found = connected_components(mask, "full")
+    sizes = sorted(np.bincount(labels.ravel())[1:].tolist(), reverse=True)
+    if found > count and sizes[count - 1] == sizes[count]:
+        return
+    channel = torch.from_numpy(mask)[None].float()
+    expected = FillHoles()(KeepLargestConnectedComponent(num_components=count)(channel))
+    np.testing.assert_array_equal(largest_parts(mask, count), expected[0].numpy() > 0)
+
+
+def test_the_largest_parts_of_each_channel_as_a_transform():
+    lungs, ring = torch.from_numpy(boxes()), torch.zeros(10, 16)
+    ring[3:6, 3:6] = ring[9, 15] = 1
+    ring[4, 4] = 0
+    given = MetaTensor(torch.stack([lungs.float(), ring]), meta={"filename_or_obj": "a.png"})
+    out = KeepLargestPartsd("pred", num_components=1)({"pred": given})["pred"]
+    assert out.meta["filename_or_obj"] == "a.png" and out.dtype == torch.float32
+    assert out[0].sum() == 30 and not out[0, :, :8].any() and out[1, 4, 4] == 1 and out[1].sum() == 9
+    assert torch.equal(KeepLargestPartsd("pred", 2)({"pred": given})["pred"][0], given[0])
 
 
 def test_where_no_level_helps_the_largest_part_stays_without_holes_and_apart():
