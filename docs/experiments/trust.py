@@ -20,12 +20,13 @@ from docs.experiments.lungs import SOURCES
 from docs.experiments.lungs_product import TURNS, WORK
 from docs.experiments.pages import Experiment, judged, note, section
 from docs.experiments.trust_films import Row, foreign_rows, rows_of
-from monai_diffeo.files import sha256_of
-from monai_diffeo.flow import warp
-from monai_diffeo.trust import NO_RESULT, OK, References, Score, TrustModel, film_signs, save_trust, verdict
+from monai_diffeo.flow import rotate_axes, warp
+from monai_diffeo.flow.axis_rotations import inverse_rotation
+from monai_diffeo.trust import NO_RESULT, OK, References, Score, TrustModel, film_signs, fitted_to, save_trust, verdict
 
 GOOD = {"shenzhen": 0.9, "montgomery": 0.9, "paediatric_gz": 0.8, "covid_gb": 0.8}  # Dice below is a failure
 ADULTS = ("shenzhen", "montgomery")
+CROPPED = ("half black", "left half")  # to be looked at, whatever the mask of what is left
 DEFORMED = ("TPS 45°/0.18", "TPS 60°/0.25")
 FILM_FAULTS = (*FAULTS, *FRAMES, "mirrored")
 FAILURE = (
@@ -55,7 +56,11 @@ def film_of(row: Row, references: References, source: str, condition: str) -> Fi
         largest_displacement=number("searched_largest_displacement"), inverse_error=number("searched_inverse_error"),
         warp_input=lambda mask: warp(mask, part["ddf"], centered=True),
     )  # fmt: skip
-    given = SimpleNamespace(agreement=number("agreement"))
+    quarter = inverse_rotation(2)[row["rotation"]]
+    given = SimpleNamespace(
+        agreement=number("agreement"),
+        warp_input=searched.warp_input if row["moved"] else lambda mask: rotate_axes(mask, quarter),
+    )
     answers = {name: part.get(name) for name in ("prediction", "plain", "unchosen")}
     result: Any = SimpleNamespace(searched=searched, canonicalization=given, **answers)
     signs = {name: value.item() for name, value in film_signs(result, references, part["second"]).items()}
@@ -123,7 +128,7 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
     known = [film for film in films if film["condition"] != "negative"]  # negatives are corrected before
     every = [*known, *foreign]
     weight = _weights(every)
-    bad = np.array([film["bad"] is not False for film in every], dtype=float)
+    bad = np.array([film["bad"] is not False or film["condition"] in CROPPED for film in every], dtype=float)
     strange = np.array([film["source"] == "foreign" for film in every], dtype=float)
 
     def score(columns: Sequence[str], y: np.ndarray, threshold: Callable[[np.ndarray], float]) -> Score:
@@ -258,7 +263,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     fitted = [film for films in foreign["fitted"].values() for film in films]
     val, test = ([film for films in every[split].values() for film in films] for split in ("val", "test"))
-    sha256 = sha256_of(bundle / "models" / "model.pt")
+    sha256 = fitted_to(bundle / "models" / "model.pt", bundle / "models" / "energy")
     model = fit_trust(val, fitted, references, sha256)
     if options.write_model:
         save_trust(bundle / "models" / "trust.json", model)

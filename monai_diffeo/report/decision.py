@@ -30,7 +30,8 @@ def decision_of(record: Mapping[str, Any]) -> str | None:
         return NO_RESULT
     guarded = template.get("factor", 1) != 1 or template.get("level", 0) != 0
     agreements = () if (least := least_agreement(record)) is None else (least,)
-    return decision_by_remarks(status, str(record.get("notes") or ""), agreements, guarded).text if status else None
+    found = decision_by_remarks(status, str(record.get("notes") or ""), agreements, guarded)
+    return found.text if status or found.kind != OK else None
 
 
 def outcome(record: Mapping[str, Any]) -> tuple[str, str]:

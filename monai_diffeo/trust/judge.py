@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +16,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import DiffeoError
-from monai_diffeo.files import sha256_of
+from monai_diffeo.files import sha256_below, sha256_of
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.film import joined_notes
@@ -21,7 +24,9 @@ from monai_diffeo.trust.decision import verdict
 from monai_diffeo.trust.model import TrustModel, load_trust
 from monai_diffeo.trust.signs import film_signs
 
-__all__ = ["FilmJudge", "WithheldError", "load_film_judge"]
+__all__ = ["FilmJudge", "WithheldError", "fitted_to", "load_film_judge"]
+
+_log = logging.getLogger(__name__)
 
 _MIRRORED = {
     f"{rows}\\{columns}" for rows, columns in ("RF", "FL", "LH", "HR")
@@ -92,18 +97,24 @@ def _stated(images: Tensor, name: str) -> list[str]:
     return [str(word) for word in said] if isinstance(said, (list, tuple)) else [str(said)] * len(images)
 
 
+def fitted_to(weights: str | Path, canonicalizer: str | Path) -> str:
+    """SHA-256 of a network's weights and of all files of a canonicaliser's folder together."""
+    return hashlib.sha256(json.dumps([sha256_of(weights), sha256_below(canonicalizer)]).encode()).hexdigest()
+
+
 def load_film_judge(
     path: str | Path,
     weights: str | Path,
+    canonicalizer: str | Path,
     second: nn.Module | None = None,
     second_weights: str | Path | None = None,
     accept_anything: bool | str = False,
 ) -> FilmJudge | None:
-    """The judge of a bundle; None where what was fitted is not of these weights.
+    """The judge of a bundle; None, and a warning in the log, where the model was not fitted to these weights.
 
     Args:
         path: of the model, see :func:`save_trust`.
-        weights: of the network that segments.
+        weights, canonicalizer: file of the network that segments, and folder of the canonicaliser.
         second, second_weights: another kind of network; it is not asked where its file is missing.
         accept_anything: see :class:`FilmJudge`.
 
@@ -111,7 +122,8 @@ def load_film_judge(
         WeightsError: if a file does not fit.
     """
     model = load_trust(path)
-    if not Path(weights).is_file() or sha256_of(weights) != model.sha256:
+    if not Path(weights).is_file() or fitted_to(weights, canonicalizer) != model.sha256:
+        _log.warning("load_film_judge: %s was not fitted to these weights; decisions are not calibrated.", Path(path).name)
         return None
     there = second is not None and second_weights is not None and Path(second_weights).is_file()
     other: Any = load_weights(second, second_weights).eval() if there and second is not None and second_weights else None

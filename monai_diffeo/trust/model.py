@@ -44,7 +44,7 @@ class TrustModel:
         error: logarithm of the expected ``1 - Dice``; not used with its threshold.
         spread: what the logarithm of the error lay below and above the expected one in 95 of 100 films.
         references: what training films look like.
-        sha256: of the network's weights that gave the answers.
+        sha256: of what gave the answers, see :func:`fitted_to`.
         fitted_on: a sentence.
     """
 

@@ -25,7 +25,7 @@ SIGNS: Mapping[str, str] = {
     "change": "the answers with and without canonicalisation differ",
     "second": "another kind of network gives another answer",
     "blur": "the edges of the answer are uncertain",
-    "shape": "the mask is not shaped like lungs of the training films",
+    "shape": "the mask is not shaped like lungs of the training films, neither in the canonical pose nor as it came",
     "parts": "the mask has parts beside two lungs",
     "displacement": "the film had to be moved far",
     "lost": "a part of the film left the frame",
@@ -84,9 +84,8 @@ def film_signs(result: DiffeoResult, references: References, second: Tensor | No
             signs[name] = 1 - _dice(mask, torch.as_tensor(other) > 0)
     spread = torch.sigmoid(logits)
     signs["blur"] = (4 * spread * (1 - spread)).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
-    numbers, signs["parts"] = shape_numbers(found.warp_input(mask.float())[:, 0] > 0.5)
-    off = numbers - references.shape_mean
-    signs["shape"] = torch.einsum("bi,ij,bj->b", off, references.shape_precision, off).clamp(min=0).sqrt()
+    poses = [_shape(one.warp_input(mask.float())[:, 0] > 0.5, references) for one in (found, given)]
+    signs["shape"], signs["parts"] = (torch.minimum(*pair) for pair in zip(*poses))
     signs["displacement"] = found.largest_displacement / max(min(found.ddf.shape[2:]) - 1, 1)
     signs["lost"] = torch.maximum(_outside(found.ddf, found.inverse_ddf), _outside(found.inverse_ddf, found.ddf))
     signs["inverse_error"] = found.inverse_error
@@ -98,6 +97,13 @@ def _small(films: Tensor, size: tuple[int, ...]) -> Tensor:
     films = F.interpolate(torch.as_tensor(films).float(), tuple(size), mode="bilinear", antialias=True).double()
     films = films - films.mean((1, 2, 3), keepdim=True)
     return films / films.square().mean((1, 2, 3), keepdim=True).sqrt().clamp(min=1e-6)
+
+
+def _shape(mask: Tensor, references: References) -> tuple[Tensor, Tensor]:
+    """Distance of the shapes of masks ``(B, H, W)`` from the references, in spreads, and the share beside two parts."""
+    numbers, rest = shape_numbers(mask)
+    off = (numbers - references.shape_mean).nan_to_num(1e3)
+    return torch.einsum("bi,ij,bj->b", off, references.shape_precision, off).clamp(min=0).sqrt(), rest
 
 
 def _dice(one: Tensor, other: Tensor) -> Tensor:

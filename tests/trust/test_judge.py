@@ -13,7 +13,7 @@ from monai.data import MetaTensor  # noqa: E402
 
 from monai_diffeo.files import sha256_of  # noqa: E402
 from monai_diffeo.inferers import DiffeoInferer, DiffeoResult  # noqa: E402
-from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, load_film_judge, save_trust  # noqa: E402
+from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust  # noqa: E402
 from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
 from tests.report.runs import folder_of_films, lines_of, run  # noqa: E402
 from tests.trust.test_decision import GOOD, MODEL  # noqa: E402
@@ -114,10 +114,16 @@ def test_without_a_canonicalisation_nothing_is_decided():
     assert FilmJudge(MODEL)(blob(1), lambda image: plain) is plain
 
 
-def test_a_model_of_other_weights_does_not_judge(tmp_path):
-    (tmp_path / "model.pt").write_bytes(b"weights")
-    save_trust(tmp_path / "trust.json", MODEL)
-    assert load_film_judge(tmp_path / "trust.json", tmp_path / "model.pt") is None
-    save_trust(tmp_path / "trust.json", replace(MODEL, sha256=sha256_of(tmp_path / "model.pt")))
-    judge = load_film_judge(tmp_path / "trust.json", tmp_path / "model.pt", torch.nn.Identity(), tmp_path / "gone.pt", "true")
-    assert judge.second is None and judge.accept_anything is True
+def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(tmp_path, caplog):
+    weights, energy, path = tmp_path / "model.pt", tmp_path / "energy", tmp_path / "trust.json"
+    weights.write_bytes(b"weights")
+    energy.mkdir()
+    (energy / "vae.pt").write_bytes(b"energy")
+    save_trust(path, replace(MODEL, sha256=fitted_to(weights, energy)))
+    judge = load_film_judge(path, weights, energy, torch.nn.Identity(), tmp_path / "gone.pt", "true")
+    assert judge.second is None and judge.accept_anything is True and not caplog.records
+    (energy / "vae.pt").write_bytes(b"another")
+    assert load_film_judge(path, weights, energy) is None and "not calibrated" in caplog.text
+    (energy / "vae.pt").write_bytes(b"energy")
+    weights.write_bytes(b"others")
+    assert load_film_judge(path, weights, energy) is None
