@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import acceptance
 from monai_diffeo.canonicalize.checks import check_callable, check_image, check_number
 from monai_diffeo.canonicalize.drawing import describe_canonicalizer
-from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, mean_inverse_error, move_image
+from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, move_image
 from monai_diffeo.canonicalize.search import Chain, SearchObjective, minimize, predict, search_theta
 from monai_diffeo.energies import Energy
 from monai_diffeo.energies.base import as_energy
@@ -171,7 +171,8 @@ class Canonicalizer(nn.Module):
         began = time.perf_counter()
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-            self.to(image.device)
+            if any(tensor.device != image.device for tensor in (*self.parameters(), *self.buffers())):
+                self.to(image.device)
             given = image.detach().clone()
             if len(given) > 1 and self.may_change_frame(given.shape[2:]):
                 return Canonicalization.join([self._canonicalize(row, time.perf_counter()) for row in given.split(1)])
@@ -229,7 +230,6 @@ class Canonicalizer(nn.Module):
             energy_before=before,
             energy_after=energy,
             folding_fraction=_rows(done, folding, 0.0),
-            inverse_error=mean_inverse_error(ddf, inverse_ddf),
             steps=steps,
             status=tuple(str(s) for s in status),
             seconds=time.perf_counter() - began,
@@ -260,7 +260,6 @@ class Canonicalizer(nn.Module):
                 inverse_ddf=inverse.ddf(image.shape[2:]),
                 energy_after=torch.where(done, energy, found.energy_after),
                 folding_fraction=torch.zeros_like(found.folding_fraction),
-                inverse_error=torch.zeros_like(found.inverse_error),
                 notes=tuple("; ".join(filter(None, (n, note))) if d else n for n, d in zip(found.notes, done.tolist())),
                 forward=forward,
                 inverse=inverse,
@@ -300,8 +299,8 @@ class Canonicalizer(nn.Module):
         """Remarks on images that look like negatives; a constant image has no polarity."""
         if self.polarity is None:
             return [""] * len(image)
-        energies, inverted = self.polarity(image).tolist(), self.polarity(1 - image).tolist()
-        rows = zip(energies, inverted, acceptance.refuse_unusable_image(image))
+        energies, inverted = self.polarity(torch.cat([image, 1 - image])).chunk(2)
+        rows = zip(energies.tolist(), inverted.tolist(), acceptance.refuse_unusable_image(image))
         return ["" if refused else acceptance.negative_note(e, i, self.min_polarity_ratio) for e, i, refused in rows]
 
     def _search(self, image: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.renamed import renamed_attributes
 
 _TENSORS = (
-    "image", "velocity", "ddf", "inverse_ddf", "energy_before", "energy_after", "folding_fraction", "inverse_error", "steps",
+    "image", "velocity", "ddf", "inverse_ddf", "energy_before", "energy_after", "folding_fraction", "steps",
 )  # fmt: skip
 
 __all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_inverse_error", "move_image", "resize_ddf"]
@@ -47,8 +48,6 @@ class Canonicalization:
         energy_before: energy of the input, shape ``(B,)``; NaN where the input is not finite.
         energy_after: energy of ``image``, shape ``(B,)``.
         folding_fraction: share of folded voxels of ``ddf``, shape ``(B,)``.
-        inverse_error: mean distance of ``ddf`` after ``inverse_ddf`` from the identity, where the way leads through the
-            frame, shape ``(B,)``, voxels.
         steps: optimisation steps each image used, shape ``(B,)``.
         status: ``"canonicalized"``, ``"left alone: reason"`` or ``"rejected: reason"``, one an image.
         seconds: wall time for the batch.
@@ -68,7 +67,6 @@ class Canonicalization:
     energy_before: Tensor
     energy_after: Tensor
     folding_fraction: Tensor
-    inverse_error: Tensor
     steps: Tensor
     status: tuple[str, ...]
     seconds: float
@@ -84,6 +82,12 @@ class Canonicalization:
     def moved(self) -> Tensor:
         """Which images were canonicalised, shape ``(B,)``, bool."""
         return torch.tensor([s == CANONICALIZED for s in self.status], device=self.image.device)
+
+    @cached_property
+    def inverse_error(self) -> Tensor:
+        """Mean distance of ``ddf`` after ``inverse_ddf`` from the identity, where the way leads through the frame, shape
+        ``(B,)``, voxels; computed when it is asked for."""
+        return mean_inverse_error(self.ddf, self.inverse_ddf)
 
     @classmethod
     def join(cls, results: Sequence[Canonicalization]) -> Canonicalization:

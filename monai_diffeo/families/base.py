@@ -77,11 +77,14 @@ class Family(nn.Module):
 
 
 class VelocityFamily(Family):
-    """A family of flows of stationary velocities, by ``steps`` squarings; the inverse is the flow of ``-v``."""
+    """A family of flows of stationary velocities, by ``steps`` squarings; the inverse is the flow of ``-v``.
 
-    def __init__(self, steps: int = 7) -> None:
+    ``spacing`` is that of :func:`exp`.
+    """
+
+    def __init__(self, steps: int = 7, spacing: int = 1) -> None:
         super().__init__()
-        self.steps = steps
+        self.steps, self.spacing = steps, spacing
 
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """Affine generator ``(B, D, D + 1)`` and field ``(B, D, *S')``, voxels per unit time, as :func:`exp_affine` takes
@@ -91,12 +94,12 @@ class VelocityFamily(Family):
     def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         """The flows of ``theta`` (B, P) at time one; ``steps`` squarings, by default the family's own."""
         generator, field = self._float_velocity(theta, spatial_size)
-        return exp_affine(generator, field, self.steps if steps is None else steps)
+        return exp_affine(generator, field, self.steps if steps is None else steps, self.spacing)
 
     def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         """The flows of minus the velocities."""
         generator, field = self._float_velocity(theta, spatial_size)
-        return exp_affine(-generator, -field, self.steps if steps is None else steps)
+        return exp_affine(-generator, -field, self.steps if steps is None else steps, self.spacing)
 
     def _float_velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
         """The velocity in at least float32, whatever autocast the caller runs or the predictor answered in."""

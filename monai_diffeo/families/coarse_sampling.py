@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from monai_diffeo.families.base import Family, half_frame
+from monai_diffeo.families.base import Family
 from monai_diffeo.flow import Deformation
 
 __all__ = ["CoarseSampling"]
@@ -25,7 +24,8 @@ class CoarseSampling(Family):
         factor: how many voxels from one point to the next, about: the corners of the frame stay corners.
 
     Raises:
-        ValueError: if ``factor`` is less than 1.
+        ValueError: if ``factor`` is less than 1; later, if the family's fields have a margin around the frame, as those of
+            :class:`ControlGrid`, which has a ``spacing`` of its own.
     """
 
     def __init__(self, family: Family, factor: int = 2) -> None:
@@ -54,8 +54,7 @@ class CoarseSampling(Family):
         return tuple((n - 1) // self.factor + 1 for n in spatial_size)
 
     def _between(self, found: Deformation, spatial_size: Sequence[int]) -> Deformation:
-        scale = half_frame(spatial_size, found.residual) / half_frame(found.residual.shape[2:], found.residual)
-        mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[self.spatial_dims]
-        residual = F.interpolate(found.residual, tuple(spatial_size), mode=mode, align_corners=True)
-        columns = torch.cat([1 / scale, scale.new_ones(1)])  # a matrix acts on voxels, whose size may differ between the axes
-        return Deformation(found.matrix * scale[:, None] * columns, residual * scale.view(-1, *[1] * len(scale)))
+        if (have := tuple(found.residual.shape[2:])) != (points := self._points(spatial_size)):
+            who, remedy = type(self.family).__name__, "Take the family's own 'spacing'."  # a margin has other points
+            raise ValueError(f"CoarseSampling: the residual of {who} must cover the frame {points} alone, got {have}. {remedy}")
+        return found.refined(spatial_size)

@@ -38,14 +38,22 @@ class ControlGrid(VelocityFamily):
         affine: whether ``theta`` begins with an affine generator of ``D (D + 1)`` numbers.
         margin: width added at each side, as share of the frame.
         steps: squarings of the exponential.
+        spacing: the exponential is computed on every ``spacing``-th voxel, see :func:`exp`; coarser than half the distance of
+            two control points it no longer sees them.
 
     ``theta``: relative units, 1 = half the frame along the axis; ``[generator.flatten(), controls.flatten()]``.
     """
 
     def __init__(
-        self, spatial_dims: int = 2, controls: int = 10, affine: bool = True, margin: float = 0.125, steps: int = 7
+        self,
+        spatial_dims: int = 2,
+        controls: int = 10,
+        affine: bool = True,
+        margin: float = 0.125,
+        steps: int = 7,
+        spacing: int = 1,
     ) -> None:
-        super().__init__(steps)
+        super().__init__(steps, spacing)
         self.spatial_dims, self.controls, self.affine, self.margin = spatial_dims, controls, affine, margin
         self.num_affine = spatial_dims * (spatial_dims + 1) if affine else 0
         self.num_parameters = self.num_affine + spatial_dims * controls**spatial_dims

@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.flow.axis_rotations import axis_rotations, inverse_rotation, rotate_axes
-from monai_diffeo.flow.grid import centered_grid
-from monai_diffeo.flow.warp import sample, sample_normalized, unit_of_sampler
+from monai_diffeo.flow.grid import centered_grid, half_frame
+from monai_diffeo.flow.warp import resize_ddf, sample, sample_normalized, unit_of_sampler
 
 __all__ = ["Deformation", "crop_or_pad"]
 
@@ -82,8 +82,11 @@ class Deformation:
         have = self.residual.shape[2:]
         size = have if spatial_size is None else tuple(spatial_size)
         whole = Deformation(self.matrix, crop_or_pad(self.residual, [max(n, m) for n, m in zip(have, size)]))
-        grid = whole._grid()
-        return crop_or_pad(whole._affine(grid) - grid + whole.residual, size)
+        linear, shift = whole.matrix[..., :-1], whole.matrix[..., -1:]
+        with torch.autocast(linear.device.type, enabled=False):
+            still = torch.eye(len(size), device=linear.device, dtype=linear.dtype)
+            field = torch.baddbmm(whole.residual.flatten(2), linear - still, whole._grid().flatten(2)) + shift
+        return crop_or_pad(field.view(whole.residual.shape), size)
 
     def resized(self, spatial_size: Sequence[int], new_size: Sequence[int]) -> Deformation:
         """Maps of a frame of ``spatial_size`` voxels as maps of the same frame with ``new_size`` voxels, edges on edges."""
@@ -100,6 +103,14 @@ class Deformation:
             return Deformation(matrix, F.interpolate(self.residual, grown, mode=mode, align_corners=False) * column)
         where = centered_grid(grown, self.residual.device, self.residual.dtype) / column + center
         return Deformation(matrix, sample(self.residual, where.expand(len(self.residual), -1, *grown)) * column)
+
+    def refined(self, new_size: Sequence[int]) -> Deformation:
+        """The maps with ``new_size`` points over the extent of the residual, corners on corners; linear between the points."""
+        have = self.residual.shape[2:]
+        scale = half_frame(new_size, self.residual) / half_frame(have, self.residual)
+        columns = torch.cat([1 / scale, scale.new_ones(1)])  # a matrix acts on voxels, whose size may differ between the axes
+        residual = resize_ddf(self.residual, tuple(new_size))
+        return Deformation(self.matrix * scale[:, None] * columns, residual)
 
     def turned(self, rotation: int, back: bool = False) -> Deformation:
         """The maps followed by a rotation of the axes, ``x -> R self(x)``, R by its number in :func:`axis_rotations`.

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.deformation import Deformation
-from monai_diffeo.flow.grid import check_field, half_frame, voxel_grid
-from monai_diffeo.flow.warp import _float
+from monai_diffeo.flow.grid import centered_grid, check_field, half_frame, voxel_grid
+from monai_diffeo.flow.warp import _float, resize_ddf
 
 __all__ = ["affine_deformation", "exp", "exp_affine"]
 
 
-def exp(v: Tensor, steps: int = 7) -> Tensor:
+def exp(v: Tensor, steps: int = 7, spacing: int = 1) -> Tensor:
     r"""Displacement of the flow of a stationary velocity field at time one.
 
     Solves :math:`\dot\phi_t = v(\phi_t), \phi_0 = \mathrm{id}` by scaling and squaring; the error halves with each extra
@@ -25,13 +25,15 @@ def exp(v: Tensor, steps: int = 7) -> Tensor:
     Args:
         v: velocity, shape ``(B, D, *S)``, voxels per unit time, components in axis order.
         steps: number of squarings, at least 0; ``exp(-v)`` approximates the inverse better the larger it is.
+        spacing: integrate on every ``spacing``-th voxel, the corners among them, and interpolate between: cheaper where
+            velocities are smooth. 1 integrates on all voxels.
 
     Returns:
         Displacement, shape ``(B, D, *S)``, voxels.
 
     Raises:
         ShapeError: if ``v.shape[1] != v.ndim - 2``.
-        ValueError: if ``steps`` is negative.
+        ValueError: if ``steps`` is negative or ``spacing`` less than 1.
 
     Reference: Arsigny et al. (2006), MICCAI, https://doi.org/10.1007/11866565_113
 
@@ -41,9 +43,10 @@ def exp(v: Tensor, steps: int = 7) -> Tensor:
         True
     """
     check_field("exp()", "v", v)
-    if steps < 0:
-        raise ValueError(f"exp(): 'steps' must be at least 0, got {steps}. Use 5 while fitting, 7 or more at the end.")
+    _check_settings("exp()", steps, spacing)
     v = _float(v)
+    if spacing > 1:
+        return resize_ddf(exp(resize_ddf(v, _points(v.shape[2:], spacing)), steps), tuple(v.shape[2:]))
     with torch.autocast(v.device.type, enabled=False):
         size = half_frame(v.shape[2:], v).view(-1, *[1] * (v.ndim - 2))
         base = (voxel_grid(v.shape[2:], v.device, v.dtype) / size - 1).flip(0).movedim(0, -1)
@@ -62,7 +65,7 @@ def affine_deformation(generator: Tensor, spatial_size: Sequence[int]) -> Deform
     return Deformation(matrix, generator.new_zeros(generator.shape[0], generator.shape[1], *spatial_size))
 
 
-def exp_affine(generator: Tensor, v: Tensor, steps: int = 7) -> Deformation:
+def exp_affine(generator: Tensor, v: Tensor, steps: int = 7, spacing: int = 1) -> Deformation:
     r"""Flow at time one of the velocity :math:`G (x, 1) + v(x)`, its affine part by the matrix exponential.
 
     Scaling and squaring on maps of the form :math:`M x + u(x)`, which compose exactly in :math:`M`:
@@ -73,14 +76,14 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7) -> Deformation:
         generator: element of the affine Lie algebra, shape ``(B, D, D + 1)``, per unit time, acting on voxel coordinates
             measured from the centre of the frame; the last column is a translation in voxels.
         v: velocity, shape ``(B, D, *S)``, voxels per unit time; should go to zero at the frame.
-        steps: as for :func:`exp`.
+        steps, spacing: as for :func:`exp`; the affine part stays exact.
 
     Returns:
         The deformation; its inverse is ``exp_affine(-generator, -v)``.
 
     Raises:
         ShapeError: if ``v`` is no velocity field or ``generator`` does not fit it.
-        ValueError: if ``steps`` is negative.
+        ValueError: as :func:`exp`.
 
     Reference: Arsigny et al. (2006); Arsigny et al. (2009), polyaffine transformations,
     https://doi.org/10.1007/s10851-008-0135-9
@@ -89,14 +92,36 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7) -> Deformation:
     dims = v.shape[1]
     if generator.shape != (v.shape[0], dims, dims + 1):
         raise ShapeError("exp_affine()", "generator", f"({v.shape[0]}, {dims}, {dims + 1}) as 'v' has it", generator.shape)
-    if steps < 0:
-        raise ValueError(f"exp_affine(): 'steps' must be at least 0, got {steps}. Use 5 while fitting, 7 or more at the end.")
+    _check_settings("exp_affine()", steps, spacing)
     v, generator = _float(v), _float(generator)
+    if spacing > 1:
+        points = _points(v.shape[2:], spacing)
+        coarse = Deformation(generator, v).refined(points)  # the units of velocities change as those of maps do
+        return exp_affine(coarse.matrix, coarse.residual, steps).refined(v.shape[2:])
     with torch.autocast(v.device.type, enabled=False):
-        # double precision: rounding in the matrix doubles at every squaring and grows with the distance from the centre
-        matrix = torch.linalg.matrix_exp(F.pad(generator, (0, 0, 0, 1)).double() / 2**steps)
-        flow = Deformation(matrix[:, :-1].to(v.dtype), v / 2**steps)
+        half = half_frame(v.shape[2:], v)
+        column = half.view(-1, *[1] * dims)
+        # in units of half a frame and reversed axis order, as grid_sample wants it; matrices in double precision, whose
+        # rounding doubles at every squaring and grows with the distance from the centre
+        units = torch.block_diag(torch.diag(1 / half.double()).flip(0), half.new_ones(1, 1).double())
+        matrix = units @ torch.linalg.matrix_exp(F.pad(generator, (0, 0, 0, 1)).double() / 2**steps) @ units.inverse()
+        grid = (centered_grid(v.shape[2:], v.device, v.dtype) / column).flip(0).flatten(1).expand(len(v), -1, -1)
+        u = (v / column).flip(1) / 2**steps
         for _ in range(steps):
-            matrix = matrix @ matrix
-            flow = Deformation(matrix[:, :-1].to(v.dtype), flow.after(flow).residual)
-        return flow
+            linear, shift = matrix[:, :-1, :-1].to(v.dtype), matrix[:, :-1, -1:].to(v.dtype)
+            where = (torch.baddbmm(shift, linear, grid) + u.flatten(2)).view(u.shape).movedim(1, -1)
+            beyond = F.grid_sample(u, where, mode="bilinear", padding_mode="border", align_corners=True)
+            u, matrix = torch.baddbmm(beyond.flatten(2), linear, u.flatten(2)).view(u.shape), matrix @ matrix
+        return Deformation((units.inverse() @ matrix @ units)[:, :-1].to(v.dtype), u.flip(1) * column)
+
+
+def _points(spatial_size: Sequence[int], spacing: int) -> tuple[int, ...]:
+    """How many points along each axis take the place of voxels."""
+    return tuple((n - 1) // spacing + 1 for n in spatial_size)
+
+
+def _check_settings(who: str, steps: int, spacing: int) -> None:
+    if steps < 0:
+        raise ValueError(f"{who}: 'steps' must be at least 0, got {steps}. Use 5 while fitting, 7 or more at the end.")
+    if spacing < 1:
+        raise ValueError(f"{who}: 'spacing' must be at least 1, got {spacing}. 1 integrates on all voxels.")

@@ -8,7 +8,7 @@ from torch.testing import assert_close
 
 from monai_diffeo.canonicalize import Canonicalizer, acceptance
 from monai_diffeo.energies import DeformationRegularizer, Energy, WeightedEnergy
-from monai_diffeo.families import AffineMatrix, CoarseSampling, ControlGrid, Family
+from monai_diffeo.families import AffineMatrix, ControlGrid, Family
 from monai_diffeo.flow import Deformation
 from tests.canonicalize.test_any_family import FAMILIES
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta, tiny_canonicalizer
@@ -131,7 +131,7 @@ def test_a_high_energy_is_noted():
 # Through the canonicaliser
 
 
-@pytest.mark.parametrize("family", [*FAMILIES, CoarseSampling(ControlGrid(2, 4), 2)], ids=lambda family: type(family).__name__)
+@pytest.mark.parametrize("family", [*FAMILIES, ControlGrid(2, 4, spacing=2)], ids=lambda family: type(family).__name__)
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
 def test_a_predictor_that_answers_no_number_is_rejected_and_the_others_go_on(family, bad):
     theta = some_theta(family, 0.01, batch=2)

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.energies import DeformationRegularizer, WeightedEnergy
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.families import CoarseSampling, ControlGrid, PiecewiseStationary, Siren
+from monai_diffeo.families import ControlGrid, PiecewiseStationary, Siren
 from monai_diffeo.flow import folding_fraction, warp
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta, template_canonicalizer, tiny_canonicalizer
 
@@ -306,9 +306,7 @@ def test_parts_of_another_kind_are_named():
             Canonicalizer(**{"energy": Brightness(), "family": family, "predictor": FixedTheta(some_theta(family)), **settings})
 
 
-@pytest.mark.parametrize(
-    "family", [ControlGrid(2, 4), PiecewiseStationary(ControlGrid(2, 4), 2), CoarseSampling(ControlGrid(2, 4), 2)]
-)
+@pytest.mark.parametrize("family", [ControlGrid(2, 4), PiecewiseStationary(ControlGrid(2, 4), 2), ControlGrid(2, 4, spacing=2)])
 def test_the_squarings_of_what_is_returned_act_on_every_family(family):
     theta, image = some_theta(family, 0.1), blob(1)
     for steps in (0, 3, 9):

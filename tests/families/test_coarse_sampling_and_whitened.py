@@ -5,7 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.families import CPAB, AffineMatrix, CoarseSampling, Whitened
+from monai_diffeo.families import CPAB, AffineMatrix, CoarseSampling, ControlGrid, Whitened
 
 
 @pytest.mark.parametrize("size", [(42, 42), (31, 24)])
@@ -23,6 +23,25 @@ def test_a_coarse_flow_nears_the_flow_with_finer_points():
     exact = family(theta, (42, 42)).ddf()
     errors = [(CoarseSampling(family, factor)(theta, (42, 42)).ddf() - exact).abs().mean().item() for factor in (1, 2, 3, 6)]
     assert errors[0] < 1e-5 and errors[0] < errors[1] < errors[2] < errors[3] and errors[2] < 0.1  # voxels
+
+
+@pytest.mark.parametrize("size", [(42, 31), (17, 12, 19)])
+def test_a_coarse_grid_nears_the_grid_with_finer_points_and_its_affine_part_is_exact(size):
+    family = ControlGrid(len(size), 3)
+    theta = family.sample(3, 0.1, torch.Generator().manual_seed(0))
+    exact = family(theta, size).ddf(size)
+    coarse = [ControlGrid(len(size), 3, spacing=spacing) for spacing in (2, 3)]
+    errors = [(grid(theta, size).ddf(size) - exact).abs().mean().item() for grid in coarse]
+    assert 0 < errors[0] < errors[1] and errors[0] < 0.03 * exact.abs().mean()
+    theta[:, family.num_affine :] = 0
+    for grid in coarse:
+        assert_close(grid(theta, size).ddf(size), family(theta, size).ddf(size), atol=1e-4, rtol=0)
+        assert_close(grid.inverse(theta, size).ddf(size), family.inverse(theta, size).ddf(size), atol=1e-4, rtol=0)
+
+
+def test_coarse_points_are_for_families_without_a_margin():
+    with pytest.raises(ValueError, match="ControlGrid must cover the frame .* 'spacing'"):
+        CoarseSampling(ControlGrid(), 2)(torch.zeros(1, 206), (64, 64))
 
 
 def test_parameters_in_spreads_are_drawn_as_the_prior_draws():

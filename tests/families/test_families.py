@@ -10,7 +10,6 @@ from monai_diffeo.families import (
     CPAB,
     AffineCPAB,
     AffineMatrix,
-    CoarseSampling,
     ControlGrid,
     DiffeomorphicAffine,
     Family,
@@ -319,7 +318,7 @@ STEPPED = [
     Siren(2, hidden=16, layers=1, scale=0.1),
     PiecewiseStationary(ControlGrid(2, 4), 2),
     PiecewiseStationary(ControlGrid(2, 4), 2, order=2),
-    CoarseSampling(ControlGrid(2, 4), 2),
+    ControlGrid(2, 4, spacing=2),
 ]
 CLOSED = [
     AffineMatrix(2),
