@@ -136,7 +136,7 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
         bias, weights = fit_logistic(x, y, weight)
         return Score(bias, dict(zip(columns, weights.tolist())), threshold(bias + x @ weights))
 
-    adult = np.array([f["source"] in ADULTS and f["condition"] in ("plain", *DEFORMED) and f["bad"] is False for f in every])
+    adult = np.array([f["source"] in ADULTS and f["condition"] == "plain" and f["bad"] is False for f in every])
     failure = score(FAILURE, bad, lambda odds: float(np.quantile(odds[adult], 0.975)))
     alien = score(FOREIGN, strange, lambda odds: float(max(0.0, np.quantile(odds[strange == 0], 0.995))))
     ids = sorted({film["id"] for film in known})
