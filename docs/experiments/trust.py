@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,20 +30,9 @@ ADULTS = ("shenzhen", "montgomery")
 CROPPED = ("half black", "left half")  # to be looked at, whatever the mask of what is left
 DEFORMED = ("TPS 45°/0.18", "TPS 60°/0.25")
 FILM_FAULTS = (*FAULTS, *FRAMES, "mirrored")
-FAILURE = (
-    "energy",
-    "likeness",
-    "disagreement",
-    "search_disagreement",
-    "search_change",
-    "second",
-    "blur",
-    "shape",
-    "parts",
-    "lost",
-)
+ERROR = ("disagreement", "search_disagreement", "change", "search_change", "blur")
 FOREIGN = ("energy", "likeness", "second", "search_change", "shape", "parts")
-RIVALS = {"agreement": "disagreement", "energy": "energy", "second network": "second", "entropy": "entropy"}
+RIVALS = {"agreement": "disagreement", "edges": "blur", "energy": "energy", "second network": "second", "entropy": "entropy"}
 Film = dict[str, Any]  # signs, Dice, source, condition
 
 
@@ -86,31 +76,26 @@ def _weights(films: Sequence[Film]) -> np.ndarray:
     return weight / weight.sum()
 
 
+def _fitted(x: np.ndarray, ridge: float, loss_of: Callable) -> tuple[float, np.ndarray]:
+    """Bias and weights, none below 0, of least loss plus a ridge; ``loss_of`` gives a loss and its slope by film."""
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = loss_of(theta[0] + x @ theta[1:])
+        return value + ridge * (theta[1:] ** 2).sum(), np.concatenate([[slope.sum()], x.T @ slope + 2 * ridge * theta[1:]])
+
+    start, bounds = np.zeros(x.shape[1] + 1), [(None, None), *[(0, None)] * x.shape[1]]
+    theta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
+    return float(theta[0]), theta[1:]
+
+
 def fit_logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray, ridge: float = 1e-3) -> tuple[float, np.ndarray]:
-    """Bias and weights, none below 0, of a logistic regression with a ridge."""
-
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        odds = theta[0] + x @ theta[1:]
-        slope = weight * (1 / (1 + np.exp(-odds)) - y)
-        value = (weight * (np.logaddexp(0, odds) - y * odds)).sum() + ridge * (theta[1:] ** 2).sum()
-        return value, np.concatenate([[slope.sum()], x.T @ slope + 2 * ridge * theta[1:]])
-
-    start, bounds = np.zeros(x.shape[1] + 1), [(None, None), *[(0, None)] * x.shape[1]]
-    theta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
-    return float(theta[0]), theta[1:]
+    """Bias and weights of a logistic regression."""
+    return _fitted(x, ridge, lambda o: ((weight * (np.logaddexp(0, o) - y * o)).sum(), weight * (1 / (1 + np.exp(-o)) - y)))
 
 
-def fit_error(x: np.ndarray, y: np.ndarray, weight: np.ndarray, ridge: float = 1e-3) -> tuple[float, np.ndarray]:
-    """Bias and weights, none below 0, of a least-squares regression with a ridge."""
-
-    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
-        off = theta[0] + x @ theta[1:] - y
-        value = (weight * off**2).sum() + ridge * (theta[1:] ** 2).sum()
-        return value, 2 * np.concatenate([[(weight * off).sum()], x.T @ (weight * off) + ridge * theta[1:]])
-
-    start, bounds = np.zeros(x.shape[1] + 1), [(None, None), *[(0, None)] * x.shape[1]]
-    theta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
-    return float(theta[0]), theta[1:]
+def fit_least_squares(x: np.ndarray, y: np.ndarray, weight: np.ndarray, ridge: float = 1e-2) -> tuple[float, np.ndarray]:
+    """Bias and weights of a least-squares regression."""
+    return _fitted(x, ridge, lambda o: ((weight * (o - y) ** 2).sum(), 2 * weight * (o - y)))
 
 
 def conformal(off: np.ndarray, share: float = 0.05) -> tuple[float, float]:
@@ -123,31 +108,34 @@ def conformal(off: np.ndarray, share: float = 0.05) -> tuple[float, float]:
 def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: References, sha256: str) -> TrustModel:
     """The decision, fitted on films of ``val`` and on the fitted kinds of foreign images."""
     good = [film for film in films if film["condition"] == "plain" and not film["bad"]]
-    names = sorted({*FAILURE, *FOREIGN, "change", "displacement"})
-    limits = {n: max(float(np.nanquantile([f["signs"].get(n, math.nan) for f in good], 0.99)), 1e-3) for n in names}
+    limits = {
+        n: max(float(np.nanquantile([f["signs"].get(n, math.nan) for f in good], 0.99)), 1e-3) for n in {*ERROR, *FOREIGN}
+    }
     known = [film for film in films if film["condition"] != "negative"]  # negatives are corrected before
-    every = [*known, *foreign]
-    weight = _weights(every)
-    bad = np.array([film["bad"] is not False or film["condition"] in CROPPED for film in every], dtype=float)
-    strange = np.array([film["source"] == "foreign" for film in every], dtype=float)
+    adults = [film for film in good if film["source"] in ADULTS]
 
-    def score(columns: Sequence[str], y: np.ndarray, threshold: Callable[[np.ndarray], float]) -> Score:
-        x = _scaled(every, limits, columns)
-        bias, weights = fit_logistic(x, y, weight)
-        return Score(bias, dict(zip(columns, weights.tolist())), threshold(bias + x @ weights))
+    def score(columns: Sequence[str], fit: Callable, some: Sequence[Film], truth: Sequence[float]) -> Score:
+        bias, weights = fit(_scaled(some, limits, columns), np.array(truth, dtype=float), _weights(some))
+        return Score(bias, dict(zip(columns, weights.tolist())), 0.0)
 
-    adult = np.array([f["source"] in ADULTS and f["condition"] == "plain" and f["bad"] is False for f in every])
-    failure = score(FAILURE, bad, lambda odds: float(np.quantile(odds[adult], 0.975)))
-    alien = score(FOREIGN, strange, lambda odds: float(max(0.0, np.quantile(odds[strange == 0], 0.995))))
+    def values(of: Score, some: Sequence[Film]) -> np.ndarray:
+        return of.bias + _scaled(some, limits, tuple(of.weights)) @ np.array(list(of.weights.values()))
+
+    def errors(some: Sequence[Film]) -> np.ndarray:
+        return np.log(np.clip(1 - np.array([film["dice_prediction"] for film in some]), 1e-3, 1))
+
     ids = sorted({film["id"] for film in known})
-    first = {name for i, name in enumerate(ids) if i % 2}
-    mine, others = ([film for film in known if (film["id"] in first) == half] for half in (True, False))
-    truth = [np.log(np.clip(1 - np.array([f["dice_prediction"] for f in some]), 1e-3, 1)) for some in (mine, others)]
-    bias, weights = fit_error(_scaled(mine, limits, FAILURE), truth[0], _weights(mine))
-    spread = conformal(truth[1] - bias - _scaled(others, limits, FAILURE) @ weights)
-    error = Score(bias, dict(zip(FAILURE, weights.tolist())), 0.0)
+    mine, others = ([film for film in known if (ids.index(film["id"]) % 2 == 0) == half] for half in (True, False))
+    error = score(ERROR, fit_least_squares, mine, errors(mine))
+    spread = conformal(errors(others) - values(error, others))
+    error = replace(error, threshold=float(np.quantile(values(error, adults), 0.98)))
+    usual = [film for film in known if film["condition"] not in (*CROPPED, *DEFORMED)]
+    every = [*usual, *foreign]
+    alien = score(FOREIGN, fit_logistic, every, [film["source"] == "foreign" for film in every])
+    alien = replace(alien, threshold=max(0.0, float(np.quantile(values(alien, known), 0.99))))
+    unusual = float(values(alien, good).max())
     told = f"{len(films)} films of val of {', '.join(dict.fromkeys(f['source'] for f in films))}; {len(foreign)} foreign images"
-    return TrustModel(limits, failure, alien, error, spread, references, sha256, told)
+    return TrustModel(limits, error, spread, alien, unusual, references, sha256, told)
 
 
 def auroc(score: Sequence[float], bad: Sequence[bool]) -> float:
@@ -179,7 +167,7 @@ def _flagged(films: Sequence[Film], model: TrustModel) -> list[str]:
 
 def _score(films: Sequence[Film], model: TrustModel, name: str) -> list[float]:
     if name == "this decision":
-        return [model.value(model.failure, film["signs"]) for film in films]
+        return [model.value(model.error, film["signs"]) for film in films]
     key = RIVALS[name]
     return [film["rivals"].get(key, film["signs"].get(key, math.nan)) for film in films]
 
@@ -285,7 +273,7 @@ def main(argv: list[str] | None = None) -> None:
         {
             "sign": n,
             "limit": f"{limit:.3g}",
-            **{s: f"{getattr(model, s).weights.get(n, 0):.2f}" for s in ("failure", "foreign", "error")},
+            **{s: f"{getattr(model, s).weights.get(n, 0):.2f}" for s in ("error", "foreign")},
         }
         for n, limit in model.limits.items()
     ]

@@ -18,6 +18,7 @@ OK, REVIEW, NO_RESULT = "ok", "review", "no result"
 DECISIONS = (OK, REVIEW, NO_RESULT)
 _LEAST_AGREEMENT = 0.9  # without a model; not calibrated on errors
 _NO_CHEST = "the image is no chest film, or shows little of one"
+_UNUSUAL = "the film is unusual"
 _HEADER = r"header names (another body part|an? \w+ view|another view)"
 _INTAKE = re.compile(rf"the mask is empty|{MIRRORED}[^;]*|{NEGATIVE}[^;]*|{_HEADER}")
 _DOUBTS = re.compile(rf"{_INTAKE.pattern}|{UNLIKE}[^;]*|the agreement is low")
@@ -60,12 +61,16 @@ def verdict(
     remarks = tuple(dict.fromkeys(match[0] for match in _INTAKE.finditer(notes)))
     remarks = tuple(remark for remark in remarks if not (mirrored and remark.startswith(MIRRORED)))
     interval, told = model.interval(signs), dict(signs)
-    if model.value(model.foreign, signs) >= model.foreign.threshold:
+    strange = model.value(model.foreign, signs)
+    if strange >= model.foreign.threshold:
         reasons = (_NO_CHEST, *_told(model, model.foreign.weights, signs), *remarks)
         return Verdict(REVIEW if accept_anything else NO_RESULT, reasons, interval, told)
-    doubtful = model.value(model.failure, signs) >= model.failure.threshold
-    reasons = (_told(model, model.failure.weights, signs) if doubtful else ()) + remarks
-    return Verdict(REVIEW if reasons else OK, reasons, interval, told)
+    reasons = remarks
+    if strange > model.unusual:
+        reasons = (_UNUSUAL, *_told(model, model.foreign.weights, signs), *reasons)
+    if model.value(model.error, signs) >= model.error.threshold:
+        reasons = (*_told(model, model.error.weights, signs), *reasons)
+    return Verdict(REVIEW if reasons else OK, tuple(dict.fromkeys(reasons)), interval, told)
 
 
 def _told(model: TrustModel, weights: Mapping[str, float], signs: Mapping[str, float]) -> tuple[str, ...]:

@@ -39,20 +39,20 @@ class TrustModel:
 
     Attributes:
         limits: by sign, what 99 of 100 good films have at most; above 0.
-        failure: log-odds that the mask is bad.
-        foreign: log-odds that the image is no chest film.
-        error: logarithm of the expected ``1 - Dice``; not used with its threshold.
+        error: logarithm of the expected ``1 - Dice``; from its threshold on, the film is to be reviewed.
         spread: what the logarithm of the error lay below and above the expected one in 95 of 100 films.
+        foreign: log-odds that the image is no chest film; from its threshold on, it has no result.
+        unusual: value of ``foreign`` above which a film is to be reviewed.
         references: what training films look like.
         sha256: of what gave the answers, see :func:`fitted_to`.
         fitted_on: a sentence.
     """
 
     limits: Mapping[str, float]
-    failure: Score
-    foreign: Score
     error: Score
     spread: tuple[float, float]
+    foreign: Score
+    unusual: float
     references: References
     sha256: str
     fitted_on: str
@@ -93,13 +93,14 @@ def load_trust(path: str | Path) -> TrustModel:
     try:
         content = json.loads(Path(path).read_bytes())
         parts = dict(_exactly(content, TrustModel))
-        for name in ("failure", "foreign", "error"):
+        for name in ("error", "foreign"):
             score = Score(**_exactly(parts[name], Score))
             _numbers({"bias": score.bias, "threshold": score.threshold})
             parts[name] = Score(score.bias, _numbers(score.weights, 0.0), score.threshold)
             if not set(score.weights) <= set(parts["limits"]):
                 raise ValueError(f"{name} weighs signs without limits")
         parts["limits"] = _numbers(parts["limits"], 1e-12)
+        _numbers({"unusual": parts["unusual"]})
         if not set(parts["limits"]) <= set(SIGNS):
             raise ValueError(f"unknown signs {sorted(set(parts['limits']) - set(SIGNS))}")
         parts["spread"] = tuple(_numbers(dict(zip("lh", parts["spread"], strict=True))).values())

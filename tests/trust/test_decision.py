@@ -16,10 +16,10 @@ from monai_diffeo.trust import DECISIONS, NO_RESULT, OK, REVIEW, References, Sco
 NAMES = ("energy", "shape", "disagreement")
 MODEL = TrustModel(
     limits={"energy": 20.0, "shape": 6.0, "disagreement": 0.05},
-    failure=Score(-2.0, {"energy": 1.0, "shape": 2.0, "disagreement": 1.5}, 0.5),
-    foreign=Score(-5.0, {"energy": 2.0, "shape": 2.0}, 0.0),
-    error=Score(-4.0, {"shape": 1.0, "disagreement": 2.0}, 0.0),
+    error=Score(-4.0, {"shape": 1.0, "disagreement": 2.0}, -1.5),
     spread=(0.7, 0.9),
+    foreign=Score(-5.0, {"energy": 2.0, "shape": 2.0}, 0.0),
+    unusual=-2.0,
     references=References(torch.rand(4, 4).double(), torch.rand(13).double(), torch.eye(13).double()),
     sha256="0" * 64,
     fitted_on="nothing",
@@ -41,6 +41,8 @@ def test_the_three_decisions_and_why():
     doubtful, foreign = verdict(MODEL, {**GOOD, "disagreement": 0.5}), verdict(MODEL, {**GOOD, "energy": 500.0})
     assert doubtful.kind == REVIEW and doubtful.reasons == ("the answers from several poses disagree (0.5, limit 0.05)",)
     assert foreign.kind == NO_RESULT and foreign.reasons[0].startswith("the image is no chest film") and "500" in foreign.text
+    unusual = verdict(MODEL, {**GOOD, "energy": 60.0})
+    assert unusual.text == "review: the film is unusual; the canonical film is unlike the training films (60, limit 20)"
     asked = verdict(MODEL, {**GOOD, "energy": 500.0}, accept_anything=True)
     assert asked.kind == REVIEW and asked.reasons == foreign.reasons
 
@@ -75,12 +77,13 @@ def test_a_model_comes_back_as_it_was_written(tmp_path):
     [
         (lambda c: c.pop("spread"), "expected"),
         (lambda c: c.update(more=1), "expected"),
-        (lambda c: c["failure"]["weights"].update(energy=-0.1), "at least 0"),
-        (lambda c: c["failure"]["weights"].update(energy="1"), "finite number"),
+        (lambda c: c["error"]["weights"].update(energy=-0.1), "at least 0"),
+        (lambda c: c["error"]["weights"].update(energy="1"), "finite number"),
         (lambda c: c["foreign"].update(bias=math.nan), "finite number"),
         (lambda c: c["limits"].update(energy=0), "at least"),
         (lambda c: c["limits"].pop("energy"), "without limits"),
         (lambda c: c["limits"].update(colour=1.0), "unknown signs"),
+        (lambda c: c.update(unusual=None), "finite number"),
         (lambda c: c.update(spread=[0.1]), "spread|shorter"),
         (lambda c: c["references"]["film"].pop(), "shape"),
     ],

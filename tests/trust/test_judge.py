@@ -79,7 +79,8 @@ def test_a_negative_is_corrected_and_said_and_what_is_dark_both_ways_is_not():
 
 
 def model_of_any_size():
-    return replace(MODEL, foreign=replace(MODEL.foreign, threshold=1e9), failure=replace(MODEL.failure, threshold=1e9))
+    foreign, error = (replace(score, threshold=1e9) for score in (MODEL.foreign, MODEL.error))
+    return replace(MODEL, foreign=foreign, error=error, unusual=1e9)
 
 
 @pytest.mark.parametrize("stated, kind", [("L\\F", REVIEW), ("R\\F", OK), ("F\\L", OK), ("F\\R", REVIEW), ("", REVIEW)])
