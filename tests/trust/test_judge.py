@@ -55,7 +55,7 @@ def test_a_run_whose_only_film_has_no_result_ends_with_3_and_is_done_again_on_re
 
 
 def asked(notes):
-    """A function like an inferer's, which notes what it says of an image by its mean."""
+    """A function like an inferer's, which notes what it says of an image by its mean; the energy is that mean."""
     inferer = DiffeoInferer(tiny_canonicalizer(), tta_samples=2)
 
     def ask(image):
@@ -66,16 +66,16 @@ def asked(notes):
     return ask
 
 
-def test_a_negative_is_corrected_and_said_and_what_is_dark_both_ways_is_not():
-    film, judge = blob(1), FilmJudge(model_of_any_size())
-    negative = judge(1 - film, asked(lambda mean: "looks like a negative (x)" if mean > 0.5 else "spacing unknown"))
+def test_a_negative_is_corrected_and_said_where_that_helps_much():
+    film, judge, negative = blob(1), FilmJudge(model_of_any_size()), "looks like a negative (x)"
+    corrected = judge(1 - film, asked(lambda mean: negative if mean > 0.5 else "spacing unknown"))
     right = judge(film, asked(lambda mean: ""))
-    torch.testing.assert_close(negative.prediction, right.prediction)
-    assert negative.canonicalization.notes == ("negative corrected; spacing unknown",)
-    both = judge(1 - film, asked(lambda mean: "looks like a negative (x)"))
-    assert (
-        both.canonicalization.notes == ("looks like a negative (x)",) and "looks like a negative (x)" in both.verdicts[0].text
-    )
+    torch.testing.assert_close(corrected.prediction, right.prediction)
+    assert corrected.canonicalization.notes == ("negative corrected; spacing unknown",) and corrected.verdicts[0].kind == OK
+    assert judge(1 - film, asked(lambda mean: negative)).canonicalization.notes == ("negative corrected",)
+    kept = judge(film, asked(lambda mean: negative))  # its negative has the higher energy
+    torch.testing.assert_close(kept.prediction, right.prediction)
+    assert kept.canonicalization.notes == (negative,) and kept.verdicts[0].text == f"review: {negative}"
 
 
 def model_of_any_size():
