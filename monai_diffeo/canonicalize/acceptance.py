@@ -21,6 +21,9 @@ __all__ = [
     "refuse_nonfinite_energy", "refuse_rotation", "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
+MIRRORED, NEGATIVE, UNLIKE = "looks mirrored", "looks like a negative", "remains unlike the training images"
+"""How the notes begin by which a film is to be looked at."""
+
 
 def finite_rows(*tensors: Tensor) -> Tensor:
     """Which images have only finite values in all of the tensors ``(B, ...)``; shape ``(B,)``, bool."""
@@ -87,7 +90,7 @@ def refuse_rotation(energy_as_given: float, energy_rotated: float) -> bool:
 
 def mirrored_note(probability: float, min_confidence: float) -> str:
     """A film that is mirrored with at least this probability is only noted, because situs inversus exists."""
-    return f"looks mirrored (probability {probability:.2f}) and is not changed" if probability >= min_confidence else ""
+    return f"{MIRRORED} (probability {probability:.2f}) and is not changed" if probability >= min_confidence else ""
 
 
 def rotation_note(rotation: int, spatial_dims: int) -> str:
@@ -112,7 +115,7 @@ def negative_note(energy: float, inverted: float, min_ratio: float) -> str:
     """An image is noted, never changed, if inverting its grey values multiplies its energy by less than ``min_ratio``."""
     if not 0 < inverted < min_ratio * energy < math.inf:
         return ""
-    return f"looks like a negative (inverted, its energy is multiplied by {inverted / energy:.2f}) and is not changed"
+    return f"{NEGATIVE} (inverted, its energy is multiplied by {inverted / energy:.2f}) and is not changed"
 
 
 def worst_folding(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
@@ -140,4 +143,4 @@ def refuse_energy_increase(before: float, after: float, max_energy_increase: flo
 def high_energy_note(energy: float, ood_threshold: float | None) -> str:
     """An image whose energy remains above ``ood_threshold`` is noted, not rejected; None notes none."""
     above = ood_threshold is not None and energy > ood_threshold
-    return f"remains unlike the training images (energy {energy:.3g})" if above else ""
+    return f"{UNLIKE} (energy {energy:.3g})" if above else ""

@@ -36,7 +36,7 @@ _COMPONENTS = {
     "monai_diffeo.engines.DiffeoEvaluator", "monai_diffeo.engines.FilmEvaluator", "monai_diffeo.inferers.overlaid_inferer",
     "monai_diffeo.networks.ShapePrior", "monai_diffeo.radiograph.failsafe.FailSafeDataset",
     "monai_diffeo.report.FilmReporter", "monai_diffeo.report.VolumeReporter", "monai_diffeo.report.cxr.LungReporter",
-    "monai_diffeo.report.cxr.TemplateReporter",
+    "monai_diffeo.report.cxr.TemplateReporter", "monai_diffeo.trust.load_film_judge",
     "torch.utils.data.DataLoader",
 }  # fmt: skip
 _NAMES = {  # what an expression may name or call, by its true name

@@ -33,7 +33,8 @@ def mercure(in_dir: str, out_dir: str) -> int:
     given = dict(json.loads(task.read_bytes())["process"].get("settings") or {}) if task.is_file() else {}
     with opened_bundle("mercure", given.pop("bundle_root", None), given) as root, tempfile.TemporaryDirectory() as folder:
         from monai_diffeo.cli.bundle import FilmByFilm  # imports torch
-        from monai_diffeo.report.decision import ACTIONS, NO_RESULT, OK, decision
+        from monai_diffeo.report.decision import ACTIONS, decision
+        from monai_diffeo.trust import NO_RESULT, OK
 
         segment = FilmByFilm(root, {**given, "output_dir": folder, "dicom_output": True}, Path(in_dir))
         lines = [segment(film) for film in sorted(Path(in_dir).glob("*.dcm"))]

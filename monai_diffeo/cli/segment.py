@@ -17,7 +17,7 @@ from monai_diffeo.cli.options import SWITCH, option, sentence
 
 __all__ = ["opened_bundle", "segment"]
 
-_ENDS = {3: "Some films have no mask; report.jsonl says which and why.", 4: "No film has a mask; report.jsonl says why."}
+_ENDS = {3: "Some films have no mask; report.jsonl says which and why.", 4: "Every film failed; report.jsonl says why."}
 _EXTRAS = {"mlxtend": "genus", "nilearn": "experiments"}  # of a bundle that needs this package; the others need "demo"
 
 
@@ -26,8 +26,8 @@ _EXTRAS = {"mlxtend": "genus", "nilearn": "experiments"}  # of a bundle that nee
 Exit status:
   0    every film has a mask
   1    nothing was run; the last line on stderr says why
-  3    finished; some films failed, and report.jsonl says which and why
-  4    no film has a mask
+  3    finished; some films have no mask, and report.jsonl says which and why
+  4    every film failed
   130  interrupted"""
 )
 @option("dataset_dir", "A folder of films, or one film. Without it, the packaged film.", metavar="DIR")
@@ -48,6 +48,7 @@ Exit status:
 @option("progress", "Show a progress bar of the optimisation.", SWITCH)
 @option("resume", "Do only the films that the results in --output_dir lack.", SWITCH)
 @option("pseudonymize_names", "Name outputs by the content of the film, not by its file name.", SWITCH)
+@option("accept_anything", "Write masks of images that are no chest films too; they are to be reviewed.", SWITCH)
 @option("debug", "Print the traceback of what fails.", SWITCH)
 @option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
 def segment(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> int:

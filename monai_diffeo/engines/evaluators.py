@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from monai.engines import SupervisedEvaluator
@@ -12,6 +12,7 @@ from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.inferers.aggregation import first_tensor
 from monai_diffeo.radiograph.failsafe import FAILURE, root_cause
+from monai_diffeo.trust import NO_RESULT, WithheldError
 
 __all__ = ["DiffeoEvaluator", "FilmEvaluator"]
 
@@ -34,12 +35,14 @@ class DiffeoEvaluator(SupervisedEvaluator):
         inferer: Any = self.inferer
         self.state.result = None
 
-        def infer(*args: Any, **kwargs: Any) -> Any:
-            rich = hasattr(inferer, "infer")
-            result = inferer.infer(*args, plain=self.plain, **kwargs) if rich else DiffeoResult(inferer(*args, **kwargs))
-            self.check(result)
-            self.state.result = result
-            return result.prediction
+        def infer(inputs: Any, *args: Any, **kwargs: Any) -> Any:
+            def ask(images: Any) -> DiffeoResult:
+                if hasattr(inferer, "infer"):
+                    return inferer.infer(images, *args, plain=self.plain, **kwargs)
+                return DiffeoResult(inferer(images, *args, **kwargs))
+
+            self.state.result = self.decide(inputs, ask)
+            return self.state.result.prediction
 
         self.inferer = infer  # type: ignore[assignment] # MONAI's iteration asks for a prediction; keep the whole result
         try:
@@ -47,8 +50,10 @@ class DiffeoEvaluator(SupervisedEvaluator):
         finally:
             self.inferer = inferer
 
-    def check(self, result: DiffeoResult) -> None:
-        """Told of each result before its prediction is processed or saved; a subclass may refuse it by an error."""
+    def decide(self, inputs: Any, ask: Callable[[Any], DiffeoResult]) -> DiffeoResult:
+        """The result for a batch, before its prediction is processed or saved; ``ask`` asks the inferer. A subclass may ask
+        otherwise, or refuse the batch by an error."""
+        return ask(inputs)
 
 
 class FilmEvaluator(DiffeoEvaluator):
@@ -59,12 +64,14 @@ class FilmEvaluator(DiffeoEvaluator):
             ``reporter.failed(path, error)``; ``reporter.wants_plain`` says whether it shows the prediction without
             canonicalisation. Where ``reporter.stopped`` is set, nothing more can be reported and the run ends. See
             :class:`monai_diffeo.report.FilmReporter`.
+        judge: a :class:`monai_diffeo.trust.FilmJudge`, which decides on each film; None decides nothing. Of a film that has no
+            result by decision no mask is written: ``reporter.withheld(path, batch, result, seconds)`` is told of it.
         args, kwargs: of ``SupervisedEvaluator``.
     """
 
-    def __init__(self, *args: Any, reporter: Any, **kwargs: Any) -> None:
-        super().__init__(*args, plain=reporter.wants_plain, **kwargs)
-        self.reporter = reporter
+    def __init__(self, *args: Any, reporter: Any, judge: Callable | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, plain=reporter.wants_plain or judge is not None, **kwargs)
+        self.reporter, self.judge = reporter, judge
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict | Sequence:
         output = self._film(engine, batchdata)
@@ -82,12 +89,19 @@ class FilmEvaluator(DiffeoEvaluator):
             output = super()._iteration(engine, batchdata)
             self.reporter.done(path, batchdata, engine.state.output[0], self.state.result, time.perf_counter() - began)
             return output
+        except WithheldError as withheld:
+            self.reporter.withheld(path, batchdata, withheld.result, time.perf_counter() - began)
+            return {}
         except Exception as error:  # one film must not stop the night's run
             self.reporter.failed(path, root_cause(error))
             return {}
 
-    def check(self, result: DiffeoResult) -> None:
-        """Refuse a prediction that is not finite, before a mask is made of it."""
+    def decide(self, inputs: Any, ask: Callable[[Any], DiffeoResult]) -> DiffeoResult:
+        """Refuse a prediction that is not finite, and a film that has no result by decision, before a mask is made of it."""
+        result = ask(inputs) if self.judge is None else self.judge(inputs, ask)
         tensor = first_tensor(result.prediction)
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise NumericalError("FilmEvaluator: the network's prediction is not finite. Check its weights and the film.")
+        if any(verdict.kind == NO_RESULT for verdict in result.verdicts):
+            raise WithheldError(result)
+        return result

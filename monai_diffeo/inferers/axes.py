@@ -81,9 +81,9 @@ def infer_rows_first(
     if found is not None:
         found = replace(found, notes=tuple(joined_notes(said, note) for note in found.notes))
     records = tuple({**record, "notes": joined_notes(said, str(record["notes"]))} for record in result.records)
-    plain = None if result.plain is None else map_parts(result.plain, back, outputs)
-    prediction = map_parts(result.prediction, back, outputs)
-    return replace(result, prediction=prediction, plain=plain, canonicalization=found, records=records)
+    answers = {name: getattr(result, name) for name in ("prediction", "plain", "unchosen")}
+    answers = {name: None if one is None else map_parts(one, back, outputs) for name, one in answers.items()}
+    return replace(result, **answers, canonicalization=found, records=records)
 
 
 def warn_of_unknown_axes(images: Tensor, found: Canonicalization) -> None:

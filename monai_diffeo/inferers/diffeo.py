@@ -42,6 +42,9 @@ class DiffeoResult:
         plain: prediction without canonicalisation, if it was asked for.
         templates: the :class:`WarpedTemplate` of each pose, if a :class:`TemplateInferer` ran.
         records: what happened to each image in words and numbers, as in the metadata of the prediction.
+        searched: of the images as the search moved them, where ``motion_limits`` asked both; else the ``canonicalization``.
+        unchosen: the prediction that ``motion_limits`` did not take, of images that were not moved the other; None without.
+        verdicts: the :class:`monai_diffeo.trust.Verdict` of each image, if a judge was asked.
     """
 
     prediction: Any
@@ -49,6 +52,9 @@ class DiffeoResult:
     plain: Any = None
     templates: tuple[Any, ...] = ()
     records: tuple[Mapping[str, Any], ...] = ()
+    searched: Canonicalization | None = None
+    unchosen: Any = None
+    verdicts: tuple[Any, ...] = ()
 
 
 class DiffeoInferer(Inferer):
@@ -197,6 +203,7 @@ class DiffeoInferer(Inferer):
             return found, mean_prediction(predictions, found.moved, self.outputs), results
 
         found, prediction, results = ask(found)
+        searched, unchosen = found, None
         at_rest = getattr(self.canonicalizer, "at_rest", None)
         if self.motion_limits and at_rest is not None and found.agreement is not None and bool(found.moved.any()):
             rest, answer, others = ask(at_rest(given, found))
@@ -207,6 +214,7 @@ class DiffeoInferer(Inferer):
                 keep = _prefer(rest, still, found.rotations != 0, {"energy": float("inf"), "disagreement": 1.0})
                 rest, answer = rest.where(keep, still), choose_rows(keep, answer, still_answer)
             keep = _prefer(found, rest, found.moved, self.motion_limits)
+            unchosen = choose_rows(keep, answer, prediction)
             found, prediction = found.where(keep, rest), choose_rows(keep, prediction, answer)
         if getattr(self.canonicalizer, "rows_first", False):
             warn_of_unknown_axes(inputs, found)
@@ -216,7 +224,8 @@ class DiffeoInferer(Inferer):
         if plain and bool(found.moved.any()):
             without = self.inferer(inputs, network, *args, **kwargs)
         templates = tuple(template for result in results for template in result.templates)
-        return DiffeoResult(prediction, found, without if plain else None, templates, records_of(found))
+        without = without if plain else None
+        return DiffeoResult(prediction, found, without, templates, records_of(found), searched, unchosen)
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
@@ -234,7 +243,8 @@ class DiffeoInferer(Inferer):
         each.inferer = partial(ask_slices, inferer)
         result = _joined([each._ask(part, network, *args, **own) for part, own in slices_of(inferer, inputs, kwargs)])
         prediction, plain = (volumes_of(answer, inferer, inputs) for answer in (result.prediction, result.plain))
-        return replace(result, prediction=prediction, plain=plain, records=summaries(result.records, len(inputs)))
+        records = summaries(result.records, len(inputs))
+        return replace(result, prediction=prediction, plain=plain, records=records, unchosen=None)
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
@@ -276,12 +286,17 @@ def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., A
 
 def _joined(parts: Sequence[DiffeoResult]) -> DiffeoResult:
     """The result of one batch from those of its parts, without a canonicalisation where frames differ."""
-    found = [part.canonicalization for part in parts if part.canonicalization is not None]
-    same = len({tuple(result.image.shape[2:]) for result in found}) == 1
+
+    def joined(found: Sequence[Canonicalization | None]) -> Canonicalization | None:
+        here = [result for result in found if result is not None]
+        return Canonicalization.join(here) if len({tuple(result.image.shape[2:]) for result in here}) == 1 else None
+
     return DiffeoResult(
         join_predictions([part.prediction for part in parts]),
-        Canonicalization.join(found) if same else None,
+        joined([part.canonicalization for part in parts]),
         join_predictions([part.plain for part in parts]),
         tuple(template for part in parts for template in part.templates),
         tuple(record for part in parts for record in part.records),
+        joined([part.searched for part in parts]),
+        join_predictions([p.prediction if p.unchosen is None else p.unchosen for p in parts]),
     )

@@ -1,43 +1,37 @@
-"""What a person should do about a film: the one place that reads it from a line of the report, and its colours and words."""
+"""The decision on a film as a line of the report has it, its colours and its words; :mod:`monai_diffeo.trust` makes it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
-from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.radiograph.film import joined_notes
 from monai_diffeo.report.record import FAILED, SWITCHED_OFF
+from monai_diffeo.trust import NO_RESULT, OK, REVIEW, decision_by_remarks
+from monai_diffeo.trust.decision import kind_of_decision
 
-__all__ = ["ACTIONS", "DECISION_COLOURS", "NO_RESULT", "OK", "REVIEW", "decision", "least_agreement", "outcome", "remarks"]
+__all__ = ["ACTIONS", "DECISION_COLOURS", "decision", "decision_of", "least_agreement", "outcome", "remarks"]
 
-OK, REVIEW, NO_RESULT = "ok", "review", "no result"
 ACTIONS = {OK: "nothing to do", REVIEW: "look at this film", NO_RESULT: "no result"}
 DECISION_COLOURS = {OK: "#3ddc97", REVIEW: "#ffb000", NO_RESULT: "#ff5d73"}
-_LEAST_AGREEMENT = 0.9  # means of the sets of docs/results/templates.md are 0.93 to 0.98; not calibrated on errors
-_LOW = "the agreement is low"
-_DOUBTS = re.compile(
-    rf"{_LOW}|the mask is empty|looks mirrored|looks like a negative|remains unlike the training images"
-    r"|header names (another body part|an? \w+ view|another view)"
-)
 
 
 def decision(record: Mapping[str, Any]) -> str | None:
-    """:data:`OK`, :data:`REVIEW` or :data:`NO_RESULT` of a :func:`film_record`; None where it has no status.
+    """One of :data:`monai_diffeo.trust.DECISIONS` for a :func:`film_record`, None where it has no status."""
+    return kind_of_decision(decision_of(record))
 
-    A field ``decision`` of the record counts before all else. Otherwise a film that failed has no result. A film is to be
-    reviewed if it was rejected, if a remark speaks against its mask, or if the guard of a template transformer had to act.
-    """
-    if (given := record.get("decision")) in ACTIONS:
+
+def decision_of(record: Mapping[str, Any]) -> str | None:
+    """The decision and why: the field ``decision`` of the record, or without one that by its remarks."""
+    given, status, template = record.get("decision"), str(record.get("status") or ""), record.get("template") or {}
+    if kind_of_decision(given):
         return given
-    status, template = str(record.get("status") or ""), record.get("template") or {}
     if status.startswith(FAILED):
         return NO_RESULT
     guarded = template.get("factor", 1) != 1 or template.get("level", 0) != 0
-    if status.startswith(REJECTED) or guarded or _DOUBTS.search(remarks(record)):
-        return REVIEW
-    return OK if status else None
+    agreements = () if (least := least_agreement(record)) is None else (least,)
+    found = decision_by_remarks(status, str(record.get("notes") or ""), agreements, guarded)
+    return found.text if status or found.kind != OK else None
 
 
 def outcome(record: Mapping[str, Any]) -> tuple[str, str]:
@@ -49,9 +43,10 @@ def outcome(record: Mapping[str, Any]) -> tuple[str, str]:
 
 
 def remarks(record: Mapping[str, Any]) -> str:
-    """The notes, and a low agreement."""
-    low = (least := least_agreement(record)) is not None and least < _LEAST_AGREEMENT
-    return joined_notes(str(record.get("notes") or ""), _LOW if low else "")
+    """Why the decision is as it is, and the notes that do not say it already."""
+    status, notes = str(record.get("status") or ""), str(record.get("notes") or "").split("; ")
+    why = [reason for reason in (decision_of(record) or "").partition(": ")[2].split("; ") if reason != status]
+    return joined_notes(*why, *(note for note in notes if not any(reason and reason in note for reason in why)))
 
 
 def least_agreement(record: Mapping[str, Any]) -> float | None:

@@ -6,6 +6,9 @@ field                        meaning
 schema, versions             of these fields; of the packages that computed the numbers
 input, sha256                name of the film, relative to the input folder; SHA-256 of the file, null if it cannot be read
 status                       ``canonicalized``, ``left alone: reason``, ``rejected: reason`` or ``failed``
+decision                     ``ok``, ``review: why`` or ``no result: why``: what a person should do; calibrated with ``signs``
+predicted_dice               interval in which the Dice is expected, see docs/results/trust.md; only with ``signs``
+signs                        what the decision was made of, by name; more is worse, see :mod:`monai_diffeo.trust`
 energy_before, energy_after  of the film and of what the network saw; lower is closer to the training films
 energy_terms                 energies before, by name
 folding_fraction             share of the voxels at which the deformation folds

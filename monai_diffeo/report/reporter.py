@@ -27,6 +27,7 @@ from monai_diffeo.radiograph.outputs import LOG_NAME, REPORT_NAME, film_lines
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.audit import AuditFile
+from monai_diffeo.report.decision import decision_of
 from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import failure_record, film_record, json_safe, versions
 from monai_diffeo.report.resume import lines_that_hold, outputs_of, settings_sha256, sha256_or_none
@@ -221,6 +222,17 @@ class FilmReporter:
                 file.unlink(missing_ok=True)  # a film without a line has no mask
             raise
 
+    def withheld(self, path: str, batch: Mapping[str, Any], result: DiffeoResult, seconds: float) -> None:
+        """A film that was segmented, but has no result by decision; arguments as for :meth:`done`, ``result`` has a verdict."""
+        name, about = self._name(path), batch["image"] if "image" in batch else batch["film"]
+        try:
+            self.folder.remove(name)
+            record = film_record(name, sha256_or_none(path), result.canonicalization, 0, seconds, **self._fields([], None))
+            notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "")
+            self._write(record | {"notes": notes or record["notes"]} | _spacing(about) | _decided(result))
+        except OSError as lost:
+            self.stopped = str(output_error(lost))
+
     def _report(
         self, path: str, masks: list[Path], figure: Path | None, batch, output, result: DiffeoResult, seconds: float
     ) -> None:
@@ -235,7 +247,7 @@ class FilmReporter:
         record["notes"] = notes or record["notes"]
         record |= _spacing(about)
         record["largest_displacement_mm"] = _displacement_mm(about, result, record["spacing"])
-        record |= self.more(output, result)
+        record |= self.more(output, result) | _decided(result)
         if figure is not None:
             try:
                 timeless = record | ({"seconds": None} if self.dicom else {})  # an archive wants the same picture twice
@@ -250,6 +262,7 @@ class FilmReporter:
 
     def _write(self, record: dict[str, Any], masks: Sequence[Path] = (), figure: Path | None = None) -> None:
         """A line of the audit, then of the report, then of the log, and a step of the bar."""
+        record.setdefault("decision", decision_of(record))
         self.audit.append(record, masks, figure)
         self.writer.write(record)
         self.log.film(record)
@@ -283,7 +296,10 @@ class FilmReporter:
         names = [_below(name, self.output_dir) for name in masks]
         fields: dict[str, Any] = {"mode": self.mode, "device": self.device, "weights_sha256": self.weights_sha256}
         fields["settings"] = self.settings_sha256
-        return fields | {"mask": names[0] if len(names) == 1 else names, "figure": figure and _below(figure, self.output_dir)}
+        return fields | {
+            "mask": names[0] if len(names) == 1 else names or None,
+            "figure": figure and _below(figure, self.output_dir),
+        }
 
     def _run_folder(self) -> RunFolder:
         try:
@@ -332,6 +348,14 @@ class FilmReporter:
 def _below(path: str | Path, folder: Path) -> str:
     """Name of a file below a folder; its last part if it lies elsewhere."""
     return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else Path(path).name
+
+
+def _decided(result: DiffeoResult) -> dict[str, Any]:
+    """Fields of a film that a judge decided on; none without one."""
+    if not result.verdicts:
+        return {}
+    verdict = result.verdicts[0]
+    return json_safe({"decision": verdict.text, "predicted_dice": verdict.dice, "signs": verdict.signs})
 
 
 def _stated(film: Any) -> tuple[str, int]:

@@ -12,9 +12,10 @@ from typing import Any
 
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
 from monai_diffeo.files import write_atomically
-from monai_diffeo.report.decision import REVIEW, decision, outcome
+from monai_diffeo.report.decision import decision, outcome
 from monai_diffeo.report.lines import LineFile, json_line
 from monai_diffeo.report.record import FAILED, SCHEMA, versions
+from monai_diffeo.trust import NO_RESULT, REVIEW
 
 __all__ = ["ALL_WRITTEN", "FINISHED_WITH_FAILURES", "NOTHING_WRITTEN", "ReportWriter"]
 
@@ -22,8 +23,8 @@ ALL_WRITTEN = 0
 """Exit status: every film has a mask. Those left alone or rejected count as written: theirs is the plain network's."""
 
 FINISHED_WITH_FAILURES = 3
-"""Exit status: the run went to its end, some films have a mask and some failed, and the report says which. Or the report could
-not be written to its end."""
+"""Exit status: the run went to its end, some films have no mask, and the report says which: they failed, or have no result by
+decision. Or the report could not be written to its end."""
 
 NOTHING_WRITTEN = 4
 """Exit status: every film failed, or no film was found."""
@@ -106,8 +107,11 @@ class ReportWriter:
     def summary(self) -> str:
         """The run in one line, for the terminal."""
         total, look = sum(self._counts.values()), self._told[REVIEW]
+        withheld = self._told[NO_RESULT] - self._counts[FAILED]
         parts = ", ".join(f"{n} {word}" for word in ("segmented", *_STATUSES) if (n := self._told[word]))
-        look_at = f" Look at {look} of them." if look else ""
+        look_at = (f" {withheld} without a mask by decision." if withheld else "") + (
+            f" Look at {look} of them." if look else ""
+        )
         return (
             f"{total} film{'' if total == 1 else 's'}: {parts}.{look_at} Report: {self.path}" if total else "No film was found."
         )
@@ -116,7 +120,7 @@ class ReportWriter:
         """:data:`ALL_WRITTEN`, :data:`FINISHED_WITH_FAILURES` or :data:`NOTHING_WRITTEN`."""
         if not any(self._counts[status] for status in (CANONICALIZED, LEFT_ALONE, REJECTED)):
             return NOTHING_WRITTEN
-        return FINISHED_WITH_FAILURES if self._counts[FAILED] else ALL_WRITTEN
+        return FINISHED_WITH_FAILURES if self._told[NO_RESULT] else ALL_WRITTEN
 
     def _count(self, record: Mapping[str, Any]) -> None:
         self._counts[_kind(record)] += 1

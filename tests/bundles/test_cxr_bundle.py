@@ -252,3 +252,27 @@ def test_an_empty_folder_and_a_missing_one_are_said(tmp_path, capsys):
     with pytest.raises(Exception) as error:
         workflow(BUNDLE, output_dir=str(tmp_path / "out"), dataset_dir=str(tmp_path / "nowhere"))
     assert "nowhere" in str(error.value.__cause__ or error.value)
+
+
+def test_noise_has_no_result_and_a_negative_is_corrected(tmp_path, small_film):
+    films, draw = tmp_path / "films", np.random.default_rng(0)
+    films.mkdir()
+    Image.fromarray(draw.integers(0, 256, (200, 200), dtype=np.uint8)).save(films / "noise.png")
+    status, report = run(tmp_path / "alone", dataset_dir=films, figures="false")
+    assert status == 3 and not list((tmp_path / "alone").glob("*.png"))  # the film was read, and has no mask
+    for name, shown in (("film", small_film), ("negative", 255 - small_film), ("mirrored", small_film[:, ::-1])):
+        Image.fromarray(np.ascontiguousarray(shown)).save(films / f"{name}.png")
+    status, report = run(tmp_path / "out", dataset_dir=films, figures="false")
+    assert status == 3 and report["noise.png"]["mask"] is None and not (tmp_path / "out" / "noise_lungs.png").exists()
+    assert report["noise.png"]["decision"].startswith("no result: the image is no chest film")
+    film, negative, mirrored = (report[f"{name}.png"] for name in ("film", "negative", "mirrored"))
+    assert (
+        film["decision"].partition(":")[0] in ("ok", "review")
+        and 0 <= film["predicted_dice"][0] < film["predicted_dice"][1] <= 1
+    )
+    assert "negative corrected" in negative["notes"] and "looks mirrored" in mirrored["decision"]
+    masks = [np.asarray(Image.open(tmp_path / "out" / line["mask"])) > 0 for line in (film, negative)]
+    assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.97
+    status, report = run(tmp_path / "asked", dataset_dir=films, figures="false", accept_anything="true")
+    assert status == 0 and report["noise.png"]["decision"].startswith("review: the image is no chest film")
+    assert (tmp_path / "asked" / "noise_lungs.png").is_file()

@@ -40,7 +40,7 @@ def folder_of_films(folder, *names):
     return folder
 
 
-def run(films, output, each=None, hide=False, kind=Sketch, **settings):
+def run(films, output, each=None, hide=False, kind=Sketch, judge=None, **settings):
     """Run over a folder: exit status and paths of the films that the network saw. ``each`` is called with each of them."""
     listed, seen = film_datalist(films, exclude=[output]), []
     names = pseudonyms(listed.paths) if hide else listed.paths
@@ -63,6 +63,7 @@ def run(films, output, each=None, hide=False, kind=Sketch, **settings):
             [AsDiscreted("pred", threshold=0.5), SaveImageFilmMaskd("pred", output, listed.root, films=names)]
         ),
         reporter=reporter,
+        judge=judge,
     )
     reporter.begin(len(listed.items))
     if len(dataset):

@@ -36,6 +36,7 @@ FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like th
         ({**FINE, "decision": "review"}, "review"),  # a decision that the record holds counts before all else
         ({"status": "rejected: x", "decision": "ok"}, "ok"),
         ({**FINE, "decision": "perhaps"}, "ok"),
+        ({**FINE, "decision": "review: the edges are uncertain"}, "review"),
     ],
 )
 def test_decision(record, expected):
@@ -43,9 +44,19 @@ def test_decision(record, expected):
 
 
 def test_a_reason_to_look_is_said():
-    assert remarks({**FINE, "notes": "spacing unknown", "agreement": 0.5}) == "spacing unknown; the agreement is low"
+    assert remarks({**FINE, "notes": "spacing unknown", "agreement": 0.5}) == "the agreement is low; spacing unknown"
     assert remarks({**FINE, "notes": None, "agreement": 0.95}) == "" and least_agreement(FINE) is None
     assert least_agreement({"agreement": 0.9, "template": {"agreement": 0.4}}) == 0.4
+
+
+def test_why_a_decision_was_made_stands_before_the_notes_and_once():
+    record = {
+        **FINE,
+        "decision": "review: header names a lateral view; odd shape",
+        "notes": "inverted; header names a lateral view",
+    }
+    assert remarks(record) == "header names a lateral view; odd shape; inverted"
+    assert remarks({"status": "rejected: energy rose"}) == ""  # the status says it
 
 
 def test_every_decision_has_words_and_a_colour_of_its_own():

@@ -23,6 +23,7 @@ NUMBER, TEXT, SHA = {"type": ["number", "null"]}, {"type": "string"}, {"type": [
 SHARE = {"type": ["number", "null"], "minimum": 0, "maximum": 1}
 VERSIONS = {"type": "object", "additionalProperties": TEXT, "minProperties": 5}
 COMMON = {"schema": {"const": 2}, "input": TEXT, "sha256": SHA, "status": TEXT, "versions": VERSIONS}
+COMMON["decision"] = {"pattern": "^(ok$|review: |no result)"}
 FILM = {
     **COMMON,
     "status": {"pattern": "^(canonicalized$|left alone: |rejected: )"},

@@ -1,0 +1,387 @@
+"""Whether the bundle knows when it fails: fits the decision on ``val``, and measures it on ``test`` and on foreign images."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.optimize import minimize
+from scipy.stats import rankdata
+from torch import Tensor
+
+from docs.experiments.film_conditions import FAULTS, FRAMES
+from docs.experiments.film_data import load_films
+from docs.experiments.lungs import SOURCES
+from docs.experiments.lungs_product import TURNS, WORK
+from docs.experiments.pages import Experiment, judged, note, section
+from docs.experiments.trust_films import Row, foreign_rows, rows_of
+from monai_diffeo.canonicalize.acceptance import MIRRORED, NEGATIVE
+from monai_diffeo.flow import rotate_axes, warp
+from monai_diffeo.flow.axis_rotations import inverse_rotation
+from monai_diffeo.trust import NO_RESULT, OK, References, Score, TrustModel, film_signs, fitted_to, save_trust, verdict
+
+GOOD = {"shenzhen": 0.9, "montgomery": 0.9, "paediatric_gz": 0.8, "covid_gb": 0.8}  # Dice below is a failure
+ADULTS = ("shenzhen", "montgomery")
+CROPPED = ("half black", "left half")  # to be looked at, whatever the mask of what is left
+DEFORMED = ("TPS 60°/0.25",)
+FILMS_OF_VAL = {"shenzhen": 60, "montgomery": 60, "paediatric_gz": 40, "covid_gb": 60}  # undeformed, at most
+FILM_FAULTS = (*FAULTS, *FRAMES, "mirrored")
+TESTED_FAULTS = ("negative", "mirrored")
+ERROR = ("disagreement", "search_disagreement", "change", "search_change", "blur")
+FOREIGN = ("energy", "likeness", "second", "search_change", "shape", "parts")
+RIVALS = {"agreement": "disagreement", "edges": "blur", "energy": "energy", "second network": "second", "entropy": "entropy"}
+Film = dict[str, Any]  # signs, Dice, source, condition
+
+
+def film_of(row: Row, references: References, source: str, condition: str) -> Film:
+    """Signs and truth of a kept row."""
+    part = {name: value[None].float() for name, value in row.items() if isinstance(value, Tensor)}
+    number = lambda name: torch.tensor([row.get(name, math.nan)])  # noqa: E731
+    searched = SimpleNamespace(
+        image=part["canonical"], ddf=part["ddf"], inverse_ddf=part["inverse_ddf"], energy_before=number("energy_before"),
+        energy_after=number("searched_energy_after"), agreement=number("searched_agreement"),
+        largest_displacement=number("searched_largest_displacement"), inverse_error=number("searched_inverse_error"),
+        warp_input=lambda mask: warp(mask, part["ddf"], centered=True),
+    )  # fmt: skip
+    quarter = inverse_rotation(2)[row["rotation"]]
+    given = SimpleNamespace(
+        agreement=number("agreement"),
+        warp_input=searched.warp_input if row["moved"] else lambda mask: rotate_axes(mask, quarter),
+    )
+    answers = {name: part.get(name) for name in ("prediction", "plain", "unchosen")}
+    result: Any = SimpleNamespace(searched=searched, canonicalization=given, **answers)
+    signs = {name: value.item() for name, value in film_signs(result, references, part["second"]).items()}
+    p = torch.sigmoid(part["prediction"].double()).clamp(1e-6, 1 - 1e-6)
+    signs_of_rivals = {"entropy": -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()}
+    told = {name: row.get(name) for name in ("dice_prediction", "dice_plain", "dice_second", "notes", "rotation", "id")}
+    times = {name: row[name] for name in ("seconds", "seconds_second")}
+    bad = None if source == "foreign" else row["dice_prediction"] < GOOD[source]
+    return {"signs": signs, "rivals": signs_of_rivals, "source": source, "condition": condition, "bad": bad, **told, **times}
+
+
+def _scaled(films: Sequence[Film], limits: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
+    values = np.array([[film["signs"].get(name, math.nan) for name in names] for film in films])
+    limit = np.array([limits[name] for name in names])
+    return np.log1p(np.clip(np.where(np.isnan(values), limit, values), 0, None) / limit)
+
+
+def _weights(films: Sequence[Film]) -> np.ndarray:
+    """Every set of a source under a condition counts alike, but for the foreign kinds, which count as one."""
+    keys = [(film["source"], film["condition"] == "plain") for film in films]
+    count = {key: keys.count(key) for key in keys}
+    weight = np.array([1 / count[key] for key in keys])
+    return weight / weight.sum()
+
+
+def _fitted(x: np.ndarray, ridge: float, loss_of: Callable) -> tuple[float, np.ndarray]:
+    """Bias and weights, none below 0, of least loss plus a ridge; ``loss_of`` gives a loss and its slope by film."""
+
+    def loss(theta: np.ndarray) -> tuple[float, np.ndarray]:
+        value, slope = loss_of(theta[0] + x @ theta[1:])
+        return value + ridge * (theta[1:] ** 2).sum(), np.concatenate([[slope.sum()], x.T @ slope + 2 * ridge * theta[1:]])
+
+    start, bounds = np.zeros(x.shape[1] + 1), [(None, None), *[(0, None)] * x.shape[1]]
+    theta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
+    return float(theta[0]), theta[1:]
+
+
+def fit_logistic(x: np.ndarray, y: np.ndarray, weight: np.ndarray, ridge: float = 1e-3) -> tuple[float, np.ndarray]:
+    """Bias and weights of a logistic regression."""
+    return _fitted(x, ridge, lambda o: ((weight * (np.logaddexp(0, o) - y * o)).sum(), weight * (1 / (1 + np.exp(-o)) - y)))
+
+
+def fit_least_squares(x: np.ndarray, y: np.ndarray, weight: np.ndarray, ridge: float = 1e-2) -> tuple[float, np.ndarray]:
+    """Bias and weights of a least-squares regression."""
+    return _fitted(x, ridge, lambda o: ((weight * (o - y) ** 2).sum(), 2 * weight * (o - y)))
+
+
+def conformal(off: np.ndarray, share: float = 0.05) -> tuple[float, float]:
+    """How far below and above zero all but a ``share`` of exchangeable numbers lie, with the correction for their count."""
+    off = np.sort(off)
+    rank = min(math.ceil((len(off) + 1) * (1 - share / 2)), len(off)) - 1
+    return float(-off[len(off) - 1 - rank]), float(off[rank])
+
+
+def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: References, sha256: str) -> TrustModel:
+    """The decision, fitted on films of ``val`` and on the fitted kinds of foreign images."""
+    good = [film for film in films if film["condition"] == "plain" and not film["bad"]]
+    limits = {
+        n: max(float(np.nanquantile([f["signs"].get(n, math.nan) for f in good], 0.99)), 1e-3) for n in {*ERROR, *FOREIGN}
+    }
+    known = [film for film in films if film["condition"] != "negative"]  # negatives are corrected before
+    adults = [film for film in good if film["source"] in ADULTS]
+
+    def score(columns: Sequence[str], fit: Callable, some: Sequence[Film], truth: Sequence[float]) -> Score:
+        bias, weights = fit(_scaled(some, limits, columns), np.array(truth, dtype=float), _weights(some))
+        return Score(bias, dict(zip(columns, weights.tolist())), 0.0)
+
+    def values(of: Score, some: Sequence[Film]) -> np.ndarray:
+        return of.bias + _scaled(some, limits, tuple(of.weights)) @ np.array(list(of.weights.values()))
+
+    def errors(some: Sequence[Film]) -> np.ndarray:
+        return np.log(np.clip(1 - np.array([film["dice_prediction"] for film in some]), 1e-3, 1))
+
+    ids = sorted({film["id"] for film in known})
+    mine, others = ([film for film in known if (ids.index(film["id"]) % 2 == 0) == half] for half in (True, False))
+    error = score(ERROR, fit_least_squares, mine, errors(mine))
+    spread = conformal(errors(others) - values(error, others))
+    error = replace(error, threshold=float(np.quantile(values(error, adults), 0.98)))
+    usual = [film for film in known if film["condition"] not in (*CROPPED, *DEFORMED)]
+    every = [*usual, *foreign]
+    alien = score(FOREIGN, fit_logistic, every, [film["source"] == "foreign" for film in every])
+    alien = replace(alien, threshold=max(0.0, float(np.quantile(values(alien, known), 0.99))))
+    unusual = float(values(alien, good).max())
+    told = f"{len(films)} films of val of {', '.join(dict.fromkeys(f['source'] for f in films))}; {len(foreign)} foreign images"
+    return TrustModel(limits, error, spread, alien, unusual, references, sha256, told)
+
+
+def auroc(score: Sequence[float], bad: Sequence[bool]) -> float:
+    """Probability that a bad film has a higher score than a good one; half where they are equal."""
+    ranks, truth = rankdata(np.nan_to_num(np.array(score, dtype=float))), np.array(bad, dtype=bool)
+    n = int(truth.sum())
+    return float((ranks[truth].sum() - n * (n + 1) / 2) / max(n * (len(truth) - n), 1)) if 0 < n < len(truth) else math.nan
+
+
+def area_under_risk(score: Sequence[float], risk: Sequence[float]) -> float:
+    """Mean over all coverages of the risk of the films with the lowest scores; equal scores share their risk."""
+    values, risks = np.nan_to_num(np.array(score, dtype=float)), np.array(risk)
+    shared = np.array([risks[values == value].mean() for value in values])
+    order = np.argsort(values, kind="stable")
+    return float((np.cumsum(shared[order]) / np.arange(1, len(risks) + 1)).mean())
+
+
+def gap_closed(score: Sequence[float], dice: Sequence[float]) -> float:
+    """Share of the gap between random order and the order by the truth that a score closes, in area under the risk."""
+    risk = 1 - np.array(dice)
+    random, oracle = float(risk.mean()), area_under_risk(risk, risk)
+    return (random - area_under_risk(score, risk)) / max(random - oracle, 1e-12)
+
+
+def _flagged(films: Sequence[Film], model: TrustModel) -> list[str]:
+    """The kind of the decision on each film; a film that says that it is a negative counts as corrected and is not asked."""
+    return [verdict(model, film["signs"], film["notes"] or "").kind for film in films]
+
+
+def _score(films: Sequence[Film], model: TrustModel, name: str) -> list[float]:
+    if name == "this decision":
+        return [model.value(model.error, film["signs"]) for film in films]
+    key = RIVALS[name]
+    return [film["rivals"].get(key, film["signs"].get(key, math.nan)) for film in films]
+
+
+def ranking_row(title: str, films: Sequence[Film], model: TrustModel) -> dict[str, str]:
+    """How well each score ranks the films of one set: AUROC of failure, and the share of the gap that it closes."""
+    bad, dice = [bool(film["bad"]) for film in films], [film["dice_prediction"] for film in films]
+    row = {"films": title, "failures": f"{sum(bad)} of {len(bad)}"}
+    for name in ("this decision", *RIVALS):
+        score = _score(films, model, name)
+        enough = 20 <= sum(bad) < len(bad)
+        row[name] = f"{auroc(score, bad):.2f}" if enough else "–"
+        row[f"{name}, gap"] = f"{gap_closed(score, dice):.2f}"
+    return row
+
+
+def coverage_row(title: str, films: Sequence[Film], model: TrustModel) -> dict[str, str]:
+    """Mean Dice of the films that a coverage keeps, in the order of the decision's score."""
+    order = np.argsort(_score(films, model, "this decision"), kind="stable")
+    dice = np.array([film["dice_prediction"] for film in films])[order]
+    shares = {
+        f"{share}%": f"{dice[: max(math.ceil(len(dice) * share / 100), 1)].mean():.4f}" for share in (100, 90, 80, 70, 50)
+    }
+    return {"films": title, **shares}
+
+
+def decision_row(title: str, films: Sequence[Film], model: TrustModel) -> dict[str, str]:
+    """What was decided on good and on bad films."""
+    kinds = _flagged(films, model)
+    row: dict[str, str] = {"films": title}
+    for name, want in (("good films", False), ("failures", True)):
+        mine = [kind for kind, film in zip(kinds, films) if bool(film["bad"]) is want]
+        row[f"{name} not ok"] = f"{sum(kind != OK for kind in mine)} of {len(mine)}"
+        row[f"{name} without result"] = str(sum(kind == NO_RESULT for kind in mine))
+    return row
+
+
+def interval_row(title: str, films: Sequence[Film], model: TrustModel) -> dict[str, str]:
+    """How many films have a Dice within their interval, and how wide it is."""
+    ends = [model.interval(film["signs"]) for film in films]
+    inside = [low <= film["dice_prediction"] <= high for (low, high), film in zip(ends, films)]
+    return {
+        "films": title,
+        "inside": f"{np.mean(inside):.1%} of {len(inside)}",
+        "mean width": f"{np.mean([b - a for a, b in ends]):.3f}",
+    }
+
+
+def _share(count: int, of: int) -> str:
+    return f"{count} of {of} ({count / of:.1%})" if of else "not measured"
+
+
+def _least(what: str, asked: str, least: float, hits: Sequence[bool]) -> dict[str, str]:
+    """A row that asks for a share of hits."""
+    return judged(what, asked, _share(sum(hits), len(hits)), len(hits) > 0 and sum(hits) >= least * len(hits))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Measure, fit, write the page; with ``--write_model`` the bundle's model, too."""
+    experiment = Experiment(
+        "trust",
+        __doc__,
+        argv,
+        dataset_dir=str,
+        weights_dir=str,
+        films=20,
+        deformed=8,
+        few=2,
+        strange=4,
+        seed=0,
+        write_model=False,
+    )
+    options = experiment.options
+    bundle, data = Path(__file__).parents[2] / "bundles" / "cxr_lung_segmentation", Path(options.dataset_dir)
+    keep = Path(options.weights_dir or "trust_rows")
+    train = load_films(data, "shenzhen", "train", size=WORK)
+    references = References.of(torch.as_tensor(train.images), train.labels)
+
+    def films_of(split: str, source: str, condition: str, count: int) -> list[Film]:
+        rows = rows_of(bundle, keep, data, source, split, condition, count, options.seed)
+        return [film_of(row, references, source, condition) for row in rows]
+
+    fitted_on = {"plain": FILMS_OF_VAL, **{c: dict.fromkeys(SOURCES, 8) for c in DEFORMED}}
+    fitted_on |= {c: dict.fromkeys(SOURCES, 2) for c in FILM_FAULTS}
+    counts = {"plain": options.films, **dict.fromkeys(DEFORMED, options.deformed), **dict.fromkeys(TESTED_FAULTS, options.few)}
+    counts |= dict.fromkeys(TURNS, options.turned)
+    every = {
+        "val": {(s, c): films_of("val", s, c, many[s]) for c, many in fitted_on.items() for s in SOURCES},
+        "test": {(s, c): films_of("test", s, c, n) if n else [] for c, n in counts.items() for s in SOURCES},
+    }
+    foreign = {
+        kinds: {kind: [film_of(row, references, "foreign", kind) for row in rows] for kind, rows in found.items()}
+        for kinds, count in (("fitted", 0), ("tested", options.strange))
+        for found in [foreign_rows(bundle, keep, data, kinds, count)]
+    }
+    fitted = [film for films in foreign["fitted"].values() for film in films]
+    val = [film for films in every["val"].values() for film in films]
+    sha256 = fitted_to(bundle / "models" / "model.pt", bundle / "models" / "energy")
+    model = fit_trust(val, fitted, references, sha256)
+    if options.write_model:
+        save_trust(bundle / "models" / "trust.json", model)
+    sets = {f"{s}, {c}": every["test"][s, c] for s in SOURCES for c in ("plain", *DEFORMED) if every["test"][s, c]}
+    ranks = [ranking_row(title, films, model) for title, films in sets.items()]
+    left = {s: fit_trust([f for f in val if f["source"] != s], fitted, references, sha256) for s in SOURCES}
+    intervals = [
+        interval_row(title, films, model)
+        | {f"{k}, source left out": v for k, v in interval_row(title, films, left[title.split(",")[0]]).items() if k != "films"}
+        for title, films in sets.items()
+    ]
+    faults = [decision_row(c, [f for s in SOURCES for f in every["test"][s, c]], model) for c in TESTED_FAULTS]
+    strange = [
+        {"kind": kind, "fitted on": "yes" if kinds == "fitted" else "no", "images": str(len(films)),
+         "not ok": str(sum(k != OK for k in said)), "without result": str(sum(k == NO_RESULT for k in said))}
+        for kinds in foreign for kind, films in foreign[kinds].items() for said in [_flagged(films, model)]
+    ]  # fmt: skip
+    learnt = [
+        {
+            "sign": n,
+            "limit": f"{limit:.3g}",
+            **{s: f"{getattr(model, s).weights.get(n, 0):.2f}" for s in ("error", "foreign")},
+        }
+        for n, limit in model.limits.items()
+    ]
+    parts = note("trust", fitted_on=model.fitted_on, low=f"{model.spread[0]:.2f}", high=f"{model.spread[1]:.2f}")
+    asked = section("## Asked and measured", rows_of_asked(every["test"], foreign["tested"], sets, ranks, model, left))
+    experiment.write(
+        "Trust: does it know when it fails?",
+        [
+            asked,
+            parts[0],
+            section("## How well scores rank films\n\n" + parts[1], ranks),
+            section(
+                "## Mean Dice of the films that are kept\n\n" + parts[2], [coverage_row(t, f, model) for t, f in sets.items()]
+            ),
+            section("## Decisions\n\n" + parts[3], [decision_row(t, f, model) for t, f in sets.items()]),
+            section("## Decisions on faulty films", faults),
+            section("## Foreign images", strange),
+            section("## The interval for Dice\n\n" + parts[4], intervals),
+            section("## What was fitted\n\n" + parts[5], learnt),
+        ],
+        options.seed,
+    )
+
+
+def rows_of_asked(
+    test: Mapping[tuple[str, str], Sequence[Film]],
+    foreign: Mapping[str, Sequence[Film]],
+    sets: Mapping[str, Sequence[Film]],
+    ranks: Sequence[Mapping[str, str]],
+    model: TrustModel,
+    left: Mapping[str, TrustModel],
+) -> list[dict[str, str]]:
+    """What was asked beside what was measured."""
+    rows = []
+    many = [row for row in ranks if row["this decision"] != "–"]
+    text = "; ".join(f"{row['films']} {row['this decision']}" for row in many) or "no set has 20 failures"
+    rows.append(judged("AUROC of failure, each set with 20 failures", "at least .90", text, bool(many) and all(
+        float(row["this decision"]) >= 0.9 for row in many)))  # fmt: skip
+    text = "; ".join(f"{row['films']} {row['this decision, gap']}" for row in ranks)
+    met = all(float(row["this decision, gap"]) >= 0.8 for row in ranks)
+    rows.append(judged("share of the AURC gap closed, each set", "at least .80", text, met))
+    good = [film for s in ADULTS for film in test[s, "plain"] if not film["bad"]]
+    false = sum(kind != OK for kind in _flagged(good, model))
+    rows.append(
+        judged("false alarms, good undeformed adults", "at most 3 %", _share(false, len(good)), false <= 0.03 * len(good))
+    )
+    strange = [kind for films in foreign.values() for kind in _flagged(films, model)]
+    caught, none = sum(kind != OK for kind in strange), sum(kind == NO_RESULT for kind in strange)
+    text = f"{_share(caught, len(strange))} of {len(foreign)} kinds; without result {_share(none, len(strange))}"
+    rows.append(judged("foreign images of kinds not fitted on: not ok", "at least 99 %", text, caught >= 0.99 * len(strange)))
+    of = lambda *conditions: [f for s in SOURCES for c in conditions for f in test[s, c]]  # noqa: E731
+    wrong = of("plain", *DEFORMED)
+    negative, mirrored = ([word in f["notes"] for f in of(c)] for word, c in ((NEGATIVE, "negative"), (MIRRORED, "mirrored")))
+    rows.append(_least("negatives said, and asked again inverted", "at least 99 %", 0.99, negative))
+    rows.append(_least("mirrored films said", "at least 97 %", 0.97, mirrored))
+    for word in (NEGATIVE, MIRRORED):
+        rows.append(_least(f"other films: not '{word}'", "–", 1.0, [word not in f["notes"] for f in wrong]))
+    right = [f["rotation"] == quarter for quarter, c in enumerate(TURNS, 1) for f in of(c)]
+    rows.append(_least("turned films corrected", "at least 99 %", 0.99, right))
+    rows.append(judged("lateral films said", "at least 95 %", "not measured: no lateral film in the sets", False))
+    change = {t: float(np.mean([f["dice_prediction"] - f["dice_plain"] for f in films])) for t, films in sets.items()}
+    below = [f"{t} ({value:+.4f})" for t, value in change.items() if value < -0.005]
+    rows.append(judged("wrapped below bare by more than .005", "on no set", "; ".join(below) or "on none", not below))
+    pairs = [(f, kind) for films in sets.values() for f, kind in zip(films, _flagged(films, model))]
+    worse = sum(f["dice_prediction"] < f["dice_plain"] - 0.05 and kind == OK for f, kind in pairs)
+    rows.append(
+        judged(
+            "wrapped worse than bare by more than .05 and ok",
+            "at most 1 in 500",
+            f"{worse} of {len(pairs)}",
+            worse * 500 <= len(pairs),
+        )
+    )
+    for name, pick in (("all sources calibrated", lambda s: model), ("source left out of calibration", lambda s: left[s])):
+        inside = [
+            a <= f["dice_prediction"] <= b
+            for t, films in sets.items()
+            for f in films
+            for a, b in [pick(t.split(",")[0]).interval(f["signs"])]
+        ]
+        rows.append(
+            judged(
+                f"95 % interval, {name}", "contains 90 %", _share(sum(inside), len(inside)), sum(inside) >= 0.9 * len(inside)
+            )
+        )
+    cost = np.mean([f["seconds_second"] for f, _ in pairs]) / np.mean([f["seconds"] for f, _ in pairs])
+    rows.append(
+        judged("cost of the second network, share of a film's inference", "at most 25 %", f"{cost:.1%}", bool(cost <= 0.25))
+    )
+    return rows
+
+
+if __name__ == "__main__":
+    main()

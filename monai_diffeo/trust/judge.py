@@ -1,0 +1,139 @@
+"""The judge of a run: asks a second network, measures the signs, and decides on each film before its mask is written."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffeo.canonicalize.acceptance import NEGATIVE
+from monai_diffeo.command_line import parse_switch
+from monai_diffeo.errors import DiffeoError
+from monai_diffeo.files import sha256_below, sha256_of
+from monai_diffeo.inferers import DiffeoResult
+from monai_diffeo.networks import load_weights
+from monai_diffeo.radiograph.film import joined_notes
+from monai_diffeo.trust.decision import verdict
+from monai_diffeo.trust.model import TrustModel, load_trust
+from monai_diffeo.trust.signs import film_signs
+
+__all__ = ["FilmJudge", "WithheldError", "fitted_to", "load_film_judge"]
+
+_log = logging.getLogger(__name__)
+
+_MUCH = 0.5  # of the energy; on films of val, correcting a negative leaves 0.01 to 0.23
+_MIRRORED = {
+    f"{rows}\\{columns}" for rows, columns in ("RF", "FL", "LH", "HR")
+}  # PatientOrientation of a mirrored frontal film
+
+
+class WithheldError(DiffeoError, RuntimeError):
+    """A film has no result by decision; ``result`` is that of the inferer, with the verdict."""
+
+    def __init__(self, result: DiffeoResult) -> None:
+        super().__init__(result.verdicts[0].text)
+        self.result = result
+
+
+class FilmJudge:
+    """Decides on films.
+
+    Args:
+        model: what was fitted.
+        second: another kind of network, which gives log-odds ``(B, K, H, W)`` of canonical films; None asks none, and then the
+            sign counts as at its limit.
+        accept_anything: write masks of images that are no chest films too; they are to be reviewed.
+    """
+
+    def __init__(self, model: TrustModel, second: Callable | None = None, accept_anything: bool | str = False) -> None:
+        self.model, self.second, self.accept_anything = model, second, parse_switch(accept_anything)
+
+    def __call__(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult:
+        """What ``ask`` gives for a film, with its verdict; a negative is corrected first, and the notes say so.
+
+        Args:
+            image: a film in [0, 1], ``(1, 1, H, W)``.
+            ask: gives the result of the inferer, with the plain prediction, for such a film.
+        """
+        result = ask(image)
+        if _negative(result) and _better(again := ask(1 - image), result) and again.canonicalization is not None:
+            said = (note.split("; ") for note in again.canonicalization.notes)
+            notes = tuple(joined_notes("negative corrected", *(n for n in note if not n.startswith(NEGATIVE))) for note in said)
+            result = replace(again, canonicalization=replace(again.canonicalization, notes=notes))
+        return self.judged(image, result)
+
+    def judged(self, image: Tensor, result: DiffeoResult) -> DiffeoResult:
+        """The result with a :class:`Verdict` of each image ``(B, 1, H, W)``; without a canonicalisation as it came."""
+        found = result.searched
+        if found is None or result.canonicalization is None:
+            return result
+        other = None
+        if self.second is not None:
+            with torch.no_grad():
+                other = found.warp_back(self.second(found.image).amax(1, keepdim=True))
+        signs = film_signs(result, self.model.references, other)
+        rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
+        stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
+        columns = zip(rows, result.canonicalization.notes, *stated)
+        verdicts = [
+            verdict(self.model, row, f"{header}; {notes}", self.accept_anything, orientation in _MIRRORED)
+            for row, notes, header, orientation in columns
+        ]
+        return replace(result, verdicts=tuple(verdicts))
+
+
+def _negative(result: DiffeoResult) -> bool:
+    return result.canonicalization is not None and any(NEGATIVE in note for note in result.canonicalization.notes)
+
+
+def _better(again: DiffeoResult, first: DiffeoResult) -> bool:
+    """Whether the canonical negative is much more like the training films."""
+    if again.searched is None or first.searched is None:
+        return False
+    return bool((again.searched.energy_after < _MUCH * first.searched.energy_after).all())
+
+
+def _stated(images: Tensor, name: str) -> list[str]:
+    """What the reader wrote of each image into its metadata."""
+    said = getattr(images, "meta", {}).get(name, "")
+    return [str(word) for word in said] if isinstance(said, (list, tuple)) else [str(said)] * len(images)
+
+
+def fitted_to(weights: str | Path, canonicalizer: str | Path) -> str:
+    """SHA-256 of a network's weights and of all files of a canonicaliser's folder together."""
+    return hashlib.sha256(json.dumps([sha256_of(weights), sha256_below(canonicalizer)]).encode()).hexdigest()
+
+
+def load_film_judge(
+    path: str | Path,
+    weights: str | Path,
+    canonicalizer: str | Path,
+    second: nn.Module | None = None,
+    second_weights: str | Path | None = None,
+    accept_anything: bool | str = False,
+) -> FilmJudge | None:
+    """The judge of a bundle; None, and a warning in the log, where the model was not fitted to these weights.
+
+    Args:
+        path: of the model, see :func:`save_trust`.
+        weights, canonicalizer: file of the network that segments, and folder of the canonicaliser.
+        second, second_weights: another kind of network; it is not asked where its file is missing.
+        accept_anything: see :class:`FilmJudge`.
+
+    Raises:
+        WeightsError: if a file does not fit.
+    """
+    model = load_trust(path)
+    if not Path(weights).is_file() or fitted_to(weights, canonicalizer) != model.sha256:
+        _log.warning("load_film_judge: %s was not fitted to these weights; decisions are not calibrated.", Path(path).name)
+        return None
+    there = second is not None and second_weights is not None and Path(second_weights).is_file()
+    other: Any = load_weights(second, second_weights).eval() if there and second is not None and second_weights else None
+    return FilmJudge(model, other, accept_anything)

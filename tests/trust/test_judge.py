@@ -1,0 +1,130 @@
+"""A judged run: a film without a result has no mask, a line, and exit status 3; a negative is corrected."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+for package in ("ignite", "nibabel", "pydicom", "PIL", "matplotlib"):
+    pytest.importorskip(package)
+
+from monai.data import MetaTensor  # noqa: E402
+
+from monai_diffeo.files import sha256_of  # noqa: E402
+from monai_diffeo.inferers import DiffeoInferer, DiffeoResult  # noqa: E402
+from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust  # noqa: E402
+from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
+from tests.report.runs import folder_of_films, lines_of, run  # noqa: E402
+from tests.trust.test_decision import GOOD, MODEL  # noqa: E402
+
+
+def judge_by_columns(accept=False):
+    """A judge of the fake runs, whose films have 32, 33, ... columns: the second film has no result, the third is doubtful."""
+    verdicts = {33: Verdict(NO_RESULT, ("no chest film",), (0.0, 0.2), GOOD), 34: Verdict(REVIEW, ("odd shape",))}
+
+    def judge(image, ask):
+        return replace(ask(image), verdicts=(verdicts.get(image.shape[3], Verdict(OK, (), (0.9, 1.0), GOOD)),))
+
+    return judge
+
+
+def test_a_film_without_a_result_has_a_line_and_no_mask(tmp_path):
+    films = folder_of_films(tmp_path / "films", "a.png", "b.png", "c.png")
+    status, _ = run(films, tmp_path / "out")
+    assert status == 0 and (tmp_path / "out" / "b_lungs.png").is_file()
+    status, seen = run(films, tmp_path / "out", judge=judge_by_columns())
+    a, b, c, end = lines_of(tmp_path / "out")
+    assert status == end["exit_status"] == 3 and seen == ["a.png", "b.png", "c.png"]
+    assert [line["decision"] for line in (a, b, c)] == ["ok", "no result: no chest film", "review: odd shape"]
+    assert a["predicted_dice"] == [0.9, 1.0] and a["signs"] == GOOD and a["mask"] and a["figure"]
+    assert (
+        b["mask"] is None and b["figure"] is None and b["status"] == a["status"] and b["sha256"] == sha256_of(films / "b.png")
+    )
+    assert not list((tmp_path / "out").glob("b_*")) and (tmp_path / "out" / "c_lungs.png").is_file()
+    audit = [json.loads(line) for line in (tmp_path / "out" / "audit.jsonl").read_text().splitlines()]
+    assert [line["decision"] for line in audit[3:]] == ["ok", "no result", "review"] and audit[4]["outputs"]["mask"] is None
+
+
+def test_a_run_whose_only_film_has_no_result_ends_with_3_and_is_done_again_on_resume(tmp_path):
+    films = folder_of_films(tmp_path / "films", "a.png", "b.png")
+    (films / "a.png").unlink()
+    assert run(films, tmp_path / "out", judge=judge_by_columns())[0] == 3
+    assert run(films, tmp_path / "out", judge=judge_by_columns(), resume=True) == (3, ["b.png"])
+    assert [line.get("decision") for line in lines_of(tmp_path / "out")] == ["no result: no chest film", None]
+
+
+def asked(notes):
+    """A function like an inferer's, which notes what it says of an image by its mean; the energy is that mean."""
+    inferer = DiffeoInferer(tiny_canonicalizer(), tta_samples=2)
+
+    def ask(image):
+        result = inferer.infer(image, lambda x: x - 0.5, plain=True)
+        note = notes(float(image.mean()))
+        return replace(result, canonicalization=replace(result.canonicalization, notes=(note,)))
+
+    return ask
+
+
+def test_a_negative_is_corrected_and_said_where_that_helps_much():
+    film, judge, negative = blob(1), FilmJudge(model_of_any_size()), "looks like a negative (x)"
+    corrected = judge(1 - film, asked(lambda mean: negative if mean > 0.5 else "spacing unknown"))
+    right = judge(film, asked(lambda mean: ""))
+    torch.testing.assert_close(corrected.prediction, right.prediction)
+    assert corrected.canonicalization.notes == ("negative corrected; spacing unknown",) and corrected.verdicts[0].kind == OK
+    assert judge(1 - film, asked(lambda mean: negative)).canonicalization.notes == ("negative corrected",)
+    kept = judge(film, asked(lambda mean: negative))  # its negative has the higher energy
+    torch.testing.assert_close(kept.prediction, right.prediction)
+    assert kept.canonicalization.notes == (negative,) and kept.verdicts[0].text == f"review: {negative}"
+
+
+def model_of_any_size():
+    foreign, error = (replace(score, threshold=1e9) for score in (MODEL.foreign, MODEL.error))
+    return replace(MODEL, foreign=foreign, error=error, unusual=1e9)
+
+
+@pytest.mark.parametrize("stated, kind", [("L\\F", REVIEW), ("R\\F", OK), ("F\\L", OK), ("F\\R", REVIEW), ("", REVIEW)])
+def test_a_film_that_is_mirrored_is_no_alarm_where_its_header_says_so(stated, kind):
+    film = MetaTensor(blob(1), meta={"film_patient_orientation": [stated], "film_notes": [""]})
+    result = FilmJudge(model_of_any_size())(film, asked(lambda mean: "looks mirrored (probability 1.00) and is not changed"))
+    assert result.verdicts[0].kind == kind
+
+
+def test_what_the_header_says_reaches_the_decision():
+    film = MetaTensor(blob(1), meta={"film_notes": ["header names a lateral view"]})
+    assert (
+        FilmJudge(model_of_any_size())(film, asked(lambda mean: "")).verdicts[0].text == "review: header names a lateral view"
+    )
+
+
+def test_the_second_network_sees_the_canonical_film_and_its_answer_comes_back():
+    film, seen = blob(1, shift=0.3), []
+
+    def second(image):
+        seen.append(image)
+        return torch.cat([image - 0.5, image - 9], 1)  # of two shapes, the first is the answer of the other network
+
+    judge, ask = FilmJudge(model_of_any_size(), second), asked(lambda mean: "")
+    result = judge(film, ask)
+    assert torch.equal(seen[0], result.searched.image) and result.verdicts[0].signs["second"] < 0.1
+    assert FilmJudge(model_of_any_size(), lambda image: image - 9)(film, ask).verdicts[0].signs["second"] == 1
+
+
+def test_without_a_canonicalisation_nothing_is_decided():
+    plain = DiffeoResult(blob(1))
+    assert FilmJudge(MODEL)(blob(1), lambda image: plain) is plain
+
+
+def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(tmp_path, caplog):
+    weights, energy, path = tmp_path / "model.pt", tmp_path / "energy", tmp_path / "trust.json"
+    weights.write_bytes(b"weights")
+    energy.mkdir()
+    (energy / "vae.pt").write_bytes(b"energy")
+    save_trust(path, replace(MODEL, sha256=fitted_to(weights, energy)))
+    judge = load_film_judge(path, weights, energy, torch.nn.Identity(), tmp_path / "gone.pt", "true")
+    assert judge.second is None and judge.accept_anything is True and not caplog.records
+    (energy / "vae.pt").write_bytes(b"another")
+    assert load_film_judge(path, weights, energy) is None and "not calibrated" in caplog.text
+    (energy / "vae.pt").write_bytes(b"energy")
+    weights.write_bytes(b"others")
+    assert load_film_judge(path, weights, energy) is None
