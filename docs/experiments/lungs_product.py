@@ -198,8 +198,8 @@ def packaged_outlines(bundle: Path) -> dict[str, float]:
     for root in (bundle, bundle.parent / "cxr_lung_template"):
         with TemporaryDirectory() as folder:
             run_bundle(root, {"output_dir": folder, "figures": False})
-            (line,) = (Path(folder) / "report.jsonl").read_text().splitlines()
-            masks.append(torch.from_numpy(nibabel.load(Path(folder) / json.loads(line)["mask"]).get_fdata() > 0))
+            film, *_ = map(json.loads, (Path(folder) / "report.jsonl").read_text().splitlines())
+            masks.append(torch.from_numpy(nibabel.load(Path(folder) / film["mask"]).get_fdata() > 0))
     below = [mask[:, mask.shape[1] // 5 :] for mask in masks]  # columns x rows
     return {name: dice_of(*(m[None, None].float() for m in pair)).item() for name, pair in (("all", masks), ("below", below))}
 

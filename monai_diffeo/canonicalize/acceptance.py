@@ -16,13 +16,16 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
-    "agrees_better", "at_rest_note", "confident_rotations", "finite_rows", "high_energy_note", "looks_again", "mirrored_note",
-    "negative_note", "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation",
-    "refuse_nonfinite_energy", "refuse_rotation", "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
+    "ROTATION_LIMITS", "agrees_better", "at_rest_note", "confident_rotations", "finite_rows", "high_energy_note", "looks_again",
+    "mirrored_note", "negative_note", "prefer_motion", "refuse_energy_increase", "refuse_folding",
+    "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_rotation", "refuse_unusable_image", "rotation_note",
+    "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
 MIRRORED, NEGATIVE, UNLIKE = "looks mirrored", "looks like a negative", "remains unlike the training images"
 """How the notes begin by which a film is to be looked at."""
+# of the disagreement after a rotation: on `val` at least 1.35 times as much after false ones, at most 1.1 times after true ones
+ROTATION_LIMITS = {"energy": math.inf, "disagreement": 1.2}
 
 
 def finite_rows(*tensors: Tensor) -> Tensor:

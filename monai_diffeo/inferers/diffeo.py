@@ -15,7 +15,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
-from monai_diffeo.canonicalize.acceptance import prefer_motion
+from monai_diffeo.canonicalize.acceptance import ROTATION_LIMITS, prefer_motion
 from monai_diffeo.canonicalize.answers import check_outputs, map_parts
 from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
@@ -88,8 +88,8 @@ class DiffeoInferer(Inferer):
             ``condition`` always moves. Any other argument on the images' frame is an error.
         motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network at as many poses of the image that is only
             rotated, too. The answers on the deformed image count only if its energy is at most the one, and if they disagree
-            at most by this factor of the others' disagreement. A rotation counts only if its answers agree at least as
-            well as those on the image as it was given. For networks that were trained on many poses; needs several
+            at most by this factor of the others' disagreement. A rotation counts unless its answers disagree by 1.2 times
+            as much as those on the image as it was given, or more. For networks that were trained on many poses; needs several
             ``tta_samples``. None always takes the answers on the deformed image.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
@@ -211,7 +211,7 @@ class DiffeoInferer(Inferer):
             if found.rotations is not None and bool(found.rotations.any()):
                 still, still_answer, others = ask(at_rest(given, found, rotated=False))
                 results += others
-                keep = _prefer(rest, still, found.rotations != 0, {"energy": float("inf"), "disagreement": 1.0})
+                keep = _prefer(rest, still, found.rotations != 0, ROTATION_LIMITS)
                 rest, answer = rest.where(keep, still), choose_rows(keep, answer, still_answer)
             keep = _prefer(found, rest, found.moved, self.motion_limits)
             unchosen = choose_rows(keep, answer, prediction)
