@@ -79,6 +79,9 @@ def _weights(films: Sequence[Film]) -> np.ndarray:
     return weight / weight.sum()
 
 
+_TO_THE_END = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 10_000, "maxfun": 100_000}
+
+
 def _fitted(x: np.ndarray, ridge: float, loss_of: Callable) -> tuple[float, np.ndarray]:
     """Bias and weights, none below 0, of least loss plus a ridge; ``loss_of`` gives a loss and its slope by film."""
 
@@ -87,7 +90,7 @@ def _fitted(x: np.ndarray, ridge: float, loss_of: Callable) -> tuple[float, np.n
         return value + ridge * (theta[1:] ** 2).sum(), np.concatenate([[slope.sum()], x.T @ slope + 2 * ridge * theta[1:]])
 
     start, bounds = np.zeros(x.shape[1] + 1), [(None, None), *[(0, None)] * x.shape[1]]
-    theta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
+    theta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options=_TO_THE_END).x
     return float(theta[0]), theta[1:]
 
 
