@@ -240,9 +240,10 @@ def main(argv: list[str] | None = None) -> None:
         dataset_dir=str,
         weights_dir=str,
         films=20,
-        deformed=8,
+        deformed=0,
         few=2,
-        strange=4,
+        turned=0,
+        strange=3,
         seed=0,
         write_model=False,
     )
