@@ -115,7 +115,8 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
     """The decision, fitted on films of ``val`` and on the fitted kinds of foreign images."""
     good = [film for film in films if film["condition"] == "plain" and not film["bad"]]
     limits = {
-        n: max(float(np.nanquantile([f["signs"].get(n, math.nan) for f in good], 0.99)), 1e-3) for n in {*ERROR, *FOREIGN}
+        n: max(float(np.nanquantile([f["signs"].get(n, math.nan) for f in good], 0.99)), 1e-3)
+        for n in sorted({*ERROR, *FOREIGN})
     }
     known = [film for film in films if film["condition"] != "negative"]  # negatives are corrected before
     adults = [film for film in good if film["source"] in ADULTS]
