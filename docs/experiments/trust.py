@@ -79,6 +79,9 @@ def _weights(films: Sequence[Film]) -> np.ndarray:
     return weight / weight.sum()
 
 
+_TO_THE_END = {"ftol": 1e-15, "gtol": 1e-9, "maxiter": 10_000, "maxfun": 100_000}
+
+
 def _fitted(x: np.ndarray, ridge: float, loss_of: Callable) -> tuple[float, np.ndarray]:
     """Bias and weights, none below 0, of least loss plus a ridge; ``loss_of`` gives a loss and its slope by film."""
 
@@ -87,7 +90,7 @@ def _fitted(x: np.ndarray, ridge: float, loss_of: Callable) -> tuple[float, np.n
         return value + ridge * (theta[1:] ** 2).sum(), np.concatenate([[slope.sum()], x.T @ slope + 2 * ridge * theta[1:]])
 
     start, bounds = np.zeros(x.shape[1] + 1), [(None, None), *[(0, None)] * x.shape[1]]
-    theta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B").x
+    theta = minimize(loss, start, jac=True, bounds=bounds, method="L-BFGS-B", options=_TO_THE_END).x
     return float(theta[0]), theta[1:]
 
 
@@ -112,7 +115,8 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
     """The decision, fitted on films of ``val`` and on the fitted kinds of foreign images."""
     good = [film for film in films if film["condition"] == "plain" and not film["bad"]]
     limits = {
-        n: max(float(np.nanquantile([f["signs"].get(n, math.nan) for f in good], 0.99)), 1e-3) for n in {*ERROR, *FOREIGN}
+        n: max(float(np.nanquantile([f["signs"].get(n, math.nan) for f in good], 0.99)), 1e-3)
+        for n in sorted({*ERROR, *FOREIGN})
     }
     known = [film for film in films if film["condition"] != "negative"]  # negatives are corrected before
     adults = [film for film in good if film["source"] in ADULTS]
@@ -237,9 +241,10 @@ def main(argv: list[str] | None = None) -> None:
         dataset_dir=str,
         weights_dir=str,
         films=20,
-        deformed=8,
+        deformed=0,
         few=2,
-        strange=4,
+        turned=0,
+        strange=3,
         seed=0,
         write_model=False,
     )

@@ -271,8 +271,6 @@ def test_noise_has_no_result_and_a_negative_is_corrected(tmp_path, small_film):
         and 0 <= film["predicted_dice"][0] < film["predicted_dice"][1] <= 1
     )
     assert "negative corrected" in negative["notes"] and "looks mirrored" in mirrored["decision"]
-    masks = [np.asarray(Image.open(tmp_path / "out" / line["mask"])) > 0 for line in (film, negative)]
-    assert 2 * (masks[0] & masks[1]).sum() / (masks[0].sum() + masks[1].sum()) > 0.97
     status, report = run(tmp_path / "asked", dataset_dir=films, figures="false", accept_anything="true")
     assert status == 0 and report["noise.png"]["decision"].startswith("review: the image is no chest film")
     assert (tmp_path / "asked" / "noise_lungs.png").is_file()
