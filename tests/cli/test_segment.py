@@ -93,7 +93,7 @@ def test_the_exit_status_is_that_of_the_bundle_and_a_last_line_explains_it(tiny)
     status, _, lines = invoke("segment", "--bundle_root", tiny, "--mode=abc")
     assert status == 3 and lines[-1] == "Some films have no mask; report.jsonl says which and why."
     status, _, lines = invoke("segment", "--bundle-root", tiny, "--mode", "-abc")
-    assert status == 4 and lines[-1] == "No film has a mask; report.jsonl says why."
+    assert status == 4 and lines[-1] == "Every film failed; report.jsonl says why."
     assert invoke("segment", "--bundle_root", tiny, "--mode", "$x,@y")[0] == 5
 
 
@@ -221,7 +221,7 @@ def test_films_in_folders_of_any_name_are_segmented(tmp_path, monkeypatch):
     status, _, lines = invoke("segment", "--dataset_dir", films, "--output_dir", "1e5", *plain)
     assert status == 3 and lines[-1].startswith("Some films") and set(lines_of(Path("1e5"))[0]) == {"film.dcm", "broken.png"}
     status, _, lines = invoke("segment", "--dataset_dir", films / "broken.png", "--output_dir", "None", *plain)
-    assert status == 4 and lines[-1].startswith("No film") and (Path("None") / "report.jsonl").is_file()
+    assert status == 4 and lines[-1].startswith("Every film") and (Path("None") / "report.jsonl").is_file()
 
 
 @pytest.mark.parametrize(
