@@ -12,7 +12,6 @@ from monai.bundle import ConfigParser
 from monai_diffeo.cli.allowed import allow
 from monai_diffeo.errors import ConfigError, FilmError, OutputError
 from monai_diffeo.radiograph.datalist import FilmList
-from monai_diffeo.report.record import FAILED
 from monai_diffeo.report.resume import outputs_of, sha256_or_none
 
 __all__ = ["FilmByFilm", "bundle_parser", "run_bundle"]
@@ -95,7 +94,7 @@ class FilmByFilm:
         if self.reporter.stopped:
             raise OutputError(self.reporter.stopped)
         name, line = film.relative_to(self.films).as_posix(), self.reporter.last
-        for output in outputs_of(self._lines.get(name, {})) if line["status"] == FAILED else ():
+        for output in set(outputs_of(self._lines.get(name, {}))) - set(outputs_of(line)):
             (self.output / output).unlink(missing_ok=True)  # of an earlier file of this name
         self._lines[name] = line
         return line

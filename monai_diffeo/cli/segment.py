@@ -17,7 +17,10 @@ from monai_diffeo.cli.options import SWITCH, option, sentence
 
 __all__ = ["opened_bundle", "segment"]
 
-_ENDS = {3: "Some films have no mask; report.jsonl says which and why.", 4: "Every film failed; report.jsonl says why."}
+_ENDS = {
+    3: "Some films have no mask; report.jsonl says which and why.",
+    4: "Every film failed, or there was none; report.jsonl says why.",
+}
 _EXTRAS = {"mlxtend": "genus", "nilearn": "experiments"}  # of a bundle that needs this package; the others need "demo"
 
 
@@ -27,7 +30,7 @@ Exit status:
   0    every film has a mask
   1    nothing was run; the last line on stderr says why
   3    finished; some films have no mask, and report.jsonl says which and why
-  4    every film failed
+  4    every film failed, or there was none
   130  interrupted"""
 )
 @option("dataset_dir", "A folder of films, or one film. Without it, the packaged film.", metavar="DIR")

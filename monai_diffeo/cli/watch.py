@@ -18,6 +18,7 @@ from monai_diffeo.errors import ConfigError, FilmError, OutputError
 __all__ = ["watch"]
 
 _LOGIN, _TRIES = "MONAI_DIFFEO_ORTHANC_LOGIN", 3
+_PASSING = ("DecoderCrashed", "DecoderTimeout", "FileNotReadable", "OutOfMemory", "ReaderNotStarted")  # not of the film
 _GAVE_UP = FilmError("StoppedBefore", f"The program ended {_TRIES} times at this film. Run 'segment' on it alone to see why.")
 
 
@@ -116,15 +117,19 @@ class _Loop:
 
     def _do(self, film: Any, source: Any, journal: Any) -> bool:
         """Whether a film is done."""
+        from monai_diffeo.trust.decision import NO_RESULT, kind_of_decision  # imports torch
+
         tries, line = journal.word(film).get("tries", 0), self.segment.line_of(film.path)
         if line is None:
             journal.put(film.name, stamp=film.stamp, tries=tries + 1)  # before: the film may end this process
             line = self.segment(film.path, _GAVE_UP if tries >= _TRIES else None)
         error = line.get("error", "")
-        if tries + 1 < _TRIES and (error.endswith("Error") or error == "FileNotReadable"):  # others speak of the film
+        if error == OutputError.__name__:
+            raise OutputError(line["message"])
+        if error and (self.stop.is_set() or (tries + 1 < _TRIES and (error.endswith("Error") or error in _PASSING))):
             return False
         if refused := source.finish(film, line):
             self.segment.reporter.log.say(f"'{film.name}': {refused}")
-        self.failed |= bool(error or refused)
+        self.failed |= bool(error or refused) or kind_of_decision(line.get("decision")) == NO_RESULT
         journal.put(film.name, stamp=film.stamp, end=refused or line["status"])
         return True

@@ -117,7 +117,7 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7, spacing: int = 1) -
 
 def _points(spatial_size: Sequence[int], spacing: int) -> tuple[int, ...]:
     """How many points along each axis take the place of voxels."""
-    return tuple((n - 1) // spacing + 1 for n in spatial_size)
+    return tuple(max((n - 1) // spacing + 1, min(n, 2)) for n in spatial_size)
 
 
 def _check_settings(who: str, steps: int, spacing: int) -> None:

@@ -89,8 +89,8 @@ def _check_same(shapes: Sequence[tuple[int, ...]], remedy: str) -> None:
 
 
 def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Tensor | None:
-    """How much predictions agree with their mean, 0 to 1, shape ``(B,)``; NaN for images that were not moved, or for which a
-    prediction is not finite.
+    """How much predictions agree with their mean, 0 to 1, shape ``(B,)``; NaN for images that were not moved, for which a
+    prediction is not finite, or where none finds anything.
 
     For maps ``(B, K, *S)`` it is the Dice between the mask of each prediction and the mask of their mean. It is averaged over
     predictions and foreground classes. One channel is thresholded at 0, or at 0.5 if all values of that image lie in [0, 1].
@@ -111,6 +111,7 @@ def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Ten
         each, together = (_decide(x, threshold).flatten(3) for x in (stack, mean))
         overlap, size = 2 * (each & together).sum(3), each.sum(3) + together.sum(3)
         same = torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean((0, 2))
+        same = torch.where((size > 0).any(2).any(0), same, torch.nan)  # nothing found at any pose says nothing
     finite = stack.transpose(0, 1).flatten(1).isfinite().all(1)
     return torch.where(moved.to(same.device) & finite, same, torch.nan)
 

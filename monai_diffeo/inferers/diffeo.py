@@ -298,5 +298,5 @@ def _joined(parts: Sequence[DiffeoResult]) -> DiffeoResult:
         tuple(template for part in parts for template in part.templates),
         tuple(record for part in parts for record in part.records),
         joined([part.searched for part in parts]),
-        join_predictions([p.prediction if p.unchosen is None else p.unchosen for p in parts]),
+        None if any(part.unchosen is None for part in parts) else join_predictions([part.unchosen for part in parts]),
     )

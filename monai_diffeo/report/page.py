@@ -61,7 +61,7 @@ def report_page(folder: str | PathLike[str], embed: bool | None = None) -> tuple
         OutputError: if a file cannot be written.
     """
     report = Path(folder) / REPORT_NAME
-    records = film_lines(report)
+    records = list({line["input"]: line for line in film_lines(report)}.values())  # of each film the last
     if not records:
         came = f"there is none in {report.parent}"
         raise ConfigError(

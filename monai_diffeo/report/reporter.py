@@ -23,7 +23,7 @@ from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 from monai_diffeo.radiograph.mask_writer import DICOM_KINDS, MaskNames, dicom_path, figure_path
-from monai_diffeo.radiograph.outputs import LOG_NAME, REPORT_NAME, film_lines
+from monai_diffeo.radiograph.outputs import LOG_NAME, PAGE_NAME, REPORT_NAME, TABLE_NAME, film_lines
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.audit import AuditFile
@@ -150,6 +150,7 @@ class FilmReporter:
         self.folder = self._locked or self._run_folder()
         if films is None:
             self.kept = {line["input"]: line for line in film_lines(self.output_dir / REPORT_NAME)}
+            self.folder.wrote(self.output_dir / name for name in (PAGE_NAME, TABLE_NAME))  # they may be made meanwhile
         if self.pseudonyms:
             if self.folder.earlier and PSEUDONYMS_NAME not in self.folder.earlier:
                 came = "but the folder holds outputs under the names of their films"
@@ -229,6 +230,7 @@ class FilmReporter:
             self.folder.remove(name)
             record = film_record(name, sha256_or_none(path), result.canonicalization, 0, seconds, **self._fields([], None))
             notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "")
+            record |= {"dicom": []} if self.dicom else {}
             self._write(record | {"notes": notes or record["notes"]} | _spacing(about) | _decided(result))
         except OSError as lost:
             self.stopped = str(output_error(lost))

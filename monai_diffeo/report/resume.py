@@ -14,6 +14,7 @@ from monai.utils import ensure_tuple
 from monai_diffeo.files import sha256_of
 from monai_diffeo.radiograph.outputs import film_lines
 from monai_diffeo.report.record import FAILED, SCHEMA, json_safe
+from monai_diffeo.trust.decision import NO_RESULT, kind_of_decision
 
 __all__ = ["lines_that_hold", "outputs_of", "settings_sha256", "sha256_or_none"]
 
@@ -48,7 +49,10 @@ def lines_that_hold(
         if line.get("schema") != SCHEMA or line.get("status", FAILED) == FAILED or line.get("settings") != settings:
             continue
         masks, figure, dicom = outputs(film)
-        named = line.get("mask") == (masks[0] if len(masks) == 1 else list(masks)) and figure in (None, line.get("figure"))
+        if withheld := kind_of_decision(line.get("decision")) == NO_RESULT:
+            figure = None
+        same = line.get("mask") == (masks[0] if len(masks) == 1 else list(masks)) and figure in (None, line.get("figure"))
+        named = withheld or same
         if not named or (dicom is not None and not isinstance(line.get("dicom"), list)):
             continue
         new = {**line, "figure": figure, **({} if dicom is None else {"dicom": [n for n in line["dicom"] if n in dicom]})}

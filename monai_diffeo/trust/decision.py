@@ -20,7 +20,7 @@ _LEAST_AGREEMENT = 0.9  # without a model; not calibrated on errors
 _NO_CHEST = "the image is no chest film, or shows little of one"
 _UNUSUAL = "the film is unusual"
 _HEADER = r"header names (another body part|an? \w+ view|another view)"
-_INTAKE = re.compile(rf"the mask is empty|{MIRRORED}[^;]*|{NEGATIVE}[^;]*|{_HEADER}")
+_INTAKE = re.compile(rf"the mask is empty|{REJECTED}[^;]*|{MIRRORED}[^;]*|{NEGATIVE}[^;]*|{_HEADER}")
 _DOUBTS = re.compile(rf"{_INTAKE.pattern}|{UNLIKE}[^;]*|the agreement is low")
 _MOST = 3  # reasons that are told
 

@@ -81,10 +81,10 @@ class FilmJudge:
         signs = film_signs(result, self.model.references, other)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
-        columns = zip(rows, result.canonicalization.notes, *stated)
+        columns = zip(rows, result.canonicalization.notes, result.canonicalization.status, *stated)
         verdicts = [
-            verdict(self.model, row, f"{header}; {notes}", self.accept_anything, orientation in _MIRRORED)
-            for row, notes, header, orientation in columns
+            verdict(self.model, row, f"{header}; {notes}; {status}", self.accept_anything, orientation in _MIRRORED)
+            for row, notes, status, header, orientation in columns
         ]
         return replace(result, verdicts=tuple(verdicts))
 

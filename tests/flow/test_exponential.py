@@ -211,6 +211,21 @@ def test_gradients_of_exp_affine_are_right():
     assert torch.autograd.gradcheck(lambda g, v: exp_affine(g, v, 3).ddf(), (generator, v))
 
 
+@pytest.mark.parametrize("size", [(40, 33), (3, 16, 16)])
+def test_flows_on_coarser_points_near_the_flow_and_keep_translations(size):
+    generator = torch.Generator().manual_seed(0)
+    constant = torch.ones(1, len(size), *size)
+    assert_close(exp(constant, spacing=4), constant)
+    flow = exp_affine(torch.zeros(1, len(size), len(size) + 1), constant, spacing=4)
+    assert_close(flow.ddf(size), constant)
+    if len(size) == 2:
+        v = random_svf(2, size, generator, amplitude=0.05, sigma=0.15)
+        errors = [(exp(v, spacing=n) - exp(v)).abs().mean().item() for n in (2, 4)]
+        assert 0 < errors[0] < errors[1] < 0.2 * exp(v).abs().mean()
+    with pytest.raises(ValueError, match="'spacing' must be at least 1, got 0"):
+        exp(constant, spacing=0)
+
+
 @pytest.mark.parametrize("shape", [(1, 2, 8), (1, 3, 8, 8), (2, 8, 8), (1, 2, 8, 8, 8), (1, 4, 3, 3, 3, 3)])
 def test_a_field_of_the_wrong_shape_is_named(shape):
     for call in (exp, lambda v: exp_affine(torch.zeros(1, 2, 3), v)):

@@ -5,6 +5,7 @@ import torch
 from monai.networks import nets
 from torch.testing import assert_close
 
+from monai_diffeo.canonicalize.acceptance import prefer_motion
 from monai_diffeo.flow import folding_fraction, inverse_error, warp
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.inferers.aggregation import agreement, mean_prediction
@@ -101,7 +102,7 @@ def test_agreement_of_classes_is_the_mean_dice_of_the_foreground_ones():
     end, begin, nothing = decided([0, 0, 0, 0, 0, 1]), decided([1, 0, 0, 0, 0, 0]), decided([0] * 6)
     expected = (1 + 1 + (0 + 1) / 2) / 3  # class 2, which nobody finds, is agreed on; a shared background adds nothing
     assert_close(agreement([end, end, begin], torch.tensor([True])), torch.tensor([expected]))
-    assert_close(agreement([nothing, nothing], torch.tensor([True])), torch.ones(1))
+    assert agreement([nothing, nothing], torch.tensor([True])).isnan().all()
 
 
 def test_agreement_of_an_image_does_not_depend_on_its_neighbours():
@@ -116,6 +117,14 @@ def test_agreement_of_an_image_does_not_depend_on_its_neighbours():
     half = agreement([torch.cat(pair) for pair in zip(probabilities, logits)], torch.tensor([True, False]))
     assert_close(half[0], alone[0][0])
     assert torch.isnan(half[1])
+
+
+def test_answers_that_are_empty_at_every_pose_have_no_agreement():
+    answer = torch.zeros(2, 1, 8, 8)
+    answer[1, :, 2:5] = 1
+    found = agreement([answer, answer], torch.tensor([True, True]))
+    assert found[0].isnan() and found[1] == 1
+    assert prefer_motion(10.0, 0.97, found[0].item(), {"energy": 30.0, "disagreement": 0.35})
 
 
 def test_the_mean_is_over_samples_value_by_value_and_of_integers_the_most_frequent():

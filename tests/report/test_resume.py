@@ -15,7 +15,10 @@ for package in ("ignite", "nibabel", "pydicom", "PIL"):
     pytest.importorskip(package)
 
 from monai_diffeo.errors import ConfigError  # noqa: E402
+from monai_diffeo.files import sha256_of  # noqa: E402
 from monai_diffeo.report import FilmReporter, ReportWriter  # noqa: E402
+from monai_diffeo.report.record import SCHEMA  # noqa: E402
+from monai_diffeo.report.resume import lines_that_hold  # noqa: E402
 from tests.report.runs import folder_of_films, lines_of, result_of, run  # noqa: E402
 
 NAMES = ("a.png", "bad.dcm", "ward/b.dcm", "c.dcm", "c.png")
@@ -74,6 +77,17 @@ def test_a_run_that_was_whole_is_not_done_again_but_for_the_films_that_failed(fi
     status, seen = run(films, tmp_path / "out", resume=True)
     assert (status, seen) == (0, ["bad.dcm"])
     assert [line.get("input") for line in lines_of(tmp_path / "out")] == [*sorted(NAMES), None]
+
+
+@pytest.mark.parametrize("decision, holds", [("no result: no chest film", True), ("ok", False)])
+def test_a_film_without_a_mask_by_decision_is_not_done_again(films, tmp_path, decision, holds):
+    film = films / "a.png"
+    line = {"schema": SCHEMA, "input": "a.png", "sha256": sha256_of(film), "status": "canonicalized", "settings": "s"}
+    line |= {"mask": None, "figure": None, "decision": decision, "dicom": []}
+    (tmp_path / "report.jsonl").write_text(json.dumps(line) + "\n")
+    outputs = ["a_lungs.png"], "a_lungs_report.png", []
+    found = lines_that_hold(tmp_path / "report.jsonl", {"a.png": str(film)}, lambda film: outputs, "s")
+    assert found == ({"a.png": line} if holds else {})
 
 
 def test_without_resume_everything_is_done_again(films, tmp_path):

@@ -64,6 +64,10 @@ def test_what_header_and_film_say_against_a_frontal_film_asks_for_a_review():
     assert verdict(MODEL, GOOD, "rotation by 90 degrees corrected; negative corrected").kind == OK
 
 
+def test_a_rejected_deformation_asks_for_a_review():
+    assert verdict(MODEL, GOOD, "note; rejected: folds").text == "review: rejected: folds"
+
+
 def test_a_model_comes_back_as_it_was_written(tmp_path):
     save_trust(tmp_path / "trust.json", MODEL)
     found = load_trust(tmp_path / "trust.json")
