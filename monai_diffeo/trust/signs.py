@@ -75,7 +75,7 @@ def film_signs(result: DiffeoResult, references: References, second: Tensor | No
     logits = torch.as_tensor(result.prediction).double()
     mask = logits > 0
     signs = {"energy": found.energy_after, "energy_before": found.energy_before}
-    signs["likeness"] = 1 - (_small(found.image, references.film.shape) * references.film).mean((1, 2, 3))
+    signs["likeness"] = 1 - (_small(found.image, references.film.shape).cpu() * references.film).mean((1, 2, 3))
     for name, one in (("disagreement", given), ("search_disagreement", found)):
         if one.agreement is not None:
             signs[name] = 1 - one.agreement
