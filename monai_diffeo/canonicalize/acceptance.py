@@ -22,6 +22,7 @@ __all__ = [
     "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
+AT_REST = "deformed: no better answers"
 MIRRORED, NEGATIVE, UNLIKE = "looks mirrored", "looks like a negative", "remains unlike the training images"
 """How the notes begin by which a film is to be looked at."""
 # of the disagreement after a rotation: on `val` at least 1.35 times as much after false ones, at most 1.1 times after true ones
@@ -111,7 +112,7 @@ def at_rest_note(note: str, moved: bool, undone: str) -> str:
     if not moved:
         return note
     kept = [part for part in note.split("; ") if part and part != undone]
-    return "; ".join([*kept, f"not {'rotated, not ' if undone else ''}deformed: no better answers"])
+    return "; ".join([*kept, f"not {'rotated, not ' if undone else ''}{AT_REST}"])
 
 
 def negative_note(energy: float, inverted: float, min_ratio: float) -> str:

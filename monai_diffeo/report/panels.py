@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from monai_diffeo.canonicalize.acceptance import AT_REST
 from monai_diffeo.canonicalize.result import CANONICALIZED, LEFT_ALONE, REJECTED
 from monai_diffeo.flow.jacobian import jacobian_determinant
 from monai_diffeo.report.anatomy import MASK_COLOUR, Part
@@ -112,7 +113,8 @@ def colour_bar(axes: Axes, shown: Any) -> None:
 
 def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> None:
     """What to do about the film and what happened to it, then the numbers; ``areas`` are lines of the anatomy."""
-    verdict(axes, numbers, _MEANING.get(outcome(numbers)[0], ""), _rows(numbers, dice, areas))
+    meaning = "" if AT_REST in str(numbers.get("notes")) else _MEANING.get(outcome(numbers)[0], "")
+    verdict(axes, numbers, meaning, _rows(numbers, dice, areas))
 
 
 def verdict(axes: Axes, numbers: Mapping[str, Any], meaning: str, rows: Sequence[tuple[str, str]]) -> None:

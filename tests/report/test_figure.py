@@ -152,6 +152,13 @@ def test_the_words_are_those_of_a_reader(draw, said):
     assert "Look at this film" in said and "Nothing to do" in said and "Distance from training images" in said
 
 
+@pytest.mark.parametrize("notes, saw", [("", True), ("not deformed: no better answers", False)])
+def test_a_film_at_rest_is_not_said_to_have_been_moved(draw, said, notes, saw):
+    draw(numbers={**NUMBERS, "status": "canonicalized", "notes": notes})
+    assert any("saw the canonical film" in text for text in said) is saw
+    assert any("ot deformed" in text for text in said) is not saw
+
+
 def test_a_name_that_no_font_has_and_one_that_runs_backwards_are_drawn(draw, said):
     draw(title=b"M\xfcller\xff.png".decode("utf-8", "surrogateescape") + " gpj\u202e.png")
     assert "M\\udcfcller\\udcff.png gpj\\u202e.png" in said
