@@ -13,6 +13,8 @@ from monai.transforms import Resized
 from monai.utils import convert_to_tensor
 from torch import Tensor
 
+from monai_diffeo.flow.kept import keep_tensors
+
 __all__ = ["ResizeFilmD", "ResizeFilmDict", "ResizeFilmd"]
 
 
@@ -41,6 +43,7 @@ class ResizeFilmd(Resized):
         return out
 
 
+@keep_tensors
 def _resizing(old: int, new: int) -> Tensor:
     """What MONAI's ``Resize`` with antialiasing does along an axis of ``old`` pixels, as a matrix ``(new, old)``."""
     matrix = F.interpolate(torch.eye(old)[:, None], new, mode="linear", align_corners=False)[:, 0].T
