@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
 from monai.inferers import Inferer, SimpleInferer
+from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from docs.experiments.film_conditions import FAULTS, FRAMES, show
@@ -26,7 +27,7 @@ from monai_diffeo.cli.bundle import run_bundle
 from monai_diffeo.files import sha256_below, sha256_of
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import load_weights
-from monai_diffeo.transforms import ScaleFilmIntensity
+from monai_diffeo.transforms import ResizeFilmd, ScaleFilmIntensity
 from monai_diffeo.transforms.shapes import largest_parts
 
 SIZE = (256, 256)  # at which films are deformed and masks are compared
@@ -59,9 +60,8 @@ def networks(bundle: Path) -> dict[str, nn.Module]:
 
 def as_the_bundle_sees(films: Tensor, size: Sequence[int]) -> Tensor:
     """Films ``(N, 1, H, W)`` after the bundle's own grey scale and resizing."""
-    scale = ScaleFilmIntensity()
-    scaled = torch.stack([scale(film) for film in films])
-    return F.interpolate(scaled, tuple(size), mode="bilinear", antialias=True)
+    scale, resize = ScaleFilmIntensity(), ResizeFilmd("film", size)
+    return torch.stack([convert_to_tensor(resize({"film": scale(film)})["film"], track_meta=False) for film in films])
 
 
 def masks_of(logits: Tensor, size: Sequence[int]) -> Tensor:
