@@ -20,7 +20,7 @@ from monai_diffeo.canonicalize.answers import check_outputs, map_parts
 from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
-from monai_diffeo.errors import NumericalError
+from monai_diffeo.errors import RejectedError
 from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction
 from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
 from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
@@ -45,6 +45,8 @@ class DiffeoResult:
         searched: of the images as the search moved them, where ``motion_limits`` asked both; else the ``canonicalization``.
         unchosen: the prediction that ``motion_limits`` did not take, of images that were not moved the other; None without.
         verdicts: the :class:`monai_diffeo.trust.Verdict` of each image, if a judge was asked.
+        second: prediction of another kind of network, if a judge asked one.
+        poses: the prediction from each pose that was asked, mapped back; only with ``keep_poses``.
     """
 
     prediction: Any
@@ -55,6 +57,8 @@ class DiffeoResult:
     searched: Canonicalization | None = None
     unchosen: Any = None
     verdicts: tuple[Any, ...] = ()
+    second: Any = None
+    poses: tuple[Any, ...] = ()
 
 
 class DiffeoInferer(Inferer):
@@ -75,7 +79,8 @@ class DiffeoInferer(Inferer):
             None is enough for an inferer that is switched off.
         inferer: inner inferer, ``SimpleInferer()`` by default; sliding windows, patches and slices see the canonical image.
         enabled: true or false, also as the string that a command line hands on.
-        fallback: for an image that is rejected, ``"identity"`` gives the plain prediction and ``"raise"`` stops.
+        fallback: for an image that is rejected, ``"identity"`` gives the plain prediction and ``"raise"`` stops. ``"best"`` is
+            for :class:`monai_diffeo.trust.FilmJudge`.
         tta_samples: poses of test-time augmentation around the canonical one. Their predictions are mapped back and averaged,
             and their agreement goes into the result. 1 runs once, as published; None takes the canonicaliser's, or 1.
         mode: ``"bilinear"`` to map maps back, ``"nearest"`` if the network gives labels.
@@ -91,6 +96,7 @@ class DiffeoInferer(Inferer):
             at most by this factor of the others' disagreement. A rotation counts unless its answers disagree by 1.2 times
             as much as those on the image as it was given, or more. For networks that were trained on many poses; needs several
             ``tta_samples``. None always takes the answers on the deformed image.
+        keep_poses: the result holds the prediction from each pose, for :func:`uncertainty_map`; also as a string.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
@@ -117,6 +123,7 @@ class DiffeoInferer(Inferer):
         outputs: Any = None,
         images: Any = (),
         motion_limits: Mapping[str, float] | None = None,
+        keep_poses: bool | str = False,
     ) -> None:
         super().__init__()
         if fallback not in ("identity", "raise"):
@@ -134,6 +141,7 @@ class DiffeoInferer(Inferer):
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
         self.inferer: Any = SimpleInferer() if inferer is None else inferer
         self.images, self.motion_limits = check_images(images), _check_limits(motion_limits)
+        self.keep_poses = parse_switch(keep_poses)
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +153,7 @@ class DiffeoInferer(Inferer):
 
         Raises:
             ConfigError: if an argument covers the frame of the images and is not declared.
-            NumericalError: if an image is rejected and ``fallback="raise"``.
+            RejectedError: if an image is rejected and ``fallback="raise"``.
             ShapeError: where the shape of a prediction does not say what it is, or is not that of its declaration.
         """
         return self.infer(inputs, network, *args, **kwargs).prediction
@@ -187,7 +195,7 @@ class DiffeoInferer(Inferer):
         rejected = [f"image {i} of {len(found.status)}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
         if rejected and self.fallback == "raise":
             remedy = "Use fallback='identity' to get the plain prediction for it."
-            raise NumericalError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
+            raise RejectedError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
 
@@ -225,7 +233,8 @@ class DiffeoInferer(Inferer):
             without = self.inferer(inputs, network, *args, **kwargs)
         templates = tuple(template for result in results for template in result.templates)
         without = without if plain else None
-        return DiffeoResult(prediction, found, without, templates, records_of(found), searched, unchosen)
+        kept = tuple(result.prediction for result in results) if self.keep_poses else ()
+        return DiffeoResult(prediction, found, without, templates, records_of(found), searched, unchosen, poses=kept)
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
@@ -244,7 +253,8 @@ class DiffeoInferer(Inferer):
         result = _joined([each._ask(part, network, *args, **own) for part, own in slices_of(inferer, inputs, kwargs)])
         prediction, plain = (volumes_of(answer, inferer, inputs) for answer in (result.prediction, result.plain))
         records = summaries(result.records, len(inputs))
-        return replace(result, prediction=prediction, plain=plain, records=records, unchosen=None)
+        poses = tuple(volumes_of(answer, inferer, inputs) for answer in result.poses)
+        return replace(result, prediction=prediction, plain=plain, records=records, unchosen=None, poses=poses)
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
@@ -299,4 +309,5 @@ def _joined(parts: Sequence[DiffeoResult]) -> DiffeoResult:
         tuple(record for part in parts for record in part.records),
         joined([part.searched for part in parts]),
         None if any(part.unchosen is None for part in parts) else join_predictions([part.unchosen for part in parts]),
+        poses=tuple(join_predictions(answers) for answers in zip(*(part.poses for part in parts))),  # as many as all have
     )

@@ -34,12 +34,14 @@ class Verdict:
         reasons: sentences, the strongest first; of a film that is ok none.
         dice: the interval in which its Dice is expected, None without a model.
         signs: what was measured, by the names of :data:`SIGNS`.
+        answer: whose answer is given, one of :data:`monai_diffeo.trust.ANSWERS`; "" where nothing else was asked for.
     """
 
     kind: str
     reasons: tuple[str, ...] = ()
     dice: tuple[float, float] | None = None
     signs: Mapping[str, float] = field(default_factory=dict)
+    answer: str = ""
 
     @property
     def text(self) -> str:
