@@ -1,5 +1,7 @@
 """`segment --fallback` and `--uncertainty` on films, as a user types them."""
 
+import shutil
+
 import pytest
 
 for package in ("ignite", "nibabel", "pydicom", "PIL", "matplotlib", "skimage"):
@@ -45,17 +47,20 @@ def test_best_says_whose_answer_each_mask_is_and_identity_writes_the_same_bytes_
 
 
 def test_raise_gives_no_mask_of_a_film_that_is_rejected(site, tmp_path):
-    Image.new("L", (40, 40), 7).save(tmp_path / "even.png")
-    status, _, report = segmented((site[0], tmp_path / "even.png"), tmp_path / "out", "--fallback", "identity")
-    assert status == 0 and report["even.png"]["status"].startswith("rejected") and report["even.png"]["mask"]
-    status, _, report = segmented((site[0], tmp_path / "even.png"), tmp_path / "raise", "--fallback", "raise")
-    assert (
-        status == 4 and report["even.png"]["error"] == "RejectedError" and "--fallback raise" in report["even.png"]["message"]
-    )
+    root, film = shutil.copytree(site[0], tmp_path / "bundle"), site[1] / "000.png"
+    settings = root / "models" / "energy" / "canonicalizer.json"
+    settings.write_text(settings.read_text().replace('"max_energy_increase": null', '"max_energy_increase": -1e9'))
+    (root / "configs" / "metadata.json").write_text('{"name": "tiny"}')
+    status, _, report = segmented((root, film), tmp_path / "out", "--fallback", "identity")
+    assert status == 0 and report["000.png"]["status"].startswith("rejected") and report["000.png"]["mask"]
+    status, _, report = segmented((root, film), tmp_path / "raise", "--fallback", "raise")
+    assert status == 4 and report["000.png"]["error"] == "RejectedError" and "--fallback raise" in report["000.png"]["message"]
+    assert not list((tmp_path / "raise").glob("*.png"))
 
 
 def test_a_map_of_uncertainty_lies_on_the_film_and_is_written_only_if_asked(site, tmp_path):
     root, films = site
+    (tmp_path / "films").mkdir()
     save(tmp_path / "films" / "film.dcm", corner_film(40, 48))
     (tmp_path / "films" / "a.png").write_bytes((films / "000.png").read_bytes())
     nibabel.save(

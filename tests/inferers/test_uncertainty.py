@@ -17,7 +17,7 @@ def sure(index):
     "answers, value",
     [
         ({"prediction": YES}, 0.0),
-        ({"prediction": 0 * YES}, 1.0),
+        ({"prediction": 1e-9 * NO}, 1.0),
         ({"prediction": YES, "plain": NO}, 1.0),
         ({"prediction": YES, "poses": (YES, NO, NO, NO), "plain": NO, "second": NO}, 1 / 6),  # a quarter of a third, twice
         ({"prediction": YES, "poses": (YES,) * 4, "second": NO, "plain": YES}, 2 / 3),
