@@ -24,7 +24,7 @@ from monai_diffeo.errors import RejectedError
 from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction
 from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
 from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
-from monai_diffeo.inferers.record import forget, like_input, records_of, tell
+from monai_diffeo.inferers.record import forget, like_input, records_of, signs_of, tell
 from monai_diffeo.inferers.slices import ask_slices, is_slicewise, slices_of, summaries, volumes_of
 from monai_diffeo.renamed import renamed_arguments
 
@@ -66,7 +66,8 @@ class DiffeoInferer(Inferer):
 
     The network and the inner inferer stay as they are. ``enabled=False``, and every image that is not canonicalised, give the
     inner inferer's output bit for bit. The logger ``monai_diffeo.inferers.diffeo`` gets one line for each image, a warning if
-    it is rejected. Images with metadata get the same as ``meta["diffeo"]``, and so does a prediction with metadata.
+    it is rejected. Images with metadata get the same as ``meta["diffeo"]``, and so does a prediction with metadata. With a
+    canonicaliser of ``monai-diffeo fit`` both hold a ``decision`` on each image, by what was usual in the fit.
 
     A canonicaliser of 2D images around a ``SliceInferer`` sees each slice of a volume as one image.
 
@@ -234,7 +235,12 @@ class DiffeoInferer(Inferer):
         templates = tuple(template for result in results for template in result.templates)
         without = without if plain else None
         kept = tuple(result.prediction for result in results) if self.keep_poses else ()
-        return DiffeoResult(prediction, found, without, templates, records_of(found), searched, unchosen, poses=kept)
+        records = records_of(found)
+        if limits := getattr(self.canonicalizer, "limits", None):
+            likeness = agreement([prediction, without], found.moved, self.outputs) if plain else None
+            signs = zip(records, signs_of(searched, found.agreement, likeness), found.status)
+            records = tuple({**record, "decision": limits.decision(row, status)} for record, row, status in signs)
+        return DiffeoResult(prediction, found, without, templates, records, searched, unchosen, poses=kept)
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""

@@ -15,12 +15,12 @@ import torch.nn.functional as F
 from monai.utils import convert_to_numpy, ensure_tuple
 from torch import Tensor
 
-from monai_diffeo.canonicalize.result import resize_ddf
+from monai_diffeo.canonicalize.result import NO_RESULT, OK, REVIEW, resize_ddf
 from monai_diffeo.dicom_output import Algorithm, Findings, check_library, write_dicom_results
 from monai_diffeo.errors import ConfigError, FilmError, OutputError
 from monai_diffeo.files import output_error, sha256_of
 from monai_diffeo.flow import warp
-from monai_diffeo.inferers import DiffeoResult, parse_switch
+from monai_diffeo.inferers import DiffeoResult, parse_switch, uncertainty_map
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
 from monai_diffeo.radiograph.mask_writer import DICOM_KINDS, MaskNames, dicom_path, figure_path, map_path, write_map
 from monai_diffeo.radiograph.outputs import LOG_NAME, PAGE_NAME, REPORT_NAME, TABLE_NAME, film_lines
@@ -342,7 +342,9 @@ class FilmReporter:
             plain = self.foreground(F.interpolate(scores, size, mode="bilinear"))[0]
         canonical, canonical_mask = (warp(image, ddf)[0, 0] for image in (film, mask))
         images = (film[0, 0], canonical, ddf[0], plain, mask[0, 0], canonical_mask)
-        film_figure(path, *images, record["input"], record, anatomy=self.anatomy, sides=sides)
+        doubt = uncertainty_map(result) if record.get("uncertainty") else None
+        doubt = None if doubt is None else F.interpolate(doubt.cpu(), size, mode="bilinear")[0, 0]
+        film_figure(path, *images, record["input"], record, anatomy=self.anatomy, sides=sides, uncertainty=doubt)
 
     def _shown(self, batch: Mapping[str, Any], mask: np.ndarray) -> tuple[Tensor, Tensor]:
         """Film and mask at the picture's size."""
@@ -360,9 +362,10 @@ def _below(path: str | Path, folder: Path) -> str:
 
 
 def _decided(result: DiffeoResult) -> dict[str, Any]:
-    """Fields of a film that a judge decided on; none without one."""
-    if not result.verdicts:
-        return {}
+    """Fields of a film that a judge decided on, or that is beyond the limits of a fit, which is to be reviewed."""
+    if not result.verdicts:  # limits of a fit add doubts to the remarks
+        decision = result.records[0].get("decision", OK) if result.records else OK
+        return {} if decision == OK else {"decision": decision.replace(NO_RESULT, REVIEW, 1)}
     verdict = result.verdicts[0]
     answer = {"answer": verdict.answer} if verdict.answer else {}
     return json_safe({"decision": verdict.text, "predicted_dice": verdict.dice, "signs": verdict.signs, **answer})

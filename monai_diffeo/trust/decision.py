@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monai_diffeo.canonicalize.acceptance import MIRRORED, NEGATIVE, UNLIKE
-from monai_diffeo.canonicalize.result import REJECTED
+from monai_diffeo.canonicalize.result import NO_RESULT, OK, REJECTED, REVIEW
 from monai_diffeo.trust.model import TrustModel
 from monai_diffeo.trust.signs import SIGNS
 
 __all__ = ["DECISIONS", "NO_RESULT", "OK", "REVIEW", "Verdict", "decision_by_remarks", "kind_of_decision", "verdict"]
 
-OK, REVIEW, NO_RESULT = "ok", "review", "no result"
 DECISIONS = (OK, REVIEW, NO_RESULT)
 _LEAST_AGREEMENT = 0.9  # without a model; not calibrated on errors
 _NO_CHEST = "the image is no chest film, or shows little of one"
