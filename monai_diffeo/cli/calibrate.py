@@ -41,10 +41,8 @@ def calibrate(
     given = {"dataset_dir": dataset_dir, **{name: value for name, value in options.items() if value is not None}}
     with opened_bundle("calibrate", bundle_root, given) as root:
         given.pop("output_dir", None)
-        for line in _calibrated(
-            root, given, Path(output or "trust.json"), (3.0 if share is None else share) / 100, bool(trust_bundle)
-        ):
-            click.echo(line)
+        part = (3.0 if share is None else share) / 100
+        click.echo(_calibrated(root, given, Path(output or "trust.json"), part, bool(trust_bundle)))
 
 
 calibrate.params += [
@@ -55,12 +53,9 @@ calibrate.params += [
 
 
 class _Reader:
-    """What an evaluator tells of its films, in place of a report: which failed."""
+    """Stands for a reporter, and counts the films that fail."""
 
-    wants_plain = True
-
-    def __init__(self) -> None:
-        self.why: list[str] = []
+    wants_plain, failures = True, 0
 
     def missing(self, items: list[Any]) -> list[Any]:
         """All are to be done."""
@@ -69,17 +64,17 @@ class _Reader:
     def done(self, *film: Any) -> None:
         """The judge has seen it."""
 
-    def failed(self, path: str, error: BaseException) -> None:
+    def failed(self, *film: Any) -> None:
         """It is left out."""
-        self.why.append(str(error))
+        self.failures += 1
 
 
-def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, trusted: bool) -> list[str]:
-    """Write the model, and say in lines what it changes."""
+def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, trusted: bool) -> str:
+    """Write the model, and say what it changes."""
     from monai_diffeo.cli.bundle import bundle_parser
     from monai_diffeo.errors import ConfigError
     from monai_diffeo.files import bundle_of
-    from monai_diffeo.trust import DECISIONS, Observer, check_films, recalibrated, save_trust, verdict
+    from monai_diffeo.trust import DECISIONS, OK, Observer, check_films, recalibrated, save_trust, verdict
 
     if output.exists() or bundle_of(output.absolute()) is not None:
         where = "exists" if output.exists() else "lies in a bundle, whose files stay as they are"
@@ -90,30 +85,26 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
     if "judge" not in parser or "evaluator" not in parser:
         raise ConfigError(f"calibrate: the configuration of {str(root)!r} has no judge of films. Give --bundle_root cxr.")
     parser["judge::any_weights"] = True
-    base = parser.get_parsed_content("judge")
-    observer = Observer(base.model, base.second)
+    judge = parser.get_parsed_content("judge")
+    base, observer = judge.model, Observer(judge.model, judge.second)
     parser["judge"], parser["reporter"], parser["postprocessing"] = observer, reader, None
     check_films(len(parser.get_parsed_content("dataset")), share)
     parser.get_parsed_content("evaluator").run()
-    model = recalibrated(base.model, observer.seen, share)
-    save_trust(output, model)
-    kinds = [
-        [verdict(of, film.signs, film.said, mirrored=film.mirrored).kind for film in observer.seen]
-        for of in (base.model, model)
-    ]
-    remarks = sum(
-        verdict(model, {}, film.said, mirrored=film.mirrored).reasons != verdict(model, {}).reasons for film in observer.seen
-    )
-    lines = [
-        f"{len(observer.seen)} films used, {len(reader.why)} not: they cannot be read or segmented",
-        f"{'':<16}before   after",
-    ]
-    lines += [f"{kind:<14}{kinds[0].count(kind):>8}{kinds[1].count(kind):>8}" for kind in DECISIONS]
-    lines += [f"{remarks} of them have a remark of header or canonicaliser, which no threshold changes."] if remarks else []
-    lines += ["", f"{'limit of':<22}before    after"]
-    lines += [f"{name:<20}{old:>8.3g} {model.limits[name]:>8.3g}" for name, old in base.model.limits.items()]
-    lines += ["", "The interval for Dice needs films with true masks. It is not refitted, and reports will have none."]
-    return [
-        *lines,
-        f"Wrote {output}. Decide by it with: monai-diffeo segment --trust_model {output}, and the options of this run.",
-    ]
+    films, new = observer.seen, recalibrated(base, observer.seen, share)
+    save_trust(output, new)
+    kinds = [[verdict(of, film.signs, film.said, mirrored=film.mirrored).kind for film in films] for of in (base, new)]
+    flagged = len(films) - kinds[0].count(OK)
+    doubt = f"""
+Before, {flagged} of {len(films)} were flagged. Look at their masks first: if they are bad, this model calls bad masks ok.
+Then give --share {100 * flagged / len(films):.0f}, or do not calibrate.
+"""
+    rows = [(kind, *(f"{of.count(kind)}" for of in kinds)) for kind in DECISIONS]
+    rows += [(f"limit of {name}", f"{limit:.3g}", f"{new.limits[name]:.3g}") for name, limit in base.limits.items()]
+    table = "\n".join(f"{name:<30}{before:>10}{after:>10}" for name, before, after in [("", "before", "after"), *rows])
+    return f"""{len(films)} films used; {reader.failures} could not be read or segmented.
+
+{table}
+{doubt if flagged > 2 * share * len(films) else ""}
+Flags by remarks of header or canonicaliser stay, whatever the thresholds.
+The interval for Dice is not refitted, for that needs films with true masks. Reports will have none.
+Wrote {output}. Decide by it with: monai-diffeo segment --trust_model {output}, and the options of this run."""

@@ -112,5 +112,5 @@ class FilmEvaluator(DiffeoEvaluator):
         if any(verdict.kind == NO_RESULT for verdict in result.verdicts):
             raise WithheldError(result)
         if self.uncertainty and (doubt := uncertainty_map(result)) is not None:
-            self.state.output["uncertainty"] = like_input(doubt, inputs)  # type: ignore[index]
+            self.state.output["uncertainty"] = like_input(doubt, inputs)
         return result

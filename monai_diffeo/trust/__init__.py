@@ -8,31 +8,7 @@ from monai_diffeo.trust.model import Score, TrustModel, load_trust, save_trust
 from monai_diffeo.trust.signs import SIGNS, References, film_signs
 
 __all__ = [
-    "ANSWERS",
-    "DECISIONS",
-    "FALLBACKS",
-    "FilmJudge",
-    "NO_RESULT",
-    "OK",
-    "REVIEW",
-    "References",
-    "SIGNS",
-    "Score",
-    "TrustModel",
-    "Verdict",
-]
-__all__ += [
-    "Observation",
-    "Observer",
-    "WithheldError",
-    "best_answers",
-    "check_films",
-    "decision_by_remarks",
-    "film_signs",
-    "fitted_to",
-    "load_film_judge",
-    "load_trust",
-    "recalibrated",
-    "save_trust",
-    "verdict",
-]
+    "ANSWERS", "DECISIONS", "FALLBACKS", "FilmJudge", "NO_RESULT", "OK", "Observation", "Observer", "REVIEW", "References",
+    "SIGNS", "Score", "TrustModel", "Verdict", "WithheldError", "best_answers", "check_films", "decision_by_remarks",
+    "film_signs", "fitted_to", "load_film_judge", "load_trust", "recalibrated", "save_trust", "verdict",
+]  # fmt: skip

@@ -88,9 +88,11 @@ def _values(model: TrustModel, film: Observation) -> tuple[float, float]:
 def _cuts(model: TrustModel, films: Sequence[Observation], most: int) -> tuple[float, float]:
     """Thresholds of the two scores that at most ``most`` films reach, in the one or the other: as many in each as can be."""
     scores = [_values(model, film) for film in films]
+    error, foreign = (sorted(column, reverse=True) for column in zip(*scores))
+    cuts = math.inf, math.inf
     for count in range(most, 0, -1):
-        cuts = tuple(_between(sorted(column, reverse=True), count) for column in zip(*scores))
-        if sum(any(value >= cut for value, cut in zip(row, cuts)) for row in scores) <= most:
+        cuts = _between(error, count), _between(foreign, count)
+        if sum(one >= cuts[0] or other >= cuts[1] for one, other in scores) <= most:
             break
     return cuts
 

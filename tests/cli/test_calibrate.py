@@ -35,7 +35,12 @@ def test_a_calibrated_model_flags_at_most_the_share_and_counts_for_its_own_run_a
     shipped = sha256_of(root / "models" / "trust.json")
     status, said, lines = invoke("calibrate", "--bundle_root", root, "--dataset_dir", films, "--output", file, "--share", "4")
     assert status == 0, lines
-    assert "50 films used, 1 not" in said and "not refitted" in said and f"--trust_model {file}" in said
+    assert (
+        "50 films used; 1 could not" in said
+        and "Before, 50 of 50 were flagged" in said
+        and "not refitted" in said
+        and f"--trust_model {file}" in said
+    )
     before, after = zip(*(said.split(f"\n{kind}")[1].split()[:2] for kind in ("ok", "review", "no result")))
     assert before == ("0", "50", "0") and after in (("48", "2", "0"), ("49", "1", "0"))
     assert sha256_of(root / "models" / "trust.json") == shipped
