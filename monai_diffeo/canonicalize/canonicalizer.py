@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import acceptance
 from monai_diffeo.canonicalize.checks import check_callable, check_image, check_number
 from monai_diffeo.canonicalize.drawing import describe_canonicalizer
+from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, move_image
 from monai_diffeo.canonicalize.search import Chain, SearchObjective, minimize, predict, search_theta
 from monai_diffeo.energies import Energy
@@ -91,6 +92,8 @@ class Canonicalizer(nn.Module):
         TypeError: for a part of another kind.
         ValueError: for a setting without a meaning, such as ``iterations=0``.
     """
+
+    limits: SignLimits | None = None  # of a folder that was fitted: what is usual of images like those of the fit
 
     @renamed_arguments(**RENAMED_SETTINGS)
     def __init__(
