@@ -6,6 +6,7 @@ renamed into place; audit and report come after that. So whatever ends, a film h
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import logging
 import multiprocessing
@@ -22,10 +23,11 @@ from pathlib import Path
 from typing import Any
 
 import dask
-from distributed import Client, KilledWorker, LocalCluster, as_completed
+from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed
 from distributed.utils import get_mp_context
 
 from monai_diffeo.errors import ConfigError, DiffeoError, FilmError
+from monai_diffeo.files import output_error
 from monai_diffeo.report.reporter import FilmReporter
 from monai_diffeo.report.share import ReportedFilm, take_films
 
@@ -78,11 +80,12 @@ def segment_batch(task: Task, films: Sequence[str]) -> list[ReportedFilm]:
             raise ConfigError("bulk: a worker has other packages or another bundle than this process. Install the same there.")
         segment.share.take()
         for film in films:
-            mark = _mark(task, film)
-            tries = _tries(mark)
-            mark.parent.mkdir(parents=True, exist_ok=True)
-            with open(mark, "ab") as file:
-                file.write(b".")
+            tries, mark = _tries(task, film), _mark(task, film)
+            try:
+                mark.parent.mkdir(parents=True, exist_ok=True)
+                mark.write_bytes(b"." * (tries + 1))
+            except OSError as error:
+                raise output_error(error) from None
             segment(Path(film), _GAVE_UP if tries >= TRIES else None)
             mark.unlink(missing_ok=True)
         return segment.share.take()
@@ -92,8 +95,10 @@ def _mark(task: Task, film: str) -> Path:
     return Path(task.folder, "begun", hashlib.sha256(os.fsencode(film)).hexdigest())
 
 
-def _tries(mark: Path) -> int:
-    return mark.stat().st_size if mark.exists() else 0
+def _tries(task: Task, film: str) -> int:
+    """How many processes have begun a film and not ended it."""
+    mark = _mark(task, film)
+    return mark.stat().st_size if mark.is_file() else 0
 
 
 @contextmanager
@@ -129,28 +134,30 @@ def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmRe
     running: dict[Any, tuple[str, ...]] = {}
     deaths: Counter[tuple[str, ...]] = Counter()
     done = as_completed()
-    while (batches or running) and reporter.stopped is None:
-        while batches and len(running) < _AHEAD * max(sum(client.nthreads().values()), 1):
-            future = client.submit(segment_batch, task, batches[0], pure=False)
-            running[future] = batches.popleft()
-            done.add(future)
-        future = next(done)
-        batch = running.pop(future)
-        if future.cancelled():
-            reporter.stopped = _LOST
-            break
-        error = future.exception()
-        if isinstance(error, KilledWorker):
-            deaths[batch] += 1
-            if deaths[batch] > TRIES + sum(_tries(_mark(task, film)) for film in batch):
-                reporter.stopped = _DYING
-            batches.append(batch)
-        elif error is not None:
-            if not isinstance(error, (DiffeoError, ImportError)):
+    try:
+        while (batches or running) and reporter.stopped is None:
+            while batches and len(running) < _AHEAD * max(sum(client.nthreads().values()), 1):
+                future = client.submit(segment_batch, task, batches[0], pure=False)
+                running[future] = batches.popleft()
+                done.add(future)
+            future = next(done)
+            batch = running.pop(future)
+            if isinstance(error := future.exception(), KilledWorker):
+                batches.append(batch)
+                deaths[batch] += 1
+                if deaths[batch] > TRIES + sum(_tries(task, film) for film in batch):
+                    reporter.stopped = _DYING
+            elif isinstance(error, CancelledError):
                 raise error
-            reporter.stopped = str(error)
-        else:
-            take_films(reporter, future.result())
+            elif isinstance(error, DiffeoError):
+                reporter.stopped = str(error)
+            elif error is not None:
+                raise RuntimeError from error
+            else:
+                take_films(reporter, future.result())
+    except (CancelledError, OSError, asyncio.TimeoutError):
+        reporter.stopped = _LOST
+
 
 @contextmanager
 def staging(output: Path) -> Iterator[Path]:

@@ -83,9 +83,7 @@ class FilmByFilm:
     With ``share`` the films are those of another process's run, see :class:`monai_diffeo.report.share.RunShare`.
     """
 
-    def __init__(
-        self, root: Path, given: Mapping[str, Any], films: Path, trusted: bool = False, share: bool = False
-    ) -> None:
+    def __init__(self, root: Path, given: Mapping[str, Any], films: Path, trusted: bool = False, share: bool = False) -> None:
         parser = film_parser(root, given, trusted)
         parser["films"], parser["names"] = FilmList([{"image": str(films)}], films), None
         self.dataset, self.reporter, self.evaluator = map(parser.get_parsed_content, ("dataset", "reporter", "evaluator"))

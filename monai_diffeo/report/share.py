@@ -1,4 +1,4 @@
-"""A share of a run, which another process segments: it keeps what it would report, and the process of the run takes that over."""
+"""A share of a run, which another process segments: it keeps what it would report, and the run's own process takes it over."""
 
 from __future__ import annotations
 
