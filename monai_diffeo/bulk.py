@@ -115,7 +115,7 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Client]:
                 get_mp_context().set_forkserver_preload(["distributed", *_PRELOADED])
             quiet = {"silence_logs": logging.CRITICAL, "dashboard_address": "127.0.0.1:8787"}
             # encrypted: whoever reaches a plain scheduler, such as another user, may run code
-            cluster = LocalCluster(workers, threads_per_worker=1, memory_limit=0, security=True, **quiet)
+            cluster = LocalCluster(n_workers=workers, threads_per_worker=1, memory_limit=0, security=True, **quiet)
             with cluster, Client(cluster) as client:
                 yield client
         return

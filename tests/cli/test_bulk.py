@@ -31,14 +31,15 @@ PLAIN = ("--enabled", "false", "--figures", "false")
 
 @pytest.fixture(scope="module")
 def client():
-    """Two worker processes of this machine, as without ``--scheduler``."""
-    with room.connected(None, 2) as client:
+    """Three worker processes of this machine, as without ``--scheduler``."""
+    with room.connected(None, 3) as client:
+        assert len(client.nthreads()) == 3
         yield client
 
 
 @pytest.fixture
 def ours(client, monkeypatch):
-    """The command takes the two workers that are there. Batches are of three films."""
+    """The command takes the workers that are there. Batches are of three films."""
     monkeypatch.setattr(room, "connected", lambda *_: nullcontext(client))
     monkeypatch.setattr(room, "BATCH", 3)
     return client
