@@ -4,10 +4,12 @@ import asyncio
 import functools
 import json
 import os
+import re
 import resource
 import signal
 import time
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -310,3 +312,31 @@ def test_an_empty_folder_needs_no_workers(tmp_path):
     (tmp_path / "in").mkdir()
     status, said = invoke("bulk", tmp_path / "in", tmp_path / "out", "--scheduler", "tcp://127.0.0.1:1")
     assert status == 4 and "or there was none" in said[-1]
+
+
+# Clusters that the page names
+
+
+def page_code(number):
+    """The Python code that the page shows, as far as it can be run without a cluster."""
+    page = (Path(__file__).parents[2] / "docs" / "how-to" / "segment-on-many-processes.md").read_text()
+    return re.split("^cluster.scale|^cluster = Kube", re.findall(r"```python\n(.*?)```", page, re.S)[number], flags=re.M)[0]
+
+
+def test_the_page_asks_slurm_for_workers_of_one_thread():
+    pytest.importorskip("dask_jobqueue")
+    names = {}
+    exec(page_code(0), names)
+    with names["cluster"] as cluster:
+        job = cluster.job_script()
+    assert "#SBATCH -p normal" in job and "#SBATCH -t 08:00:00" in job and "--nthreads 1" in job and "dask_worker" in job
+
+
+def test_the_page_asks_kubernetes_for_workers_of_one_thread_that_see_the_films():
+    pytest.importorskip("dask_kubernetes")
+    names = {}
+    exec(page_code(1), names)
+    worker = names["spec"]["spec"]["worker"]
+    (container,) = worker["spec"]["containers"]
+    assert worker["replicas"] == 100 and container["args"][:4] == ["dask", "worker", "--nthreads", "1"]
+    assert container["volumeMounts"][0]["name"] == worker["spec"]["volumes"][0]["name"]
