@@ -65,7 +65,7 @@ class Task:
 def segment_batch(task: Task, films: Sequence[str]) -> list[ReportedFilm]:
     """Segment films on a worker, with networks that stay loaded until another task comes.
 
-    Before a film a mark is made, and after it the mark goes. A film at which the process ended three times is given up.
+    Before a film a mark is made, and after it the mark goes, unless the film is given up: the process ended three times at it.
 
     Raises:
         ConfigError: if the worker has other versions of packages, or other files of the bundle, than the process of the run.
@@ -87,7 +87,8 @@ def segment_batch(task: Task, films: Sequence[str]) -> list[ReportedFilm]:
             except OSError as error:
                 raise output_error(error) from None
             segment(Path(film), _GAVE_UP if tries >= TRIES else None)
-            mark.unlink(missing_ok=True)
+            if tries < TRIES:
+                mark.unlink(missing_ok=True)
         return segment.share.take()
 
 
