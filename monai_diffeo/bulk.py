@@ -11,7 +11,6 @@ import hashlib
 import logging
 import multiprocessing
 import os
-import platform
 import shutil
 import threading
 import uuid
@@ -73,8 +72,7 @@ def segment_batch(task: Task, films: Sequence[str]) -> list[ReportedFilm]:
     with _turn:  # a worker may have several threads
         if task not in _made:
             _made.clear()
-            own = Path(task.folder, f"{platform.node()}-{os.getpid()}")
-            _made[task] = task.make(*task.arguments, own)
+            _made[task] = task.make(*task.arguments, Path(task.folder, uuid.uuid4().hex))
         segment = _made[task]
         if segment.reporter.settings_sha256 != task.settings:
             raise ConfigError("bulk: a worker has other packages or another bundle than this process. Install the same there.")

@@ -145,13 +145,13 @@ def test_workers_that_are_killed_lose_nothing(dies, films, calm, tmp_path):
 
 
 def test_films_that_end_each_worker_are_reported_and_all_others_are_done(dies, films, calm, tmp_path):
-    dies(c_png="xxx", d_png="xXx")  # in one batch
+    dies(d_png="xxx", b_dcm="xXx")  # in one batch
     assert invoke("bulk", films, tmp_path / "out")[0] == 3
     lines, closing, *_ = made(tmp_path / "out")
-    for name in ("c.png", "d.png"):
+    for name in ("d.png", "ward/b.dcm"):
         poison = lines.pop(name)
         assert poison["error"] == "WorkerEnded" and "3 times" in poison["message"] and poison["sha256"]
-        assert not (tmp_path / "out" / name.replace(".", "_lungs.")).exists()
+    assert not [*(tmp_path / "out").rglob("d_lungs.*"), *(tmp_path / "out").rglob("b_lungs.nii.gz")]
     assert lines == {name: calm[0][name] for name in lines} and len(lines) == len(calm[0]) - 2
     assert closing["counts"]["failed"] == 3
 
