@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.deformation import Deformation
-from monai_diffeo.flow.grid import centered_grid, check_field, half_frame, voxel_grid
+from monai_diffeo.flow.grid import centered_grid, check_field, half_frame, sampler_grid
 from monai_diffeo.flow.warp import _float, resize_ddf
 
 __all__ = ["affine_deformation", "exp", "exp_affine"]
@@ -48,12 +48,13 @@ def exp(v: Tensor, steps: int = 7, spacing: int = 1) -> Tensor:
     if spacing > 1:
         return resize_ddf(exp(resize_ddf(v, _points(v.shape[2:], spacing)), steps), tuple(v.shape[2:]))
     with torch.autocast(v.device.type, enabled=False):
-        size = half_frame(v.shape[2:], v).view(-1, *[1] * (v.ndim - 2))
-        base = (voxel_grid(v.shape[2:], v.device, v.dtype) / size - 1).flip(0).movedim(0, -1)
-        u = (v / size).flip(1) / 2**steps  # in units of half a frame and reversed axis order, as grid_sample wants it
+        size = half_frame(v.shape[2:], v).flip(0).view(-1, *[1] * (v.ndim - 2))
+        base = sampler_grid(v.shape[2:], v.device, v.dtype)
+        u = v.flip(1) / (size * 2**steps)  # in units of half a frame and reversed axis order, as grid_sample wants it
         for _ in range(steps):
-            u = u + F.grid_sample(u, base + u.movedim(1, -1), mode="bilinear", padding_mode="border", align_corners=True)
-        return u.flip(1) * size
+            where = base + u.movedim(1, -1)
+            u = F.grid_sample(u, where, mode="bilinear", padding_mode="border", align_corners=True).add_(u)
+        return (u * size).flip(1)
 
 
 def affine_deformation(generator: Tensor, spatial_size: Sequence[int]) -> Deformation:
