@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_diffeo.canonicalize.answers import declared_part
+from monai_diffeo.canonicalize.answers import declared_part, map_parts
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["agreement", "choose_rows", "join_predictions", "mean_prediction"]
+__all__ = ["agreement", "choose_rows", "join_predictions", "mean_prediction", "rows_of"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Any:
@@ -64,6 +64,15 @@ def choose_rows(keep: Tensor, first: Any, second: Any) -> Any:
         return one
 
     return choose(first, second)
+
+
+def rows_of(answer: Any, first: int, count: int, batch: int) -> Any:
+    """The part of a prediction for a batch, in any structure, that belongs to ``count`` images from the ``first`` on."""
+
+    def own(part: Any, *_: Any) -> Any:
+        return part[first : first + count] if isinstance(part, Tensor) and part.ndim and len(part) == batch else part
+
+    return map_parts(answer, own)
 
 
 def join_predictions(answers: Sequence[Any]) -> Any:

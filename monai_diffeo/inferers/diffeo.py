@@ -21,7 +21,7 @@ from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction
+from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction, rows_of
 from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
 from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
 from monai_diffeo.inferers.record import forget, like_input, records_of, tell
@@ -91,6 +91,9 @@ class DiffeoInferer(Inferer):
             at most by this factor of the others' disagreement. A rotation counts unless its answers disagree by 1.2 times
             as much as those on the image as it was given, or more. For networks that were trained on many poses; needs several
             ``tta_samples``. None always takes the answers on the deformed image.
+        tta_batch_size: how many images the inner inferer gets at once, of the poses of test-time augmentation. With more than 1
+            they have no metadata, and answers are the same to rounding; quicker, for more memory. Networks with further
+            arguments, and a :class:`TemplateInferer`, get one pose after another.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
@@ -117,6 +120,7 @@ class DiffeoInferer(Inferer):
         outputs: Any = None,
         images: Any = (),
         motion_limits: Mapping[str, float] | None = None,
+        tta_batch_size: int = 1,
     ) -> None:
         super().__init__()
         if fallback not in ("identity", "raise"):
@@ -124,6 +128,7 @@ class DiffeoInferer(Inferer):
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
         check_number("DiffeoInferer", "tta_samples", tta_samples, 1, optional=True)
+        check_number("DiffeoInferer", "tta_batch_size", tta_batch_size, 1)
         if canonicalizer is None and parse_switch(enabled):
             raise ValueError("DiffeoInferer: 'canonicalizer' is None; give one, for example load_canonicalizer(folder).")
         if canonicalizer is not None:
@@ -134,6 +139,7 @@ class DiffeoInferer(Inferer):
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
         self.inferer: Any = SimpleInferer() if inferer is None else inferer
         self.images, self.motion_limits = check_images(images), _check_limits(motion_limits)
+        self.tta_batch_size = tta_batch_size
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -197,7 +203,7 @@ class DiffeoInferer(Inferer):
                     replace(found, image=found.moved_image(given)) if given.requires_grad and torch.is_grad_enabled() else found
                 )
                 poses = [live] if count == 1 else live.tta_samples(given, count)
-            results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
+            results = self._at_poses(poses, inputs, network, *args, **kwargs)
             predictions = [result.prediction for result in results]
             found = replace(found, agreement=agreement(predictions, found.moved, self.outputs))
             return found, mean_prediction(predictions, found.moved, self.outputs), results
@@ -216,6 +222,8 @@ class DiffeoInferer(Inferer):
             keep = _prefer(found, rest, found.moved, self.motion_limits)
             unchosen = choose_rows(keep, answer, prediction)
             found, prediction = found.where(keep, rest), choose_rows(keep, prediction, answer)
+        if self.tta_batch_size > 1:
+            prediction = map_parts(prediction, lambda part, *_: like_input(part, inputs))
         if getattr(self.canonicalizer, "rows_first", False):
             warn_of_unknown_axes(inputs, found)
         if self.on_result is not None:
@@ -245,6 +253,21 @@ class DiffeoInferer(Inferer):
         prediction, plain = (volumes_of(answer, inferer, inputs) for answer in (result.prediction, result.plain))
         records = summaries(result.records, len(inputs))
         return replace(result, prediction=prediction, plain=plain, records=records, unchosen=None)
+
+    def _at_poses(
+        self, poses: Sequence[Canonicalization], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> list[DiffeoResult]:
+        """What the inner inferer gives at each pose, several at once where nothing but the images goes in."""
+        batch = len(inputs)
+        count = self.tta_batch_size // batch
+        if count < 2 or args or kwargs or hasattr(self.inferer, "infer") or not bool(poses[0].moved.all()):
+            return [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
+
+        results = []
+        for some in (poses[i : i + count] for i in range(0, len(poses), count)):
+            together = self._at_pose(Canonicalization.join(some), some[0].image, network).prediction
+            results += [DiffeoResult(rows_of(together, i * batch, batch, len(some) * batch)) for i in range(len(some))]
+        return results
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
