@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import Canonicalizer
@@ -23,7 +24,7 @@ from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.inferers.aggregation import agreement
 from monai_diffeo.networks.predictor import resample_image
 
-__all__ = ["OUTPUTS", "DiffeoGraph", "export_graph"]
+__all__ = ["OUTPUTS", "DiffeoGraph", "export_graph", "smooth_images"]
 
 OUTPUTS = ("prediction", "moved", "energy_before", "energy_after", "ddf", "inverse_ddf", "agreement")
 _OPSET = 20  # the first whose GridSample knows volumes
@@ -40,7 +41,7 @@ class DiffeoGraph(nn.Module):
     Args:
         canonicalizer: in a mode without ``steps`` and ``search``; copied, in single precision.
         network: image ``(B, C, *S)`` to one map ``(B, K, *T)`` or to scores ``(B, K)``; copied.
-        size: ``*S``, of the images.
+        size: ``*S``, of the images; None takes the working size, or that of the predictor.
         tta_samples: poses; None takes the canonicaliser's.
 
     Raises:
@@ -48,13 +49,22 @@ class DiffeoGraph(nn.Module):
     """
 
     def __init__(
-        self, canonicalizer: Canonicalizer, network: nn.Module, size: Sequence[int], tta_samples: int | None = None
+        self,
+        canonicalizer: Canonicalizer,
+        network: nn.Module,
+        size: Sequence[int] | None = None,
+        tta_samples: int | None = None,
     ) -> None:
         super().__init__()
         if canonicalizer.predictor is None or canonicalizer.steps or canonicalizer.search is not None:
             raise ConfigError(
                 f"export: the mode must have a predictor and no optimisation, got steps={canonicalizer.steps}. "
                 "An optimisation is no graph: choose a mode such as single_pass."
+            )
+        size = size or canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
+        if len(size) != canonicalizer.family.spatial_dims:
+            raise ConfigError(
+                f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {tuple(size)}. Give --size."
             )
         self.canonicalizer, self.size = copy.deepcopy(canonicalizer).float(), tuple(int(n) for n in size)
         self.network = copy.deepcopy(network).float().eval().requires_grad_(False)
@@ -66,7 +76,7 @@ class DiffeoGraph(nn.Module):
         self.register_buffer("steps", torch.stack(steps) if steps else torch.zeros(0))  # (A, 1, D, D + 1), in pairs
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
-        """The tensors that :data:`OUTPUTS` names, the last only with several poses; images ``(B, C, *S)`` as the bundle has them.
+        """What :data:`OUTPUTS` names, the last only with several poses; images ``(B, C, *S)`` as the bundle has them.
 
         ``moved`` is bool, energies and agreement are ``(B,)``, displacements are in voxels of the image.
         """
@@ -183,6 +193,13 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
             )
     write_atomically(folder / "export.json", f"{json.dumps(told, indent=2)}\n".encode())
     return told
+
+
+def smooth_images(count: int, graph: DiffeoGraph) -> Tensor:
+    """Made-up images in [0, 1], ``(count, C, *S)``, as a graph takes them; random, smooth, not constant."""
+    channels, dims = getattr(graph.canonicalizer.predictor, "in_channels", 1), len(graph.size)
+    coarse = torch.rand(count, channels, *[5] * dims)
+    return F.interpolate(coarse, graph.size, mode={2: "bilinear", 3: "trilinear"}[dims], align_corners=True)
 
 
 def _largest(one: Tensor, other: Tensor) -> float:

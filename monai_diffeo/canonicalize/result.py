@@ -253,9 +253,7 @@ class Canonicalization:
         return warped.view(*tensor.shape[: tensor.ndim - maps.ndim + 2], *warped.shape[2:])
 
 
-def pose_generators(
-    size: Sequence[int], count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0
-) -> list[Tensor]:
+def pose_generators(size: Sequence[int], count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0) -> list[Tensor]:
     """Affine generators ``(D, D + 1)`` of half the poses of :meth:`Canonicalization.tta_samples`; the others undo them."""
     draw, half = torch.Generator().manual_seed(seed), half_frame(size, torch.empty(0))[:, None]
     found = []

@@ -43,7 +43,7 @@ def _cached_sampler_grid(spatial_size: tuple[int, ...], device: torch.device, dt
 
 
 def sampler_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
-    """Every voxel in the sampler's coordinates and its reversed order of axes, shape ``(*S, D)``; cached as :func:`voxel_grid`."""
+    """Every voxel in the sampler's coordinates and reversed order of axes, shape ``(*S, D)``; cached as :func:`voxel_grid`."""
     return _cached_sampler_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
 
 
