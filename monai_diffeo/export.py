@@ -81,11 +81,12 @@ class DiffeoGraph(nn.Module):
         ``moved`` is bool, energies and agreement are ``(B,)``, displacements are in voxels of the image.
         """
         part, size = self.canonicalizer, self.size
-        usable = image.isfinite().flatten(1).all(1)
-        image = _where(usable, image, torch.zeros_like(image))
-        usable = usable & (image.flatten(1).amax(1) > image.flatten(1).amin(1))
+        given, finite = image, image.isfinite().flatten(1).all(1)
+        image = _where(finite, image, torch.zeros_like(image))
+        usable = finite & (image.flatten(1).amax(1) > image.flatten(1).amin(1))
         seen = resample_image(image, self.work)
-        before, found = part.energy(seen), self._look(seen)
+        found, before = self._look(seen), part.energy(seen)
+        before = torch.where(finite, before, torch.nan)
         forward, inverse = found.forward(self.work, part.final_steps), found.inverse(self.work, part.final_steps)
         folded = worst_folding(forward.ddf(self.work), inverse.ddf(self.work))
         forward, inverse = forward.resized(self.work, size), inverse.resized(self.work, size)
@@ -103,7 +104,7 @@ class DiffeoGraph(nn.Module):
             step = Deformation(matrix, torch.zeros_like(ddf))
             pose = move_image(image, forward.after(step).ddf(size), part.sampling)
             ways.append((pose, inverse.then_affine(undo).ddf(size)))
-        shown = torch.stack([_where(done, pose, image) for pose, _ in ways])
+        shown = torch.stack([_where(done, pose, given) for pose, _ in ways])
         answers = self.network(shown.flatten(0, 1))
         if not isinstance(answers, Tensor) or answers.ndim not in (2, image.ndim):
             raise ConfigError(
