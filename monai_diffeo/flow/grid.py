@@ -10,7 +10,7 @@ from torch import Tensor
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.kept import keep_tensors
 
-__all__ = ["check_field", "centered_grid", "frame_shift", "half_frame", "sampler_grid", "voxel_grid"]
+__all__ = ["check_field", "centered_grid", "half_frame", "sampler_grid", "voxel_grid"]
 
 
 @keep_tensors
@@ -50,12 +50,6 @@ def sampler_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu"
 def half_frame(spatial_size: Sequence[int], like: Tensor) -> Tensor:
     """Half the frame along each axis, the unit of ``theta``, in voxels, shape ``(D,)``; device and dtype of ``like``."""
     return torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=like.device, dtype=like.dtype)
-
-
-def frame_shift(spatial_size: Sequence[int], field: Tensor) -> Tensor:
-    """Centre of a frame minus the centre of the frame of ``field`` ``(B, D, *S)``, voxels, shape ``(D, 1, ..., 1)``."""
-    shift = [(n - m) / 2 for n, m in zip(spatial_size, field.shape[2:])]
-    return torch.tensor(shift, device=field.device, dtype=field.dtype).view(-1, *[1] * len(shift))
 
 
 def check_field(who: str, argument: str, field: Tensor) -> None:
