@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from monai_diffeo import __version__
+from monai_diffeo.cli.calibrate import calibrate
 from monai_diffeo.cli.export import export
 from monai_diffeo.cli.fit import fit
 from monai_diffeo.cli.mercure import mercure
@@ -83,5 +84,5 @@ def program() -> None:
     """Make a trained network robust to deformation of the anatomy. For research, not for diagnosis."""
 
 
-for command in (segment, watch, mercure, report, fit, show, wrap, export):
+for command in (segment, watch, mercure, report, calibrate, fit, show, wrap, export):
     program.add_command(command)

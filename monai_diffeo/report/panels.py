@@ -15,6 +15,7 @@ from monai_diffeo.flow.jacobian import jacobian_determinant
 from monai_diffeo.report.anatomy import MASK_COLOUR, Part
 from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, outcome, remarks
 from monai_diffeo.report.sides import Step
+from monai_diffeo.trust import ANSWERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,7 +24,7 @@ __all__: list[str] = []
 
 BACKGROUND, INK, QUIET = "#0c0e11", "#e8eaed", "#9aa3ad"
 ADDED, REMOVED, PLAIN = MASK_COLOUR, "#ff5d73", "#ffffff"
-GRID, FOLDED = "#7fd4ff", "#ff2bd6"
+GRID, FOLDED, DOUBT = "#7fd4ff", "#ff2bd6", "#ffb000"
 AREA = ["#8fd3ff", "#2b7fd4", "#16324f", "#16181c", "#553018", "#d9701f", "#ffd08a"]  # dark where nothing changes
 
 _GRID_LINES = 17  # along the longer side
@@ -35,6 +36,15 @@ def film(axes: Axes, image: np.ndarray, parts: Sequence[Part]) -> None:
     background(axes, image)
     for part in parts:
         outline(axes, part.mask, part.colour, 1.8)
+
+
+def shade(axes: Axes, uncertainty: np.ndarray) -> None:
+    """Where a mask is uncertain: from clear at 0 to opaque at 1."""
+    from matplotlib.colors import to_rgba
+
+    tint = np.broadcast_to(np.array(to_rgba(DOUBT), np.float32), (*uncertainty.shape, 4)).copy()
+    tint[..., 3] = 0.8 * uncertainty.clip(0, 1)
+    axes.imshow(tint, interpolation="nearest", origin="upper", zorder=2)
 
 
 def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.ndarray) -> None:
@@ -113,7 +123,8 @@ def colour_bar(axes: Axes, shown: Any) -> None:
 
 def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> None:
     """What to do about the film and what happened to it, then the numbers; ``areas`` are lines of the anatomy."""
-    meaning = "" if AT_REST in str(numbers.get("notes")) else _MEANING.get(outcome(numbers)[0], "")
+    other = AT_REST in str(numbers.get("notes")) or numbers.get("answer") in ANSWERS[1:]
+    meaning = "" if other else _MEANING.get(outcome(numbers)[0], "")
     verdict(axes, numbers, meaning, _rows(numbers, dice, areas))
 
 
