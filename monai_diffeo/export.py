@@ -56,10 +56,11 @@ class DiffeoGraph(nn.Module):
         tta_samples: int | None = None,
     ) -> None:
         super().__init__()
-        if canonicalizer.predictor is None or canonicalizer.steps or canonicalizer.search is not None:
+        searches = canonicalizer.steps or canonicalizer.search is not None
+        if canonicalizer.predictor is None or searches or not canonicalizer.deform:
             raise ConfigError(
-                f"export: the mode must have a predictor and no optimisation, got steps={canonicalizer.steps}. "
-                "An optimisation is no graph: choose a mode such as single_pass."
+                f"export: the mode must have a predictor and no optimisation, got steps={canonicalizer.steps} and "
+                f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
             )
         size = size or canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
         if len(size) != canonicalizer.family.spatial_dims:
