@@ -22,7 +22,7 @@ _PREPROCESSING = ("preprocessing", "dataset::transform", "validate::preprocessin
 
 def network_of_bundle(
     root: Path, weights: Path | None, activation: str | None, trusted: bool, who: str = "fit"
-) -> tuple[NetworkUnderTest | None, Callable[[Any], Any]]:
+) -> tuple[NetworkUnderTest, Callable[[Any], Any]]:
     """The network of ``configs/inference.json`` with its weights, and the preprocessing.
 
     Args:
