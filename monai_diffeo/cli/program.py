@@ -12,6 +12,7 @@ import click
 from monai_diffeo import __version__
 from monai_diffeo.cli.bulk import bulk
 from monai_diffeo.cli.calibrate import calibrate
+from monai_diffeo.cli.export import export
 from monai_diffeo.cli.fit import fit
 from monai_diffeo.cli.mercure import mercure
 from monai_diffeo.cli.options import sentence
@@ -85,5 +86,5 @@ def program() -> None:
     """Make a trained network robust to deformation of the anatomy. For research, not for diagnosis."""
 
 
-for command in (segment, bulk, watch, mercure, report, calibrate, fit, show, wrap):
+for command in (segment, bulk, watch, mercure, report, calibrate, fit, show, wrap, export):
     program.add_command(command)
