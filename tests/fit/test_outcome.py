@@ -65,14 +65,14 @@ class Undoes(nn.Module):
 
 def test_undone_is_1_for_the_inverse_and_0_for_the_identity(monkeypatch):
     images = blob(3, (32, 48))
-    inverses = invert(module._deformations(3, (32, 48), 5))
+    inverses = invert(module.twin_deformations(3, (32, 48), 5))
     exact, none = (measure(Undoes(inverses, share), images, 5, 100.0)[0] for share in (1.0, 0.0))
     assert exact.undone > 0.85 and none.undone == pytest.approx(0)
     assert exact.images == 3 and exact.seconds > 0
 
 
 def test_twins_in_the_same_pose_are_undone_wherever_that_pose_is():
-    there, other = module._deformations(2, (32, 32), 3).split(1)
+    there, other = module.twin_deformations(2, (32, 32), 3).split(1)
     found = [SimpleNamespace(ddf=ddf) for ddf in (0.5 * other, compose(invert(there), 0.5 * other))]
     image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     assert module._undone(image, there, *found) > 0.85 and module._undone(image, there, found[0], found[0]) < 0.6
