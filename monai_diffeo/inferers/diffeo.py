@@ -21,7 +21,7 @@ from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import RejectedError
-from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction
+from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction, overlap, rows_of
 from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
 from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
 from monai_diffeo.inferers.record import forget, like_input, records_of, signs_of, tell
@@ -46,6 +46,7 @@ class DiffeoResult:
         unchosen: the prediction that ``motion_limits`` did not take, of images that were not moved the other; None without.
         verdicts: the :class:`monai_diffeo.trust.Verdict` of each image, if a judge was asked.
         second: prediction of another kind of network, if a judge asked one.
+        averaged: the prediction before the answer at one pose replaced the mean over poses that differ from it; None without.
         poses: the prediction from each pose that was asked, mapped back; only with ``keep_poses``.
     """
 
@@ -58,6 +59,7 @@ class DiffeoResult:
     unchosen: Any = None
     verdicts: tuple[Any, ...] = ()
     second: Any = None
+    averaged: Any = None
     poses: tuple[Any, ...] = ()
 
 
@@ -95,8 +97,12 @@ class DiffeoInferer(Inferer):
         motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network at as many poses of the image that is only
             rotated, too. The answers on the deformed image count only if its energy is at most the one, and if they disagree
             at most by this factor of the others' disagreement. A rotation counts unless its answers disagree by 1.2 times
-            as much as those on the image as it was given, or more. For networks that were trained on many poses; needs several
-            ``tta_samples``. None always takes the answers on the deformed image.
+            as much as those on the image as it was given, or more. With ``"overlap": 0.97``, the mean over the poses of an
+            image that is only rotated counts only where its Dice with the answer at one pose is at least this. For networks
+            that were trained on many poses; needs several ``tta_samples``. None always takes the answers on the deformed image.
+        tta_batch_size: how many images the inner inferer gets at once, of the poses of test-time augmentation. With more than 1
+            they have no metadata, and answers are the same to rounding; quicker, for more memory. Networks with further
+            arguments, and a :class:`TemplateInferer`, get one pose after another.
         keep_poses: the result holds the prediction from each pose, for :func:`uncertainty_map`; also as a string.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
@@ -124,6 +130,7 @@ class DiffeoInferer(Inferer):
         outputs: Any = None,
         images: Any = (),
         motion_limits: Mapping[str, float] | None = None,
+        tta_batch_size: int = 1,
         keep_poses: bool | str = False,
     ) -> None:
         super().__init__()
@@ -132,6 +139,7 @@ class DiffeoInferer(Inferer):
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
         check_number("DiffeoInferer", "tta_samples", tta_samples, 1, optional=True)
+        check_number("DiffeoInferer", "tta_batch_size", tta_batch_size, 1)
         if canonicalizer is None and parse_switch(enabled):
             raise ValueError("DiffeoInferer: 'canonicalizer' is None; give one, for example load_canonicalizer(folder).")
         if canonicalizer is not None:
@@ -142,6 +150,7 @@ class DiffeoInferer(Inferer):
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
         self.inferer: Any = SimpleInferer() if inferer is None else inferer
         self.images, self.motion_limits = check_images(images), _check_limits(motion_limits)
+        self.tta_batch_size = tta_batch_size
         self.keep_poses = parse_switch(keep_poses)
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
@@ -206,13 +215,13 @@ class DiffeoInferer(Inferer):
                     replace(found, image=found.moved_image(given)) if given.requires_grad and torch.is_grad_enabled() else found
                 )
                 poses = [live] if count == 1 else live.tta_samples(given, count)
-            results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
+            results = self._at_poses(poses, inputs, network, *args, **kwargs)
             predictions = [result.prediction for result in results]
             found = replace(found, agreement=agreement(predictions, found.moved, self.outputs))
             return found, mean_prediction(predictions, found.moved, self.outputs), results
 
         found, prediction, results = ask(found)
-        searched, unchosen = found, None
+        searched, unchosen, averaged = found, None, None
         at_rest = getattr(self.canonicalizer, "at_rest", None)
         if self.motion_limits and at_rest is not None and found.agreement is not None and bool(found.moved.any()):
             rest, answer, others = ask(at_rest(given, found))
@@ -223,8 +232,14 @@ class DiffeoInferer(Inferer):
                 keep = _prefer(rest, still, found.rotations != 0, ROTATION_LIMITS)
                 rest, answer = rest.where(keep, still), choose_rows(keep, answer, still_answer)
             keep = _prefer(found, rest, found.moved, self.motion_limits)
-            unchosen = choose_rows(keep, answer, prediction)
-            found, prediction = found.where(keep, rest), choose_rows(keep, prediction, answer)
+            unchosen, mean = choose_rows(keep, answer, prediction), choose_rows(keep, prediction, answer)
+            found, prediction = found.where(keep, rest), mean
+            if "overlap" in self.motion_limits:
+                single = self._at_pose(rest, inputs, network, *args, **kwargs).prediction
+                same = overlap(answer, single, self.outputs).to(keep.device) >= self.motion_limits["overlap"]
+                prediction, averaged = choose_rows(keep | same, mean, single), mean
+        if self.tta_batch_size > 1:
+            prediction = map_parts(prediction, lambda part, *_: like_input(part, inputs))
         if getattr(self.canonicalizer, "rows_first", False):
             warn_of_unknown_axes(inputs, found)
         if self.on_result is not None:
@@ -240,7 +255,7 @@ class DiffeoInferer(Inferer):
             likeness = agreement([prediction, without], found.moved, self.outputs) if plain else None
             signs = zip(records, signs_of(searched, found.agreement, likeness), found.status)
             records = tuple({**record, "decision": limits.decision(row, status)} for record, row, status in signs)
-        return DiffeoResult(prediction, found, without, templates, records, searched, unchosen, poses=kept)
+        return DiffeoResult(prediction, found, without, templates, records, searched, unchosen, averaged=averaged, poses=kept)
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
@@ -260,7 +275,22 @@ class DiffeoInferer(Inferer):
         prediction, plain = (volumes_of(answer, inferer, inputs) for answer in (result.prediction, result.plain))
         records = summaries(result.records, len(inputs))
         poses = tuple(volumes_of(answer, inferer, inputs) for answer in result.poses)
-        return replace(result, prediction=prediction, plain=plain, records=records, unchosen=None, poses=poses)
+        return replace(result, prediction=prediction, plain=plain, records=records, unchosen=None, averaged=None, poses=poses)
+
+    def _at_poses(
+        self, poses: Sequence[Canonicalization], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> list[DiffeoResult]:
+        """What the inner inferer gives at each pose, several at once where nothing but the images goes in."""
+        batch = len(inputs)
+        count = self.tta_batch_size // batch
+        if count < 2 or args or kwargs or hasattr(self.inferer, "infer") or not bool(poses[0].moved.all()):
+            return [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
+
+        results = []
+        for some in (poses[i : i + count] for i in range(0, len(poses), count)):
+            together = self._at_pose(Canonicalization.join(some), some[0].image, network).prediction
+            results += [DiffeoResult(rows_of(together, i * batch, batch, len(some) * batch)) for i in range(len(some))]
+        return results
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
@@ -277,8 +307,9 @@ class DiffeoInferer(Inferer):
 def _check_limits(limits: Any) -> Mapping[str, float] | None:
     """Limits as :class:`DiffeoInferer` knows them, or None; a ValueError for others."""
     if limits is not None:
-        if not isinstance(limits, Mapping) or set(limits) != {"energy", "disagreement"}:
-            raise ValueError(f"DiffeoInferer: 'motion_limits' must have the keys 'energy' and 'disagreement', got {limits!r}.")
+        if not isinstance(limits, Mapping) or set(limits) - {"overlap"} != {"energy", "disagreement"}:
+            expected = "the keys 'energy' and 'disagreement', and perhaps 'overlap'"
+            raise ValueError(f"DiffeoInferer: 'motion_limits' must have {expected}, got {limits!r}.")
         for name, value in limits.items():
             check_number("DiffeoInferer", f"motion_limits.{name}", value, float("-inf"), whole=False)
     return limits
@@ -315,5 +346,6 @@ def _joined(parts: Sequence[DiffeoResult]) -> DiffeoResult:
         tuple(record for part in parts for record in part.records),
         joined([part.searched for part in parts]),
         None if any(part.unchosen is None for part in parts) else join_predictions([part.unchosen for part in parts]),
+        averaged=None if any(part.averaged is None for part in parts) else join_predictions([p.averaged for p in parts]),
         poses=tuple(join_predictions(answers) for answers in zip(*(part.poses for part in parts))),  # as many as all have
     )

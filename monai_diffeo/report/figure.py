@@ -153,8 +153,8 @@ def write(figure: Figure, path: Path) -> None:
     """The figure as a PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"})
+    stream, quick = io.BytesIO(), {"compress_level": 1}
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"}, pil_kwargs=quick)
     write_atomically(path, stream.getvalue())
 
 

@@ -110,7 +110,8 @@ class FilmJudge:
     def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:
         """What the images ``(B, 1, H, W)`` are judged by."""
         given = result.canonicalization
-        signs = film_signs(result, self.model.references, result.second)
+        mean = result if result.averaged is None else replace(result, prediction=result.averaged)
+        signs = film_signs(mean, self.model.references, result.second)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
         return [

@@ -111,6 +111,15 @@ def test_the_second_network_sees_the_canonical_film_and_its_answer_comes_back():
     assert FilmJudge(model_of_any_size(), lambda image: image - 9)(film, ask).verdicts[0].signs["second"] == 1
 
 
+def test_the_mean_over_the_poses_is_judged_also_where_the_answer_at_one_pose_is_given():
+    film, judge = blob(1), FilmJudge(model_of_any_size())
+    one = judge(film, asked(lambda mean: ""))
+    mean = replace(one, prediction=one.prediction - 0.4)
+    given = judge(film, lambda image: replace(mean, prediction=one.prediction, averaged=mean.prediction))
+    assert torch.equal(given.prediction, one.prediction) and given.verdicts[0].signs["change"] > 0.1
+    assert given.verdicts[0].signs == judge(film, lambda image: mean).verdicts[0].signs != one.verdicts[0].signs
+
+
 def test_without_a_canonicalisation_nothing_is_decided():
     plain = DiffeoResult(blob(1))
     assert FilmJudge(MODEL)(blob(1), lambda image: plain) is plain
