@@ -186,7 +186,9 @@ def load_film_judge(
                 f"load_film_judge(): {Path(path).name} must be fitted to the weights, canonicaliser, mode and number of poses "
                 f"of the run, and is to others. {remedy}"
             )
-        _log.warning("load_film_judge: %s was not fitted to these weights; decisions are not calibrated.", Path(path).name)
+        _log.warning(
+            "load_film_judge: %s was not fitted to these weights and settings; decisions are not calibrated.", Path(path).name
+        )
         return None
     there = second is not None and second_weights is not None and Path(second_weights).is_file()
     other: Any = load_weights(second, second_weights).eval() if there and second is not None and second_weights else None
