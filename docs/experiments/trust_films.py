@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from docs.experiments.film_data import Films, load_films
 from docs.experiments.foreign_images import FITTED, TESTED, foreign_images
 from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, masks_of, networks, wrappers
 from docs.experiments.measures import dice_of
+from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import load_weights
 
 Row = dict[str, Any]
@@ -77,25 +80,45 @@ def shown(films: Films, condition: str, seed: int) -> Films:
     return Films(films.images.flip(3), films.labels.flip(3), films.ids)
 
 
-def rows_of(
-    bundle: Path, keep: Path, data: Path, source: str, split: str, condition: str, count: int, seed: int = 0
-) -> list[Row]:
-    """Rows of ``count`` films under a condition, from ``keep`` if they are there; the source "foreign" has kinds for splits."""
-    path = keep / f"{source}_{split}_{condition}_{count}_{seed}.pt".replace(" ", "_").replace("/", "-")
+def _serialized(row: Row) -> bytes:
+    file = io.BytesIO()
+    torch.save(row, file)
+    return file.getvalue()
+
+
+def _kept(path: Path, measure: Callable[[], Row]) -> Row:
+    """A row at ``path``, from there if it was measured before; written at once, so that a run that was cut short goes on."""
     if not path.is_file():
-        if source == "foreign":
-            rows = [row_of(bundle, image[None], None) for image in foreign_images(condition, data)[: count or None]]
-        else:
-            films = shown(load_films(data, source, split, size=SIZE).spread(count), condition, seed)
-            pairs = zip(films.images.split(1), films.labels.split(1), films.ids)
-            rows = [{**row_of(bundle, image, label), "id": name} for image, label, name in pairs]
-        keep.mkdir(parents=True, exist_ok=True)
-        torch.save(rows, path)
-        print(path.name, len(rows), round(sum(r["seconds"] for r in rows) / max(len(rows), 1), 3), flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _serialized(measure()))
     return torch.load(path)
 
 
-def foreign_rows(bundle: Path, keep: Path, data: Path, kinds: str, count: int = 0) -> dict[str, list[Row]]:
-    """Rows of all kinds of foreign images that are "fitted" or "tested", the first ``count`` of each, 0 for all."""
-    names = FITTED if kinds == "fitted" else TESTED
-    return {kind: rows_of(bundle, keep, data, "foreign", kinds, kind, count) for kind in names}
+def rows_of(
+    bundle: Path, keep: Path, data: Path, source: str, split: str, condition: str, count: int | None, seed: int = 0
+) -> list[Row]:
+    """Rows of ``count`` films of a source under a condition, evenly spaced over the split; None for all."""
+    folder, films = keep / f"{source} {split} {condition} {seed}".replace("/", "-"), _films(data, source, split).spread(count)
+
+    def measure(i: int) -> Row:
+        one = shown(Films(films.images[i : i + 1], films.labels[i : i + 1], films.ids[i : i + 1]), condition, seed)
+        return {**row_of(bundle, one.images, one.labels), "id": films.ids[i]}
+
+    return [_kept(folder / f"{name}.pt", partial(measure, i)) for i, name in enumerate(films.ids)]
+
+
+@lru_cache(maxsize=2)
+def _films(data: Path, source: str, split: str) -> Films:
+    return load_films(data, source, split, size=SIZE)
+
+
+def foreign_rows(bundle: Path, keep: Path, data: Path, kinds: str, count: int | None = None) -> dict[str, list[Row]]:
+    """Rows of all kinds of foreign images that are "fitted" or "tested", the first ``count`` of each, None for all."""
+    found = {}
+    for kind in FITTED if kinds == "fitted" else TESTED:
+        images = foreign_images(kind, data)[:count]
+        found[kind] = [
+            _kept(keep / f"foreign {kind}" / f"{i}.pt", partial(row_of, bundle, image[None], None))
+            for i, image in enumerate(images)
+        ]
+    return found
