@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 from docs.experiments.film_conditions import show
 from docs.experiments.film_data import Films, load_films
 from docs.experiments.foreign_images import FITTED, TESTED, foreign_images
-from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, masks_of, networks, wrappers
+from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, masks_of, networks, whole_network, wrappers
 from docs.experiments.measures import dice_of
 from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import load_weights
@@ -29,17 +30,17 @@ SCALARS = ("energy_before", "energy_after", "folding_fraction", "inverse_error",
 
 
 @lru_cache(maxsize=1)
-def parts(bundle: Path) -> tuple[nn.Module, Any, nn.Module]:
-    """The product's network, the inferer around it and the template's network."""
+def parts(bundle: Path) -> tuple[nn.Module, Any, nn.Module, nn.Module]:
+    """The product's network, the inferer around it, the template's network and that of the whole lung."""
     template = bundle.parent / "cxr_lung_template"
     parser = ConfigParser(json.loads((template / "configs" / "inference.json").read_text()))
     other = load_weights(parser.get_parsed_content("network_def"), template / "models" / "model.pt").eval()
-    return networks(bundle)["product"], wrappers(bundle)["product"], other
+    return networks(bundle)["product"], wrappers(bundle)["product"], other, whole_network(bundle).eval()
 
 
 def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
     """All about one film ``(1, 1, 256, 256)``; ``label`` is its mask, if it has one."""
-    network, inferer, template = parts(bundle)
+    network, inferer, template, whole = parts(bundle)
     row, clock = {}, time.process_time
     seen = convert_to_tensor(as_the_bundle_sees(image, WORK), track_meta=False)
     began = clock()
@@ -48,7 +49,9 @@ def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
         row["seconds"], began = clock() - began, clock()
         found, searched = result.canonicalization, result.searched
         second = template.segment(searched.image)
-        row["seconds_second"] = clock() - began
+        row["seconds_second"], began = clock() - began, clock()
+        hidden = whole(seen)
+        row["seconds_whole"] = clock() - began
         back = searched.warp_back(second.log_odds.amax(1, keepdim=True))
         canonicalizer, flat = inferer.canonicalizer, searched.image.float()
         for prefix, one in (("", found), ("searched_", searched)):
@@ -64,10 +67,10 @@ def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
     row |= {"second_factor": float(second.factor[0]), "second_level": float(second.level[0])}
     row["second_agreement"] = float(second.agreement[0])
     kept = {"image": seen, "canonical": searched.image, "prediction": result.prediction, "plain": result.plain}
-    kept |= {"second": back, "ddf": searched.ddf, "inverse_ddf": searched.inverse_ddf}
+    kept |= {"second": back, "whole": hidden, "ddf": searched.ddf, "inverse_ddf": searched.inverse_ddf}
     kept |= {} if result.unchosen is None else {"unchosen": result.unchosen}
     if label is not None:
-        for name in ("prediction", "plain", "second"):
+        for name in ("prediction", "plain", "second", "whole"):
             row[f"dice_{name}"] = float(dice_of(masks_of(kept[name], SIZE), label))
         kept["label"] = F.interpolate(label, WORK, mode="area")
     return row | {name: torch.as_tensor(value)[0].half() for name, value in kept.items()}
@@ -97,19 +100,24 @@ def _kept(path: Path, measure: Callable[[], Row]) -> Row:
 def rows_of(
     bundle: Path, keep: Path, data: Path, source: str, split: str, condition: str, count: int | None, seed: int = 0
 ) -> list[Row]:
-    """Rows of ``count`` films of a source under a condition, evenly spaced over the split; None for all."""
-    folder, films = keep / f"{source} {split} {condition} {seed}".replace("/", "-"), _films(data, source, split).spread(count)
+    """Rows of the first ``count`` films of a source under a condition, in an order that is drawn once; None for all."""
+    folder, films = keep / f"{source} {split} {condition} {seed}".replace("/", "-"), _films(bundle, data, source, split)
 
     def measure(i: int) -> Row:
         one = shown(Films(films.images[i : i + 1], films.labels[i : i + 1], films.ids[i : i + 1]), condition, seed)
         return {**row_of(bundle, one.images, one.labels), "id": films.ids[i]}
 
-    return [_kept(folder / f"{name}.pt", partial(measure, i)) for i, name in enumerate(films.ids)]
+    return [_kept(folder / f"{name}.pt", partial(measure, i)) for i, name in enumerate(films.ids[:count])]
 
 
 @lru_cache(maxsize=2)
-def _films(data: Path, source: str, split: str) -> Films:
-    return load_films(data, source, split, size=SIZE)
+def _films(bundle: Path, data: Path, source: str, split: str) -> Films:
+    """Films of a source and split, shuffled, without those that the network of the whole lung learned from."""
+    films, learned = load_films(data, source, split, size=SIZE), (bundle / "configs" / "whole_films.txt").read_text().split()
+    rows = sorted(
+        (i for i, name in enumerate(films.ids) if name not in learned), key=lambda i: sha256(films.ids[i].encode()).digest()
+    )
+    return Films(films.images[rows], films.labels[rows], tuple(films.ids[i] for i in rows))
 
 
 def foreign_rows(bundle: Path, keep: Path, data: Path, kinds: str, count: int | None = None) -> dict[str, list[Row]]:
