@@ -1,8 +1,8 @@
 """Reverse classification accuracy: how well a film's predicted mask, as the only atlas, segments films with known masks.
 
-Written from Valindria et al. (2017), IEEE TMI, https://doi.org/10.1109/TMI.2017.2665165, which takes the best Dice over many films
-with known masks as the expected Dice of the prediction. Here both films are canonicalised, registered by SimpleITK's demons on
-top of that, and the mask goes from film to canonical film, to canonical reference, to reference.
+Written from Valindria et al. (2017), https://doi.org/10.1109/TMI.2017.2665165: the best Dice over many films with known
+masks is the expected Dice of the prediction. Here both films are canonicalised and then registered by SimpleITK's demons. The
+mask goes from film to canonical film, to canonical reference, to reference.
 """
 
 from __future__ import annotations

@@ -50,10 +50,18 @@ class FilmJudge:
         second: another kind of network, which gives log-odds ``(B, K, H, W)`` of canonical films; None asks none, and then the
             sign counts as at its limit.
         accept_anything: write masks of images that are no chest films too; they are to be reviewed.
+        whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on films as they came; None as for ``second``.
     """
 
-    def __init__(self, model: TrustModel, second: Callable | None = None, accept_anything: bool | str = False) -> None:
+    def __init__(
+        self,
+        model: TrustModel,
+        second: Callable | None = None,
+        accept_anything: bool | str = False,
+        whole: Callable | None = None,
+    ) -> None:
         self.model, self.second, self.accept_anything = model, second, parse_switch(accept_anything)
+        self.whole = whole
 
     def __call__(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult:
         """What ``ask`` gives for a film, with its verdict; a negative is corrected first, and the notes say so.
@@ -66,7 +74,7 @@ class FilmJudge:
         if _negative(result) and _better(again := ask(1 - image), result) and again.canonicalization is not None:
             said = (note.split("; ") for note in again.canonicalization.notes)
             notes = tuple(joined_notes("negative corrected", *(n for n in note if not n.startswith(NEGATIVE))) for note in said)
-            result = replace(again, canonicalization=replace(again.canonicalization, notes=notes))
+            result, image = replace(again, canonicalization=replace(again.canonicalization, notes=notes)), 1 - image
         return self.judged(image, result)
 
     def judged(self, image: Tensor, result: DiffeoResult) -> DiffeoResult:
@@ -78,7 +86,9 @@ class FilmJudge:
         if self.second is not None:
             with torch.no_grad():
                 other = found.warp_back(self.second(found.image).amax(1, keepdim=True))
-        signs = film_signs(result, self.model.references, other)
+        with torch.no_grad():
+            hidden = None if self.whole is None else self.whole(image)
+        signs = film_signs(result, self.model.references, other, hidden)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
         columns = zip(rows, result.canonicalization.notes, result.canonicalization.status, *stated)
@@ -118,6 +128,8 @@ def load_film_judge(
     second: nn.Module | None = None,
     second_weights: str | Path | None = None,
     accept_anything: bool | str = False,
+    whole: nn.Module | None = None,
+    whole_weights: str | Path | None = None,
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the model was not fitted to these weights.
 
@@ -126,6 +138,7 @@ def load_film_judge(
         weights, canonicalizer: file of the network that segments, and folder of the canonicaliser.
         second, second_weights: another kind of network; it is not asked where its file is missing.
         accept_anything: see :class:`FilmJudge`.
+        whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
 
     Raises:
         WeightsError: if a file does not fit.
@@ -134,6 +147,11 @@ def load_film_judge(
     if not Path(weights).is_file() or fitted_to(weights, canonicalizer) != model.sha256:
         _log.warning("load_film_judge: %s was not fitted to these weights; decisions are not calibrated.", Path(path).name)
         return None
-    there = second is not None and second_weights is not None and Path(second_weights).is_file()
-    other: Any = load_weights(second, second_weights).eval() if there and second is not None and second_weights else None
-    return FilmJudge(model, other, accept_anything)
+    other: Any = _loaded(second, second_weights)
+    return FilmJudge(model, other, accept_anything, _loaded(whole, weights, whole_weights))
+
+
+def _loaded(network: nn.Module | None, *files: str | Path | None) -> nn.Module | None:
+    """The network with its weights, None where a file is missing."""
+    there = network is not None and all(file is not None and Path(file).is_file() for file in files)
+    return load_weights(network, *files).eval() if there else None  # type: ignore[arg-type]

@@ -110,6 +110,20 @@ def test_the_second_network_sees_the_canonical_film_and_its_answer_comes_back():
     assert FilmJudge(model_of_any_size(), lambda image: image - 9)(film, ask).verdicts[0].signs["second"] == 1
 
 
+def test_the_network_of_the_whole_lung_sees_the_film_as_it_came_and_of_a_negative_the_corrected_one():
+    film, seen = blob(1, shift=0.3), []
+
+    def whole(image):
+        seen.append(image)
+        return image - 0.5
+
+    judge, negative = FilmJudge(model_of_any_size(), whole=whole), "looks like a negative (x)"
+    signs = judge(film, asked(lambda mean: "")).verdicts[0].signs
+    assert torch.equal(seen[0], film) and signs["whole"] < 0.1 and "second" not in signs
+    judge(1 - film, asked(lambda mean: negative if mean > 0.5 else ""))
+    torch.testing.assert_close(seen[1], film)
+
+
 def test_without_a_canonicalisation_nothing_is_decided():
     plain = DiffeoResult(blob(1))
     assert FilmJudge(MODEL)(blob(1), lambda image: plain) is plain
@@ -121,8 +135,9 @@ def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(
     energy.mkdir()
     (energy / "vae.pt").write_bytes(b"energy")
     save_trust(path, replace(MODEL, sha256=fitted_to(weights, energy)))
-    judge = load_film_judge(path, weights, energy, torch.nn.Identity(), tmp_path / "gone.pt", "true")
-    assert judge.second is None and judge.accept_anything is True and not caplog.records
+    gone, network = tmp_path / "gone.pt", torch.nn.Identity()
+    judge = load_film_judge(path, weights, energy, network, gone, "true", network, gone)
+    assert judge.second is None and judge.whole is None and judge.accept_anything is True and not caplog.records
     (energy / "vae.pt").write_bytes(b"another")
     assert load_film_judge(path, weights, energy) is None and "not calibrated" in caplog.text
     (energy / "vae.pt").write_bytes(b"energy")
