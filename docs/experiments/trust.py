@@ -53,7 +53,7 @@ FILMS: Mapping[str, Mapping[str, tuple[int, ...]]] = {  # of each of SOURCES, at
     },
 }
 ENOUGH = 20  # failures, for an AUROC
-IMAGES = 12  # of each kind of foreign images, at most
+IMAGES = {"fitted": 8, "tested": 12}  # foreign images of each kind, at most
 ATLASES = 8  # films with known masks for reverse classification accuracy
 ERROR = ("whole", "second", "search_change")
 FOREIGN = ("energy", "likeness", "second", "search_change", "shape", "parts")
@@ -296,8 +296,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     foreign = {
         kinds: {kind: [film_of(row, references, "foreign", kind) for row in rows] for kind, rows in found.items()}
-        for kinds in ("fitted", "tested")
-        for found in [foreign_rows(bundle, keep, data, kinds, min(IMAGES, options.most or IMAGES))]
+        for kinds, count in IMAGES.items()
+        for found in [foreign_rows(bundle, keep, data, kinds, min(count, options.most or count))]
     }
     fitted = [film for films in foreign["fitted"].values() for film in films]
     val = [film for films in every["val"].values() for film in films]

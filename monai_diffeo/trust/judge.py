@@ -8,7 +8,6 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -147,11 +146,10 @@ def load_film_judge(
     if not Path(weights).is_file() or fitted_to(weights, canonicalizer) != model.sha256:
         _log.warning("load_film_judge: %s was not fitted to these weights; decisions are not calibrated.", Path(path).name)
         return None
-    other: Any = _loaded(second, second_weights)
-    return FilmJudge(model, other, accept_anything, _loaded(whole, weights, whole_weights))
+    return FilmJudge(model, _loaded(second, second_weights), accept_anything, _loaded(whole, weights, whole_weights))
 
 
 def _loaded(network: nn.Module | None, *files: str | Path | None) -> nn.Module | None:
     """The network with its weights, None where a file is missing."""
-    there = network is not None and all(file is not None and Path(file).is_file() for file in files)
-    return load_weights(network, *files).eval() if there else None  # type: ignore[arg-type]
+    there = [file for file in files if file is not None and Path(file).is_file()]
+    return None if network is None or len(there) < len(files) else load_weights(network, *there)
