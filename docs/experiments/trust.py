@@ -56,7 +56,8 @@ ENOUGH = 20  # failures, for an AUROC
 IMAGES = {"fitted": 8, "tested": 12}  # foreign images of each kind, at most
 ATLASES = 8  # films with known masks for reverse classification accuracy
 ERROR = ("whole", "second", "search_change")
-FOREIGN = ("energy", "likeness", "second", "search_change", "shape", "parts")
+FOREIGN = ("energy", "likeness", "shape", "whole", "disagreement", "search_change")
+MARGIN = 0.5  # of the log-odds, above every good film of val
 RIVALS = {"agreement": "disagreement", "edges": "blur", "energy": "energy", "second network": "second", "entropy": "entropy"}
 RIVALS |= {"whole lung": "whole", "reverse": "reverse"}
 Film = dict[str, Any]  # signs, Dice, source, condition
@@ -162,10 +163,9 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
     error = score(ERROR, fit_least_squares, mine, errors(mine))
     spread = conformal(errors(others) - values(error, others))
     error = replace(error, threshold=float(np.quantile(values(error, adults), 0.98)))
-    usual = [film for film in known if film["condition"] not in HALVES]
-    every = [*usual, *foreign]
+    every = [*known, *foreign]
     alien = score(FOREIGN, fit_logistic, every, [film["source"] == "foreign" for film in every])
-    alien = replace(alien, threshold=max(0.0, float(np.quantile(values(alien, known), 0.99))))
+    alien = replace(alien, threshold=float(values(alien, [f for f in known if not f["bad"]]).max()) + MARGIN)
     unusual = float(values(alien, good).max())
     told = f"{len(films)} films of val of {', '.join(dict.fromkeys(f['source'] for f in films))}; {len(foreign)} foreign images"
     return TrustModel(limits, error, spread, alien, unusual, references, sha256, told)
