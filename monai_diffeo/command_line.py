@@ -22,8 +22,8 @@ from monai_diffeo.renamed import RENAMED_SETTINGS, RenamedError
 __all__ = ["check_options", "end_plainly", "end_with", "option_choice", "option_text", "parse_switch", "typed_configuration"]
 
 _SAME_MASKS = "bundle_root config_file dataset_dir debug dicom_output figures logging_file meta_file network_weights "
-_SAME_MASKS += "output_dir progress pseudonymize_names resume workflow_type"
-"""Options that change no mask; the hash of weights counts elsewhere."""
+_SAME_MASKS += "output_dir progress pseudonymize_names resume trust_model workflow_type"
+"""Options that change no mask; the hashes of weights and of the trust model count elsewhere."""
 _EVALUATED = ("$", "@", "%", "'", '"')  # MONAI or Fire reads more than a word here
 
 

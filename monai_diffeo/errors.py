@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-__all__ = ["ConfigError", "DiffeoError", "FilmError", "NumericalError", "OutputError", "ShapeError", "WeightsError"]
+__all__ = ["ConfigError", "DiffeoError", "FilmError", "NumericalError", "OutputError"]
+__all__ += ["RejectedError", "ShapeError", "WeightsError"]
 
 
 class DiffeoError(Exception):
@@ -33,6 +34,10 @@ class ShapeError(DiffeoError, ValueError):
 
 class NumericalError(DiffeoError, RuntimeError):
     """A number became NaN or infinite, or an iteration did not converge."""
+
+
+class RejectedError(NumericalError):
+    """A deformation was rejected where no other answer was wanted."""
 
 
 class WeightsError(DiffeoError, RuntimeError):

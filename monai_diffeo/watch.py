@@ -23,6 +23,7 @@ __all__ = ["Arrival", "Journal", "Orthanc", "WatchedFolder"]
 _FILMS = {b"1.2.840.10008.5.1.4.1.1.1", b"1.2.840.10008.5.1.4.1.1.1.1"}  # CR, and DX for presentation; no result is one
 _NO_CHEST = re.compile("header names (another body part|(an? [a-z]+|another) view)")
 _BUSY = {401, 403, 408, 429, 502, 503, 504, 507}  # nothing is wrong with the film: try again
+INNER_ERROR = 500  # it may pass, or come at each try
 _HTTP = (urllib.request.HTTPHandler, urllib.request.HTTPSHandler, urllib.request.HTTPErrorProcessor)
 
 
@@ -80,7 +81,7 @@ class WatchedFolder:
             if before.get(path) == stamp and "end" not in self.journal.word(film):
                 yield film
 
-    finish = staticmethod(lambda film, line: "")  # the results are where they belong
+    finish = staticmethod(lambda film, line, again: "")  # the results are where they belong
 
 
 class Orthanc:
@@ -124,17 +125,18 @@ class Orthanc:
             self._keep(place)
             done = page["Done"]
 
-    def finish(self, film: Arrival, line: Mapping[str, Any]) -> str:
+    def finish(self, film: Arrival, line: Mapping[str, Any], again: bool = False) -> str:
         """Store the DICOM results of a film, and go on in the feed; gives a reason if the archive refuses one.
 
-        What is there already stays. Results of a film whose header names another body part or view are not stored.
+        What is there already stays. Results of a film whose header names another body part or view are not stored. An inner
+        error of the archive is an OSError if the film may be tried ``again``, and a reason otherwise.
         """
         refused = ""
         for name in () if _NO_CHEST.search(line.get("notes") or "") else line.get("dicom", ()):
             try:
                 self._ask("/instances", (self.folder.parent / name).read_bytes())
             except HTTPError as error:
-                if error.code in _BUSY:
+                if error.code in _BUSY or (again and error.code == INNER_ERROR):
                     raise
                 refused = f"the archive refused a result: HTTP {error.code}"
         self._keep(film.stamp[0])

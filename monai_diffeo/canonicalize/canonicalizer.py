@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import acceptance
 from monai_diffeo.canonicalize.checks import check_callable, check_image, check_number
 from monai_diffeo.canonicalize.drawing import describe_canonicalizer
+from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, move_image
 from monai_diffeo.canonicalize.search import Chain, SearchObjective, minimize, predict, search_theta
 from monai_diffeo.energies import Energy
@@ -85,11 +86,14 @@ class Canonicalizer(nn.Module):
         rows_first: a :class:`DiffeoInferer` turns a film of MONAI's ``LoadImage``, columns x rows, to rows x columns first.
         search: what to do in place of the ``steps`` of Adam: a function of a :class:`SearchObjective`, which holds one image as
             the predictor left it, that returns ``theta`` of ``search_family``.
+        deform: False only undoes rotations; the predictor then only helps to decide whether an image is rotated.
 
     Raises:
         TypeError: for a part of another kind.
         ValueError: for a setting without a meaning, such as ``iterations=0``.
     """
+
+    limits: SignLimits | None = None  # of a folder that was fitted: what is usual of images like those of the fit
 
     @renamed_arguments(**RENAMED_SETTINGS)
     def __init__(
@@ -120,13 +124,14 @@ class Canonicalizer(nn.Module):
         rows_first: bool = False,
         search: Callable[[SearchObjective], Tensor] | None = None,
         min_motion: float | None = None,
+        deform: bool = True,
     ) -> None:
         settings = dict(locals())
         super().__init__()
         _check_settings(settings)
         energy = as_energy("Canonicalizer", "energy", energy)
         polarity = None if polarity is None else as_energy("Canonicalizer", "polarity", polarity)
-        if predictor is None and steps == 0 and search is None:
+        if deform and predictor is None and steps == 0 and search is None:
             raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
         if steps and regularizer is None:
             raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
@@ -146,7 +151,7 @@ class Canonicalizer(nn.Module):
         self.max_energy_increase, self.ood_threshold = max_energy_increase, ood_threshold
         self.final_steps, self.max_halvings, self.tta_samples = final_steps, max_halvings, tta_samples
         self.sampling, self.seed, self.progress, self.training = sampling, seed, progress, False
-        self.rows_first = rows_first
+        self.rows_first, self.deform = rows_first, deform
 
     def train(self, mode: bool = True) -> Canonicalizer:
         """A canonicaliser has no training mode: its networks are frozen copies."""
@@ -313,6 +318,8 @@ class Canonicalizer(nn.Module):
     def _search(self, image: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
         """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
         found, steps = Chain(), torch.zeros(len(image), dtype=torch.long, device=image.device)
+        if not self.deform:
+            return found.then(self.family, torch.zeros(len(image), self.family.num_parameters, device=image.device)), steps
         if self.predictor is not None:
             found = self._predict(image)
         if self.search is None and (self.steps == 0 or self.regularizer is None):

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from monai_diffeo.bundles import canonicalizer_folder
 from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
 from monai_diffeo.canonicalize.checks import check_device
+from monai_diffeo.canonicalize.limits import load_limits
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256, write_atomically
@@ -42,7 +43,8 @@ def load_canonicalizer(
     MONAI's ``ConfigParser`` reads ``canonicalizer.json``. It has ``families``, ``networks`` and ``energies`` by ``_target_``,
     the file of each network in ``weights``, and ``modes``: settings of :class:`Canonicalizer` with ``@references``. A mode's
     ``energies`` are weights by name, ``level`` is that of :class:`WeightedEnergy`, ``regularizer`` holds the arguments of
-    :class:`DeformationRegularizer`, and ``"standardize": false`` takes the energies as they are.
+    :class:`DeformationRegularizer`, and ``"standardize": false`` takes the energies as they are. With ``limits.json``, which
+    ``monai-diffeo fit`` writes for the default mode, a :class:`DiffeoInferer` gives each image a decision.
     A :class:`DeformationPredictor` is loaded in double precision, so that a batch gives what its images give one by one.
 
     Args:
@@ -85,7 +87,9 @@ def load_canonicalizer(
             chosen[key] = f"@{section}::{name}"
     parser = _parser(folder, {**settings, "chosen": chosen}, trusted)
     energies = {name: _energy(parser, name, statistics) for name in weights}
-    return Canonicalizer(WeightedEnergy(energies, weights, level), **_content(parser, "chosen")).to(device)
+    canonicalizer = Canonicalizer(WeightedEnergy(energies, weights, level), **_content(parser, "chosen")).to(device)
+    canonicalizer.limits = None if set(changes) - {"progress", "seed"} else load_limits(folder, mode)
+    return canonicalizer
 
 
 def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool = False) -> dict[str, dict[str, float]]:

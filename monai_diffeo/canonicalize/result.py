@@ -29,6 +29,7 @@ __all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_
 CANONICALIZED = "canonicalized"
 LEFT_ALONE = "left alone"
 REJECTED = "rejected"
+OK, REVIEW, NO_RESULT = "ok", "review", "no result"  # what a person should do about an image
 
 
 @renamed_attributes(there="forward", back="inverse", folding="folding_fraction", views="tta_samples")

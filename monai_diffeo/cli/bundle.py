@@ -12,6 +12,7 @@ from monai.bundle import ConfigParser
 from monai_diffeo.cli.allowed import allow
 from monai_diffeo.errors import ConfigError, FilmError, OutputError
 from monai_diffeo.radiograph.datalist import FilmList
+from monai_diffeo.radiograph.mask_writer import figure_path, mask_path_beside
 from monai_diffeo.report.resume import outputs_of, sha256_or_none
 
 __all__ = ["FilmByFilm", "bundle_parser", "run_bundle"]
@@ -83,9 +84,15 @@ class FilmByFilm:
         self.films, self.output = films, Path(given["output_dir"])
         self.reporter.begin(None)
         self._lines = dict(self.reporter.kept)
+        self._owners = {output: name for name, line in self._lines.items() for output in outputs_of(line)}
 
     def __call__(self, film: Path, refused: FilmError | None = None) -> dict[str, Any]:
-        """Segment a film, or report why not; gives its line in the report, which is on disk, and so are its outputs."""
+        """Segment a film, or report why not; gives its line in the report, which is on disk, and so are its outputs.
+
+        A film is refused whose mask or picture would replace that of another film, which came before.
+        """
+        name = film.relative_to(self.films).as_posix()
+        refused = refused or self._no_name_is_free(film, name)
         if refused is None:
             self.dataset.data = [{"image": str(film)}]
             self.evaluator.run()
@@ -93,11 +100,23 @@ class FilmByFilm:
             self.reporter.failed(str(film), refused)
         if self.reporter.stopped:
             raise OutputError(self.reporter.stopped)
-        name, line = film.relative_to(self.films).as_posix(), self.reporter.last
+        line = self.reporter.last
         for output in set(outputs_of(self._lines.get(name, {}))) - set(outputs_of(line)):
             (self.output / output).unlink(missing_ok=True)  # of an earlier file of this name
+            self._owners.pop(output, None)
         self._lines[name] = line
+        self._owners |= dict.fromkeys(outputs_of(line), name)
         return line
+
+    def _no_name_is_free(self, film: Path, name: str) -> FilmError | None:
+        try:
+            masks = [mask_path_beside(film, self.films, self.output, postfix) for postfix in self.reporter.postfix]
+        except FilmError as error:
+            return error
+        files = [path.relative_to(self.output).as_posix() for mask in masks for path in (mask, figure_path(mask))]
+        if all(self._owners.get(file, name) == name for file in files):
+            return None
+        return FilmError("UnsupportedFile", "Another film has a mask or picture of this name. Rename one of them.")
 
     def line_of(self, film: Path) -> dict[str, Any] | None:
         """The line of a film that needs no new run: same content, same settings, and its outputs are there."""

@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from monai_diffeo import __version__
+from monai_diffeo.cli.calibrate import calibrate
 from monai_diffeo.cli.fit import fit
 from monai_diffeo.cli.mercure import mercure
 from monai_diffeo.cli.options import sentence
@@ -82,5 +83,5 @@ def program() -> None:
     """Make a trained network robust to deformation of the anatomy. For research, not for diagnosis."""
 
 
-for command in (segment, watch, mercure, report, fit, show, wrap):
+for command in (segment, watch, mercure, report, calibrate, fit, show, wrap):
     program.add_command(command)

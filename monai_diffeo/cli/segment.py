@@ -46,7 +46,15 @@ Exit status:
 @option("convention", "What of a lung a mask holds: what is 'visible' beside the heart, or the 'whole' of it.", metavar="WHICH")
 @option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
 @option("network_weights", "Weights of the network.", metavar="FILE")
+@option("trust_model", "Decide on films by this file, which 'calibrate' wrote for the options of this run.", metavar="FILE")
+@option(
+    "fallback",
+    "'identity' gives the plain answer for a film that is rejected, 'raise' none. 'best' also gives another answer where it "
+    "looks better than one that is doubted.",
+    click.Choice(["identity", "raise", "best"]),
+)
 @option("figures", "'false' draws no pictures.", SWITCH)
+@option("uncertainty", "Write a map beside each mask, 0 where all answers agree and 1 where they say nothing.", SWITCH)
 @option("dicom_output", "Write DICOM results beside the masks: SEG, report, picture.", SWITCH)
 @option("progress", "Show a progress bar of the optimisation.", SWITCH)
 @option("resume", "Do only the films that the results in --output_dir lack.", SWITCH)

@@ -8,6 +8,7 @@ import threading
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
+from urllib.error import HTTPError
 
 import click
 
@@ -118,6 +119,7 @@ class _Loop:
     def _do(self, film: Any, source: Any, journal: Any) -> bool:
         """Whether a film is done."""
         from monai_diffeo.trust.decision import NO_RESULT, kind_of_decision  # imports torch
+        from monai_diffeo.watch import INNER_ERROR
 
         tries, line = journal.word(film).get("tries", 0), self.segment.line_of(film.path)
         if line is None:
@@ -128,7 +130,13 @@ class _Loop:
             raise OutputError(line["message"])
         if error and (self.stop.is_set() or (tries + 1 < _TRIES and (error.endswith("Error") or error in _PASSING))):
             return False
-        if refused := source.finish(film, line):
+        try:
+            refused = source.finish(film, line, tries + 1 < _TRIES)
+        except HTTPError as error:
+            if error.code == INNER_ERROR:
+                journal.put(film.name, stamp=film.stamp, tries=tries + 1)
+            raise
+        if refused:
             self.segment.reporter.log.say(f"'{film.name}': {refused}")
         self.failed |= bool(error or refused) or kind_of_decision(line.get("decision")) == NO_RESULT
         journal.put(film.name, stamp=film.stamp, end=refused or line["status"])

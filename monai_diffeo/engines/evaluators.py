@@ -8,9 +8,11 @@ from typing import Any
 
 from monai.engines import SupervisedEvaluator
 
+from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
-from monai_diffeo.inferers import DiffeoResult
+from monai_diffeo.inferers import DiffeoResult, uncertainty_map
 from monai_diffeo.inferers.aggregation import first_tensor
+from monai_diffeo.inferers.record import like_input
 from monai_diffeo.radiograph.failsafe import FAILURE, root_cause
 from monai_diffeo.trust import NO_RESULT, WithheldError
 
@@ -66,11 +68,16 @@ class FilmEvaluator(DiffeoEvaluator):
             :class:`monai_diffeo.report.FilmReporter`.
         judge: a :class:`monai_diffeo.trust.FilmJudge`, which decides on each film; None decides nothing. Of a film that has no
             result by decision no mask is written: ``reporter.withheld(path, batch, result, seconds)`` is told of it.
+        uncertainty: the output of each film also holds its :func:`~monai_diffeo.inferers.uncertainty_map`, ``"uncertainty"``.
+            Give the inferer ``keep_poses`` too. Also as a string.
         args, kwargs: of ``SupervisedEvaluator``.
     """
 
-    def __init__(self, *args: Any, reporter: Any, judge: Callable | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, plain=reporter.wants_plain or judge is not None, **kwargs)
+    def __init__(
+        self, *args: Any, reporter: Any, judge: Callable | None = None, uncertainty: bool | str = False, **kwargs: Any
+    ) -> None:
+        self.uncertainty = parse_switch(uncertainty)
+        super().__init__(*args, plain=reporter.wants_plain or judge is not None or self.uncertainty, **kwargs)
         self.reporter, self.judge = reporter, judge
 
     def _iteration(self, engine: SupervisedEvaluator, batchdata: dict[str, Any]) -> dict | Sequence:
@@ -104,4 +111,6 @@ class FilmEvaluator(DiffeoEvaluator):
             raise NumericalError("FilmEvaluator: the network's prediction is not finite. Check its weights and the film.")
         if any(verdict.kind == NO_RESULT for verdict in result.verdicts):
             raise WithheldError(result)
+        if self.uncertainty and (doubt := uncertainty_map(result)) is not None:
+            self.state.output["uncertainty"] = like_input(doubt, inputs)
         return result

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import fit_statistics, load_canonicalizer
 from monai_diffeo.canonicalize.checks import check_device
+from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import record_sha256, write_atomically
 from monai_diffeo.fit.images import LEAST_IMAGES, ImagesReader, Item, find_images, is_held_back
@@ -26,7 +27,7 @@ from monai_diffeo.fit.loop import seconds_a_step, train_part
 from monai_diffeo.fit.network import NetworkUnderTest
 from monai_diffeo.fit.outcome import FitOutcome, keeps_orientation, measure, measure_orientation, measure_overlap
 from monai_diffeo.fit.page import PAGE, outcome_lines, plan_lines, write_page
-from monai_diffeo.fit.parts import FitPart, folder_settings, parts_of, working_size_of
+from monai_diffeo.fit.parts import DEFAULT_MODE, FitPart, folder_settings, parts_of, working_size_of
 from monai_diffeo.networks import load_weights
 from monai_diffeo.networks.predictor import resample_image
 
@@ -274,10 +275,12 @@ def _finish(
     fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
     record_sha256(folder)
     canonicalizer = load_canonicalizer(folder, device=device)
-    outcome, *moved = measure(canonicalizer, held.to(device), seed, seconds)
+    signs: list[dict[str, float]] = []
+    outcome, *moved = measure(canonicalizer, held.to(device), seed, seconds, signs)
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)
     if network is not None:
         pairs = ((image, data.reader.label(item, image)) for item, image in data.reader.usable(data.held_items))
-        outcome = replace(outcome, overlap=measure_overlap(canonicalizer, network, pairs, seed, device, seconds))
+        outcome = replace(outcome, overlap=measure_overlap(canonicalizer, network, pairs, seed, device, seconds, signs))
+    SignLimits.of(DEFAULT_MODE, signs).save(folder)
     write_page(folder, plan, outcome, held, *moved)
     return outcome

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import fmean, median
 from typing import Any
 
@@ -17,6 +18,8 @@ from monai_diffeo.canonicalize.acceptance import confident_rotations
 from monai_diffeo.fit.network import NetworkUnderTest, dice_of_masks, masks_of_label
 from monai_diffeo.flow import compose, rotate_axes, warp
 from monai_diffeo.inferers import DiffeoInferer
+from monai_diffeo.inferers.aggregation import agreement
+from monai_diffeo.inferers.record import signs_of
 from monai_diffeo.networks import ImageOrientation
 from monai_diffeo.networks.predictor import resample_image
 
@@ -122,10 +125,12 @@ def _deformations(count: int, size: Sequence[int], seed: int) -> Tensor:
     return random_training_deformation(count, tuple(size), draw, identity_share=0.0, framing_share=0.0)
 
 
-def measure(canonicalizer: Canonicalizer, images: Tensor, seed: int, seconds: float) -> tuple[FitOutcome, Tensor, Tensor]:
+def measure(
+    canonicalizer: Canonicalizer, images: Tensor, seed: int, seconds: float, signs: list[dict[str, float]] | None = None
+) -> tuple[FitOutcome, Tensor, Tensor]:
     """Figures of held-back images ``(N, C, *S)``; also those images deformed, and canonicalised after that.
 
-    After ``seconds`` no further image is begun; two are always taken.
+    After ``seconds`` no further image is begun; two are always taken. ``signs`` gets those of all images, deformed or not.
     """
     began = time.perf_counter()
     rows: list[tuple[Tensor, Tensor, Canonicalization, Canonicalization]] = []
@@ -135,6 +140,8 @@ def measure(canonicalizer: Canonicalizer, images: Tensor, seed: int, seconds: fl
         twin = warp(image, ddf, padding_mode="zeros")
         rows.append((ddf, twin, canonicalizer(image), canonicalizer(twin)))
     ddfs, twins, before, after = zip(*rows)
+    if signs is not None:
+        signs += [row for found in (*before, *after) for row in signs_of(found, None, None)]
     outcome = FitOutcome(
         images=len(rows),
         energy=median(float(found.energy_before) for found in before),
@@ -184,6 +191,7 @@ def measure_overlap(
     seed: int,
     device: torch.device,
     seconds: float,
+    signs: list[dict[str, float]] | None = None,
 ) -> Overlap | None:
     """Dice of the network with and without the canonicaliser, on images at their own size.
 
@@ -192,6 +200,7 @@ def measure_overlap(
         images: each ``(C, *S)``, with its mask or None. If the first has none, the network's own answers on undeformed images
             stand in for masks; they say what deformation changes, not what is right.
         seconds: after which no further image is begun; two are always taken.
+        signs: gets those of all images, deformed or not.
     """
     rows: list[list[float]] = []
     began, reference, poses = time.perf_counter(), "", 1
@@ -206,7 +215,8 @@ def measure_overlap(
         wanted = own if reference != "masks" else None if label is None else masks_of_label(label, len(own))
         if wanted is None:
             continue
-        wrapped: Any = DiffeoInferer(canonicalizer, network.inferer, tta_samples=poses)  # type: ignore[arg-type]
+        inferer = DiffeoInferer(canonicalizer, network.inferer, tta_samples=poses)  # type: ignore[arg-type]
+        wrapped = partial(_asked, inferer, [] if signs is None else signs)
         ddf = _deformations(1, image.shape[1:], seed + len(rows))
         plain, least = torch.Tensor.as_subclass(image, Tensor), image.amin()
         moved = warp(plain[None] - least, ddf, padding_mode="zeros")[0] + least
@@ -215,3 +225,12 @@ def measure_overlap(
         without = network.masks(network.ask(moved, device))
         rows.append([dice_of_masks(*two) for two in ((own, wanted), (found[0], wanted), (without, goal), (found[1], goal))])
     return Overlap(reference, len(rows), poses, *(fmean(column) for column in zip(*rows))) if rows else None
+
+
+def _asked(inferer: DiffeoInferer, signs: list[dict[str, float]], image: Tensor, network: Any) -> Any:
+    """The wrapped prediction; ``signs`` gets those of the image."""
+    result = inferer.infer(image, network, plain=True)
+    if (found := result.searched) is not None and result.canonicalization is not None:
+        likeness = agreement([result.prediction, result.plain], found.moved)
+        signs += signs_of(found, result.canonicalization.agreement, likeness)
+    return result.prediction

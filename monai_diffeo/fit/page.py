@@ -74,7 +74,8 @@ What was fitted, and for how long:
 {plans}
 ```
 
-`load_canonicalizer(FOLDER)` reads this folder. `fit.json` holds all settings and figures. For research, not for diagnosis.
+`load_canonicalizer(FOLDER)` reads this folder. `limits.json` holds what is usual for these images: beyond it, an image is to be
+reviewed. `fit.json` holds all settings and figures. For research, not for diagnosis.
 """
     write_atomically(folder / SHEET, _sheet(*states))
     write_atomically(folder / PAGE, text.encode())

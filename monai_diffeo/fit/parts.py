@@ -12,8 +12,9 @@ from monai.bundle import ConfigParser
 from monai_diffeo.augmentation import random_training_deformation
 from monai_diffeo.training import CriticStep, OrientationStep, PredictorStep, VAEStep
 
-__all__ = ["FitPart", "folder_settings", "parts_of", "working_size_of"]
+__all__ = ["DEFAULT_MODE", "FitPart", "folder_settings", "parts_of", "working_size_of"]
 
+DEFAULT_MODE = "single_pass"
 _LONGEST = {2: 128, 3: 64}  # voxels of the working size
 
 
@@ -107,10 +108,10 @@ def folder_settings(dims: int, size: Sequence[int], parts: Sequence[FitPart]) ->
     search: dict[str, Any] = {"steps": 30, "learning_rate": 0.01, "patience": 10, "level": 0.0}
     search |= {"regularizer": {"smooth": 100.0, "orientation": 10.0}}
     return {
-        "default_mode": "single_pass",
+        "default_mode": DEFAULT_MODE,
         "families": {"control_grid": _family(dims, 7)},
         "networks": {part.name: dict(part.config) for part in parts},
         "weights": {name: f"{name}.pt" for name in names},
         "energies": energies,
-        "modes": {"single_pass": single, "refine": {**single, **search}},
+        "modes": {DEFAULT_MODE: single, "refine": {**single, **search}},
     }

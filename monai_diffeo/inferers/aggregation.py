@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from monai_diffeo.canonicalize.answers import declared_part
+from monai_diffeo.canonicalize.answers import declared_part, map_parts
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["agreement", "choose_rows", "join_predictions", "mean_prediction"]
+__all__ = ["agreement", "choose_rows", "join_predictions", "mean_prediction", "overlap", "rows_of"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Any:
@@ -66,6 +66,15 @@ def choose_rows(keep: Tensor, first: Any, second: Any) -> Any:
     return choose(first, second)
 
 
+def rows_of(answer: Any, first: int, count: int, batch: int) -> Any:
+    """The part of a prediction for a batch, in any structure, that belongs to ``count`` images from the ``first`` on."""
+
+    def own(part: Any, *_: Any) -> Any:
+        return part[first : first + count] if isinstance(part, Tensor) and part.ndim and len(part) == batch else part
+
+    return map_parts(answer, own)
+
+
 def join_predictions(answers: Sequence[Any]) -> Any:
     """Predictions for single images, tensors ``(1, ...)`` in any structure, or batches, as one for the batch ``(B, ...)``."""
     first = answers[0]
@@ -106,14 +115,35 @@ def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Ten
     if stack.ndim == 3:
         same = (stack.argmax(2) == mean.argmax(2)).float().mean(0)
     else:
-        low, high = stack.transpose(0, 1).flatten(1).aminmax(dim=1)  # of each image, whatever its neighbours
-        threshold = torch.where((low >= 0) & (high <= 1), 0.5, 0.0).view(-1, *[1] * (stack.ndim - 2))
-        each, together = (_decide(x, threshold).flatten(3) for x in (stack, mean))
-        overlap, size = 2 * (each & together).sum(3), each.sum(3) + together.sum(3)
-        same = torch.where(size > 0, overlap / size.clamp(min=1), 1.0).mean((0, 2))
-        same = torch.where((size > 0).any(2).any(0), same, torch.nan)  # nothing found at any pose says nothing
+        threshold = _threshold(stack)
+        same = _dice(_decide(stack, threshold), _decide(mean, threshold))
     finite = stack.transpose(0, 1).flatten(1).isfinite().all(1)
     return torch.where(moved.to(same.device) & finite, same, torch.nan)
+
+
+def overlap(one: Any, other: Any, outputs: Any = None) -> Tensor:
+    """Dice of the masks of two predictions, as :func:`agreement` has it with the mean, shape ``(B,)``; NaN where both are
+    empty, and for predictions without a map."""
+    first, second = (first_tensor(answer, outputs) for answer in (one, other))
+    if first is None or second is None or first.ndim < 3:
+        return torch.full((1,), torch.nan)
+    stack = torch.stack([first.detach().float(), second.detach().float()])
+    masks = _decide(stack, _threshold(stack))
+    return _dice(masks[:1], masks[1:])
+
+
+def _threshold(stack: Tensor) -> Tensor:
+    """For scores ``(A, B, K, *S)`` of one channel, ``(B, 1, ...)``: of each image, whatever its neighbours."""
+    low, high = stack.transpose(0, 1).flatten(1).aminmax(dim=1)
+    return torch.where((low >= 0) & (high <= 1), 0.5, 0.0).view(-1, *[1] * (stack.ndim - 2))
+
+
+def _dice(each: Tensor, other: Tensor) -> Tensor:
+    """Dice of masks ``(A, B, K, *S)`` with others, over ``A`` and the classes ``K``; NaN where nothing is found at any pose."""
+    each, other = each.flatten(3), other.flatten(3)
+    common, size = 2 * (each & other).sum(3), each.sum(3) + other.sum(3)
+    same = torch.where(size > 0, common / size.clamp(min=1), 1.0).mean((0, 2))
+    return torch.where((size > 0).any(2).any(0), same, torch.nan)
 
 
 def _decide(scores: Tensor, threshold: Tensor) -> Tensor:

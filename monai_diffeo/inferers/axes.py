@@ -81,9 +81,10 @@ def infer_rows_first(
     if found is not None:
         found = replace(found, notes=tuple(joined_notes(said, note) for note in found.notes))
     records = tuple({**record, "notes": joined_notes(said, str(record["notes"]))} for record in result.records)
-    answers = {name: getattr(result, name) for name in ("prediction", "plain", "unchosen")}
+    answers = {name: getattr(result, name) for name in ("prediction", "plain", "unchosen", "averaged")}
     answers = {name: None if one is None else map_parts(one, back, outputs) for name, one in answers.items()}
-    return replace(result, **answers, canonicalization=found, records=records)
+    poses = tuple(map_parts(one, back, outputs) for one in result.poses)
+    return replace(result, **answers, canonicalization=found, records=records, poses=poses)
 
 
 def warn_of_unknown_axes(images: Tensor, found: Canonicalization) -> None:

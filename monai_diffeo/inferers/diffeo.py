@@ -20,11 +20,11 @@ from monai_diffeo.canonicalize.answers import check_outputs, map_parts
 from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
 from monai_diffeo.command_line import parse_switch
-from monai_diffeo.errors import NumericalError
-from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction
+from monai_diffeo.errors import RejectedError
+from monai_diffeo.inferers.aggregation import agreement, choose_rows, join_predictions, mean_prediction, overlap, rows_of
 from monai_diffeo.inferers.arguments import check_images, each_argument, move_arguments
 from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
-from monai_diffeo.inferers.record import forget, like_input, records_of, tell
+from monai_diffeo.inferers.record import forget, like_input, records_of, signs_of, tell
 from monai_diffeo.inferers.slices import ask_slices, is_slicewise, slices_of, summaries, volumes_of
 from monai_diffeo.renamed import renamed_arguments
 
@@ -45,6 +45,9 @@ class DiffeoResult:
         searched: of the images as the search moved them, where ``motion_limits`` asked both; else the ``canonicalization``.
         unchosen: the prediction that ``motion_limits`` did not take, of images that were not moved the other; None without.
         verdicts: the :class:`monai_diffeo.trust.Verdict` of each image, if a judge was asked.
+        second: prediction of another kind of network, if a judge asked one.
+        averaged: the prediction before the answer at one pose replaced the mean over poses that differ from it; None without.
+        poses: the prediction from each pose that was asked, mapped back; only with ``keep_poses``.
     """
 
     prediction: Any
@@ -55,6 +58,9 @@ class DiffeoResult:
     searched: Canonicalization | None = None
     unchosen: Any = None
     verdicts: tuple[Any, ...] = ()
+    second: Any = None
+    averaged: Any = None
+    poses: tuple[Any, ...] = ()
 
 
 class DiffeoInferer(Inferer):
@@ -62,7 +68,8 @@ class DiffeoInferer(Inferer):
 
     The network and the inner inferer stay as they are. ``enabled=False``, and every image that is not canonicalised, give the
     inner inferer's output bit for bit. The logger ``monai_diffeo.inferers.diffeo`` gets one line for each image, a warning if
-    it is rejected. Images with metadata get the same as ``meta["diffeo"]``, and so does a prediction with metadata.
+    it is rejected. Images with metadata get the same as ``meta["diffeo"]``, and so does a prediction with metadata. With a
+    canonicaliser of ``monai-diffeo fit`` both hold a ``decision`` on each image, by what was usual in the fit.
 
     A canonicaliser of 2D images around a ``SliceInferer`` sees each slice of a volume as one image.
 
@@ -75,7 +82,8 @@ class DiffeoInferer(Inferer):
             None is enough for an inferer that is switched off.
         inferer: inner inferer, ``SimpleInferer()`` by default; sliding windows, patches and slices see the canonical image.
         enabled: true or false, also as the string that a command line hands on.
-        fallback: for an image that is rejected, ``"identity"`` gives the plain prediction and ``"raise"`` stops.
+        fallback: for an image that is rejected, ``"identity"`` gives the plain prediction and ``"raise"`` stops. ``"best"`` is
+            for :class:`monai_diffeo.trust.FilmJudge`.
         tta_samples: poses of test-time augmentation around the canonical one. Their predictions are mapped back and averaged,
             and their agreement goes into the result. 1 runs once, as published; None takes the canonicaliser's, or 1.
         mode: ``"bilinear"`` to map maps back, ``"nearest"`` if the network gives labels.
@@ -89,8 +97,13 @@ class DiffeoInferer(Inferer):
         motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network at as many poses of the image that is only
             rotated, too. The answers on the deformed image count only if its energy is at most the one, and if they disagree
             at most by this factor of the others' disagreement. A rotation counts unless its answers disagree by 1.2 times
-            as much as those on the image as it was given, or more. For networks that were trained on many poses; needs several
-            ``tta_samples``. None always takes the answers on the deformed image.
+            as much as those on the image as it was given, or more. With ``"overlap": 0.97``, the mean over the poses of an
+            image that is only rotated counts only where its Dice with the answer at one pose is at least this. For networks
+            that were trained on many poses; needs several ``tta_samples``. None always takes the answers on the deformed image.
+        tta_batch_size: how many images the inner inferer gets at once, of the poses of test-time augmentation. With more than 1
+            they have no metadata, and answers are the same to rounding; quicker, for more memory. Networks with further
+            arguments, and a :class:`TemplateInferer`, get one pose after another.
+        keep_poses: the result holds the prediction from each pose, for :func:`uncertainty_map`; also as a string.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
@@ -117,6 +130,8 @@ class DiffeoInferer(Inferer):
         outputs: Any = None,
         images: Any = (),
         motion_limits: Mapping[str, float] | None = None,
+        tta_batch_size: int = 1,
+        keep_poses: bool | str = False,
     ) -> None:
         super().__init__()
         if fallback not in ("identity", "raise"):
@@ -124,6 +139,7 @@ class DiffeoInferer(Inferer):
         if mode not in ("bilinear", "nearest"):
             raise ValueError(f"DiffeoInferer: 'mode' must be 'bilinear' or 'nearest', got {mode!r}.")
         check_number("DiffeoInferer", "tta_samples", tta_samples, 1, optional=True)
+        check_number("DiffeoInferer", "tta_batch_size", tta_batch_size, 1)
         if canonicalizer is None and parse_switch(enabled):
             raise ValueError("DiffeoInferer: 'canonicalizer' is None; give one, for example load_canonicalizer(folder).")
         if canonicalizer is not None:
@@ -134,6 +150,8 @@ class DiffeoInferer(Inferer):
         self.canonicalizer, self.tta_samples, self.outputs = canonicalizer, tta_samples, check_outputs(outputs)
         self.inferer: Any = SimpleInferer() if inferer is None else inferer
         self.images, self.motion_limits = check_images(images), _check_limits(motion_limits)
+        self.tta_batch_size = tta_batch_size
+        self.keep_poses = parse_switch(keep_poses)
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -145,7 +163,7 @@ class DiffeoInferer(Inferer):
 
         Raises:
             ConfigError: if an argument covers the frame of the images and is not declared.
-            NumericalError: if an image is rejected and ``fallback="raise"``.
+            RejectedError: if an image is rejected and ``fallback="raise"``.
             ShapeError: where the shape of a prediction does not say what it is, or is not that of its declaration.
         """
         return self.infer(inputs, network, *args, **kwargs).prediction
@@ -187,7 +205,7 @@ class DiffeoInferer(Inferer):
         rejected = [f"image {i} of {len(found.status)}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
         if rejected and self.fallback == "raise":
             remedy = "Use fallback='identity' to get the plain prediction for it."
-            raise NumericalError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
+            raise RejectedError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
 
@@ -197,13 +215,13 @@ class DiffeoInferer(Inferer):
                     replace(found, image=found.moved_image(given)) if given.requires_grad and torch.is_grad_enabled() else found
                 )
                 poses = [live] if count == 1 else live.tta_samples(given, count)
-            results = [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
+            results = self._at_poses(poses, inputs, network, *args, **kwargs)
             predictions = [result.prediction for result in results]
             found = replace(found, agreement=agreement(predictions, found.moved, self.outputs))
             return found, mean_prediction(predictions, found.moved, self.outputs), results
 
         found, prediction, results = ask(found)
-        searched, unchosen = found, None
+        searched, unchosen, averaged = found, None, None
         at_rest = getattr(self.canonicalizer, "at_rest", None)
         if self.motion_limits and at_rest is not None and found.agreement is not None and bool(found.moved.any()):
             rest, answer, others = ask(at_rest(given, found))
@@ -214,8 +232,14 @@ class DiffeoInferer(Inferer):
                 keep = _prefer(rest, still, found.rotations != 0, ROTATION_LIMITS)
                 rest, answer = rest.where(keep, still), choose_rows(keep, answer, still_answer)
             keep = _prefer(found, rest, found.moved, self.motion_limits)
-            unchosen = choose_rows(keep, answer, prediction)
-            found, prediction = found.where(keep, rest), choose_rows(keep, prediction, answer)
+            unchosen, mean = choose_rows(keep, answer, prediction), choose_rows(keep, prediction, answer)
+            found, prediction = found.where(keep, rest), mean
+            if "overlap" in self.motion_limits:
+                single = self._at_pose(rest, inputs, network, *args, **kwargs).prediction
+                same = overlap(answer, single, self.outputs).to(keep.device) >= self.motion_limits["overlap"]
+                prediction, averaged = choose_rows(keep | same, mean, single), mean
+        if self.tta_batch_size > 1:
+            prediction = map_parts(prediction, lambda part, *_: like_input(part, inputs))
         if getattr(self.canonicalizer, "rows_first", False):
             warn_of_unknown_axes(inputs, found)
         if self.on_result is not None:
@@ -225,7 +249,13 @@ class DiffeoInferer(Inferer):
             without = self.inferer(inputs, network, *args, **kwargs)
         templates = tuple(template for result in results for template in result.templates)
         without = without if plain else None
-        return DiffeoResult(prediction, found, without, templates, records_of(found), searched, unchosen)
+        kept = tuple(result.prediction for result in results) if self.keep_poses else ()
+        records = records_of(found)
+        if limits := getattr(self.canonicalizer, "limits", None):
+            likeness = agreement([prediction, without], found.moved, self.outputs) if plain else None
+            signs = zip(records, signs_of(searched, found.agreement, likeness), found.status)
+            records = tuple({**record, "decision": limits.decision(row, status)} for record, row, status in signs)
+        return DiffeoResult(prediction, found, without, templates, records, searched, unchosen, averaged=averaged, poses=kept)
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
@@ -244,7 +274,23 @@ class DiffeoInferer(Inferer):
         result = _joined([each._ask(part, network, *args, **own) for part, own in slices_of(inferer, inputs, kwargs)])
         prediction, plain = (volumes_of(answer, inferer, inputs) for answer in (result.prediction, result.plain))
         records = summaries(result.records, len(inputs))
-        return replace(result, prediction=prediction, plain=plain, records=records, unchosen=None)
+        poses = tuple(volumes_of(answer, inferer, inputs) for answer in result.poses)
+        return replace(result, prediction=prediction, plain=plain, records=records, unchosen=None, averaged=None, poses=poses)
+
+    def _at_poses(
+        self, poses: Sequence[Canonicalization], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
+    ) -> list[DiffeoResult]:
+        """What the inner inferer gives at each pose, several at once where nothing but the images goes in."""
+        batch = len(inputs)
+        count = self.tta_batch_size // batch
+        if count < 2 or args or kwargs or hasattr(self.inferer, "infer") or not bool(poses[0].moved.all()):
+            return [self._at_pose(pose, inputs, network, *args, **kwargs) for pose in poses]
+
+        results = []
+        for some in (poses[i : i + count] for i in range(0, len(poses), count)):
+            together = self._at_pose(Canonicalization.join(some), some[0].image, network).prediction
+            results += [DiffeoResult(rows_of(together, i * batch, batch, len(some) * batch)) for i in range(len(some))]
+        return results
 
     def _at_pose(
         self, pose: Canonicalization, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any
@@ -261,8 +307,9 @@ class DiffeoInferer(Inferer):
 def _check_limits(limits: Any) -> Mapping[str, float] | None:
     """Limits as :class:`DiffeoInferer` knows them, or None; a ValueError for others."""
     if limits is not None:
-        if not isinstance(limits, Mapping) or set(limits) != {"energy", "disagreement"}:
-            raise ValueError(f"DiffeoInferer: 'motion_limits' must have the keys 'energy' and 'disagreement', got {limits!r}.")
+        if not isinstance(limits, Mapping) or set(limits) - {"overlap"} != {"energy", "disagreement"}:
+            expected = "the keys 'energy' and 'disagreement', and perhaps 'overlap'"
+            raise ValueError(f"DiffeoInferer: 'motion_limits' must have {expected}, got {limits!r}.")
         for name, value in limits.items():
             check_number("DiffeoInferer", f"motion_limits.{name}", value, float("-inf"), whole=False)
     return limits
@@ -299,4 +346,6 @@ def _joined(parts: Sequence[DiffeoResult]) -> DiffeoResult:
         tuple(record for part in parts for record in part.records),
         joined([part.searched for part in parts]),
         None if any(part.unchosen is None for part in parts) else join_predictions([part.unchosen for part in parts]),
+        averaged=None if any(part.averaged is None for part in parts) else join_predictions([p.averaged for p in parts]),
+        poses=tuple(join_predictions(answers) for answers in zip(*(part.poses for part in parts))),  # as many as all have
     )

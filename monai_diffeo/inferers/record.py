@@ -13,7 +13,7 @@ from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.answers import map_parts
 from monai_diffeo.canonicalize.result import REJECTED
 
-__all__ = ["forget", "like_input", "records_of", "tell"]
+__all__ = ["forget", "like_input", "records_of", "signs_of", "tell"]
 
 Record = Mapping[str, Any]
 _KEY = "diffeo"
@@ -26,6 +26,20 @@ def records_of(found: Canonicalization) -> tuple[Record, ...]:
     numbers = ("energy_before", "energy_after", "largest_displacement", "agreement")
     columns |= {name: value.tolist() for name in numbers if (value := getattr(found, name)) is not None}
     return tuple(dict(zip(columns, row)) for row in zip(*columns.values()))
+
+
+def signs_of(searched: Canonicalization, agreement: Tensor | None, likeness: Tensor | None) -> list[dict[str, float]]:
+    """The signs of :data:`~monai_diffeo.canonicalize.limits.LIMITED_SIGNS` of each image; NaN for what is not known of one.
+
+    Args:
+        searched: as the search moved the images.
+        agreement: of the answers from several poses, ``(B,)``, or None.
+        likeness: agreement of the answer with that without canonicalisation, ``(B,)``, or None.
+    """
+    columns = {"energy": searched.energy_after, "energy_before": searched.energy_before, "folding": searched.folding_fraction}
+    columns["displacement"] = searched.largest_displacement / max(min(searched.ddf.shape[2:]) - 1, 1)
+    columns |= {n: 1 - one for n, one in (("disagreement", agreement), ("change", likeness)) if one is not None}
+    return [dict(zip(columns, row)) for row in zip(*(column.tolist() for column in columns.values()))]
 
 
 def tell(records: Sequence[Record], inputs: Tensor, prediction: Any) -> None:
@@ -42,6 +56,7 @@ def tell(records: Sequence[Record], inputs: Tensor, prediction: Any) -> None:
         words.append(f"largest displacement {record['largest_displacement']:.1f} voxels")
         words += [f"agreement {record['agreement']:.3f}"] if "agreement" in record else []
         words += [record["notes"]] if record["notes"] else []
+        words += [record["decision"]] if "decision" in record else []
         _log.log(logging.WARNING if REJECTED in record["status"] else logging.INFO, "; ".join(words))
     if records and isinstance(inputs, MetaTensor):
         alone = len(records) == 1 and not inputs.is_batch

@@ -10,7 +10,7 @@ from monai.inferers import SliceInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize.answers import map_parts
-from monai_diffeo.canonicalize.result import REJECTED
+from monai_diffeo.canonicalize.result import NO_RESULT, OK, REJECTED, REVIEW
 from monai_diffeo.inferers.record import Record, like_input
 
 __all__ = ["ask_slices", "is_slicewise", "slices_of", "summaries", "volumes_of"]
@@ -58,13 +58,17 @@ def summaries(slices: Sequence[Record], batch: int) -> tuple[Record, ...]:
 
 
 def _summary(slices: Sequence[Record]) -> Record:
-    words, record = ("status", "notes"), dict(slices[0])
+    words, record = ("status", "notes", "decision"), dict(slices[0])
     record |= {k: sum(s[k] for s in slices) / len(slices) for k in record if k not in words}
     kinds = [s["status"] for s in slices]
     if len(set(kinds)) > 1:
         order = sorted(set(kinds), key=lambda kind: (REJECTED in kind, kind))
         record["status"] = "; ".join(f"{kinds.count(kind)} slices {kind}" for kind in order)
     record["notes"] = "; ".join(dict.fromkeys(s["notes"] for s in slices if s["notes"]))
+    if "decision" in record:  # the worst
+        record["decision"] = max(
+            (s["decision"] for s in slices), key=lambda text: (OK, REVIEW, NO_RESULT).index(text.split(":")[0])
+        )
     return {**record, "largest_displacement": max(s["largest_displacement"] for s in slices)}
 
 

@@ -58,7 +58,7 @@ def largest_components(mask: np.ndarray, count: int, connectivity: str = "face")
         raise ValueError(f"largest_components(): 'count' must be at least 1, got {count}.")
     labels, found = connected_components(mask, connectivity)
     order = np.argsort(-np.bincount(labels.ravel(), minlength=found + 1)[1:], kind="stable")[:count]
-    rank = np.zeros(found + 1, dtype=int)
+    rank = np.zeros(found + 1, dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
     rank[order + 1] = np.arange(1, len(order) + 1)
     return rank[labels]
 

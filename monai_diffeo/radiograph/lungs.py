@@ -35,7 +35,7 @@ def split_lungs(mask: np.ndarray, min_share: float = 0.1) -> tuple[np.ndarray, n
     parts = [labels == 1, labels == 2]
     if not parts[1].any() or parts[1].sum() < min_share * parts[0].sum():
         return np.zeros_like(mask), np.zeros_like(mask), mask
-    first, second = sorted(parts, key=lambda part: part.nonzero()[1].mean())
+    first, second = sorted(parts, key=lambda part: np.average(np.arange(part.shape[1]), weights=np.count_nonzero(part, 0)))
     return first, second, mask & ~first & ~second
 
 

@@ -21,7 +21,8 @@ from monai_diffeo.radiograph.film import library
 from monai_diffeo.radiograph.nifti import file_of_film
 from monai_diffeo.radiograph.paths import film_names, format_of_name, split_name
 
-__all__ = ["DICOM_KINDS", "MaskNames", "dicom_path", "figure_path", "mask_path", "mask_path_beside", "mask_paths", "write_mask"]
+__all__ = ["DICOM_KINDS", "MaskNames", "dicom_path", "figure_path", "map_path", "mask_path", "mask_path_beside", "mask_paths"]
+__all__ += ["write_map", "write_mask"]
 
 _PICTURES = ("png", "jpeg")
 DICOM_KINDS = ("seg", "sr", "sc")
@@ -61,6 +62,11 @@ def dicom_path(mask_path: PathLike, kind: str) -> Path:
     return Path(mask_path).with_name(f"{split_name(Path(mask_path).name)[0]}.{kind}.dcm")
 
 
+def map_path(mask_path: PathLike) -> Path:
+    """Where the map of uncertainty of a film goes: beside its mask, ``b_lungs.png`` gives ``b_lungs_uncertainty.nii.gz``."""
+    return Path(mask_path).with_name(_map_name(Path(mask_path).name))
+
+
 class MaskNames:
     """Mask paths of the films of a run: no two films share a mask or a figure, and no output is named like a film.
 
@@ -81,7 +87,7 @@ class MaskNames:
         if isinstance(films, Mapping):
             for film, pseudonym in films.items():
                 name = _mask_name(f"{pseudonym}{split_name(Path(film).name)[1]}", postfix, with_suffix=False)
-                free = taken[true_path(Path(output_dir))].isdisjoint([name, _figure_name(name)])
+                free = taken[true_path(Path(output_dir))].isdisjoint([name, _figure_name(name), _map_name(name)])
                 self.paths[Path(film)] = Path(output_dir) / name if free else None
             return
         for folder, some in folders.items():
@@ -128,7 +134,7 @@ def _names_in_folder(films: list[str], taken: set[str], postfix: str) -> dict[st
         masks = {film: _mask_name(film, postfix, film not in plain) for film in films}
         users: dict[str, list[str]] = defaultdict(list)
         for film, mask in masks.items():
-            for name in (mask, _figure_name(mask), *(dicom_path(mask, kind).name for kind in DICOM_KINDS)):
+            for name in (mask, _figure_name(mask), _map_name(mask), *(dicom_path(mask, kind).name for kind in DICOM_KINDS)):
                 users[name].append(film)
         count = Counter(name for name, some in users.items() for film in some if format_of_name(film) is not None)
         count.update({*films, *taken})
@@ -154,6 +160,10 @@ def _mask_name(name: str, postfix: str, with_suffix: bool) -> str:
 
 def _figure_name(mask_name: str) -> str:
     return f"{split_name(mask_name)[0]}_report.png"
+
+
+def _map_name(mask_name: str) -> str:
+    return f"{split_name(mask_name)[0]}_uncertainty.nii.gz"
 
 
 def _folder_of(film: Path, root: Path, output_dir: Path, postfix: str) -> Path:
@@ -203,13 +213,25 @@ def write_mask(
         return write_atomically(path, _png_bytes(labels))
     if film_format not in ("dicom", "nifti"):
         raise FilmError("UnsupportedFile", "write_mask() writes for films of format dicom, nifti, png or jpeg.")
+    return write_atomically(path, _nifti_bytes(labels, affine, file_frame, unit))
+
+
+def write_map(values: np.ndarray, affine: np.ndarray, path: PathLike, file_frame: str = "", unit: str = "mm") -> Path:
+    """Write numbers ``(H, W)`` that lie on a film as NIfTI, float32, with the geometry of a NIfTI mask, see `write_mask`."""
+    if values.ndim != 2:
+        raise ShapeError("write_map()", "values", "(H, W)", values.shape, "Remove batch and channel axes: values[0].")
+    return write_atomically(path, _nifti_bytes(np.asarray(values, np.float32), affine, file_frame, unit))
+
+
+def _nifti_bytes(values: np.ndarray, affine: np.ndarray, file_frame: str, unit: str) -> bytes:
+    """A NIfTI file of what lies on a film, in the frame of the film's file if it is one itself."""
     if not file_frame:
-        return write_atomically(path, _placed(labels.T[..., None], np.asarray(affine, np.float64)[:, [1, 0, 2, 3]], unit))
+        return _placed(values.T[..., None], np.asarray(affine, np.float64)[:, [1, 0, 2, 3]], unit)
     frame = json.loads(file_frame)
-    array, shape = file_of_film(labels, frame["axes"]), tuple(frame["shape"])
+    array, shape = file_of_film(values, frame["axes"]), tuple(frame["shape"])
     if array.shape != shape[:2]:
-        raise ShapeError("write_mask()", "mask", f"(H, W) of the film file {shape}", mask.shape)
-    return write_atomically(path, _framed(array.reshape(shape), frame))
+        raise ShapeError("write_mask()", "mask", f"(H, W) of the film file {shape}", values.shape)
+    return _framed(array.reshape(shape), frame)
 
 
 def _whole(mask: np.ndarray) -> np.ndarray:

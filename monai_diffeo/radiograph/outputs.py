@@ -39,7 +39,7 @@ def recorded_outputs(report: str | PathLike[str]) -> dict[str, list[Path]]:
     report, found = Path(report), dict[str, list[Path]]()
     for record in film_lines(report):
         mask, film = record.get("mask"), PurePosixPath(record["input"])
-        names = [*ensure_tuple(mask), record.get("figure"), *ensure_tuple(record.get("dicom"))]
+        names = [*ensure_tuple(mask), record.get("figure"), record.get("uncertainty"), *ensure_tuple(record.get("dicom"))]
         paths = [report.parent / name for name in names if isinstance(name, str) and _is_output_of(film, PurePosixPath(name))]
         found.setdefault(record["input"], []).extend(path for path in paths if path.is_file())
     ours = {PSEUDONYMS_NAME: is_pseudonym_table}

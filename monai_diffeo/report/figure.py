@@ -44,6 +44,7 @@ def film_figure(
     *,
     anatomy: Anatomy | None = None,
     sides: PatientSides | None = None,
+    uncertainty: Any | None = None,
 ) -> None:
     """Write a PNG of 1500 x 1000 pixels that shows what canonicalisation did to a film and to its mask.
 
@@ -61,6 +62,7 @@ def film_figure(
         numbers: a :func:`film_record`, or any part of it.
         anatomy: outlines, captions and areas; :class:`Anatomy` by default.
         sides: where the patient's left is; None draws no R and L.
+        uncertainty: of the mask, 0 to 1, shape ``(H, W)``, or None.
 
     Raises:
         ShapeError: if the shapes differ.
@@ -76,12 +78,15 @@ def film_figure(
     looks = "the film as given" if still else "the canonical film"
     lines = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
 
-    final = panel(figure, 0, 0, "Film and final mask", anatomy.caption(mask, sides))
+    shaded = "" if uncertainty is None else "; uncertain: amber"
+    final = panel(figure, 0, 0, "Film and final mask", anatomy.caption(mask, sides) + shaded)
     seen = panel(figure, 0, 1, "What the network saw", looks + ("" if canonical_mask is None else ", with the mask there"))
     change = panel(figure, 0, 2, "What changed", _change_caption(still, plain_mask, mask))
     grid = panel(figure, 1, 0, "Deformation", lines)
     area = panel(figure, 1, 1, "Local area, film : canonical", area_caption(still, local))
     panels.film(final, film, anatomy.parts(mask, sides))
+    if uncertainty is not None:
+        panels.shade(final, convert_to_numpy(uncertainty))
     along = None if sides is None else sides.along(sides.canonical)
     panels.film(seen, canonical, [] if canonical_mask is None else anatomy.parts(canonical_mask, along))
     panels.masks(change, film, plain_mask, mask)
@@ -148,8 +153,8 @@ def write(figure: Figure, path: Path) -> None:
     """The figure as a PNG, whole or not at all."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"})
+    stream, quick = io.BytesIO(), {"compress_level": 1}
+    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"}, pil_kwargs=quick)
     write_atomically(path, stream.getvalue())
 
 

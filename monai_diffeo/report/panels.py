@@ -15,15 +15,16 @@ from monai_diffeo.flow.jacobian import jacobian_determinant
 from monai_diffeo.report.anatomy import MASK_COLOUR, Part
 from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, outcome, remarks
 from monai_diffeo.report.sides import Step
+from monai_diffeo.trust import ANSWERS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 __all__: list[str] = []
 
-BACKGROUND, PANEL, INK, QUIET = "#0c0e11", "#000000", "#e8eaed", "#9aa3ad"
+BACKGROUND, INK, QUIET = "#0c0e11", "#e8eaed", "#9aa3ad"
 ADDED, REMOVED, PLAIN = MASK_COLOUR, "#ff5d73", "#ffffff"
-GRID, FOLDED = "#7fd4ff", "#ff2bd6"
+GRID, FOLDED, DOUBT = "#7fd4ff", "#ff2bd6", "#ffb000"
 AREA = ["#8fd3ff", "#2b7fd4", "#16324f", "#16181c", "#553018", "#d9701f", "#ffd08a"]  # dark where nothing changes
 
 _GRID_LINES = 17  # along the longer side
@@ -35,6 +36,15 @@ def film(axes: Axes, image: np.ndarray, parts: Sequence[Part]) -> None:
     background(axes, image)
     for part in parts:
         outline(axes, part.mask, part.colour, 1.8)
+
+
+def shade(axes: Axes, uncertainty: np.ndarray) -> None:
+    """Where a mask is uncertain: from clear at 0 to opaque at 1."""
+    from matplotlib.colors import to_rgba
+
+    tint = np.broadcast_to(np.array(to_rgba(DOUBT), np.float32), (*uncertainty.shape, 4)).copy()
+    tint[..., 3] = 0.8 * uncertainty.clip(0, 1)
+    axes.imshow(tint, interpolation="nearest", origin="upper", zorder=2)
 
 
 def masks(axes: Axes, image: np.ndarray, plain: np.ndarray | None, final: np.ndarray) -> None:
@@ -89,7 +99,7 @@ def area(axes: Axes, determinant: np.ndarray, mask: np.ndarray | None) -> Any:
     logarithm = np.ma.masked_array(np.log2(np.where(folded, 1, determinant)), folded)
     reach = 1.0 if folded.all() else float(np.clip(np.quantile(np.abs(logarithm.compressed()), 0.998), 0.55, 3.0))
     shown = axes.imshow(logarithm, cmap=colours, norm=Normalize(-reach, reach), interpolation="nearest", origin="upper")
-    _bare(axes)
+    axes.set_axis_off()
     if folded.any():
         outline(axes, folded, FOLDED, 2.0)
     if mask is not None:
@@ -113,7 +123,8 @@ def colour_bar(axes: Axes, shown: Any) -> None:
 
 def table(axes: Axes, numbers: Mapping[str, Any], dice: float | None, areas: list[tuple[str, str]]) -> None:
     """What to do about the film and what happened to it, then the numbers; ``areas`` are lines of the anatomy."""
-    meaning = "" if AT_REST in str(numbers.get("notes")) else _MEANING.get(outcome(numbers)[0], "")
+    other = AT_REST in str(numbers.get("notes")) or numbers.get("answer") in ANSWERS[1:]
+    meaning = "" if other else _MEANING.get(outcome(numbers)[0], "")
     verdict(axes, numbers, meaning, _rows(numbers, dice, areas))
 
 
@@ -187,22 +198,21 @@ def background(axes: Axes, image: np.ndarray, brightness: float = 1.0) -> None:
     image = np.nan_to_num(image, nan=low, posinf=high, neginf=low)
     white = low + max(high - low, 1e-12) / brightness
     axes.imshow(image, cmap="gray", vmin=low, vmax=white, interpolation="bilinear", origin="upper")
-    _bare(axes)
+    axes.set_axis_off()
 
 
 def outline(axes: Axes, mask: np.ndarray, colour: Any, width: float, dashed: bool = False) -> None:
     """The border of a mask, closed where it meets the frame."""
+    from contourpy import contour_generator
+    from matplotlib.collections import LineCollection
     from matplotlib.patheffects import Normal, Stroke
 
-    if not mask.any():
-        return
-    padded = np.pad(mask.astype(np.float32), 1)
     ys, xs = (np.arange(-1, n + 1) for n in mask.shape)
-    limits = {"xlim": axes.get_xlim(), "ylim": axes.get_ylim()}
-    line: dict[str, Any] = {"linewidths": [width], "linestyles": [(0, (4, 2.5))] if dashed else ["solid"]}
-    contour = axes.contour(xs, ys, padded, levels=[0.5], colors=[colour], zorder=5, **line)
-    contour.set_path_effects([Stroke(linewidth=width + 1.4, foreground="black", alpha=_HALO), Normal()])
-    axes.set(**limits)
+    lines: Any = contour_generator(xs, ys, np.pad(mask.astype(np.float32), 1)).lines(0.5)
+    style: dict[str, Any] = {"linewidths": [width], "linestyles": [(0, (4, 2.5))] if dashed else ["solid"]}
+    border = LineCollection(lines, colors=[colour], zorder=5, **style)
+    border.set_path_effects([Stroke(linewidth=width + 1.4, foreground="black", alpha=_HALO), Normal()])
+    axes.add_collection(border, autolim=False)
 
 
 def sides(axes: Axes, left: Step) -> None:
@@ -232,10 +242,3 @@ def _inner_lines(n: int, step: float) -> list[int]:
     """Grid lines strictly inside an axis of ``n`` voxels, about ``step`` apart, evenly."""
     pieces = max(round((n - 1) / step), 2)
     return sorted({round(i * (n - 1) / pieces) for i in range(1, pieces)})
-
-
-def _bare(axes: Axes) -> None:
-    axes.set(xticks=[], yticks=[], facecolor=PANEL)
-    axes.grid(False)  # whatever the user's matplotlibrc says
-    for spine in axes.spines.values():
-        spine.set_visible(False)

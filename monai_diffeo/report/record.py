@@ -8,6 +8,7 @@ input, sha256                name of the film, relative to the input folder; SHA
 status                       ``canonicalized``, ``left alone: reason``, ``rejected: reason`` or ``failed``
 decision                     ``ok``, ``review: why`` or ``no result: why``: what a person should do; calibrated with ``signs``
 predicted_dice               interval in which the Dice is expected, see docs/results/trust.md; only with ``signs``
+answer                       with ``--fallback best``: whose the mask is, ``wrapped``, ``bare network`` or ``second network``
 signs                        what the decision was made of, by name; more is worse, see :mod:`monai_diffeo.trust`
 energy_before, energy_after  of the film and of what the network saw; lower is closer to the training films
 energy_terms                 energies before, by name
@@ -23,6 +24,7 @@ seconds, device              wall time of the film; where the network ran
 agreement                    of the predictions of test-time augmentation, 0 to 1
 areas                        shares of the film: ``total``; of paired organs ``right`` and ``left``, null if sides are unknown
 mask, figure                 names of the outputs, relative to the output folder, or null; of one mask a class a list
+uncertainty                  name of the map of uncertainty, NIfTI, 0 to 1; only with ``--uncertainty true``
 dicom                        names of the DICOM results, empty if the notes say why; only with ``--dicom_output true``
 weights_sha256               of the file of the network's weights
 settings                     SHA-256 of what decides the result besides the film; ``--resume`` keeps lines with the same one
@@ -52,7 +54,7 @@ import torch
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
-from monai_diffeo.errors import FilmError, NumericalError, OutputError
+from monai_diffeo.errors import FilmError, NumericalError, OutputError, RejectedError
 from monai_diffeo.files import sha256_of
 from monai_diffeo.radiograph.failsafe import root_cause
 
@@ -76,6 +78,10 @@ _SENTENCES: tuple[tuple[type[BaseException], str], ...] = (
     (PermissionError, "The film may not be read, or its results may not be written. Check the permissions of both folders."),
     (MemoryError, "There was not enough memory for this film. Run it alone, or on a larger machine."),
     (torch.cuda.OutOfMemoryError, "There was not enough memory on the device for this film. Use --device cpu."),
+    (
+        RejectedError,
+        "The canonicaliser rejected the film, and --fallback raise takes no other answer. See it with --fallback identity.",
+    ),
     (NumericalError, "A number became NaN or infinite. Check the weights of the network and the grey values of the film."),
     (OSError, "The file could not be read. Check the disk."),
 )

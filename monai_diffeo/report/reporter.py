@@ -15,14 +15,14 @@ import torch.nn.functional as F
 from monai.utils import convert_to_numpy, ensure_tuple
 from torch import Tensor
 
-from monai_diffeo.canonicalize.result import resize_ddf
+from monai_diffeo.canonicalize.result import NO_RESULT, OK, REVIEW, resize_ddf
 from monai_diffeo.dicom_output import Algorithm, Findings, check_library, write_dicom_results
 from monai_diffeo.errors import ConfigError, FilmError, OutputError
 from monai_diffeo.files import output_error, sha256_of
 from monai_diffeo.flow import warp
-from monai_diffeo.inferers import DiffeoResult, parse_switch
+from monai_diffeo.inferers import DiffeoResult, parse_switch, uncertainty_map
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
-from monai_diffeo.radiograph.mask_writer import DICOM_KINDS, MaskNames, dicom_path, figure_path
+from monai_diffeo.radiograph.mask_writer import DICOM_KINDS, MaskNames, dicom_path, figure_path, map_path, write_map
 from monai_diffeo.radiograph.outputs import LOG_NAME, PAGE_NAME, REPORT_NAME, TABLE_NAME, film_lines
 from monai_diffeo.radiograph.pseudonyms import PSEUDONYMS_NAME, write_pseudonyms
 from monai_diffeo.report.anatomy import Anatomy
@@ -219,7 +219,12 @@ class FilmReporter:
         try:
             self._report(path, masks, figure, batch, output, result, seconds)
         except BaseException:
-            for file in [*masks, *([figure] if figure else []), *(self._dicom_paths(masks) if self.dicom else [])]:
+            for file in [
+                *masks,
+                *map(map_path, masks[:1]),
+                *([figure] if figure else []),
+                *(self._dicom_paths(masks) if self.dicom else []),
+            ]:
                 file.unlink(missing_ok=True)  # a film without a line has no mask
             raise
 
@@ -250,6 +255,8 @@ class FilmReporter:
         record |= _spacing(about)
         record["largest_displacement_mm"] = _displacement_mm(about, result, record["spacing"])
         record |= self.more(output, result) | _decided(result)
+        if "uncertainty" in output:
+            record["uncertainty"] = _below(_write_uncertainty(output["uncertainty"], map_path(masks[0])), self.output_dir)
         if figure is not None:
             try:
                 timeless = record | ({"seconds": None} if self.dicom else {})  # an archive wants the same picture twice
@@ -335,7 +342,9 @@ class FilmReporter:
             plain = self.foreground(F.interpolate(scores, size, mode="bilinear"))[0]
         canonical, canonical_mask = (warp(image, ddf)[0, 0] for image in (film, mask))
         images = (film[0, 0], canonical, ddf[0], plain, mask[0, 0], canonical_mask)
-        film_figure(path, *images, record["input"], record, anatomy=self.anatomy, sides=sides)
+        doubt = uncertainty_map(result) if record.get("uncertainty") else None
+        doubt = None if doubt is None else F.interpolate(doubt.cpu(), size, mode="bilinear")[0, 0]
+        film_figure(path, *images, record["input"], record, anatomy=self.anatomy, sides=sides, uncertainty=doubt)
 
     def _shown(self, batch: Mapping[str, Any], mask: np.ndarray) -> tuple[Tensor, Tensor]:
         """Film and mask at the picture's size."""
@@ -353,11 +362,19 @@ def _below(path: str | Path, folder: Path) -> str:
 
 
 def _decided(result: DiffeoResult) -> dict[str, Any]:
-    """Fields of a film that a judge decided on; none without one."""
-    if not result.verdicts:
-        return {}
+    """Fields of a film that a judge decided on, or that is beyond the limits of a fit, which is to be reviewed."""
+    if not result.verdicts:  # limits of a fit add doubts to the remarks
+        decision = result.records[0].get("decision", OK) if result.records else OK
+        return {} if decision == OK else {"decision": decision.replace(NO_RESULT, REVIEW, 1)}
     verdict = result.verdicts[0]
-    return json_safe({"decision": verdict.text, "predicted_dice": verdict.dice, "signs": verdict.signs})
+    answer = {"answer": verdict.answer} if verdict.answer else {}
+    return json_safe({"decision": verdict.text, "predicted_dice": verdict.dice, "signs": verdict.signs, **answer})
+
+
+def _write_uncertainty(values: Any, path: Path) -> Path:
+    """Write a map ``(1, H, W)`` with the metadata of its film."""
+    affine, frame, unit = (values.meta[name] for name in ("original_affine", "film_file_frame", "film_affine_unit"))
+    return write_map(convert_to_numpy(values)[0].clip(0, 1), convert_to_numpy(affine), path, str(frame), str(unit))
 
 
 def _stated(film: Any) -> tuple[str, int]:

@@ -66,7 +66,7 @@ def lines_that_hold(
 
 def outputs_of(line: Mapping[str, Any]) -> list[str]:
     """Names of all files that a line of the report records, relative to the report."""
-    names = [*ensure_tuple(line.get("mask")), line.get("figure"), *line.get("dicom", ())]
+    names = [*ensure_tuple(line.get("mask")), line.get("figure"), line.get("uncertainty"), *line.get("dicom", ())]
     return [name for name in names if name]
 
 

@@ -39,7 +39,8 @@ class PatientSides:
 
     def leftness(self, part: np.ndarray) -> float:
         """How far towards the patient's left the centre of a part of the film lies; ``part`` is a mask ``(H, W)``."""
-        centre = [np.mean(axis) / max(n - 1, 1) for axis, n in zip(part.nonzero(), part.shape)]
+        inside = np.count_nonzero(part, 1), np.count_nonzero(part, 0)  # of each row, of each column
+        centre = [np.average(np.arange(n), weights=count) / max(n - 1, 1) for count, n in zip(inside, part.shape)]
         row, column = (round(float(c) * (n - 1)) for c, n in zip(centre, self.leftward.shape))
         return float(self.leftward[row, column])
 

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monai_diffeo.canonicalize.acceptance import MIRRORED, NEGATIVE, UNLIKE
-from monai_diffeo.canonicalize.result import REJECTED
+from monai_diffeo.canonicalize.result import NO_RESULT, OK, REJECTED, REVIEW
 from monai_diffeo.trust.model import TrustModel
 from monai_diffeo.trust.signs import SIGNS
 
 __all__ = ["DECISIONS", "NO_RESULT", "OK", "REVIEW", "Verdict", "decision_by_remarks", "kind_of_decision", "verdict"]
 
-OK, REVIEW, NO_RESULT = "ok", "review", "no result"
 DECISIONS = (OK, REVIEW, NO_RESULT)
 _LEAST_AGREEMENT = 0.9  # without a model; not calibrated on errors
 _NO_CHEST = "the image is no chest film, or shows little of one"
@@ -34,12 +33,14 @@ class Verdict:
         reasons: sentences, the strongest first; of a film that is ok none.
         dice: the interval in which its Dice is expected, None without a model.
         signs: what was measured, by the names of :data:`SIGNS`.
+        answer: whose answer is given, one of :data:`monai_diffeo.trust.ANSWERS`; "" where nothing else was asked for.
     """
 
     kind: str
     reasons: tuple[str, ...] = ()
     dice: tuple[float, float] | None = None
     signs: Mapping[str, float] = field(default_factory=dict)
+    answer: str = ""
 
     @property
     def text(self) -> str:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.command_line import parse_switch
-from monai_diffeo.errors import DiffeoError
-from monai_diffeo.files import sha256_below, sha256_of
+from monai_diffeo.errors import DiffeoError, WeightsError
+from monai_diffeo.files import bundle_of, sha256_below, sha256_of
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.film import joined_notes
 from monai_diffeo.trust.decision import verdict
+from monai_diffeo.trust.fallback import FALLBACKS, best_answers
 from monai_diffeo.trust.model import TrustModel, load_trust
 from monai_diffeo.trust.signs import film_signs
 
-__all__ = ["FilmJudge", "WithheldError", "fitted_to", "load_film_judge"]
+__all__ = ["FilmJudge", "Observation", "WithheldError", "fitted_to", "load_film_judge"]
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +43,15 @@ class WithheldError(DiffeoError, RuntimeError):
         self.result = result
 
 
+@dataclass(frozen=True)
+class Observation:
+    """What a film is judged by: its ``signs``, what reader and canonicaliser ``said``, and if the header says ``mirrored``."""
+
+    signs: Mapping[str, float]
+    said: str = ""
+    mirrored: bool = False
+
+
 class FilmJudge:
     """Decides on films.
 
@@ -49,7 +60,12 @@ class FilmJudge:
         second: another kind of network, which gives log-odds ``(B, K, H, W)`` of canonical films; None asks none, and then the
             sign counts as at its limit.
         accept_anything: write masks of images that are no chest films too; they are to be reviewed.
+        fallback: ``"best"`` gives another answer than the wrapped one where :func:`best_answers` prefers it; ``"identity"`` and
+            ``"raise"`` never do, they are the inferer's.
         whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on films as they came; None as for ``second``.
+
+    Raises:
+        ValueError: for another ``fallback``.
     """
 
     def __init__(
@@ -57,10 +73,13 @@ class FilmJudge:
         model: TrustModel,
         second: Callable | None = None,
         accept_anything: bool | str = False,
+        fallback: str = "identity",
         whole: Callable | None = None,
     ) -> None:
+        if fallback not in FALLBACKS:
+            raise ValueError(f"FilmJudge: 'fallback' must be one of {list(FALLBACKS)}, got {fallback!r}.")
         self.model, self.second, self.accept_anything = model, second, parse_switch(accept_anything)
-        self.whole = whole
+        self.fallback, self.whole = fallback, whole
 
     def __call__(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult:
         """What ``ask`` gives for a film, with its verdict; a negative is corrected first, and the notes say so.
@@ -81,21 +100,28 @@ class FilmJudge:
         found = result.searched
         if found is None or result.canonicalization is None:
             return result
-        other = None
         if self.second is not None:
             with torch.no_grad():
-                other = found.warp_back(self.second(found.image).amax(1, keepdim=True))
+                result = replace(result, second=found.warp_back(self.second(found.image).amax(1, keepdim=True)))
+        rows = self.observed(image, result)
+        decided = [verdict(self.model, row.signs, row.said, self.accept_anything, row.mirrored) for row in rows]
+        if self.fallback == "best":
+            result, decided = best_answers(self.model, result, decided)
+        return replace(result, verdicts=tuple(decided))
+
+    def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:
+        """What the images ``(B, 1, H, W)`` are judged by."""
+        given = result.canonicalization
+        mean = result if result.averaged is None else replace(result, prediction=result.averaged)
         with torch.no_grad():
-            hidden = None if self.whole is None else self.whole(image)
-        signs = film_signs(result, self.model.references, other, hidden)
+            whole = None if self.whole is None else self.whole(image)
+        signs = film_signs(mean, self.model.references, result.second, whole)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
-        columns = zip(rows, result.canonicalization.notes, result.canonicalization.status, *stated)
-        verdicts = [
-            verdict(self.model, row, f"{header}; {notes}; {status}", self.accept_anything, orientation in _MIRRORED)
-            for row, notes, status, header, orientation in columns
+        return [
+            Observation(row, f"{header}; {notes}; {status}", orientation in _MIRRORED)
+            for row, notes, status, header, orientation in zip(rows, given.notes, given.status, *stated)  # type: ignore[union-attr]
         ]
-        return replace(result, verdicts=tuple(verdicts))
 
 
 def _negative(result: DiffeoResult) -> bool:
@@ -115,9 +141,18 @@ def _stated(images: Tensor, name: str) -> list[str]:
     return [str(word) for word in said] if isinstance(said, (list, tuple)) else [str(said)] * len(images)
 
 
-def fitted_to(weights: str | Path, canonicalizer: str | Path) -> str:
-    """SHA-256 of a network's weights and of all files of a canonicaliser's folder together."""
-    return hashlib.sha256(json.dumps([sha256_of(weights), sha256_below(canonicalizer)]).encode()).hexdigest()
+def fitted_to(
+    weights: str | Path,
+    canonicalizer: str | Path,
+    further_weights: str | Path | None = None,
+    mode: str = "single_pass",
+    tta_samples: int | None = None,
+) -> str:
+    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, settings that are unusual."""
+    parts: list[Any] = [sha256_of(weights), sha256_below(canonicalizer)]
+    unusual = [further_weights and sha256_of(further_weights), mode, tta_samples]
+    parts += [] if unusual == [None, "single_pass", None] else [unusual]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def load_film_judge(
@@ -127,26 +162,41 @@ def load_film_judge(
     second: nn.Module | None = None,
     second_weights: str | Path | None = None,
     accept_anything: bool | str = False,
+    fallback: str = "identity",
+    any_weights: bool = False,
     whole: nn.Module | None = None,
     whole_weights: str | Path | None = None,
+    **settings: Any,
 ) -> FilmJudge | None:
-    """The judge of a bundle; None, and a warning in the log, where the model was not fitted to these weights.
+    """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
 
     Args:
         path: of the model, see :func:`save_trust`.
-        weights, canonicalizer: file of the network that segments, and folder of the canonicaliser.
+        weights, canonicalizer, settings: see :func:`fitted_to`.
         second, second_weights: another kind of network; it is not asked where its file is missing.
-        accept_anything: see :class:`FilmJudge`.
+        accept_anything, fallback: see :class:`FilmJudge`.
+        any_weights: take the model all the same, as one of these weights.
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
 
     Raises:
-        WeightsError: if a file does not fit.
+        WeightsError: if a file does not fit, or if a model was fitted to something else and comes from outside of a bundle, or
+            ``fallback`` is "best", which needs it.
     """
     model = load_trust(path)
-    if not Path(weights).is_file() or fitted_to(weights, canonicalizer) != model.sha256:
+    here = fitted_to(weights, canonicalizer, **settings) if Path(weights).is_file() else ""
+    if any_weights:
+        model = replace(model, sha256=here)
+    elif here != model.sha256:
+        if bundle_of(Path(path).absolute()) is None or fallback == "best":
+            remedy = "Run `monai-diffeo calibrate` with the options of this run."
+            raise WeightsError(
+                f"load_film_judge(): {Path(path).name} must be fitted to the weights, canonicaliser, mode and number of poses "
+                f"of the run, and is to others. {remedy}"
+            )
         _log.warning("load_film_judge: %s was not fitted to these weights; decisions are not calibrated.", Path(path).name)
         return None
-    return FilmJudge(model, _loaded(second, second_weights), accept_anything, _loaded(whole, weights, whole_weights))
+    others = _loaded(second, second_weights), _loaded(whole, weights, whole_weights)
+    return FilmJudge(model, others[0], accept_anything, fallback, others[1])
 
 
 def _loaded(network: nn.Module | None, *files: str | Path | None) -> nn.Module | None:

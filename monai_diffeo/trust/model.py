@@ -40,7 +40,7 @@ class TrustModel:
     Attributes:
         limits: by sign, what 99 of 100 good films have at most; above 0.
         error: logarithm of the expected ``1 - Dice``; from its threshold on, the film is to be reviewed.
-        spread: what the logarithm of the error lay below and above the expected one in 95 of 100 films.
+        spread: what the logarithm of the error lay below and above the expected one in 95 of 100 films; None if unknown.
         foreign: log-odds that the image is no chest film; from its threshold on, it has no result.
         unusual: value of ``foreign`` above which a film is to be reviewed.
         references: what training films look like.
@@ -50,7 +50,7 @@ class TrustModel:
 
     limits: Mapping[str, float]
     error: Score
-    spread: tuple[float, float]
+    spread: tuple[float, float] | None
     foreign: Score
     unusual: float
     references: References
@@ -68,8 +68,10 @@ class TrustModel:
         scaled = self.scaled(signs)
         return score.bias + sum(weight * scaled[name] for name, weight in score.weights.items())
 
-    def interval(self, signs: Mapping[str, float]) -> tuple[float, float]:
-        """Between which two values the Dice of a film lies, of 95 in 100 films like those of the calibration."""
+    def interval(self, signs: Mapping[str, float]) -> tuple[float, float] | None:
+        """Between which two values the Dice of a film lies, of 95 in 100 films like those calibrated on; None if unknown."""
+        if self.spread is None:
+            return None
         expected = self.value(self.error, signs)
         low, high = (1 - math.exp(min(expected + shift, 0.0)) for shift in (self.spread[1], -self.spread[0]))
         return low, high
@@ -103,7 +105,8 @@ def load_trust(path: str | Path) -> TrustModel:
         _numbers({"unusual": parts["unusual"]})
         if not set(parts["limits"]) <= set(SIGNS):
             raise ValueError(f"unknown signs {sorted(set(parts['limits']) - set(SIGNS))}")
-        parts["spread"] = tuple(_numbers(dict(zip("lh", parts["spread"], strict=True))).values())
+        if parts["spread"] is not None:
+            parts["spread"] = tuple(_numbers(dict(zip("lh", parts["spread"], strict=True))).values())
         arrays = {n: torch.tensor(v, dtype=torch.float64) for n, v in _exactly(parts["references"], References).items()}
         if not all(bool(array.isfinite().all()) for array in arrays.values()):
             raise ValueError("references must be finite")
@@ -111,7 +114,7 @@ def load_trust(path: str | Path) -> TrustModel:
         film, precision = arrays["film"].view(side, side), arrays["shape_precision"].view(count, count)
         return TrustModel(**{**parts, "references": References(film, arrays["shape_mean"], precision)})
     except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
-        remedy = "Copy the bundle again, or fit it anew with docs/experiments/trust.py."
+        remedy = "Copy the file again, or write a new one with `monai-diffeo calibrate`."
         raise WeightsError(f"load_trust(): cannot read {Path(path).name}: {error}. {remedy}") from error
 
 

@@ -63,7 +63,7 @@ def test_films_that_are_no_chest_films_give_two_parts_too_and_it_can_be_wrapped(
     for name, pixels in pictures.items():
         Image.fromarray(pixels).save(films / f"{name}.png")
     (films / "broken.png").write_bytes(b"no film")
-    options = {"dataset_dir": str(films), "enabled": "TRUE", "tta_samples": 2, "figures": "false"}
+    options = {"dataset_dir": str(films), "deform": "TRUE", "tta_samples": 2, "figures": "false"}
     status, report = run_here(BUNDLE, tmp_path / "out", **options)
     assert status == 3
     for name, pixels in pictures.items():
@@ -73,6 +73,22 @@ def test_films_that_are_no_chest_films_give_two_parts_too_and_it_can_be_wrapped(
         assert report[f"{name}.png"]["template"]["components"] == 2
     assert report["good.png"]["status"] in ("canonicalized", "left alone: looks like the training images")
     assert report["broken.png"]["status"] == "failed" and "template" not in report["broken.png"]
+
+
+def test_a_rotated_film_gives_the_mask_of_the_upright_one_rotated_and_no_film_is_deformed(tmp_path, small_film):
+    films = tmp_path / "films"
+    films.mkdir()
+    for turns in range(4):
+        Image.fromarray(np.rot90(small_film, turns)).save(films / f"{turns}.png")
+    status, report = run_here(BUNDLE, tmp_path / "out", dataset_dir=str(films), figures="false")
+    masks = [np.asarray(Image.open(tmp_path / "out" / f"{turns}_lungs.png")) for turns in range(4)]
+    plain = run_here(BUNDLE, tmp_path / "plain", dataset_dir=str(films), figures="false", enabled="false")
+    upright, wrong = masks[0], np.asarray(Image.open(tmp_path / "plain" / "1_lungs.png"))
+    assert status == plain[0] == 0 and (np.asarray(Image.open(tmp_path / "plain" / "0_lungs.png")) == upright).all()
+    for turns in range(1, 4):
+        assert (np.rot90(upright, turns) == masks[turns]).mean() > 0.999
+        assert f"rotation by {90 * turns} degrees corrected" in report[f"{turns}.png"]["notes"]
+    assert (masks[1] != wrong).mean() > 0.02
 
 
 def test_any_image_gives_two_components():

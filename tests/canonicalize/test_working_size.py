@@ -95,6 +95,17 @@ def test_an_oblong_image_with_rotated_axes_comes_to_the_frame_and_the_pose_that_
     assert_close(there.warp_input(turned), there.image, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("dims, rotation", [(2, 0), (2, 1), (3, 9)])
+def test_without_deforming_a_rotation_alone_is_undone(dims, rotation):
+    upright, count = anatomy(OBLONG[dims], channels=2), len(axis_rotations(dims))
+    given = rotate_axes(upright, rotation)
+    found = build(dims, OBLONG[dims], Turned(rotation, count), deform=False)(given)
+    assert found.status == ("canonicalized",) and found.rotations.tolist() == [rotation] and not found.velocity.any()
+    assert_close(found.image, upright, atol=1e-5, rtol=0)
+    assert_close(found.warp_back(found.image), given, atol=1e-5, rtol=0)
+    assert build(dims, OBLONG[dims])(upright).velocity.any()
+
+
 @pytest.mark.parametrize("dims, rotation", [(2, 1), (3, 9)])
 def test_a_head_of_lower_resolution_comes_back_with_rotated_axes(dims, rotation):
     size = OBLONG[dims]

@@ -8,7 +8,9 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.error import HTTPError
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 
@@ -152,9 +154,42 @@ def test_what_is_wrong_with_a_film_is_said_once_and_what_may_pass_is_tried_three
 
 def test_a_refusal_of_the_archive_is_logged_and_counts(watched):
     loop = a_loop(watched, a="")
-    watched.finish = lambda film, line: "the archive refused"
+    watched.finish = lambda film, line, again: "the archive refused"
     assert loop.run(watched, watched.journal) == 3
     assert loop.segment.said == ["'a': the archive refused"] and watched.journal.words["a"]["end"] == "the archive refused"
+
+
+@pytest.mark.parametrize("code, times", [(500, 3), (503, 5)])
+def test_an_inner_error_of_the_archive_is_tried_three_times_and_a_busy_archive_for_ever(watched, code, times):
+    loop, asked = a_loop(watched, a=""), []
+    loop.once = False
+
+    def finish(film, line, again):
+        asked.append(again)
+        if len(asked) == times:
+            loop.stop.set()
+        if again or code == 503:
+            raise HTTPError("address", code, "", None, None)
+        return "refused"
+
+    watched.finish = finish
+    assert loop.run(watched, watched.journal) == 0 and len(asked) == times
+    assert watched.journal.words["a"].get("end") == (None if code == 503 else "refused")
+
+
+def test_a_film_whose_mask_would_replace_that_of_another_film_is_refused(tmp_path):
+    films, out = tmp_path / "in", tmp_path / "out"
+    films.mkdir()
+    film(films / "b.dcm")
+    words = ("watch", *PLAIN, "--dataset_dir", str(films), "--output_dir", str(out))
+    assert start(words) == 0
+    mask = (out / "b_lungs.nii.gz").read_bytes()
+    (films / "b.dcm").unlink()  # so that both would have this name
+    film(films / "b.dicom", pixels=np.random.default_rng(0).integers(0, 4000, (48, 64), np.uint16))
+    assert start(words) == 3
+    lines, _ = lines_of(out)
+    assert lines["b.dicom"]["error"] == "UnsupportedFile" and "Rename" in lines["b.dicom"]["message"]
+    assert (out / "b_lungs.nii.gz").read_bytes() == mask and lines["b.dcm"]["mask"] == "b_lungs.nii.gz"
 
 
 def test_a_full_disk_ends_the_watch_and_the_film_is_not_done(watched):

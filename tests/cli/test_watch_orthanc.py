@@ -165,7 +165,10 @@ def test_a_film_that_was_deleted_is_passed_and_one_that_cannot_be_had_is_a_film_
             [*watching(tmp_path / "busy", address)[0].look()]
 
 
-@pytest.mark.parametrize("status, refused", [(200, ""), (400, "the archive refused a result: HTTP 400"), (507, None)])
+@pytest.mark.parametrize(
+    "status, refused",
+    [(200, ""), (400, "the archive refused a result: HTTP 400"), (500, "the archive refused a result: HTTP 500"), (507, None)],
+)
 def test_a_result_that_is_refused_has_a_reason_and_a_busy_archive_is_asked_again(tmp_path, status, refused):
     (tmp_path / "a.seg.dcm").write_bytes(b"results")
     line = {"dicom": ["a.seg.dcm"], "notes": "extreme values were left out"}
@@ -178,6 +181,10 @@ def test_a_result_that_is_refused_has_a_reason_and_a_busy_archive_is_asked_again
                 orthanc.finish(found, line)
         else:
             assert orthanc.finish(found, line) == refused
+        if status == 500:
+            with pytest.raises(OSError, match="500"):
+                orthanc.finish(found, line, again=True)
+            asked.pop()
         assert journal.words[""]["since"] == (0 if refused is None else 3)
         assert asked[-1] == ("POST", "/instances", b"results", "Basic YTpi")
         for notes in ("header names another body part", "header names a lateral view", "x; header names another view"):

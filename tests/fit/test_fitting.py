@@ -14,6 +14,7 @@ from monai_diffeo.canonicalize import load_canonicalizer
 from monai_diffeo.errors import ConfigError, NumericalError
 from monai_diffeo.fit import fit_canonicalizer, fitting, loop
 from monai_diffeo.fit.loop import CHECKPOINT
+from monai_diffeo.inferers import DiffeoInferer
 from tests.helpers import blob
 
 STEPS = {"predictor": 2, "orientation": 1, "vae": 1, "critic": 1}
@@ -44,7 +45,7 @@ def fitted(tmp_path_factory):
 def test_the_folder_loads_and_its_modes_work_at_the_working_size(fitted):
     folder, outcome, lines, _ = fitted
     files = {"README.md", "canonicalizer.json", "critic.pt", "fit.json", "orientation.pt", "predictor.pt", "sheet.png"}
-    assert {path.name for path in folder.iterdir()} == files | {"statistics.json", "vae.pt"}
+    assert {path.name for path in folder.iterdir()} == files | {"limits.json", "statistics.json", "vae.pt"}
     for mode in (None, "refine"):
         canonicalizer = load_canonicalizer(folder, mode)
         assert canonicalizer.working_size == (32, 32) and canonicalizer.tta_samples == 8
@@ -63,6 +64,16 @@ def test_the_page_and_the_record_say_what_was_done_and_whether_it_worked(fitted)
     assert lines[2].endswith(said)
     assert record["outcome"] == json.loads(json.dumps(outcome.as_dict())) and record["plan"]["working_size"] == [32, 32]
     assert outcome.overlap.reference == "its own answers" and outcome.overlap.images == 4
+
+
+def test_the_limits_are_those_of_images_that_were_held_back_and_of_the_network(fitted):
+    folder, outcome, _, network = fitted
+    limits = load_canonicalizer(folder).limits
+    assert {"energy", "energy_before", "displacement", "folding"} <= set(limits.limits)
+    assert limits.images == 2 * 2 * 4  # deformed or not, without and with the network
+    inferer = DiffeoInferer(load_canonicalizer(folder))
+    decisions = [one["decision"] for one in inferer.infer(torch.stack(some_images(channels=2)), network, plain=True).records]
+    assert sum("limit" in one for one in decisions) <= 3
 
 
 def test_the_sheet_is_a_picture_of_six_columns_at_most(fitted):

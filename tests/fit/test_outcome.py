@@ -88,7 +88,9 @@ def test_displacement_of_an_even_background_does_not_count():
 
 def test_measures_of_a_canonicalizer_are_of_these_images_before_and_after():
     images = blob(3, (32, 32))
-    outcome, deformed, canonical = measure(tiny_canonicalizer(), images, 0, 100.0)
+    signs = []
+    outcome, deformed, canonical = measure(tiny_canonicalizer(), images, 0, 100.0, signs)
+    assert len(signs) == 2 * 3 and "change" not in signs[0]
     assert outcome.energy == pytest.approx(images.mean().item(), rel=1e-4)  # of tests.helpers.Brightness
     assert outcome.energy_deformed == pytest.approx(deformed.flatten(1).mean(1).median().item(), rel=1e-4)
     assert outcome.energy_canonical == pytest.approx(canonical.flatten(1).mean(1).median().item(), rel=1e-4)
@@ -151,7 +153,12 @@ class Threshold(nn.Module):
 def test_overlap_is_of_masks_or_of_own_answers_plain_and_canonicalised():
     net, images = NetworkUnderTest(Threshold()), blob(3, (32, 32))
     canonicalizer = tiny_canonicalizer(tta_samples=2)
-    own = measure_overlap(canonicalizer, net, [(image, None) for image in images], 0, CPU, 100.0)
+    signs = []
+    own = measure_overlap(canonicalizer, net, [(image, None) for image in images], 0, CPU, 100.0, signs)
+    assert len(signs) == 2 * 3 and all(0 <= row[n] < 0.5 for row in signs for n in ("disagreement", "change"))
+    assert max(row["change"] for row in signs) > 0 < max(row["disagreement"] for row in signs)
+    still = canonicalizer(images[:1])
+    assert signs[0]["energy"] == float(still.energy_after) and signs[0]["displacement"] > 0 == signs[0]["folding"]
     assert own.reference == "its own answers" and own.images == 3 and own.tta_samples == 2
     assert own.upright_plain == 1 and 0.5 < own.upright <= 1 and 0.8 < own.deformed_plain < 1
     wrong = [(image, torch.ones(1, 32, 32)) for image in images]

@@ -10,7 +10,7 @@ from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.canonicalize.acceptance import agrees_better, prefer_motion
 from monai_diffeo.families import AffineMatrix, ControlGrid
 from monai_diffeo.inferers import DiffeoInferer
-from monai_diffeo.inferers.aggregation import choose_rows
+from monai_diffeo.inferers.aggregation import choose_rows, overlap
 from tests.helpers import Brightness, FixedTheta, blob, some_theta, tiny_canonicalizer
 
 LIMITS = {"energy": 10.0, "disagreement": 0.5}
@@ -102,6 +102,29 @@ def test_each_image_gets_the_better_answer_and_a_batch_gives_what_its_images_giv
         assert_close(DiffeoInferer(made, motion_limits=limits)(image[i : i + 1], fickle)[0], answer[i], atol=1e-4, rtol=0)
     strict = {"energy": -1.0, "disagreement": 0.9}
     assert_close(DiffeoInferer(made, motion_limits=strict)(image, fickle), still, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("limit, single", [(0.0, False), (1.01, True)])
+def test_at_rest_the_answer_at_one_pose_counts_where_the_mean_over_poses_differs_from_it(limit, single):
+    """The first counts as it is moved, whatever the limit; the second lies in the middle as it is."""
+    image, made = blob(2, shift=torch.tensor([0.5, 0.0]), width=0.12), shifting()
+    limits = {"energy": 10.0, "disagreement": 0.9}
+    mean = DiffeoInferer(made, motion_limits=limits).infer(image, fickle)
+    found = DiffeoInferer(made, motion_limits=limits | {"overlap": limit}).infer(image, fickle)
+    assert mean.averaged is None and (mean.prediction[1] - fickle(image)[1]).abs().max() > 0.01
+    assert_close(found.averaged, mean.prediction)
+    assert_close(found.prediction[0], mean.prediction[0])
+    assert_close(found.prediction[1], fickle(image)[1] if single else mean.prediction[1], atol=1e-5, rtol=0)
+    assert found.records == mean.records
+
+
+def test_the_overlap_of_two_predictions_is_the_dice_of_their_masks():
+    one, other = (
+        torch.tensor([[[1.0, 1.0, -1.0, -1.0]]] * 2)[..., None],
+        torch.tensor([[[1.0, -1.0, -1.0, -1.0]]] * 2)[..., None],
+    )
+    assert_close(overlap(one, other), torch.tensor([2 / 3, 2 / 3]))
+    assert overlap(-one.abs(), -one.abs()).isnan().all() and overlap(torch.rand(2, 3), torch.rand(2, 3)).isnan().all()
 
 
 def lying(image):

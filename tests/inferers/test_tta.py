@@ -2,6 +2,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from monai.data import MetaTensor
 from monai.networks import nets
 from torch.testing import assert_close
 
@@ -55,6 +56,32 @@ def test_an_image_left_alone_gets_the_plain_answer_bit_for_bit_with_samples_too(
         out, plain = inferer(image, network), network(image)
     assert torch.equal(out[0], plain[0]) and not torch.equal(out[1], plain[1])
     assert torch.isnan(results[0].agreement[0]) and 0 <= results[0].agreement[1] <= 1
+
+
+@pytest.mark.parametrize("size", [2, 5, 100])
+def test_poses_that_go_in_at_once_give_the_answers_of_one_after_another(size):
+    canonicalizer, image = tiny_canonicalizer(), MetaTensor(torch.rand(2, 1, 32, 32), meta={"filename_or_obj": "film"})
+    asked = []
+
+    def network(x):
+        asked.append(len(x))
+        return {"map": torch.cat([x, 1 - x], 1), "scores": x.mean((2, 3))}
+
+    one, many = (DiffeoInferer(canonicalizer, tta_samples=5, tta_batch_size=n).infer(image, network) for n in (1, size))
+    assert asked[:5] == [2] * 5 and asked[5:] == {2: [2] * 5, 5: [4, 4, 2], 100: [10]}[size]
+    assert_close({k: v.as_tensor() for k, v in many.prediction.items()}, {k: v.as_tensor() for k, v in one.prediction.items()})
+    assert_close(many.canonicalization.agreement, one.canonicalization.agreement)
+    assert all(part.meta["filename_or_obj"] == "film" for part in many.prediction.values())
+
+
+def test_an_image_left_alone_and_further_arguments_go_in_one_after_another_as_before():
+    canonicalizer = tiny_canonicalizer(skip_below=1e9)  # every image is left alone
+    image, seen = torch.rand(2, 1, 32, 32), []
+    inferer = DiffeoInferer(canonicalizer, tta_samples=4, tta_batch_size=8)
+    assert torch.equal(inferer(image, lambda x: seen.append(len(x)) or x.square()), image.square()) and seen == [2]
+    moving, seen[:] = DiffeoInferer(tiny_canonicalizer(), tta_samples=4, tta_batch_size=8), []
+    moving(image, lambda x, prior: seen.append(len(x)) or x + prior, torch.ones(2, 1, 1, 1))
+    assert seen == [2] * 4
 
 
 def test_three_dimensional_samples_and_structured_answers():

@@ -105,6 +105,7 @@ def test_each_input_changes_the_panels_it_belongs_to_and_no_others(draw, usual):
     assert changed(usual, draw(mask=ellipses(1))) == {"film", "change", "table"}
     assert changed(usual, draw(canonical_mask=ellipses(1))) == {"canonical", "area"}
     assert changed(usual, draw(title="another")) == {"title"}
+    assert changed(usual, draw(uncertainty=ellipses() * 0.5)) == {"film"}
     assert changed(usual, draw(numbers={**NUMBERS, "energy_after": 5.0})) == {"table"}
 
 
@@ -157,6 +158,23 @@ def test_a_film_at_rest_is_not_said_to_have_been_moved(draw, said, notes, saw):
     draw(numbers={**NUMBERS, "status": "canonicalized", "notes": notes})
     assert any("saw the canonical film" in text for text in said) is saw
     assert any("ot deformed" in text for text in said) is not saw
+
+
+def test_an_answer_of_another_network_is_not_said_to_come_from_the_canonical_film(draw, said):
+    for answer, saw in (("wrapped", True), ("bare network", False), ("second network", False)):
+        said.clear()
+        draw(numbers={**NUMBERS, "status": "canonicalized", "answer": answer})
+        assert any("saw the canonical film" in text for text in said) is saw
+
+
+def test_uncertainty_is_amber_where_it_is_high_and_the_caption_says_so(draw, said):
+    doubt = np.zeros((SIZE, SIZE), np.float32)
+    assert has(draw(uncertainty=doubt), "film", "#ffb000") == 0
+    doubt[: SIZE // 2] = 1
+    black = np.zeros((SIZE, SIZE))
+    assert has(draw(uncertainty=doubt, film=black), "film", "#cc8d00") > 1000 and any(
+        "uncertain: amber" in text for text in said
+    )
 
 
 def test_a_name_that_no_font_has_and_one_that_runs_backwards_are_drawn(draw, said):

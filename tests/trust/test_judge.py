@@ -11,6 +11,7 @@ for package in ("ignite", "nibabel", "pydicom", "PIL", "matplotlib"):
 
 from monai.data import MetaTensor  # noqa: E402
 
+from monai_diffeo.errors import WeightsError  # noqa: E402
 from monai_diffeo.files import sha256_of  # noqa: E402
 from monai_diffeo.inferers import DiffeoInferer, DiffeoResult  # noqa: E402
 from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust  # noqa: E402
@@ -124,6 +125,15 @@ def test_the_network_of_the_whole_lung_sees_the_film_as_it_came_and_of_a_negativ
     torch.testing.assert_close(seen[1], film)
 
 
+def test_the_mean_over_the_poses_is_judged_also_where_the_answer_at_one_pose_is_given():
+    film, judge = blob(1), FilmJudge(model_of_any_size())
+    one = judge(film, asked(lambda mean: ""))
+    mean = replace(one, prediction=one.prediction - 0.4)
+    given = judge(film, lambda image: replace(mean, prediction=one.prediction, averaged=mean.prediction))
+    assert torch.equal(given.prediction, one.prediction) and given.verdicts[0].signs["change"] > 0.1
+    assert given.verdicts[0].signs == judge(film, lambda image: mean).verdicts[0].signs != one.verdicts[0].signs
+
+
 def test_without_a_canonicalisation_nothing_is_decided():
     plain = DiffeoResult(blob(1))
     assert FilmJudge(MODEL)(blob(1), lambda image: plain) is plain
@@ -131,15 +141,32 @@ def test_without_a_canonicalisation_nothing_is_decided():
 
 def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(tmp_path, caplog):
     weights, energy, path = tmp_path / "model.pt", tmp_path / "energy", tmp_path / "trust.json"
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "metadata.json").write_text('{"name": "tiny"}')
     weights.write_bytes(b"weights")
     energy.mkdir()
     (energy / "vae.pt").write_bytes(b"energy")
     save_trust(path, replace(MODEL, sha256=fitted_to(weights, energy)))
     gone, network = tmp_path / "gone.pt", torch.nn.Identity()
-    judge = load_film_judge(path, weights, energy, network, gone, "true", network, gone)
-    assert judge.second is None and judge.whole is None and judge.accept_anything is True and not caplog.records
+    judge = load_film_judge(path, weights, energy, network, gone, "true", "best", whole=network, whole_weights=gone)
+    assert judge.second is None and judge.whole is None and judge.accept_anything is True
+    assert judge.fallback == "best" and not caplog.records
     (energy / "vae.pt").write_bytes(b"another")
     assert load_film_judge(path, weights, energy) is None and "not calibrated" in caplog.text
+    with pytest.raises(WeightsError, match="must be fitted to .*monai-diffeo calibrate"):
+        load_film_judge(path, weights, energy, fallback="best")
+    assert load_film_judge(path, weights, energy, any_weights=True).model.sha256 == fitted_to(weights, energy)
     (energy / "vae.pt").write_bytes(b"energy")
+    for other in ({"mode": "refine"}, {"tta_samples": 2}, {"further_weights": weights}):
+        assert load_film_judge(path, weights, energy, **other) is None
     weights.write_bytes(b"others")
     assert load_film_judge(path, weights, energy) is None
+
+
+def test_a_model_that_the_user_chose_must_fit(tmp_path):
+    (tmp_path / "model.pt").write_bytes(b"weights")
+    (tmp_path / "energy").mkdir()
+    save_trust(tmp_path / "trust.json", replace(MODEL, sha256=fitted_to(tmp_path / "model.pt", tmp_path / "energy")))
+    assert load_film_judge(tmp_path / "trust.json", tmp_path / "model.pt", tmp_path / "energy").fallback == "identity"
+    with pytest.raises(WeightsError, match="must be fitted"):
+        load_film_judge(tmp_path / "trust.json", tmp_path / "model.pt", tmp_path / "energy", mode="faithful")
