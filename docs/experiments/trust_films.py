@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
 from pathlib import Path
@@ -24,6 +25,7 @@ from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, masks
 from docs.experiments.measures import dice_of
 from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import load_weights
+from monai_diffeo.trust import References, film_signs
 
 Row = dict[str, Any]
 SCALARS = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement", "agreement")
@@ -38,7 +40,14 @@ def parts(bundle: Path) -> tuple[nn.Module, Any, nn.Module, nn.Module]:
     return networks(bundle)["product"], wrappers(bundle)["product"], other, whole_network(bundle).eval()
 
 
-def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
+@lru_cache(maxsize=1)
+def references_of(data: Path) -> References:
+    """What the films look like that the product learned from."""
+    train = load_films(data, "shenzhen", "train", size=WORK)
+    return References.of(torch.as_tensor(train.images), train.labels)
+
+
+def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row:
     """All about one film ``(1, 1, 256, 256)``; ``label`` is its mask, if it has one."""
     network, inferer, template, whole = parts(bundle)
     row, clock = {}, time.process_time
@@ -66,6 +75,10 @@ def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
     row |= {"rotation": int(found.rotations[0]), "status": found.status[0], "notes": found.notes[0]}
     row |= {"second_factor": float(second.factor[0]), "second_level": float(second.level[0])}
     row["second_agreement"] = float(second.agreement[0])
+    judged = result if result.averaged is None else replace(result, prediction=result.averaged)  # as the judge does
+    row["signs"] = {name: value.item() for name, value in film_signs(judged, references_of(data), back, hidden).items()}
+    p = torch.sigmoid(torch.as_tensor(judged.prediction).double()).clamp(1e-6, 1 - 1e-6)
+    row["rivals"] = {"entropy": -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()}
     kept = {"image": seen, "canonical": searched.image, "prediction": result.prediction, "plain": result.plain}
     kept |= {"second": back, "whole": hidden, "ddf": searched.ddf, "inverse_ddf": searched.inverse_ddf}
     kept |= {name: one for name in ("unchosen", "averaged") if (one := getattr(result, name)) is not None}
@@ -105,7 +118,7 @@ def rows_of(
 
     def measure(i: int) -> Row:
         one = shown(Films(films.images[i : i + 1], films.labels[i : i + 1], films.ids[i : i + 1]), condition, seed)
-        return {**row_of(bundle, one.images, one.labels), "id": films.ids[i]}
+        return {**row_of(bundle, data, one.images, one.labels), "id": films.ids[i]}
 
     return [_kept(folder / f"{name}.pt", partial(measure, i)) for i, name in enumerate(films.ids[:count])]
 
@@ -126,7 +139,7 @@ def foreign_rows(bundle: Path, keep: Path, data: Path, kinds: str, count: int | 
     for kind in FITTED if kinds == "fitted" else TESTED:
         images = foreign_images(kind, data)[:count]
         found[kind] = [
-            _kept(keep / f"foreign {kind}" / f"{i}.pt", partial(row_of, bundle, image[None], None))
+            _kept(keep / f"foreign {kind}" / f"{i}.pt", partial(row_of, bundle, data, image[None], None))
             for i, image in enumerate(images)
         ]
     return found
