@@ -25,7 +25,9 @@ from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, masks
 from docs.experiments.measures import dice_of
 from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import load_weights
+from monai_diffeo.radiograph.manifest import read_manifest
 from monai_diffeo.trust import References, film_signs
+from monai_diffeo.trust.judge import ask_upright
 
 Row = dict[str, Any]
 SCALARS = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement", "agreement")
@@ -59,7 +61,7 @@ def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row
         found, searched = result.canonicalization, result.searched
         second = template.segment(searched.image)
         row["seconds_second"], began = clock() - began, clock()
-        hidden = whole(seen)
+        hidden = ask_upright(whole, seen, found.rotations)
         row["seconds_whole"] = clock() - began
         back = searched.warp_back(second.log_odds.amax(1, keepdim=True))
         canonicalizer, flat = inferer.canonicalizer, searched.image.float()
@@ -113,24 +115,27 @@ def _kept(path: Path, measure: Callable[[], Row]) -> Row:
 def rows_of(
     bundle: Path, keep: Path, data: Path, source: str, split: str, condition: str, count: int | None, seed: int = 0
 ) -> list[Row]:
-    """Rows of the first ``count`` films of a source under a condition, in an order that is drawn once; None for all."""
-    folder, films = keep / f"{source} {split} {condition} {seed}".replace("/", "-"), _films(bundle, data, source, split)
+    """Rows of the first ``count`` films of a source under a condition, in an order that is drawn once; None for all.
 
-    def measure(i: int) -> Row:
-        one = shown(Films(films.images[i : i + 1], films.labels[i : i + 1], films.ids[i : i + 1]), condition, seed)
-        return {**row_of(bundle, data, one.images, one.labels), "id": films.ids[i]}
+    Films that the network of the whole lung learned from are left out.
+    """
+    learned = (bundle / "configs" / "whole_films.txt").read_text().split()
+    names = {str(row["id"]) for row in read_manifest(data, split, [source])} - set(learned)
+    folder = keep / f"{source} {split} {condition} {seed}".replace("/", "-")
 
-    return [_kept(folder / f"{name}.pt", partial(measure, i)) for i, name in enumerate(films.ids[:count])]
+    def measure(name: str) -> Row:
+        films = _films(data, source, split)
+        i = films.ids.index(name)
+        one = shown(Films(films.images[i : i + 1], films.labels[i : i + 1], (name,)), condition, seed)
+        return {**row_of(bundle, data, one.images, one.labels), "id": name}
+
+    order = sorted(names, key=lambda name: sha256(name.encode()).digest())[:count]
+    return [_kept(folder / f"{name}.pt", partial(measure, name)) for name in order]
 
 
-@lru_cache(maxsize=2)
-def _films(bundle: Path, data: Path, source: str, split: str) -> Films:
-    """Films of a source and split, shuffled, without those that the network of the whole lung learned from."""
-    films, learned = load_films(data, source, split, size=SIZE), (bundle / "configs" / "whole_films.txt").read_text().split()
-    rows = sorted(
-        (i for i, name in enumerate(films.ids) if name not in learned), key=lambda i: sha256(films.ids[i].encode()).digest()
-    )
-    return Films(films.images[rows], films.labels[rows], tuple(films.ids[i] for i in rows))
+@lru_cache
+def _films(data: Path, source: str, split: str) -> Films:
+    return load_films(data, source, split, size=SIZE)
 
 
 def foreign_rows(bundle: Path, keep: Path, data: Path, kinds: str, count: int | None = None) -> dict[str, list[Row]]:

@@ -17,6 +17,8 @@ from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import DiffeoError, WeightsError
 from monai_diffeo.files import bundle_of, sha256_below, sha256_of
+from monai_diffeo.flow import rotate_axes
+from monai_diffeo.flow.axis_rotations import inverse_rotation
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.film import joined_notes
@@ -25,7 +27,7 @@ from monai_diffeo.trust.fallback import FALLBACKS, best_answers
 from monai_diffeo.trust.model import TrustModel, load_trust
 from monai_diffeo.trust.signs import film_signs
 
-__all__ = ["FilmJudge", "Observation", "WithheldError", "fitted_to", "load_film_judge"]
+__all__ = ["FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_to", "load_film_judge"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,7 +64,7 @@ class FilmJudge:
         accept_anything: write masks of images that are no chest films too; they are to be reviewed.
         fallback: ``"best"`` gives another answer than the wrapped one where :func:`best_answers` prefers it; ``"identity"`` and
             ``"raise"`` never do, they are the inferer's.
-        whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on films as they came; None as for ``second``.
+        whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on upright films; None as for ``second``.
 
     Raises:
         ValueError: for another ``fallback``.
@@ -114,7 +116,7 @@ class FilmJudge:
         given = result.canonicalization
         mean = result if result.averaged is None else replace(result, prediction=result.averaged)
         with torch.no_grad():
-            whole = None if self.whole is None else self.whole(image)
+            whole = None if self.whole is None else ask_upright(self.whole, image, given.rotations)  # type: ignore[union-attr]
         signs = film_signs(mean, self.model.references, result.second, whole)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
@@ -122,6 +124,13 @@ class FilmJudge:
             Observation(row, f"{header}; {notes}; {status}", orientation in _MIRRORED)
             for row, notes, status, header, orientation in zip(rows, given.notes, given.status, *stated)  # type: ignore[union-attr]
         ]
+
+
+def ask_upright(network: Callable, images: Tensor, rotations: Tensor) -> Tensor:
+    """What a network gives for images ``(B, C, *S)`` whose rotations, by their numbers, are undone first; rotated back."""
+    inverse = inverse_rotation(images.ndim - 2)
+    pairs = zip(images.split(1), rotations.tolist())
+    return torch.cat([rotate_axes(network(rotate_axes(one, inverse[number])), number) for one, number in pairs])
 
 
 def _negative(result: DiffeoResult) -> bool:

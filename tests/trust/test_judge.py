@@ -13,8 +13,11 @@ from monai.data import MetaTensor  # noqa: E402
 
 from monai_diffeo.errors import WeightsError  # noqa: E402
 from monai_diffeo.files import sha256_of  # noqa: E402
+from monai_diffeo.flow import rotate_axes  # noqa: E402
+from monai_diffeo.flow.axis_rotations import inverse_rotation  # noqa: E402
 from monai_diffeo.inferers import DiffeoInferer, DiffeoResult  # noqa: E402
 from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust  # noqa: E402
+from monai_diffeo.trust.judge import ask_upright  # noqa: E402
 from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
 from tests.report.runs import folder_of_films, lines_of, run  # noqa: E402
 from tests.trust.test_decision import GOOD, MODEL  # noqa: E402
@@ -123,6 +126,13 @@ def test_the_network_of_the_whole_lung_sees_the_film_as_it_came_and_of_a_negativ
     assert torch.equal(seen[0], film) and signs["whole"] < 0.1 and "second" not in signs
     judge(1 - film, asked(lambda mean: negative if mean > 0.5 else ""))
     torch.testing.assert_close(seen[1], film)
+
+
+def test_a_network_is_asked_upright_and_its_answer_rotated_back():
+    films, seen = torch.arange(24.0).view(2, 1, 3, 4)[:, :, :, :3], []
+    answer = ask_upright(lambda image: seen.append(image) or image + 1, films, torch.tensor([0, 1]))
+    assert torch.equal(answer, films + 1) and torch.equal(seen[0], films[:1])
+    assert torch.equal(seen[1], rotate_axes(films[1:], int(inverse_rotation(2)[1]))) and not torch.equal(seen[1], films[1:])
 
 
 def test_the_mean_over_the_poses_is_judged_also_where_the_answer_at_one_pose_is_given():
