@@ -62,7 +62,8 @@ class DiffeoGraph(nn.Module):
                 f"export: the mode must have a predictor and no optimisation, got steps={canonicalizer.steps} and "
                 f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
             )
-        size = size or canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
+        own: Sequence[int] = getattr(canonicalizer.predictor, "image_size", ())
+        size = size or canonicalizer.working_size or own
         if len(size) != canonicalizer.family.spatial_dims:
             raise ConfigError(
                 f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {tuple(size)}. Give --size."
