@@ -76,7 +76,7 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
         raise ConfigError(f"calibrate: the configuration of {str(root)!r} has no judge of films. Give --bundle_root cxr.")
     parser["judge::any_weights"] = True
     judge = parser.get_parsed_content("judge")
-    base, observer = judge.model, Observer(judge.model, judge.second)
+    base, observer = judge.model, Observer(judge.model, judge.second, whole=judge.whole)
     parser["judge"], parser["reporter"], parser["postprocessing"] = observer, reader, None
     check_films(len(parser.get_parsed_content("dataset")), share)
     parser.get_parsed_content("evaluator").run()
