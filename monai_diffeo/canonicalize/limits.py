@@ -18,6 +18,7 @@ __all__ = ["LIMITED_SIGNS", "SignLimits", "load_limits"]
 
 LIMITED_SIGNS: Mapping[str, str] = {
     "energy": "the canonical image is unlike the images of the fit",
+    "energy_low": "the canonical image has an energy below those of the fit, as noise and even images may have",
     "energy_before": "the image as it came is unlike the images of the fit",
     "displacement": "the image had to be moved far",
     "folding": "the deformation folds",
@@ -28,7 +29,9 @@ LIMITED_SIGNS: Mapping[str, str] = {
 
 _FILE, _QUANTILE = "limits.json", 0.99
 _FAR = 10.0  # times as far above the median as the limit: an image of something else
-_LEAST = {"energy": 1.0, "energy_before": 1.0}  # distances of a limit from the median: energies have spreads as their unit
+_LEAST = dict.fromkeys(
+    ("energy", "energy_low", "energy_before"), 1.0
+)  # distances of a limit from the median: energies have spreads as their unit
 _SMALL = 1e-3
 
 

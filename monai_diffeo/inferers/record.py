@@ -36,7 +36,8 @@ def signs_of(searched: Canonicalization, agreement: Tensor | None, likeness: Ten
         agreement: of the answers from several poses, ``(B,)``, or None.
         likeness: agreement of the answer with that without canonicalisation, ``(B,)``, or None.
     """
-    columns = {"energy": searched.energy_after, "energy_before": searched.energy_before, "folding": searched.folding_fraction}
+    columns = {"energy": searched.energy_after, "energy_low": -searched.energy_after, "energy_before": searched.energy_before}
+    columns["folding"] = searched.folding_fraction
     columns["displacement"] = searched.largest_displacement / max(min(searched.ddf.shape[2:]) - 1, 1)
     columns |= {n: 1 - one for n, one in (("disagreement", agreement), ("change", likeness)) if one is not None}
     return [dict(zip(columns, row)) for row in zip(*(column.tolist() for column in columns.values()))]

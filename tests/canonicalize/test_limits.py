@@ -17,7 +17,13 @@ from monai_diffeo.inferers.record import signs_of
 from tests.helpers import blob, canonicalizer_folder
 
 ROWS = [
-    {"energy": float(i % 5), "energy_before": 9.0, "displacement": 0.01 * i, "disagreement": math.nan if i % 2 else 0.001 * i}
+    {
+        "energy": float(i % 5),
+        "energy_low": 3.0 - i % 5,
+        "energy_before": 9.0,
+        "displacement": 0.01 * i,
+        "disagreement": math.nan if i % 2 else 0.001 * i,
+    }
     for i in range(100)
 ]
 NOISE = 50 * torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
@@ -40,6 +46,8 @@ def test_a_limit_is_the_99_percent_quantile_and_what_is_unknown_does_not_count()
         ({"disagreement": 0.5}, "", "review: the answers from several poses disagree (0.5, limit 0.097)"),
         ({"energy": 9.0}, "", "review: the canonical image is unlike the images of the fit (9, limit 4)"),
         ({"energy": 23.0}, "", "no result: the canonical image is unlike the images of the fit (23, limit 4)"),
+        ({"energy_low": 7.0}, "", "review: the canonical image has an energy below those of the fit, as noise and even images "
+         "may have (7, limit 3)"),
         ({"energy": math.inf}, "rejected: x", "no result: the canonical image is unlike the images of the fit (inf, limit 4); "
          "rejected: x"),
         ({}, "rejected: energy rose", "review: rejected: energy rose"),

@@ -83,6 +83,7 @@ def test_a_map_of_uncertainty_lies_on_the_film_and_is_written_only_if_asked(site
             assert found.shape == mask.shape and np.array_equal(found.affine, mask.affine)
     masks = {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*_lungs.*")}
     assert segmented(*given, "--uncertainty", "true", "--resume", "true")[0] == 0
+    assert len(list((tmp_path / "out").glob("*_uncertainty.nii.gz"))) == 3  # those of the lines that are kept
     assert segmented(*given, "--resume", "true")[0] == 0  # another question: done again, and the maps go
     assert not list((tmp_path / "out").glob("*uncertainty*")) and "uncertainty" not in lines_of(tmp_path / "out")[0]["a.png"]
     assert {path.name: path.read_bytes() for path in (tmp_path / "out").glob("*_lungs.*")} == masks

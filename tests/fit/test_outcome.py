@@ -179,7 +179,12 @@ def test_limits_of_a_folder_that_was_fitted_earlier(tmp_path):
     batches = list(blob(6, shift=torch.linspace(-0.2, 0.2, 6)).split(2))
     limits = fit_limits(folder, batches, network)
     assert limits == load_canonicalizer(folder).limits and limits.images == 2 * 6 and not network.training
-    assert set(limits.limits) == {"energy", "energy_before", "displacement", "folding", "change"} and limits == fit_limits(
-        folder, batches, network
-    )
+    assert set(limits.limits) == {
+        "energy",
+        "energy_low",
+        "energy_before",
+        "displacement",
+        "folding",
+        "change",
+    } and limits == fit_limits(folder, batches, network)
     assert fit_limits(folder, batches, network, seed=1) != limits
