@@ -87,7 +87,6 @@ def taking(output: Path, count: int) -> dict[str, float]:
             start = time.perf_counter()
             take_films(reporter, films)
             seconds += time.perf_counter() - start
-        taken = memory()
         reporter.end()
         sizes = {f"{name} bytes": Path(place, "out", f"{name}.jsonl").stat().st_size / count for name in ("report", "audit")}
         again = time.perf_counter()
@@ -95,7 +94,7 @@ def taking(output: Path, count: int) -> dict[str, float]:
         again = time.perf_counter() - again - loading
         assert not missing
     found = {"list": listing / count, "take": seconds / count, "look again": again / count, "mask bytes": len(mask)}
-    return found | sizes | {"listed bytes": (listed - before) / count, "taken bytes": (taken - listed) / count}
+    return found | sizes | {"listed bytes": (listed - before) / count}
 
 
 def memory() -> int:
@@ -119,9 +118,8 @@ def main(argv: list[str] | None = None) -> None:
             rows.append(row | {"busy share": f"{share:.3f}", "by clock": f"{clock:.2f}", "by processor": f"{processor:.2f}"})
         own = taking(Path(place, "2"), options.lines)
     first, second = note("bulk_speed", films=options.films, lines=options.lines, load=f"{load:.1f}", cores=os.cpu_count())
-    driver = [
-        {"what": name, "a film": f"{value:.0f}" if value > 1 else f"{1000 * value:.2f} ms"} for name, value in own.items()
-    ]
+    told = {name: f"{value:.0f}" if "bytes" in name else f"{1000 * value:.2f} ms" for name, value in own.items()}
+    driver = [{"what": name, "a film": value} for name, value in told.items()]
     experiment.write("What a film costs a run of many", [section(first, rows), section(second, driver)])
 
 
