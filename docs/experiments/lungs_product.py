@@ -43,7 +43,7 @@ Rows = list[dict[str, str]]
 def wrappers(bundle: Path) -> dict[str, DiffeoInferer]:
     """For each network the inferer around it."""
     canonicalizer, limits = load_canonicalizer(bundle / "models" / "energy"), configuration(bundle)["motion_limits"]
-    return {name: DiffeoInferer(canonicalizer, motion_limits=LIMITS.get(name, limits)) for name in NETWORKS}
+    return {name: DiffeoInferer(canonicalizer, motion_limits=LIMITS.get(name, limits), tta_batch_size=8) for name in NETWORKS}
 
 
 def configuration(bundle: Path) -> ConfigParser:
@@ -77,13 +77,11 @@ def answers(network: nn.Module, inferer: Inferer, films: Tensor) -> Tensor:
         return torch.cat([masks_of(inferer(image, network), films.shape[2:]) for image in seen.split(8)])
 
 
-def measure(bundle: Path, films: Films, condition: str, seed: int) -> dict[str, dict[str, list[float]]]:
-    """Dice of each film under a condition, by network, bare and wrapped."""
-    shown, found, inferers = show(films, condition, seed), {}, wrappers(bundle)
-    for name, network in networks(bundle).items():
-        both = {"bare": SimpleInferer(), "wrapped": inferers[name]}
-        found[name] = {how: dice_of(answers(network, one, shown.images), shown.labels).tolist() for how, one in both.items()}
-    return found
+def measure(bundle: Path, films: Films, condition: str, seed: int, name: str) -> dict[str, list[float]]:
+    """Dice of each film under a condition by a network, bare and wrapped."""
+    shown, network = show(films, condition, seed), networks(bundle)[name]
+    both = {"bare": SimpleInferer(), "wrapped": wrappers(bundle)[name]}
+    return {how: dice_of(answers(network, one, shown.images), shown.labels).tolist() for how, one in both.items()}
 
 
 def measure_outlines(bundle: Path, films: Films, source: str) -> dict[str, list[float]]:
@@ -214,10 +212,10 @@ def state_of(bundle: Path) -> dict[str, str]:
     }
 
 
-def kept_rows(options: Any, source: str, condition: str, count: int | None, run: Callable[[Films], dict]) -> dict:
-    """What ``run`` measures on ``count`` films of a source, or what it measured before with the same settings."""
+def kept_rows(options: Any, source: str, condition: str, count: int | None, run: Callable[[Films], dict], **more: str) -> dict:
+    """What ``run`` measures on ``count`` films of a source, or what it measured before with the same settings, ``more`` too."""
     shared = {"split": options.split, "seed": options.seed, **state_of(Path(options.bundle))}
-    settings = {"experiment": "lungs_product", "source": source, "condition": condition, "films": count, **shared}
+    settings = {"experiment": "lungs_product", "source": source, "condition": condition, "films": count, **shared, **more}
     finer = ((512, 512), options.films_512) if condition == "outlines" else (SIZE, None)
     films = partial(load_films, options.dataset_dir, source, options.split, count, *finer)
     return kept(options.weights_dir, settings, lambda: run(films()))
@@ -243,7 +241,11 @@ def main(argv: list[str] | None = None) -> None:
         rows = []
         for source in options.sources:
             for condition in conditions:
-                got = measured(source, condition, count, lambda films, c=condition: measure(bundle, films, c, options.seed))
+                run = partial(measure, bundle, condition=condition, seed=options.seed)
+                got = {
+                    name: kept_rows(options, source, condition, count, partial(run, name=name), network=name)
+                    for name in NETWORKS
+                }
                 found[source, "upright" if (heading, condition) == ("framed", "plain") else condition] = got
                 rows.append(row_of(source, condition, got))
         parts.append(section(f"## Films that are {heading}", rows))

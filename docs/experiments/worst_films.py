@@ -126,8 +126,8 @@ def main(argv: list[str] | None = None) -> None:
     options, bundle = experiment.options, Path(experiment.options.bundle)
     options.films_512, parts = None, note("worst_films")
     for source in options.sources:
-        run = lambda films: measure(bundle, films, "plain", options.seed)  # noqa: E731
-        scores = torch.tensor(kept_rows(options, source, "plain", options.films, run)["product"]["wrapped"])
+        run = lambda films: measure(bundle, films, "plain", options.seed, "product")  # noqa: E731
+        scores = torch.tensor(kept_rows(options, source, "plain", options.films, run, network="product")["wrapped"])
         films = load_films(options.dataset_dir, source, options.split, options.films, SIZE)
         worst = scores.argsort()[:COUNT].tolist()
         chosen = Films(films.images[worst], films.labels[worst], tuple(films.ids[i] for i in worst))

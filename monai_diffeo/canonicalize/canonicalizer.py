@@ -207,12 +207,13 @@ class Canonicalizer(nn.Module):
         moved = move_image(image, _rows(finite, ddf, 0.0), self.sampling)
         looks = self._resampled(moved)
         after, finite = self.energy(looks), finite & acceptance.finite_rows(moved)
-        for i, (first, last) in enumerate(zip(before.tolist(), after.tolist())):
+        columns = (column.tolist() for column in (before, after, finite, torch.maximum(folded, folding)))
+        for i, (first, last, whole, share) in enumerate(zip(*columns)):
             status[i] = (
                 status[i]
-                or acceptance.refuse_nonfinite_deformation(bool(finite[i]))
+                or acceptance.refuse_nonfinite_deformation(whole)
                 or acceptance.refuse_nonfinite_energy(last)
-                or acceptance.refuse_folding(max(folded[i].item(), folding[i].item()), self.max_halvings)
+                or acceptance.refuse_folding(share, self.max_halvings)
                 or acceptance.refuse_energy_increase(first, last, self.max_energy_increase)
                 or CANONICALIZED
             )

@@ -157,15 +157,12 @@ class Canonicalization:
             return [self]
         poses = [self] if count % 2 else []
         size, back = tuple(self.ddf.shape[2:]), self.inverse_ddf.shape[2:]
-        draw = torch.Generator().manual_seed(seed)
-        half = half_frame(size, torch.empty(0))
         row = self.moved.view(-1, *[1] * len(size), 1)
         given = torch.where(row, given, torch.zeros_like(given))  # what is not finite has no gradient
-        for _ in range(count // 2):
-            linear = torch.randn(len(size), len(size), generator=draw) * spread * half[:, None] / half
-            generator = torch.cat([linear, torch.randn(len(size), 1, generator=draw) * shift * half[:, None]], 1).to(self.ddf)
+        for generator in pose_generators(size, count, spread, shift, seed):
             for sign in (1, -1):
-                step, unstep = (affine_deformation(sign * s * generator.expand(len(given), -1, -1), size) for s in (1, -1))
+                each = sign * generator.to(self.ddf).expand(len(given), -1, -1)
+                step, unstep = (affine_deformation(s * each, size) for s in (1, -1))
                 ddf, inverse_ddf = self.forward.after(step).ddf(), self.inverse.then_affine(unstep.matrix).ddf(back)
                 ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
                 image = torch.where(row, move_image(given, ddf, self.sampling), self.image)
@@ -255,6 +252,16 @@ class Canonicalization:
         warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest", centered=True)
         warped = torch.where(moved, warped, maps) if warped.shape == maps.shape else warped  # another frame: a batch of one
         return warped.view(*tensor.shape[: tensor.ndim - maps.ndim + 2], *warped.shape[2:])
+
+
+def pose_generators(size: Sequence[int], count: int, spread: float = 0.06, shift: float = 0.047, seed: int = 0) -> list[Tensor]:
+    """Affine generators ``(D, D + 1)`` of half the poses of :meth:`Canonicalization.tta_samples`; the others undo them."""
+    draw, half = torch.Generator().manual_seed(seed), half_frame(size, torch.empty(0))[:, None]
+    found = []
+    for _ in range(count // 2):
+        linear = torch.randn(len(size), len(size), generator=draw) * spread * half / half[:, 0]
+        found.append(torch.cat([linear, torch.randn(len(size), 1, generator=draw) * shift * half], 1))
+    return found
 
 
 def _padded(velocity: Tensor, count: int) -> Tensor:

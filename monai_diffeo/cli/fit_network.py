@@ -21,8 +21,8 @@ _PREPROCESSING = ("preprocessing", "dataset::transform", "validate::preprocessin
 
 
 def network_of_bundle(
-    root: Path, weights: Path | None, activation: str | None, trusted: bool
-) -> tuple[NetworkUnderTest | None, Callable[[Any], Any]]:
+    root: Path, weights: Path | None, activation: str | None, trusted: bool, who: str = "fit"
+) -> tuple[NetworkUnderTest, Callable[[Any], Any]]:
     """The network of ``configs/inference.json`` with its weights, and the preprocessing.
 
     Args:
@@ -30,6 +30,7 @@ def network_of_bundle(
         weights: of the network; None takes ``models/model.pt``.
         activation: of its output; None reads it from the postprocessing.
         trusted: allow any code.
+        who: the sub-command that asks.
 
     Raises:
         ConfigError: if the bundle has no preprocessing or network, or something in it is not allowed.
@@ -38,17 +39,17 @@ def network_of_bundle(
     try:
         parser = bundle_parser(root, {}, trusted)
     except ConfigError as error:
-        raise ConfigError(str(error).replace("segment:", "fit:", 1)) from error
+        raise ConfigError(str(error).replace("segment:", f"{who}:", 1)) from error
     if trusted:
         sys.path.insert(1, str(root))
     preprocessing = next((id for id in _PREPROCESSING if id in parser), None)
     definition = next((id for id in ("network_def", "network") if id in parser), None)
     if preprocessing is None or definition is None:
         missing = " or ".join(_PREPROCESSING) if preprocessing is None else "network_def or network"
-        raise ConfigError(f"fit: the bundle's inference configuration must have {missing}, {str(root)!r} has none.")
+        raise ConfigError(f"{who}: the bundle's inference configuration must have {missing}, {str(root)!r} has none.")
     network = parser.get_parsed_content(definition)
     if not isinstance(network, nn.Module):
-        raise ConfigError(f"fit: {definition!r} of the bundle must be a network, got {type(network).__name__}.")
+        raise ConfigError(f"{who}: {definition!r} of the bundle must be a network, got {type(network).__name__}.")
     load_weights(network, root / "models" / "model.pt" if weights is None else weights)
     inner = "inferer::inferer" if "inferer::inferer" in parser else "inferer"
     inferer = parser.get_parsed_content(inner) if inner in parser else None

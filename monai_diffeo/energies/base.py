@@ -26,7 +26,7 @@ class Energy(nn.Module):
         """:meth:`forward`, and a ShapeError if that does not give one number an image."""
         with explained_channels(self._called(), self, image):
             value = super().__call__(image)
-        if not isinstance(value, Tensor) or tuple(value.shape) != (len(image),):
+        if not isinstance(value, Tensor) or tuple(value.shape) != tuple(image.shape[:1]):
             actual = tuple(value.shape) if isinstance(value, Tensor) else ()
             remedy = "Give one number an image: end with .flatten(1).mean(1), not with .mean()."
             raise ShapeError(self._called(), "energy", f"({len(image)},), one number for each image", actual, remedy)

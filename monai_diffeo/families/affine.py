@@ -44,7 +44,7 @@ class AffineMatrix(Family):
     def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         theta = _float(theta)
         matrix = _in_voxels(theta, spatial_size) + torch.eye(self.spatial_dims, self.spatial_dims + 1).to(theta)
-        return Deformation(matrix, theta.new_zeros(len(theta), self.spatial_dims, *spatial_size))
+        return Deformation(matrix, theta.new_zeros(theta.shape[0], self.spatial_dims, *spatial_size))
 
     def inverse(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         """The inverse matrix; infinite or NaN for a map that has none."""
@@ -73,7 +73,7 @@ class DiffeomorphicAffine(VelocityFamily):
         self.spatial_dims, self.num_parameters = spatial_dims, spatial_dims * (spatial_dims + 1)
 
     def velocity(self, theta: Tensor, spatial_size: Sequence[int]) -> tuple[Tensor, Tensor]:
-        return _in_voxels(theta, spatial_size), theta.new_zeros(len(theta), self.spatial_dims, *spatial_size)
+        return _in_voxels(theta, spatial_size), theta.new_zeros(theta.shape[0], self.spatial_dims, *spatial_size)
 
     def forward(self, theta: Tensor, spatial_size: Sequence[int], steps: int | None = None) -> Deformation:
         """The flows of ``theta`` (B, P), in closed form, whatever ``steps``."""

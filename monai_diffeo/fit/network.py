@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
 from monai_diffeo.errors import ConfigError
@@ -32,6 +33,7 @@ class NetworkUnderTest:
             raise ConfigError(f"fit: 'activation' must be 'sigmoid' or 'softmax', got {activation!r}.")
         self.network, self.source = copy.deepcopy(network).eval().requires_grad_(False), source or type(network).__name__
         self.inferer: Callable[..., Any] = (lambda image, net: net(image)) if inferer is None else inferer
+        self.parts = not (inferer is None or isinstance(inferer, SimpleInferer))
         self.activation, self.stated = activation, activation is not None
 
     def ask(self, image: Tensor, device: torch.device, inferer: Callable[..., Any] | None = None) -> Tensor:
@@ -52,6 +54,12 @@ class NetworkUnderTest:
             remedy = "Give a bundle whose preprocessing and inferer fit its network, or fit without a network."
             reason = " ".join(str(error).split())[:300]
             raise ConfigError(f"fit: the network cannot take an image {tuple(image.shape)}: {reason}. {remedy}") from error
+
+    def whole_image(self, who: str) -> nn.Module:
+        """The network alone; a ConfigError if its inferer shows it parts of an image."""
+        if self.parts:
+            raise ConfigError(f"{who}: the bundle's inferer must show the network the whole image, got {self.inferer!r}.")
+        return self.network
 
     def classes(self, probabilities: Tensor) -> Tensor:
         """The probabilities ``(K, *S)`` without the background of a softmax."""

@@ -102,7 +102,7 @@ class Deformation:
             mode = "bilinear" if len(have) == 2 else "trilinear"
             return Deformation(matrix, F.interpolate(self.residual, grown, mode=mode, align_corners=False) * column)
         where = centered_grid(grown, self.residual.device, self.residual.dtype) / column + center
-        return Deformation(matrix, sample(self.residual, where.expand(len(self.residual), -1, *grown)) * column)
+        return Deformation(matrix, sample(self.residual, where.expand(self.residual.shape[0], -1, *grown)) * column)
 
     def refined(self, new_size: Sequence[int]) -> Deformation:
         """The maps with ``new_size`` points over the extent of the residual, corners on corners; linear between the points."""
@@ -128,7 +128,7 @@ class Deformation:
 
     def then_affine(self, matrix: Tensor) -> Deformation:
         """The maps followed by affine maps ``(B or 1, D, D + 1)``, without sampling."""
-        linear, shift = matrix[..., :-1].expand(len(self.matrix), -1, -1), matrix[..., -1:]
+        linear, shift = matrix[..., :-1].expand(self.matrix.shape[0], -1, -1), matrix[..., -1:]
         whole = linear @ self.matrix
         residual = (linear @ self.residual.flatten(2)).view(self.residual.shape)
         return Deformation(torch.cat([whole[..., :-1], whole[..., -1:] + shift], -1), residual)

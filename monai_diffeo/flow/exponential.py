@@ -10,7 +10,7 @@ from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.deformation import Deformation
-from monai_diffeo.flow.grid import centered_grid, check_field, half_frame, voxel_grid
+from monai_diffeo.flow.grid import centered_grid, check_field, half_frame, sampler_grid
 from monai_diffeo.flow.warp import _float, resize_ddf
 
 __all__ = ["affine_deformation", "exp", "exp_affine"]
@@ -48,12 +48,13 @@ def exp(v: Tensor, steps: int = 7, spacing: int = 1) -> Tensor:
     if spacing > 1:
         return resize_ddf(exp(resize_ddf(v, _points(v.shape[2:], spacing)), steps), tuple(v.shape[2:]))
     with torch.autocast(v.device.type, enabled=False):
-        size = half_frame(v.shape[2:], v).view(-1, *[1] * (v.ndim - 2))
-        base = (voxel_grid(v.shape[2:], v.device, v.dtype) / size - 1).flip(0).movedim(0, -1)
-        u = (v / size).flip(1) / 2**steps  # in units of half a frame and reversed axis order, as grid_sample wants it
+        size = half_frame(v.shape[2:], v).flip(0).view(-1, *[1] * (v.ndim - 2))
+        base = sampler_grid(v.shape[2:], v.device, v.dtype)
+        u = v.flip(1) / (size * 2**steps)  # in units of half a frame and reversed axis order, as grid_sample wants it
         for _ in range(steps):
-            u = u + F.grid_sample(u, base + u.movedim(1, -1), mode="bilinear", padding_mode="border", align_corners=True)
-        return u.flip(1) * size
+            where = base + u.movedim(1, -1)
+            u = F.grid_sample(u, where, mode="bilinear", padding_mode="border", align_corners=True).add_(u)
+        return (u * size).flip(1)
 
 
 def affine_deformation(generator: Tensor, spatial_size: Sequence[int]) -> Deformation:
@@ -61,7 +62,7 @@ def affine_deformation(generator: Tensor, spatial_size: Sequence[int]) -> Deform
 
     ``generator`` ``(B, D, D + 1)`` is as for :func:`exp_affine`; ``spatial_size`` is that of the residual, which is zero.
     """
-    matrix = torch.linalg.matrix_exp(F.pad(generator, (0, 0, 0, 1)).double())[:, :-1].to(generator.dtype)
+    matrix = _matrix_exp(generator)[:, :-1].to(generator.dtype)
     return Deformation(matrix, generator.new_zeros(generator.shape[0], generator.shape[1], *spatial_size))
 
 
@@ -103,16 +104,35 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7, spacing: int = 1) -
         column = half.view(-1, *[1] * dims)
         # in units of half a frame and reversed axis order, as grid_sample wants it; matrices in double precision, whose
         # rounding doubles at every squaring and grows with the distance from the centre
-        units = torch.block_diag(torch.diag(1 / half.double()).flip(0), half.new_ones(1, 1).double())
-        matrix = units @ torch.linalg.matrix_exp(F.pad(generator, (0, 0, 0, 1)).double() / 2**steps) @ units.inverse()
-        grid = (centered_grid(v.shape[2:], v.device, v.dtype) / column).flip(0).flatten(1).expand(len(v), -1, -1)
+        one = half.new_ones(1, 1).double()
+        units = torch.block_diag(torch.diag(1 / half.double()).flip(0), one)
+        back = torch.block_diag(torch.diag(half.double()).flip(1), one)
+        matrix = units @ _matrix_exp(generator, steps) @ back
+        grid = (centered_grid(v.shape[2:], v.device, v.dtype) / column).flip(0).flatten(1).expand(v.shape[0], -1, -1)
         u = (v / column).flip(1) / 2**steps
         for _ in range(steps):
             linear, shift = matrix[:, :-1, :-1].to(v.dtype), matrix[:, :-1, -1:].to(v.dtype)
             where = (torch.baddbmm(shift, linear, grid) + u.flatten(2)).view(u.shape).movedim(1, -1)
             beyond = F.grid_sample(u, where, mode="bilinear", padding_mode="border", align_corners=True)
             u, matrix = torch.baddbmm(beyond.flatten(2), linear, u.flatten(2)).view(u.shape), matrix @ matrix
-        return Deformation((units.inverse() @ matrix @ units)[:, :-1].to(v.dtype), u.flip(1) * column)
+        return Deformation((back @ matrix @ units)[:, :-1].to(v.dtype), u.flip(1) * column)
+
+
+def _matrix_exp(generator: Tensor, steps: int = 0) -> Tensor:
+    """Of ``(B, D, D + 1)`` over ``2**steps``, with a row of zeros, in double precision; ``(B, D + 1, D + 1)``.
+
+    Exporters have no such operation: they see its series, scaled and squared once more, which is exact to rounding.
+    """
+    square = F.pad(generator, (0, 0, 0, 1)).double() / 2**steps
+    if not torch.compiler.is_compiling():
+        return torch.linalg.matrix_exp(square)
+    unit = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
+    result = unit.expand_as(square)
+    for n in range(10, 0, -1):
+        result = unit + square @ result / (64 * n)
+    for _ in range(6):
+        result = result @ result
+    return result
 
 
 def _points(spatial_size: Sequence[int], spacing: int) -> tuple[int, ...]:

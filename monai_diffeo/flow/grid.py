@@ -10,7 +10,7 @@ from torch import Tensor
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.kept import keep_tensors
 
-__all__ = ["check_field", "centered_grid", "frame_shift", "half_frame", "voxel_grid"]
+__all__ = ["check_field", "centered_grid", "half_frame", "sampler_grid", "voxel_grid"]
 
 
 @keep_tensors
@@ -35,15 +35,21 @@ def centered_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu
     return _cached_centered_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
 
 
+@keep_tensors
+def _cached_sampler_grid(spatial_size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    axes = [torch.arange(n, device=device, dtype=dtype) / (max(n - 1, 1) / 2) - 1 for n in spatial_size]
+    grid = torch.stack(torch.meshgrid(*axes, indexing="ij")[::-1]).movedim(0, -1)
+    return grid.contiguous() if len(axes) == 3 else grid  # the layout that the sampler reads fastest on a CPU
+
+
+def sampler_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu", dtype=torch.float32) -> Tensor:
+    """Every voxel in the sampler's coordinates and reversed order of axes, shape ``(*S, D)``; cached as :func:`voxel_grid`."""
+    return _cached_sampler_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
+
+
 def half_frame(spatial_size: Sequence[int], like: Tensor) -> Tensor:
     """Half the frame along each axis, the unit of ``theta``, in voxels, shape ``(D,)``; device and dtype of ``like``."""
     return torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=like.device, dtype=like.dtype)
-
-
-def frame_shift(spatial_size: Sequence[int], field: Tensor) -> Tensor:
-    """Centre of a frame minus the centre of the frame of ``field`` ``(B, D, *S)``, voxels, shape ``(D, 1, ..., 1)``."""
-    shift = [(n - m) / 2 for n, m in zip(spatial_size, field.shape[2:])]
-    return torch.tensor(shift, device=field.device, dtype=field.dtype).view(-1, *[1] * len(shift))
 
 
 def check_field(who: str, argument: str, field: Tensor) -> None:

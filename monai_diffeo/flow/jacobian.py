@@ -30,9 +30,16 @@ def jacobian(ddf: Tensor) -> Tensor:
         ShapeError: if ``ddf`` is no displacement.
     """
     check_field("jacobian()", "ddf", ddf)
-    axes = [axis for axis in range(2, ddf.ndim) if ddf.shape[axis] > 1]
-    found = dict(zip(axes, torch.gradient(ddf, dim=axes))) if axes else {}
-    return torch.stack([found[a] if a in found else torch.zeros_like(ddf) for a in range(2, ddf.ndim)], dim=2)
+    return torch.stack([_slope(ddf, axis) for axis in range(2, ddf.ndim)], dim=2)
+
+
+def _slope(field: Tensor, axis: int) -> Tensor:
+    """As ``torch.gradient``, which fixes the size of the batch in an export."""
+    if (n := field.shape[axis]) == 1:
+        return torch.zeros_like(field)
+    inner = (field.narrow(axis, 2, n - 2) - field.narrow(axis, 0, n - 2)) / 2
+    ends = (field.narrow(axis, k + 1, 1) - field.narrow(axis, k, 1) for k in (0, n - 2))
+    return torch.cat([next(ends), inner, next(ends)], axis)
 
 
 def jacobian_determinant(ddf: Tensor) -> Tensor:
@@ -44,8 +51,8 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
         >>> jacobian_determinant(torch.zeros(1, 2, 4, 4)).unique().tolist()
         [1.0]
     """
-    g, unit = jacobian(ddf), torch.eye(ddf.shape[1]).tolist()
-    return _determinant([[g[:, i, j] + unit[i][j] for i in range(len(unit))] for j in range(len(unit))])
+    g, axes = jacobian(ddf), range(ddf.shape[1])
+    return _determinant([[g[:, i, j] + float(i == j) for i in axes] for j in axes])
 
 
 def _determinant(columns: list[list[Tensor]]) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow.grid import centered_grid, check_field, frame_shift, voxel_grid
+from monai_diffeo.flow.grid import centered_grid, check_field, sampler_grid
 
 __all__ = ["resize_ddf", "sample", "warp", "warp_points"]
 
@@ -43,9 +43,12 @@ def unit_of_sampler(spatial_size: Sequence[int], like: Tensor) -> Tensor:
 
 def sample_normalized(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
     """:func:`sample` at points in the sampler's coordinates, in which the image's frame is [-1, 1]."""
+    return _sample_at(image, points.flip(1).movedim(1, -1), mode, padding_mode)
+
+
+def _sample_at(image: Tensor, where: Tensor, mode: str, padding_mode: str) -> Tensor:
     with torch.autocast(image.device.type, enabled=False):
-        points = points.flip(1).movedim(1, -1)
-        return F.grid_sample(image, points, mode=mode, padding_mode=padding_mode, align_corners=True)
+        return F.grid_sample(image, where, mode=mode, padding_mode=padding_mode, align_corners=True)
 
 
 def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str = "border", *, centered: bool = False) -> Tensor:
@@ -84,8 +87,13 @@ def warp(image: Tensor, ddf: Tensor, mode: str = "bilinear", padding_mode: str =
         return sum((part << n for part, n in zip(chunks, pieces)), torch.zeros_like(chunks[0])).to(image.dtype)
     dtype = torch.float64 if torch.float64 in (image.dtype, ddf.dtype) else torch.float32
     values, field = image.to(dtype), ddf.to(dtype)
-    where = voxel_grid(ddf.shape[2:], ddf.device, dtype) + field
-    moved = sample(values, where if same else where + frame_shift(image.shape[2:], where), mode, padding_mode)
+    unit = unit_of_sampler(image.shape[2:], field)
+    if same:
+        where = torch.addcmul(sampler_grid(ddf.shape[2:], ddf.device, dtype), field.flip(1).movedim(1, -1), unit.flip(0))
+        moved = _sample_at(values, where, mode, padding_mode)
+    else:
+        where = centered_grid(ddf.shape[2:], ddf.device, dtype) + field  # the sampler's origin is the centre, too
+        moved = sample_normalized(values, where * unit.view(-1, *[1] * (ddf.ndim - 2)), mode, padding_mode)
     if not (image.dtype.is_floating_point or mode == "nearest"):
         moved = moved.round()
     return moved.to(image.dtype)

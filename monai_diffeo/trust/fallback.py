@@ -48,8 +48,8 @@ def best_answers(model: TrustModel, result: DiffeoResult, verdicts: Sequence[Ver
         chosen.append(_preferred(model, one.signs, signs) if doubtful else WRAPPED)
     prediction = result.prediction
     for name, answer in others.items():
-        rows = torch.tensor([each == name for each in chosen], device=prediction.device)
-        if bool(rows.any()):
+        if name in chosen:
+            rows = torch.tensor([each == name for each in chosen], device=prediction.device)
             prediction = like_input(choose_rows(rows, torch.as_tensor(answer).to(prediction), prediction), prediction)
     return replace(result, prediction=prediction), [_with_answer(*pair) for pair in zip(verdicts, chosen)]
 

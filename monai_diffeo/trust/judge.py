@@ -113,16 +113,16 @@ class FilmJudge:
 
     def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:
         """What the images ``(B, 1, H, W)`` are judged by."""
-        given = result.canonicalization
+        given: Any = result.canonicalization  # there is one: see above
         mean = result if result.averaged is None else replace(result, prediction=result.averaged)
         with torch.no_grad():
-            whole = None if self.whole is None else ask_upright(self.whole, image, given.rotations)  # type: ignore[union-attr]
+            whole = None if self.whole is None else ask_upright(self.whole, image, given.rotations)
         signs = film_signs(mean, self.model.references, result.second, whole)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
         return [
             Observation(row, f"{header}; {notes}; {status}", orientation in _MIRRORED)
-            for row, notes, status, header, orientation in zip(rows, given.notes, given.status, *stated)  # type: ignore[union-attr]
+            for row, notes, status, header, orientation in zip(rows, given.notes, given.status, *stated)
         ]
 
 
@@ -202,7 +202,9 @@ def load_film_judge(
                 f"load_film_judge(): {Path(path).name} must be fitted to the weights, canonicaliser, mode and number of poses "
                 f"of the run, and is to others. {remedy}"
             )
-        _log.warning("load_film_judge: %s was not fitted to these weights; decisions are not calibrated.", Path(path).name)
+        _log.warning(
+            "load_film_judge: %s was not fitted to these weights and settings; decisions are not calibrated.", Path(path).name
+        )
         return None
     others = _loaded(second, second_weights), _loaded(whole, weights, whole_weights)
     return FilmJudge(model, others[0], accept_anything, fallback, others[1])

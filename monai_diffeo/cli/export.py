@@ -1,0 +1,61 @@
+"""``monai-diffeo export``: canonicaliser and network as one graph, for torch.export and for ONNX."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from monai_diffeo.bundles import canonicalizer_folder, find_bundle
+from monai_diffeo.cli.options import SWITCH, option
+from monai_diffeo.files import bundle_of, sha256_below
+
+__all__ = ["export"]
+
+
+@click.command()
+@click.argument("folder", metavar="FOLDER")
+@option("output_dir", "Folder of model.onnx, model.pt2 and export.json; it is made.", metavar="DIR")
+@option("bundle_root", "Bundle of the network, by folder or name. Without it, the one that FOLDER lies in.", metavar="BUNDLE")
+@option("network_weights", "Weights of the network. Without it, models/model.pt of its bundle.", metavar="FILE")
+@option("mode", "A mode without optimisation. Without it, the default one.", metavar="MODE")
+@option("tta_samples", "Number of poses of the test-time augmentation. Without it, the mode's.", click.IntRange(min=1), "N")
+@option("size", "Size of the images, such as 128,128. Without it, the canonicaliser's working size.", metavar="SIZE")
+@option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
+def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: int | None, **options: Any) -> None:
+    """Write a canonicaliser and its network as one graph for ONNX and torch.export.
+
+    FOLDER is a canonicaliser's folder, as 'fit' writes it, a bundle, or the name of one of the package, such as cxr.
+
+    The graph takes upright images of one size, preprocessed as the bundle does. docs/how-to/export.md says what it leaves out.
+    """
+    if output_dir is None:
+        raise click.UsageError("--output_dir is needed.")
+    size, given = _size(options["size"]), options["bundle_root"]
+    found = canonicalizer_folder(folder, "export")
+    root = bundle_of(found.absolute()) if given is None else find_bundle(given, "export")
+    if root is None:
+        raise click.UsageError(f"--bundle_root is needed: {folder} lies in no bundle, and the network has to come from one.")
+    import torch  # imports torch
+
+    from monai_diffeo.canonicalize import load_canonicalizer
+    from monai_diffeo.cli.fit_network import network_of_bundle
+    from monai_diffeo.export import DiffeoGraph, export_graph, smooth_images
+
+    file = None if options["network_weights"] is None else Path(options["network_weights"])
+    network, _ = network_of_bundle(root, file, None, bool(options["trust_bundle"]), "export")
+    canonicalizer = load_canonicalizer(found, mode, orientation=None, polarity=None)
+    graph = DiffeoGraph(canonicalizer, network.whole_image("export"), size, tta_samples)
+    torch.manual_seed(0)
+    about = {"folder": str(found.absolute()), "sha256": sha256_below(found), "network": network.source, "mode": mode}
+    told = export_graph(graph, smooth_images(2, graph), output_dir, about)
+    largest = max(value for kind in told["differences"].values() for value in kind.values())
+    click.echo(f"Written to {output_dir}: model.onnx, model.pt2 and export.json; they equal PyTorch within {largest:.0e}.")
+
+
+def _size(text: str | None) -> tuple[int, ...] | None:
+    try:
+        return None if text is None else tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"--size must be numbers such as 128,128, got {text!r}.") from None
