@@ -126,10 +126,10 @@ class FilmJudge:
         ]
 
 
-def ask_upright(network: Callable, images: Tensor, rotations: Tensor) -> Tensor:
+def ask_upright(network: Callable, images: Tensor, rotations: Tensor | None) -> Tensor:
     """What a network gives for images ``(B, C, *S)`` whose rotations, by their numbers, are undone first; rotated back."""
     inverse = inverse_rotation(images.ndim - 2)
-    pairs = zip(images.split(1), rotations.tolist())
+    pairs = zip(images.split(1), [0] * len(images) if rotations is None else rotations.tolist())
     return torch.cat([rotate_axes(network(rotate_axes(one, inverse[number])), number) for one, number in pairs])
 
 
