@@ -22,7 +22,7 @@ from monai_diffeo.files import write_atomically
 from monai_diffeo.flow import Deformation, affine_deformation, folding_fraction, warp
 from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.inferers.aggregation import agreement
-from monai_diffeo.networks.predictor import resample_image
+from monai_diffeo.networks.predictor import check_image, resample_image
 
 __all__ = ["OUTPUTS", "DiffeoGraph", "export_graph", "smooth_images"]
 
@@ -45,7 +45,8 @@ class DiffeoGraph(nn.Module):
         tta_samples: poses; None takes the canonicaliser's.
 
     Raises:
-        ConfigError: if the mode optimises, or has no predictor.
+        ConfigError: if the mode optimises, or has no predictor, or if the network gives something else.
+        ShapeError: for images of another size.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class DiffeoGraph(nn.Module):
         ``moved`` is bool, energies and agreement are ``(B,)``, displacements are in voxels of the image.
         """
         part, size = self.canonicalizer, self.size
+        check_image(self, image, len(size), image.shape[1], size)
         given, finite = image, image.isfinite().flatten(1).all(1)
         image = _where(finite, image, torch.zeros_like(image))
         usable = finite & (image.flatten(1).amax(1) > image.flatten(1).amin(1))
