@@ -63,12 +63,12 @@ class DiffeoGraph(nn.Module):
                 f"export: the mode must have a predictor and no optimisation, got steps={canonicalizer.steps} and "
                 f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
             )
-        size = size or canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
-        if len(size) != canonicalizer.family.spatial_dims:
+        own: Any = canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
+        self.canonicalizer, self.size = copy.deepcopy(canonicalizer).float(), tuple(int(n) for n in size or own)
+        if len(self.size) != canonicalizer.family.spatial_dims:
             raise ConfigError(
-                f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {tuple(size)}. Give --size."
+                f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {self.size}. Give --size."
             )
-        self.canonicalizer, self.size = copy.deepcopy(canonicalizer).float(), tuple(int(n) for n in size)
         self.network = copy.deepcopy(network).float().eval().requires_grad_(False)
         self.count = canonicalizer.tta_samples if tta_samples is None else tta_samples
         self.work = canonicalizer.working_size or self.size
