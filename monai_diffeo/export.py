@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -170,7 +172,8 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
     files = {"program": folder / "model.pt2", "onnx": folder / "model.onnx"}
     with torch.no_grad():
         expected = graph(image)
-        program = torch.export.export(graph, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        with patch.object(torch, "autocast", _no_context):
+            program = torch.export.export(graph, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, files["program"])
         names = list(OUTPUTS[: len(expected)])
         settings: dict[str, Any] = {"dynamo": True, "opset_version": _OPSET, "input_names": ["image"], "output_names": names}
@@ -204,6 +207,11 @@ def smooth_images(count: int, graph: DiffeoGraph) -> Tensor:
     channels, dims = getattr(graph.canonicalizer.predictor, "in_channels", 1), len(graph.size)
     coarse = torch.rand(count, channels, *[5] * dims)
     return F.interpolate(coarse, graph.size, mode={2: "bilinear", 3: "trilinear"}[dims], align_corners=True)
+
+
+def _no_context(*_: Any, **__: Any) -> nullcontext:
+    """In place of autocast that is off: a program which says so cannot be loaded again."""
+    return nullcontext()
 
 
 def _largest(one: Tensor, other: Tensor) -> float:

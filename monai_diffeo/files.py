@@ -22,6 +22,7 @@ __all__ = [
     "remove_unfinished",
     "sha256_below",
     "sha256_of",
+    "sync_folder",
     "write_atomically",
 ]
 
@@ -129,7 +130,7 @@ def write_atomically(path: str | PathLike[str], content: bytes, mode: int = 0o66
             file.flush()
             os.fsync(file.fileno())
         os.replace(unfinished, path)
-        _sync_folder(path.parent)
+        sync_folder(path.parent)
     except OSError as error:
         raise output_error(error) from None
     finally:
@@ -162,7 +163,8 @@ def output_error(error: OSError) -> OutputError:
     return OutputError(_REASONS.get(error.errno or 0, other))
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """The names in a folder are on the disk when this returns."""
     if os.name == "nt":  # Windows syncs names by itself
         return
     handle = os.open(folder, os.O_RDONLY)

@@ -10,7 +10,7 @@ PACKAGE = Path(__file__).parents[1] / "monai_diffeo"
 ROOMS = [  # from the ground up: a room imports only from rooms that stand before it
     "errors", "renamed", "files", "bundles", "command_line", "flow", "families", "augmentation", "metrics", "radiograph",
     "dicom_output", "networks", "energies", "canonicalize", "training", "transforms", "inferers", "trust", "engines", "report",
-    "report.cxr", "watch", "export", "fit", "cli", "__main__",
+    "report.cxr", "watch", "export", "fit", "bulk", "cli", "__main__",
 ]  # fmt: skip
 MODULES = sorted(p for p in PACKAGE.rglob("*.py") if "__pycache__" not in p.parts)
 

@@ -1,7 +1,8 @@
-"""Images that are no chest films, by kind: from packages that bring their data, or made here. Nothing is fetched."""
+"""Images that are no chest films, by kind: from packages that bring their data, of films, or made here; nothing is fetched."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -11,15 +12,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from docs.experiments.film_data import generator_of
+from docs.experiments.film_data import generator_of, load_films
 
 SIZE = (256, 256)
-_EACH = 14  # images of a kind, where there is no end of them
+_EACH = 20  # images of a kind, where there is no end of them
 
 
 def as_film(image: object) -> Tensor:
     """Grey values ``(H, W)`` or colours ``(H, W, C)`` as a film ``(1, 1, 256, 256)`` in [0, 1]."""
-    grey = torch.from_numpy(np.asarray(image, dtype=np.float32))
+    grey = torch.from_numpy(np.array(image, dtype=np.float32))
     grey = grey[..., :3].mean(-1) if grey.ndim == 3 else grey
     low, high = grey.aminmax()
     grey = (grey - low) / (high - low).clamp(min=1e-6)
@@ -78,7 +79,15 @@ def _brains(_: Path) -> Iterator[np.ndarray]:
             yield np.rot90(np.take(volume, int(share * volume.shape[axis]), axis))
 
 
-def _dicom(*names: str) -> Callable[[Path], Iterator[np.ndarray]]:
+def _views(image: np.ndarray) -> Iterator[np.ndarray]:
+    """An image as it is, turned, upside down, as a negative, and two parts of it."""
+    h, w = (n // 2 for n in image.shape[:2])
+    yield from (image, np.rot90(image), image[::-1], image.max() - image, image[:h], image[h // 2 : -h // 2, w // 2 : -w // 2])
+
+
+def _dicom(*names: str, frames: int = 1, views: int = 3) -> Callable[[Path], Iterator[np.ndarray]]:
+    """Pictures of pydicom's test files: ``frames`` of each, evenly spaced, and the first ``views`` of each frame."""
+
     def read(_: Path) -> Iterator[np.ndarray]:
         from pydicom import dcmread
         from pydicom.data import get_testdata_file
@@ -86,12 +95,87 @@ def _dicom(*names: str) -> Callable[[Path], Iterator[np.ndarray]]:
         for name in names:
             path = get_testdata_file(name, download=False)
             if path:
-                pixels = dcmread(path).pixel_array
-                yield pixels
-                yield np.rot90(pixels)
-                yield pixels[::-1]
+                file = dcmread(path)
+                pixels = file.pixel_array.astype(np.float32)
+                colours = file.SamplesPerPixel > 1
+                for one in pixels[:: -(-len(pixels) // frames)] if pixels.ndim > 2 + colours else [pixels]:
+                    yield from itertools.islice(_views(one), views)
 
     return read
+
+
+def _segmentations(_: Path) -> Iterator[np.ndarray]:
+    """Maps of tissue, and masks of a liver."""
+    import nibabel
+    import nilearn
+
+    for tissue in ("gm", "wm"):
+        name = f"mni_icbm152_{tissue}_tal_nlin_sym_09a_converted.nii.gz"
+        volume = np.asarray(nibabel.load(Path(nilearn.__file__).parent / "datasets" / "data" / name).dataobj)
+        for axis in range(3):
+            for share in (0.4, 0.5, 0.6):
+                yield np.rot90(np.take(volume, int(share * volume.shape[axis]), axis))
+    yield from _dicom("liver.dcm", frames=3, views=2)(_)
+
+
+def _head(_: Path) -> Iterator[np.ndarray]:
+    """A sagittal MR slice."""
+    import matplotlib.cbook
+
+    with matplotlib.cbook.get_sample_data("s1045.ima.gz") as file:
+        content = file.read()
+    yield from _views(np.frombuffer(content, np.uint16).reshape(256, 256).astype(np.float32))
+
+
+def _logos(_: Path) -> Iterator[np.ndarray]:
+    import matplotlib.cbook
+    from matplotlib.image import imread
+
+    for name in ("logo2.png", "Minduka_Present_Blue_Pack.png"):
+        with matplotlib.cbook.get_sample_data(name) as file:
+            yield from itertools.islice(_views(imread(file)[..., :3].mean(-1)), 4)
+    yield from _skimage("logo.png", "color.png")(_)
+
+
+def _depths(_: Path) -> Iterator[np.ndarray]:
+    import skimage
+
+    image = np.load(Path(skimage.__file__).parent / "data" / "motorcycle_disp.npz")["arr_0"]
+    yield from _views(np.where(np.isfinite(image), image, 0))
+
+
+def _films(split: str, count: int, change: Callable[[Tensor, torch.Generator], Tensor]) -> Callable:
+    """Pictures made of ``count`` films of a split of shenzhen."""
+
+    def read(data: Path) -> Iterator[np.ndarray]:
+        films = load_films(data, "shenzhen", split, count, size=SIZE)
+        for i, name in enumerate(films.ids):
+            yield change(films.images[[i, i - 1], 0], generator_of(f"{change.__name__}/{name}")).numpy()
+
+    return read
+
+
+def _piece(films: Tensor, draw: torch.Generator) -> Tensor:
+    """A small part of a film."""
+    top, left = (int(torch.randint(SIZE[0] * 3 // 4, (), generator=draw)) for _ in range(2))
+    return films[0, top : top + SIZE[0] // 4, left : left + SIZE[1] // 4]
+
+
+def _shuffled(films: Tensor, draw: torch.Generator) -> Tensor:
+    """The 16 squares of a film in another order."""
+    side = SIZE[0] // 4
+    squares = films[0].unfold(0, side, side).unfold(1, side, side).flatten(0, 1)
+    rows = squares[torch.randperm(16, generator=draw)].view(4, 4, side, side)
+    return rows.transpose(1, 2).reshape(SIZE)
+
+
+def _side_by_side(films: Tensor, draw: torch.Generator) -> Tensor:
+    return torch.cat([films[0], films[1]], 1)
+
+
+def _double_exposure(films: Tensor, draw: torch.Generator) -> Tensor:
+    """Two films on top of each other, one of them moved by a quarter of the frame and upside down."""
+    return films[0] + films[1].flip(0).roll(SIZE[1] // 4, 1)
 
 
 def _digits(data: Path) -> Iterator[np.ndarray]:
@@ -204,19 +288,39 @@ FITTED: Mapping[str, Callable[[Path], Iterator[np.ndarray]]] = {
     "photographs": _photographs,
     "microscopy": _skimage("cell.png", "ihc.png"),
     "MR, one body": _dicom("MR_small.dcm", "MR2_UNCR.dcm"),
+    "pieces of films": _films("train", 20, _piece),
+    "shuffled films": _films("train", 20, _shuffled),
 }
 """Kinds on which the decision is fitted."""
 
 TESTED: Mapping[str, Callable[[Path], Iterator[np.ndarray]]] = {
     "brain slices": _brains,
-    "CT": _dicom("CT_small.dcm", "693_UNCR.dcm", "693_UNCI.dcm"),
-    "ultrasound": _dicom("US1_UNCR.dcm", "examples_palette.dcm"),
+    "CT": _dicom("CT_small.dcm", "693_UNCR.dcm", "explicit_VR-UN.dcm", "bad_sequence.dcm", "eCT_Supplemental.dcm"),
+    "CT of a head": _dicom("J2K_pixelrep_mismatch.dcm", views=6),
+    "MR, other bodies": _dicom("examples_overlay.dcm", "MR-SIEMENS-DICOM-WithOverlays.dcm", "emri_small.dcm", frames=3),
+    "MR of a head": _head,
+    "X-ray film of a leg": _dicom("RG3_UNCR.dcm", views=6),
+    "scintigram": _dicom("JPEG2000_UNC.dcm", views=6),
+    "test pattern": _dicom("mlut_18.dcm", views=6),
+    "ultrasound": _dicom(
+        "US1_UNCR.dcm",
+        "examples_palette.dcm",
+        "JPGLosslessP14SV1_1s_1f_8b.dcm",
+        "gdcm-US-ALOKA-16.dcm",
+        "color-px.dcm",
+        "OBXXXX1A.dcm",
+        "color3d_jpeg_baseline.dcm",
+        frames=3,
+    ),
+    "segmentations": _segmentations,
     "faces": _faces,
     "retina": _skimage("retina.jpg", "microaneurysms.png"),
     "sky": _skimage("hubble_deep_field.jpg", "moon.png"),
     "things": _skimage("coins.png", "clock_motion.png", "horse.png", "camera.png"),
     "scanned text": _skimage("page.png", "text.png"),
     "maps": _maps,
+    "depth map": _depths,
+    "logos": _logos,
     "plots": _drawn(_plot),
     "cartoons of a chest": _drawn(_cartoon),
     "clouds of noise": _made(_cloud, "clouds"),
@@ -224,6 +328,8 @@ TESTED: Mapping[str, Callable[[Path], Iterator[np.ndarray]]] = {
     "blobs": _made(_blobs, "blobs"),
     "blank": _made(_blank, "blank"),
     "head phantom": _skimage("phantom.png"),
+    "two films side by side": _films("test", 15, _side_by_side),
+    "double exposure": _films("test", 15, _double_exposure),
 }
 """Kinds that nothing is fitted on."""
 

@@ -6,63 +6,64 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import torch
 from scipy.optimize import minimize
 from scipy.stats import rankdata
-from torch import Tensor
 
 from docs.experiments.film_conditions import FAULTS, FRAMES
-from docs.experiments.film_data import load_films
 from docs.experiments.lungs import SOURCES
-from docs.experiments.lungs_product import TURNS, WORK
+from docs.experiments.lungs_product import TURNS
 from docs.experiments.pages import Experiment, judged, note, section
-from docs.experiments.trust_films import Row, foreign_rows, rows_of
+from docs.experiments.reverse_accuracy import reverse_accuracy
+from docs.experiments.training import kept
+from docs.experiments.trust_films import Row, foreign_rows, references_of, rows_of
 from monai_diffeo.canonicalize.acceptance import MIRRORED, NEGATIVE
-from monai_diffeo.flow import rotate_axes, warp
-from monai_diffeo.flow.axis_rotations import inverse_rotation
-from monai_diffeo.trust import NO_RESULT, OK, References, Score, TrustModel, film_signs, fitted_to, save_trust, verdict
+from monai_diffeo.trust import NO_RESULT, OK, References, Score, TrustModel, fitted_to, judge, save_trust, verdict
 
 GOOD = {"shenzhen": 0.9, "montgomery": 0.9, "paediatric_gz": 0.8, "covid_gb": 0.8}  # Dice below is a failure
 ADULTS = ("shenzhen", "montgomery")
-CROPPED = ("half black", "left half")  # to be looked at, whatever the mask of what is left
-DEFORMED = ("TPS 60°/0.25",)
-FILMS_OF_VAL = {"shenzhen": 60, "montgomery": 60, "paediatric_gz": 40, "covid_gb": 60}  # undeformed, at most
-FILM_FAULTS = (*FAULTS, *FRAMES, "mirrored")
-TESTED_FAULTS = ("negative", "mirrored")
-ERROR = ("disagreement", "search_disagreement", "change", "search_change", "blur")
-FOREIGN = ("energy", "likeness", "second", "search_change", "shape", "parts")
+HALVES = ("half black", "left half")
+WRONG = ("negative", "mirrored")
+FILM_FAULTS = tuple(name for name in (*FAULTS, *FRAMES) if name not in WRONG)
+DEFORMED = ("TPS", "TPS 45°/0.18", "TPS 60°/0.25")
+FILMS: Mapping[str, Mapping[str, tuple[int, ...]]] = {  # of each of SOURCES, at most
+    "val": {
+        "plain": (46, 30, 101, 16),
+        "TPS 45°/0.18": (20, 20, 20, 16),
+        "TPS 60°/0.25": (12, 12, 12, 12),
+        **dict.fromkeys((*FILM_FAULTS, *WRONG), (3, 3, 3, 3)),
+        **dict.fromkeys(HALVES, (8, 8, 8, 8)),
+        **dict.fromkeys(TURNS, (2, 2, 2, 2)),
+    },
+    "test": {
+        "plain": (65, 68, 100, 32),
+        "TPS": (16, 16, 16, 16),
+        "TPS 45°/0.18": (65, 68, 50, 32),
+        "TPS 60°/0.25": (65, 45, 0, 0),
+        **dict.fromkeys(FILM_FAULTS, (2, 2, 2, 2)),
+        **dict.fromkeys(WRONG, (10, 10, 10, 10)),
+        **dict.fromkeys(TURNS, (4, 4, 4, 4)),
+    },
+}
+ENOUGH = 20  # failures, for an AUROC
+IMAGES = {"fitted": 8, "tested": 12}  # foreign images of each kind, at most
+ATLASES = 8  # films with known masks for reverse classification accuracy
+ERROR = ("whole", "second", "search_change")
+FOREIGN = ("energy", "likeness", "shape", "whole", "disagreement", "search_change")
+MARGIN = 0.5  # of the log-odds, above every good film of val
 RIVALS = {"agreement": "disagreement", "edges": "blur", "energy": "energy", "second network": "second", "entropy": "entropy"}
+RIVALS |= {"whole lung": "whole", "reverse": "reverse"}
 Film = dict[str, Any]  # signs, Dice, source, condition
 
 
-def film_of(row: Row, references: References, source: str, condition: str) -> Film:
+def film_of(row: Row, source: str, condition: str) -> Film:
     """Signs and truth of a kept row."""
-    part = {name: value[None].float() for name, value in row.items() if isinstance(value, Tensor)}
-    number = lambda name: torch.tensor([row.get(name, math.nan)])  # noqa: E731
-    searched = SimpleNamespace(
-        image=part["canonical"], ddf=part["ddf"], inverse_ddf=part["inverse_ddf"], energy_before=number("energy_before"),
-        energy_after=number("searched_energy_after"), agreement=number("searched_agreement"),
-        largest_displacement=number("searched_largest_displacement"), inverse_error=number("searched_inverse_error"),
-        warp_input=lambda mask: warp(mask, part["ddf"], centered=True),
-    )  # fmt: skip
-    quarter = inverse_rotation(2)[row["rotation"]]
-    given = SimpleNamespace(
-        agreement=number("agreement"),
-        warp_input=searched.warp_input if row["moved"] else lambda mask: rotate_axes(mask, quarter),
-    )
-    answers = {name: part.get(name) for name in ("prediction", "plain", "unchosen")}
-    result: Any = SimpleNamespace(searched=searched, canonicalization=given, **answers)
-    signs = {name: value.item() for name, value in film_signs(result, references, part["second"]).items()}
-    p = torch.sigmoid(part["prediction"].double()).clamp(1e-6, 1 - 1e-6)
-    signs_of_rivals = {"entropy": -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()}
-    told = {name: row.get(name) for name in ("dice_prediction", "dice_plain", "dice_second", "notes", "rotation", "id")}
-    times = {name: row[name] for name in ("seconds", "seconds_second")}
+    names = ("signs", "rivals", "dice_prediction", "dice_plain", "dice_second", "dice_whole", "notes", "rotation", "id")
+    times = {name: row[name] for name in ("seconds", "seconds_second", "seconds_whole")}
     bad = None if source == "foreign" else row["dice_prediction"] < GOOD[source]
-    return {"signs": signs, "rivals": signs_of_rivals, "source": source, "condition": condition, "bad": bad, **told, **times}
+    return {"source": source, "condition": condition, "bad": bad, **{name: row.get(name) for name in names}, **times}
 
 
 def _scaled(films: Sequence[Film], limits: Mapping[str, float], names: Sequence[str]) -> np.ndarray:
@@ -136,10 +137,9 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
     error = score(ERROR, fit_least_squares, mine, errors(mine))
     spread = conformal(errors(others) - values(error, others))
     error = replace(error, threshold=float(np.quantile(values(error, adults), 0.98)))
-    usual = [film for film in known if film["condition"] not in (*CROPPED, *DEFORMED)]
-    every = [*usual, *foreign]
+    every = [*known, *foreign]
     alien = score(FOREIGN, fit_logistic, every, [film["source"] == "foreign" for film in every])
-    alien = replace(alien, threshold=max(0.0, float(np.quantile(values(alien, known), 0.99))))
+    alien = replace(alien, threshold=float(values(alien, [f for f in known if not f["bad"]]).max()) + MARGIN)
     unusual = float(values(alien, good).max())
     told = f"{len(films)} films of val of {', '.join(dict.fromkeys(f['source'] for f in films))}; {len(foreign)} foreign images"
     return TrustModel(limits, error, spread, alien, unusual, references, sha256, told)
@@ -179,15 +179,16 @@ def _score(films: Sequence[Film], model: TrustModel, name: str) -> list[float]:
     return [film["rivals"].get(key, film["signs"].get(key, math.nan)) for film in films]
 
 
-def ranking_row(title: str, films: Sequence[Film], model: TrustModel) -> dict[str, str]:
-    """How well each score ranks the films of one set: AUROC of failure, and the share of the gap that it closes."""
+def ranking_row(title: str, films: Sequence[Film], model: TrustModel, measure: str) -> dict[str, str]:
+    """How well each score ranks the films of one set: AUROC of failure where it has enough of both, or the share of the gap."""
     bad, dice = [bool(film["bad"]) for film in films], [film["dice_prediction"] for film in films]
-    row = {"films": title, "failures": f"{sum(bad)} of {len(bad)}"}
+    row, enough = {"films": title, "failures": f"{sum(bad)} of {len(bad)}"}, ENOUGH <= sum(bad) < len(bad)
     for name in ("this decision", *RIVALS):
         score = _score(films, model, name)
-        enough = 20 <= sum(bad) < len(bad)
-        row[name] = f"{auroc(score, bad):.2f}" if enough else "–"
-        row[f"{name}, gap"] = f"{gap_closed(score, dice):.2f}"
+        if measure == "gap":
+            row[name] = f"{gap_closed(score, dice):.2f}"
+        else:
+            row[name] = f"{auroc(score, bad):.2f}" if enough else "–"
     return row
 
 
@@ -223,6 +224,11 @@ def interval_row(title: str, films: Sequence[Film], model: TrustModel) -> dict[s
     }
 
 
+def corrected(film: Film, upright: Mapping[str, Film]) -> bool:
+    """Whether the judge corrects a negative: it is said, and the film is more like the training films as it was."""
+    return NEGATIVE in film["notes"] and upright[film["id"]]["signs"]["energy"] < judge._LESS * film["signs"]["energy"]
+
+
 def _share(count: int, of: int) -> str:
     return f"{count} of {of} ({count / of:.1%})" if of else "not measured"
 
@@ -234,42 +240,37 @@ def _least(what: str, asked: str, least: float, hits: Sequence[bool]) -> dict[st
 
 def main(argv: list[str] | None = None) -> None:
     """Measure, fit, write the page; with ``--write_model`` the bundle's model, too."""
-    experiment = Experiment(
-        "trust",
-        __doc__,
-        argv,
-        dataset_dir=str,
-        weights_dir=str,
-        films=20,
-        deformed=0,
-        few=2,
-        turned=0,
-        strange=3,
-        seed=0,
-        write_model=False,
-    )
+    defaults = {"most": int, "seed": 0, "write_model": False}  # most films of a set, for a try
+    experiment = Experiment("trust", __doc__, argv, dataset_dir=str, weights_dir=str, **defaults)
     options = experiment.options
     bundle, data = Path(__file__).parents[2] / "bundles" / "cxr_lung_segmentation", Path(options.dataset_dir)
     keep = Path(options.weights_dir or "trust_rows")
-    train = load_films(data, "shenzhen", "train", size=WORK)
-    references = References.of(torch.as_tensor(train.images), train.labels)
+    references = references_of(data)
+    atlases = rows_of(bundle, keep, data, "shenzhen", "train", "plain", ATLASES, options.seed)
 
     def films_of(split: str, source: str, condition: str, count: int) -> list[Film]:
-        rows = rows_of(bundle, keep, data, source, split, condition, count, options.seed)
-        return [film_of(row, references, source, condition) for row in rows]
+        rows = rows_of(bundle, keep, data, source, split, condition, min(count, options.most or count), options.seed)
+        films = [film_of(row, source, condition) for row in rows]
+        if split == "test" and condition in ("plain", *DEFORMED):
+            settings = {
+                "experiment": "trust_reverse",
+                "source": source,
+                "condition": condition,
+                "ids": [f["id"] for f in films],
+            }
+            found = kept(keep, settings, lambda: {"dice": [reverse_accuracy(row, atlases) for row in rows]})
+            for film, dice in zip(films, found["dice"]):
+                film["rivals"]["reverse"] = 1 - dice
+        return films
 
-    fitted_on = {"plain": FILMS_OF_VAL, **{c: dict.fromkeys(SOURCES, 8) for c in DEFORMED}}
-    fitted_on |= {c: dict.fromkeys(SOURCES, 2) for c in FILM_FAULTS}
-    counts = {"plain": options.films, **dict.fromkeys(DEFORMED, options.deformed), **dict.fromkeys(TESTED_FAULTS, options.few)}
-    counts |= dict.fromkeys(TURNS, options.turned)
     every = {
-        "val": {(s, c): films_of("val", s, c, many[s]) for c, many in fitted_on.items() for s in SOURCES},
-        "test": {(s, c): films_of("test", s, c, n) if n else [] for c, n in counts.items() for s in SOURCES},
+        split: {(s, c): films_of(split, s, c, n) for c, counts in sets.items() for s, n in zip(SOURCES, counts)}
+        for split, sets in FILMS.items()
     }
     foreign = {
-        kinds: {kind: [film_of(row, references, "foreign", kind) for row in rows] for kind, rows in found.items()}
-        for kinds, count in (("fitted", 0), ("tested", options.strange))
-        for found in [foreign_rows(bundle, keep, data, kinds, count)]
+        kinds: {kind: [film_of(row, "foreign", kind) for row in rows] for kind, rows in found.items()}
+        for kinds, count in IMAGES.items()
+        for found in [foreign_rows(bundle, keep, data, kinds, min(count, options.most or count))]
     }
     fitted = [film for films in foreign["fitted"].values() for film in films]
     val = [film for films in every["val"].values() for film in films]
@@ -277,66 +278,81 @@ def main(argv: list[str] | None = None) -> None:
     model = fit_trust(val, fitted, references, sha256)
     if options.write_model:
         save_trust(bundle / "models" / "trust.json", model)
-    sets = {f"{s}, {c}": every["test"][s, c] for s in SOURCES for c in ("plain", *DEFORMED) if every["test"][s, c]}
-    ranks = [ranking_row(title, films, model) for title, films in sets.items()]
+    test, conditions = every["test"], ("plain", *DEFORMED)
+    sets = {f"{s}, {c}": test[s, c] for s in SOURCES for c in conditions if test[s, c]}
     left = {s: fit_trust([f for f in val if f["source"] != s], fitted, references, sha256) for s in SOURCES}
+    ranks, gaps = ([ranking_row(t, films, model, measure) for t, films in sets.items()] for measure in ("AUROC", "gap"))
     intervals = [
         interval_row(title, films, model)
         | {f"{k}, source left out": v for k, v in interval_row(title, films, left[title.split(",")[0]]).items() if k != "films"}
         for title, films in sets.items()
     ]
-    faults = [decision_row(c, [f for s in SOURCES for f in every["test"][s, c]], model) for c in TESTED_FAULTS]
+    upright = {film["id"]: film for s in SOURCES for film in test[s, "plain"]}
+    said: dict[str, Callable[[Film], bool]] = {
+        "negative": lambda film: corrected(film, upright),
+        "mirrored": lambda film: MIRRORED in film["notes"],
+        **{c: lambda film, quarter=quarter: film["rotation"] == quarter for quarter, c in enumerate(TURNS, 1)},
+    }  # type: ignore[misc]
+    faults = []
+    for c in (*FILM_FAULTS, *WRONG, *TURNS):
+        films = [film for s in SOURCES for film in test[s, c]]
+        right = "" if c not in said else _share(sum(map(said[c], films)), len(films))
+        films = [upright[f["id"]] if c == "negative" and said[c](f) else f for f in films]
+        faults.append({**decision_row(c, films, model), "said or corrected": right})
     strange = [
         {"kind": kind, "fitted on": "yes" if kinds == "fitted" else "no", "images": str(len(films)),
          "not ok": str(sum(k != OK for k in said)), "without result": str(sum(k == NO_RESULT for k in said))}
         for kinds in foreign for kind, films in foreign[kinds].items() for said in [_flagged(films, model)]
     ]  # fmt: skip
     learnt = [
-        {
-            "sign": n,
-            "limit": f"{limit:.3g}",
-            **{s: f"{getattr(model, s).weights.get(n, 0):.2f}" for s in ("error", "foreign")},
-        }
+        {"sign": n, "limit": f"{limit:.3g}", **{s: f"{getattr(model, s).weights.get(n, 0):.2f}" for s in ("error", "foreign")}}
         for n, limit in model.limits.items()
     ]
     parts = note("trust", fitted_on=model.fitted_on, low=f"{model.spread[0]:.2f}", high=f"{model.spread[1]:.2f}")
-    asked = section("## Asked and measured", rows_of_asked(every["test"], foreign["tested"], sets, ranks, model, left))
+    asked = rows_of_asked(test, foreign["tested"], sets, (ranks, gaps), said, model, left)
     experiment.write(
         "Trust: does it know when it fails?",
         [
-            asked,
+            section("## Asked and measured", asked),
             parts[0],
-            section("## How well scores rank films\n\n" + parts[1], ranks),
+            section("## AUROC of failure\n\n" + parts[1], ranks),
+            section("## Share of the gap that is closed\n\n" + parts[2], gaps),
             section(
-                "## Mean Dice of the films that are kept\n\n" + parts[2], [coverage_row(t, f, model) for t, f in sets.items()]
+                "## Mean Dice of the films that are kept\n\n" + parts[3], [coverage_row(t, f, model) for t, f in sets.items()]
             ),
-            section("## Decisions\n\n" + parts[3], [decision_row(t, f, model) for t, f in sets.items()]),
-            section("## Decisions on faulty films", faults),
-            section("## Foreign images", strange),
-            section("## The interval for Dice\n\n" + parts[4], intervals),
-            section("## What was fitted\n\n" + parts[5], learnt),
+            section("## Decisions\n\n" + parts[4], [decision_row(t, f, model) for t, f in sets.items()]),
+            section("## Decisions on faulty films\n\n" + parts[5], faults),
+            section("## Decisions on the films of `val`\n\n" + parts[6], val_rows(every["val"], model)),
+            section("## Foreign images\n\n" + parts[7], strange),
+            section("## The interval for Dice\n\n" + parts[8], intervals),
+            section("## What was fitted\n\n" + parts[9], learnt),
         ],
         options.seed,
     )
+
+
+def val_rows(val: Mapping[tuple[str, str], Sequence[Film]], model: TrustModel) -> list[dict[str, str]]:
+    """Decisions on the films that were fitted on, by condition."""
+    return [decision_row(c, [f for s in SOURCES for f in val[s, c]], model) for c in FILMS["val"]]
 
 
 def rows_of_asked(
     test: Mapping[tuple[str, str], Sequence[Film]],
     foreign: Mapping[str, Sequence[Film]],
     sets: Mapping[str, Sequence[Film]],
-    ranks: Sequence[Mapping[str, str]],
+    tables: tuple[Sequence[Mapping[str, str]], Sequence[Mapping[str, str]]],
+    said: Mapping[str, Callable[[Film], bool]],
     model: TrustModel,
     left: Mapping[str, TrustModel],
 ) -> list[dict[str, str]]:
     """What was asked beside what was measured."""
-    rows = []
-    many = [row for row in ranks if row["this decision"] != "–"]
-    text = "; ".join(f"{row['films']} {row['this decision']}" for row in many) or "no set has 20 failures"
-    rows.append(judged("AUROC of failure, each set with 20 failures", "at least .90", text, bool(many) and all(
-        float(row["this decision"]) >= 0.9 for row in many)))  # fmt: skip
-    text = "; ".join(f"{row['films']} {row['this decision, gap']}" for row in ranks)
-    met = all(float(row["this decision, gap"]) >= 0.8 for row in ranks)
-    rows.append(judged("share of the AURC gap closed, each set", "at least .80", text, met))
+    rows, name = [], "this decision"
+    for what, least, table in zip(("AUROC of failure", "share of the AURC gap closed"), (0.9, 0.8), tables):
+        some = [row for row in table if row[name] != "–"]
+        met, text = [row for row in some if float(row[name]) >= least], "; ".join(f"{row['films']} {row[name]}" for row in some)
+        text = f"in {len(met)} of {len(some)} sets: {text}" if some else "no set has enough failures"
+        which = f", each set with {ENOUGH} failures" if table is tables[0] else ", each set"
+        rows.append(judged(what + which, f"at least {least}0", text, bool(some) and len(met) == len(some)))
     good = [film for s in ADULTS for film in test[s, "plain"] if not film["bad"]]
     false = sum(kind != OK for kind in _flagged(good, model))
     rows.append(
@@ -348,13 +364,16 @@ def rows_of_asked(
     rows.append(judged("foreign images of kinds not fitted on: not ok", "at least 99 %", text, caught >= 0.99 * len(strange)))
     of = lambda *conditions: [f for s in SOURCES for c in conditions for f in test[s, c]]  # noqa: E731
     wrong = of("plain", *DEFORMED)
-    negative, mirrored = ([word in f["notes"] for f in of(c)] for word, c in ((NEGATIVE, "negative"), (MIRRORED, "mirrored")))
-    rows.append(_least("negatives said, and asked again inverted", "at least 99 %", 0.99, negative))
-    rows.append(_least("mirrored films said", "at least 97 %", 0.97, mirrored))
+    for what, asked, least, conditions in (
+        ("negatives corrected", "at least 99 %", 0.99, ("negative",)),
+        ("mirrored films said", "at least 97 %", 0.97, ("mirrored",)),
+        ("turned films corrected", "at least 99 %", 0.99, TURNS),
+    ):
+        rows.append(_least(what, asked, least, [said[c](f) for c in conditions for f in of(c)]))
     for word in (NEGATIVE, MIRRORED):
         rows.append(_least(f"other films: not '{word}'", "–", 1.0, [word not in f["notes"] for f in wrong]))
-    right = [f["rotation"] == quarter for quarter, c in enumerate(TURNS, 1) for f in of(c)]
-    rows.append(_least("turned films corrected", "at least 99 %", 0.99, right))
+    turned = [f["rotation"] != 0 for f in of("plain", "TPS")]
+    rows.append(_least("films that stand upright, not turned", "–", 1.0, [not t for t in turned]))
     rows.append(judged("lateral films said", "at least 95 %", "not measured: no lateral film in the sets", False))
     change = {t: float(np.mean([f["dice_prediction"] - f["dice_plain"] for f in films])) for t, films in sets.items()}
     below = [f"{t} ({value:+.4f})" for t, value in change.items() if value < -0.005]
@@ -381,9 +400,12 @@ def rows_of_asked(
                 f"95 % interval, {name}", "contains 90 %", _share(sum(inside), len(inside)), sum(inside) >= 0.9 * len(inside)
             )
         )
-    cost = np.mean([f["seconds_second"] for f, _ in pairs]) / np.mean([f["seconds"] for f, _ in pairs])
+    cost = sum(np.mean([f[name] for f, _ in pairs]) for name in ("seconds_second", "seconds_whole"))
+    cost /= np.mean([f["seconds"] for f, _ in pairs])
     rows.append(
-        judged("cost of the second network, share of a film's inference", "at most 25 %", f"{cost:.1%}", bool(cost <= 0.25))
+        judged(
+            "cost of the two further networks, share of a film's inference", "at most 25 %", f"{cost:.1%}", bool(cost <= 0.25)
+        )
     )
     return rows
 

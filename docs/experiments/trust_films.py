@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 import time
-from functools import lru_cache
+from collections.abc import Callable
+from dataclasses import replace
+from functools import lru_cache, partial
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +21,37 @@ from torch import Tensor, nn
 from docs.experiments.film_conditions import show
 from docs.experiments.film_data import Films, load_films
 from docs.experiments.foreign_images import FITTED, TESTED, foreign_images
-from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, masks_of, networks, wrappers
+from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, masks_of, networks, whole_network, wrappers
 from docs.experiments.measures import dice_of
+from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import load_weights
+from monai_diffeo.radiograph.manifest import read_manifest
+from monai_diffeo.trust import References, film_signs
+from monai_diffeo.trust.judge import ask_upright
 
 Row = dict[str, Any]
 SCALARS = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement", "agreement")
 
 
 @lru_cache(maxsize=1)
-def parts(bundle: Path) -> tuple[nn.Module, Any, nn.Module]:
-    """The product's network, the inferer around it and the template's network."""
+def parts(bundle: Path) -> tuple[nn.Module, Any, nn.Module, nn.Module]:
+    """The product's network, the inferer around it, the template's network and that of the whole lung."""
     template = bundle.parent / "cxr_lung_template"
     parser = ConfigParser(json.loads((template / "configs" / "inference.json").read_text()))
     other = load_weights(parser.get_parsed_content("network_def"), template / "models" / "model.pt").eval()
-    return networks(bundle)["product"], wrappers(bundle)["product"], other
+    return networks(bundle)["product"], wrappers(bundle)["product"], other, whole_network(bundle).eval()
 
 
-def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
+@lru_cache(maxsize=1)
+def references_of(data: Path) -> References:
+    """What the films look like that the product learned from."""
+    train = load_films(data, "shenzhen", "train", size=WORK)
+    return References.of(torch.as_tensor(train.images), train.labels)
+
+
+def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row:
     """All about one film ``(1, 1, 256, 256)``; ``label`` is its mask, if it has one."""
-    network, inferer, template = parts(bundle)
+    network, inferer, template, whole = parts(bundle)
     row, clock = {}, time.process_time
     seen = convert_to_tensor(as_the_bundle_sees(image, WORK), track_meta=False)
     began = clock()
@@ -45,7 +60,9 @@ def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
         row["seconds"], began = clock() - began, clock()
         found, searched = result.canonicalization, result.searched
         second = template.segment(searched.image)
-        row["seconds_second"] = clock() - began
+        row["seconds_second"], began = clock() - began, clock()
+        hidden = ask_upright(whole, seen, found.rotations)
+        row["seconds_whole"] = clock() - began
         back = searched.warp_back(second.log_odds.amax(1, keepdim=True))
         canonicalizer, flat = inferer.canonicalizer, searched.image.float()
         for prefix, one in (("", found), ("searched_", searched)):
@@ -60,11 +77,15 @@ def row_of(bundle: Path, image: Tensor, label: Tensor | None) -> Row:
     row |= {"rotation": int(found.rotations[0]), "status": found.status[0], "notes": found.notes[0]}
     row |= {"second_factor": float(second.factor[0]), "second_level": float(second.level[0])}
     row["second_agreement"] = float(second.agreement[0])
+    judged = result if result.averaged is None else replace(result, prediction=result.averaged)  # as the judge does
+    row["signs"] = {name: value.item() for name, value in film_signs(judged, references_of(data), back, hidden).items()}
+    p = torch.sigmoid(torch.as_tensor(judged.prediction).double()).clamp(1e-6, 1 - 1e-6)
+    row["rivals"] = {"entropy": -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()}
     kept = {"image": seen, "canonical": searched.image, "prediction": result.prediction, "plain": result.plain}
-    kept |= {"second": back, "ddf": searched.ddf, "inverse_ddf": searched.inverse_ddf}
-    kept |= {} if result.unchosen is None else {"unchosen": result.unchosen}
+    kept |= {"second": back, "whole": hidden, "ddf": searched.ddf, "inverse_ddf": searched.inverse_ddf}
+    kept |= {name: one for name in ("unchosen", "averaged") if (one := getattr(result, name)) is not None}
     if label is not None:
-        for name in ("prediction", "plain", "second"):
+        for name in ("prediction", "plain", "second", "whole"):
             row[f"dice_{name}"] = float(dice_of(masks_of(kept[name], SIZE), label))
         kept["label"] = F.interpolate(label, WORK, mode="area")
     return row | {name: torch.as_tensor(value)[0].half() for name, value in kept.items()}
@@ -77,25 +98,53 @@ def shown(films: Films, condition: str, seed: int) -> Films:
     return Films(films.images.flip(3), films.labels.flip(3), films.ids)
 
 
-def rows_of(
-    bundle: Path, keep: Path, data: Path, source: str, split: str, condition: str, count: int, seed: int = 0
-) -> list[Row]:
-    """Rows of ``count`` films under a condition, from ``keep`` if they are there; the source "foreign" has kinds for splits."""
-    path = keep / f"{source}_{split}_{condition}_{count}_{seed}.pt".replace(" ", "_").replace("/", "-")
+def _serialized(row: Row) -> bytes:
+    file = io.BytesIO()
+    torch.save(row, file)
+    return file.getvalue()
+
+
+def _kept(path: Path, measure: Callable[[], Row]) -> Row:
+    """A row at ``path``, from there if it was measured before; written at once, so that a run that was cut short goes on."""
     if not path.is_file():
-        if source == "foreign":
-            rows = [row_of(bundle, image[None], None) for image in foreign_images(condition, data)[: count or None]]
-        else:
-            films = shown(load_films(data, source, split, size=SIZE).spread(count), condition, seed)
-            pairs = zip(films.images.split(1), films.labels.split(1), films.ids)
-            rows = [{**row_of(bundle, image, label), "id": name} for image, label, name in pairs]
-        keep.mkdir(parents=True, exist_ok=True)
-        torch.save(rows, path)
-        print(path.name, len(rows), round(sum(r["seconds"] for r in rows) / max(len(rows), 1), 3), flush=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, _serialized(measure()))
     return torch.load(path)
 
 
-def foreign_rows(bundle: Path, keep: Path, data: Path, kinds: str, count: int = 0) -> dict[str, list[Row]]:
-    """Rows of all kinds of foreign images that are "fitted" or "tested", the first ``count`` of each, 0 for all."""
-    names = FITTED if kinds == "fitted" else TESTED
-    return {kind: rows_of(bundle, keep, data, "foreign", kinds, kind, count) for kind in names}
+def rows_of(
+    bundle: Path, keep: Path, data: Path, source: str, split: str, condition: str, count: int | None, seed: int = 0
+) -> list[Row]:
+    """Rows of the first ``count`` films of a source under a condition, in an order that is drawn once; None for all.
+
+    Films that the network of the whole lung learned from are left out.
+    """
+    learned = (bundle / "configs" / "whole_films.txt").read_text().split()
+    names = {str(row["id"]) for row in read_manifest(data, split, [source])} - set(learned)
+    folder = keep / f"{source} {split} {condition} {seed}".replace("/", "-")
+
+    def measure(name: str) -> Row:
+        films = _films(data, source, split)
+        i = films.ids.index(name)
+        one = shown(Films(films.images[i : i + 1], films.labels[i : i + 1], (name,)), condition, seed)
+        return {**row_of(bundle, data, one.images, one.labels), "id": name}
+
+    order = sorted(names, key=lambda name: sha256(name.encode()).digest())[:count]
+    return [_kept(folder / f"{name}.pt", partial(measure, name)) for name in order]
+
+
+@lru_cache
+def _films(data: Path, source: str, split: str) -> Films:
+    return load_films(data, source, split, size=SIZE)
+
+
+def foreign_rows(bundle: Path, keep: Path, data: Path, kinds: str, count: int | None = None) -> dict[str, list[Row]]:
+    """Rows of all kinds of foreign images that are "fitted" or "tested", the first ``count`` of each, None for all."""
+    found = {}
+    for kind in FITTED if kinds == "fitted" else TESTED:
+        images = foreign_images(kind, data)[:count]
+        found[kind] = [
+            _kept(keep / f"foreign {kind}" / f"{i}.pt", partial(row_of, bundle, data, image[None], None))
+            for i, image in enumerate(images)
+        ]
+    return found

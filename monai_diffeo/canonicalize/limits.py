@@ -61,20 +61,13 @@ class SignLimits:
 
     def decision(self, signs: Mapping[str, float], status: str = "") -> str:
         """``"ok"``, ``"review: why"``, or ``"no result: why"`` where the energy is far outside. A sign that is not known counts
-        for nothing, an energy that is not finite is far outside."""
-        high = [
-            name for name in self.limits if name in signs and not math.isnan(signs[name]) and signs[name] > self.limits[name]
-        ]
+        for nothing, an infinite energy is far outside."""
+        high = [name for name, limit in self.limits.items() if signs.get(name, limit) > limit]
         reasons = [f"{LIMITED_SIGNS[name]} ({signs[name]:.3g}, limit {self.limits[name]:.3g})" for name in high]
         reasons += [status] if status.startswith(REJECTED) else []
-        if self._far(signs.get("energy")):
-            return f"{NO_RESULT}: {'; '.join(reasons)}"
-        return f"{REVIEW}: {'; '.join(reasons)}" if reasons else OK
-
-    def _far(self, energy: float | None) -> bool:
-        if energy is None or math.isnan(energy) or "energy" not in self.limits:
-            return False
-        return energy - self.medians["energy"] > _FAR * (self.limits["energy"] - self.medians["energy"])
+        typical = self.medians.get("energy", 0.0)
+        far = "energy" in high and signs["energy"] - typical > _FAR * (self.limits["energy"] - typical)
+        return f"{NO_RESULT if far else REVIEW}: {'; '.join(reasons)}" if reasons else OK
 
     def save(self, folder: str | Path) -> None:
         """Write ``limits.json`` into the folder of the canonicaliser; in a bundle, its SHA-256 goes into the metadata."""

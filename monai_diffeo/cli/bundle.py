@@ -14,8 +14,9 @@ from monai_diffeo.errors import ConfigError, FilmError, OutputError
 from monai_diffeo.radiograph.datalist import FilmList
 from monai_diffeo.radiograph.mask_writer import figure_path, mask_path_beside
 from monai_diffeo.report.resume import outputs_of, sha256_or_none
+from monai_diffeo.report.share import RunShare
 
-__all__ = ["FilmByFilm", "bundle_parser", "run_bundle"]
+__all__ = ["FilmByFilm", "bundle_parser", "film_parser", "run_bundle"]
 
 
 def bundle_parser(root: Path, given: Mapping[str, Any], trusted: bool = False) -> ConfigParser:
@@ -42,6 +43,14 @@ def bundle_parser(root: Path, given: Mapping[str, Any], trusted: bool = False) -
     parser.update({n: _literal(value) for n, value in {"bundle_root": str(root), **given}.items() if n in parser})
     if not trusted:
         allow(parser)
+    return parser
+
+
+def film_parser(root: Path, given: Mapping[str, Any], trusted: bool = False) -> ConfigParser:
+    """:func:`bundle_parser` of a bundle that names its films and reports them one by one; ConfigError for another bundle."""
+    parser = bundle_parser(root, given, trusted)
+    if missing := [name for name in ("films", "names", "dataset", "reporter", "evaluator") if name not in parser]:
+        raise ConfigError(f"segment: the configuration of {str(root)!r} lacks {missing}. Use 'segment' for this bundle.")
     return parser
 
 
@@ -72,17 +81,15 @@ class FilmByFilm:
 
     Arguments and errors are those of :func:`bundle_parser`; ``given`` has an ``output_dir``, and ``films`` is the folder below
     which films are named. FolderInUseError if another run writes into the output folder, OutputError if it is full.
+    With ``share`` the films are those of another process's run, see :class:`monai_diffeo.report.share.RunShare`.
     """
 
-    def __init__(self, root: Path, given: Mapping[str, Any], films: Path, trusted: bool = False) -> None:
-        parser = bundle_parser(root, given, trusted)
-        parts = ("dataset", "reporter", "evaluator")
-        if missing := [name for name in ("films", "names", *parts) if name not in parser]:
-            raise ConfigError(f"FilmByFilm: the configuration of {str(root)!r} lacks {missing}. Use 'segment' for this bundle.")
+    def __init__(self, root: Path, given: Mapping[str, Any], films: Path, trusted: bool = False, share: bool = False) -> None:
+        parser = film_parser(root, given, trusted)
         parser["films"], parser["names"] = FilmList([{"image": str(films)}], films), None
-        self.dataset, self.reporter, self.evaluator = (parser.get_parsed_content(name) for name in parts)
+        self.dataset, self.reporter, self.evaluator = map(parser.get_parsed_content, ("dataset", "reporter", "evaluator"))
         self.films, self.output = films, Path(given["output_dir"])
-        self.reporter.begin(None)
+        self.share = RunShare(self.reporter) if share else self.reporter.begin(None)
         self._lines = dict(self.reporter.kept)
         self._owners = {output: name for name, line in self._lines.items() for output in outputs_of(line)}
 
@@ -101,6 +108,8 @@ class FilmByFilm:
         if self.reporter.stopped:
             raise OutputError(self.reporter.stopped)
         line = self.reporter.last
+        if self.share:
+            return line
         for output in set(outputs_of(self._lines.get(name, {}))) - set(outputs_of(line)):
             (self.output / output).unlink(missing_ok=True)  # of an earlier file of this name
             self._owners.pop(output, None)

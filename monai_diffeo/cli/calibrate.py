@@ -23,33 +23,23 @@ Exit status:
 @option("dataset_dir", "A folder of films of the site, like those to be segmented there. Masks are not needed.", metavar="DIR")
 @option("output", "The trust model to write. Without it, trust.json in the current folder.", metavar="FILE")
 @option("share", "Percentage of these films that may be flagged, larger than that of bad ones. Without it, 3.", float, "N")
-def calibrate(
-    dataset_dir: str | None,
-    output: str | None,
-    share: float | None,
-    bundle_root: str | None,
-    trust_bundle: bool | None,
-    **options: Any,
-) -> None:
+def calibrate(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> None:
     """Refit limits and thresholds of the decision 'ok' or 'review' to a site's own films, for the weights of this run.
 
     'segment' with the same options and --trust_model FILE decides by the result. The interval for Dice needs true masks. It is
     not refitted, and there is none.
     """
-    if dataset_dir is None:
+    given = {name: value for name, value in options.items() if value is not None}
+    output, share = Path(given.pop("output", "trust.json")), given.pop("share", 3.0) / 100
+    if "dataset_dir" not in given:
         raise click.UsageError("--dataset_dir is needed.")
-    given = {"dataset_dir": dataset_dir, **{name: value for name, value in options.items() if value is not None}}
     with opened_bundle("calibrate", bundle_root, given) as root:
         given.pop("output_dir", None)
-        part = (3.0 if share is None else share) / 100
-        click.echo(_calibrated(root, given, Path(output or "trust.json"), part, bool(trust_bundle)))
+        click.echo(_calibrated(root, given, output, share, bool(trust_bundle)))
 
 
-calibrate.params += [
-    each
-    for each in segment.params
-    if each.name in ("bundle_root", "mode", "tta_samples", "convention", "device", "network_weights", "trust_bundle", "debug")
-]
+_ALSO = {"bundle_root", "mode", "tta_samples", "convention", "device", "network_weights", "trust_bundle", "debug"}
+calibrate.params += [each for each in segment.params if each.name in _ALSO]
 
 
 class _Reader:
@@ -86,7 +76,7 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
         raise ConfigError(f"calibrate: the configuration of {str(root)!r} has no judge of films. Give --bundle_root cxr.")
     parser["judge::any_weights"] = True
     judge = parser.get_parsed_content("judge")
-    base, observer = judge.model, Observer(judge.model, judge.second)
+    base, observer = judge.model, Observer(judge.model, judge.second, whole=judge.whole)
     parser["judge"], parser["reporter"], parser["postprocessing"] = observer, reader, None
     check_films(len(parser.get_parsed_content("dataset")), share)
     parser.get_parsed_content("evaluator").run()

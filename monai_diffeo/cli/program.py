@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from monai_diffeo import __version__
+from monai_diffeo.cli.bulk import bulk
 from monai_diffeo.cli.calibrate import calibrate
 from monai_diffeo.cli.export import export
 from monai_diffeo.cli.fit import fit
@@ -27,6 +28,7 @@ __all__ = ["program"]
 NOTHING_RUN, INTERRUPTED, TERMINATED = 1, 130, 143
 _LEFT = {
     "segment": " The films without a line in report.jsonl have no mask; --resume goes on.",
+    "bulk": " The same command goes on.",
     "fit": " Where --output_dir has a fit.json, --resume goes on.",
 }
 
@@ -77,12 +79,12 @@ Exit status of every sub-command:
   1    nothing was done; the last line on stderr says why
   130  interrupted by Ctrl-C
   143  stopped by SIGTERM
-'segment', 'watch' and 'mercure' have more, see their --help.""",
+'segment', 'bulk', 'watch' and 'mercure' have more, see their --help.""",
 )
 @click.version_option(__version__, message="monai-diffeo %(version)s")
 def program() -> None:
     """Make a trained network robust to deformation of the anatomy. For research, not for diagnosis."""
 
 
-for command in (segment, watch, mercure, report, calibrate, fit, show, wrap, export):
+for command in (segment, bulk, watch, mercure, report, calibrate, fit, show, wrap, export):
     program.add_command(command)

@@ -15,9 +15,9 @@ import click
 from monai_diffeo.bundles import bundles_folder, find_bundle
 from monai_diffeo.cli.options import SWITCH, option, sentence
 
-__all__ = ["opened_bundle", "segment"]
+__all__ = ["ENDS", "opened_bundle", "segment"]
 
-_ENDS = {
+ENDS = {
     3: "Some films have no mask; report.jsonl says which and why.",
     4: "Every film failed, or there was none; report.jsonl says why.",
 }
@@ -73,8 +73,8 @@ def segment(bundle_root: str | None, trust_bundle: bool | None, **options: Any) 
         from monai_diffeo.cli.bundle import run_bundle  # imports torch
 
         status = run_bundle(root, given, trusted=bool(trust_bundle))
-    if status in _ENDS:
-        click.echo(_ENDS[status], err=True)
+    if status in ENDS:
+        click.echo(ENDS[status], err=True)
     return status
 
 

@@ -23,7 +23,16 @@ from monai_diffeo.inferers.record import signs_of
 from monai_diffeo.networks import ImageOrientation
 from monai_diffeo.networks.predictor import resample_image
 
-__all__ = ["FitOutcome", "Overlap", "keeps_orientation", "measure", "measure_orientation", "measure_overlap"]
+__all__ = [
+    "FitOutcome",
+    "Overlap",
+    "asked_with_signs",
+    "keeps_orientation",
+    "measure",
+    "measure_orientation",
+    "measure_overlap",
+]
+__all__ += ["twin_deformations"]
 
 CLOSED, UNDONE, REGAINED = 0.5, 0.5, 1 / 3  # what "it worked" takes
 VISIBLE, UPRIGHT_LOSS, LOSS_SHARE = 0.02, 0.01, 0.25  # Dice; share of what deformed images gain
@@ -119,7 +128,7 @@ class FitOutcome:
         return {**asdict(self), "closed": self.closed, "worked": not self.reasons(), "sentence": self.sentence()}
 
 
-def _deformations(count: int, size: Sequence[int], seed: int) -> Tensor:
+def twin_deformations(count: int, size: Sequence[int], seed: int) -> Tensor:
     """Deformations like those of the training, drawn with another seed."""
     draw = torch.Generator().manual_seed(seed + 1_000_003)
     return random_training_deformation(count, tuple(size), draw, identity_share=0.0, framing_share=0.0)
@@ -134,7 +143,7 @@ def measure(
     """
     began = time.perf_counter()
     rows: list[tuple[Tensor, Tensor, Canonicalization, Canonicalization]] = []
-    for image, ddf in zip(images.split(1), _deformations(len(images), images.shape[2:], seed).to(images).split(1)):
+    for image, ddf in zip(images.split(1), twin_deformations(len(images), images.shape[2:], seed).to(images).split(1)):
         if len(rows) >= 2 and time.perf_counter() - began > seconds:
             break
         twin = warp(image, ddf, padding_mode="zeros")
@@ -216,8 +225,8 @@ def measure_overlap(
         if wanted is None:
             continue
         inferer = DiffeoInferer(canonicalizer, network.inferer, tta_samples=poses)  # type: ignore[arg-type]
-        wrapped = partial(_asked, inferer, [] if signs is None else signs)
-        ddf = _deformations(1, image.shape[1:], seed + len(rows))
+        wrapped = partial(asked_with_signs, inferer, [] if signs is None else signs)
+        ddf = twin_deformations(1, image.shape[1:], seed + len(rows))
         plain, least = torch.Tensor.as_subclass(image, Tensor), image.amin()
         moved = warp(plain[None] - least, ddf, padding_mode="zeros")[0] + least
         goal = warp(wanted[None].float(), ddf, padding_mode="zeros")[0] > 0.5
@@ -227,7 +236,7 @@ def measure_overlap(
     return Overlap(reference, len(rows), poses, *(fmean(column) for column in zip(*rows))) if rows else None
 
 
-def _asked(inferer: DiffeoInferer, signs: list[dict[str, float]], image: Tensor, network: Any) -> Any:
+def asked_with_signs(inferer: DiffeoInferer, signs: list[dict[str, float]], image: Tensor, network: Any) -> Any:
     """The wrapped prediction; ``signs`` gets those of the image."""
     result = inferer.infer(image, network, plain=True)
     if (found := result.searched) is not None and result.canonicalization is not None:

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -57,6 +57,14 @@ class AuditFile:
 
     def append(self, record: Mapping[str, Any], masks: Sequence[Path] = (), figure: Path | None = None) -> None:
         """The line of a film; arguments are its record for the report and its outputs, which are on disk."""
+        self._file.append(json_line(self.line(record, masks, figure)))
+
+    def add(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Lines that other processes have made with :meth:`line`; they are of this run."""
+        self._file.append(b"".join(json_line({**line, "run": self._run}) for line in lines))
+
+    def line(self, record: Mapping[str, Any], masks: Sequence[Path] = (), figure: Path | None = None) -> dict[str, Any]:
+        """What :meth:`append` would write."""
         now = time.perf_counter()
         told = {"seconds": now - self._last, **self._common, **record}
         hashes = [sha256_or_none(mask) for mask in masks]
@@ -66,8 +74,8 @@ class AuditFile:
             outputs["dicom"] = [sha256_or_none(self._folder / name) for name in record["dicom"]] or None
         line = {"audit": _VERSION, "run": self._run, "time": datetime.now(timezone.utc).isoformat(timespec="milliseconds")}
         line |= {"decision": decision(record), **{name: told.get(name) for name in _SAME}, "outputs": outputs}
-        self._file.append(json_line(line))
         self._last = now
+        return line
 
     def close(self) -> None:
         self._file.close()

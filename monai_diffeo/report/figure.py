@@ -78,7 +78,7 @@ def film_figure(
     looks = "the film as given" if still else "the canonical film"
     lines = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
 
-    shaded = "" if uncertainty is None else "; uncertain: amber"
+    shaded = "" if uncertainty is None else "; uncertain: violet"
     final = panel(figure, 0, 0, "Film and final mask", anatomy.caption(mask, sides) + shaded)
     seen = panel(figure, 0, 1, "What the network saw", looks + ("" if canonical_mask is None else ", with the mask there"))
     change = panel(figure, 0, 2, "What changed", _change_caption(still, plain_mask, mask))

@@ -24,7 +24,7 @@ __all__: list[str] = []
 
 BACKGROUND, INK, QUIET = "#0c0e11", "#e8eaed", "#9aa3ad"
 ADDED, REMOVED, PLAIN = MASK_COLOUR, "#ff5d73", "#ffffff"
-GRID, FOLDED, DOUBT = "#7fd4ff", "#ff2bd6", "#ffb000"
+GRID, FOLDED, DOUBT = "#7fd4ff", "#ff2bd6", "#c77dff"
 AREA = ["#8fd3ff", "#2b7fd4", "#16324f", "#16181c", "#553018", "#d9701f", "#ffd08a"]  # dark where nothing changes
 
 _GRID_LINES = 17  # along the longer side

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -58,10 +59,11 @@ def lines_that_hold(
         new = {**line, "figure": figure, **({} if dicom is None else {"dicom": [n for n in line["dicom"] if n in dicom]})}
         if dicom is None:
             new.pop("dicom", None)
-        there = all((folder / output).is_file() for output in outputs_of(new))
-        if there and line.get("sha256") and line["sha256"] == sha256_or_none(film):
+        if line.get("sha256") and all((folder / output).is_file() for output in outputs_of(new)):
             kept[name] = new
-    return kept
+    with ThreadPoolExecutor() as pool:  # of many films, reading takes longest
+        hashes = pool.map(sha256_or_none, [films[name] for name in kept])
+        return {name: line for (name, line), found in zip(kept.items(), hashes) if line["sha256"] == found}
 
 
 def outputs_of(line: Mapping[str, Any]) -> list[str]:

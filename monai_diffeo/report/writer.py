@@ -72,20 +72,23 @@ class ReportWriter:
         """Lines written by this writer: ``canonicalized``, ``left alone``, ``rejected``, ``failed``."""
         return {status: self._counts[status] for status in _STATUSES}
 
-    def write(self, record: Mapping[str, Any]) -> None:
+    def write(self, *records: Mapping[str, Any]) -> None:
         """Append a :func:`film_record` or :func:`failure_record`, with any further fields; it is on disk when this returns.
+
+        Several are on disk together, or none of them is.
 
         Raises:
             ValueError: if its status is none of the four.
             OutputError: if the disk does not take the whole line, and then it has nothing of it; or if the file is gone.
         """
-        kind = _kind(record)
-        if kind not in _STATUSES:
-            expected = f"'status' must begin with one of {', '.join(_STATUSES)}; got {kind!r}"
-            raise ValueError(f"ReportWriter.write(): {expected}. Make the record with film_record() or failure_record().")
+        for kind in map(_kind, records):
+            if kind not in _STATUSES:
+                expected = f"'status' must begin with one of {', '.join(_STATUSES)}; got {kind!r}"
+                raise ValueError(f"ReportWriter.write(): {expected}. Make the record with film_record() or failure_record().")
         with self._lock:
-            self._file.append(json_line(record))
-            self._count(record)
+            self._file.append(b"".join(map(json_line, records)))
+            for record in records:
+                self._count(record)
 
     def close(self, removed: Sequence[str] = (), order: Sequence[str] | None = None) -> None:
         """Append the closing line with its field ``removed``, see :mod:`monai_diffeo.report.record`.

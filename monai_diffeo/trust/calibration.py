@@ -25,8 +25,8 @@ _LEAST_LIMIT = 1e-3
 class Observer(FilmJudge):
     """A judge that also keeps what it decides by, of every film, in ``seen``."""
 
-    def __init__(self, model: TrustModel, second: Callable | None = None) -> None:
-        super().__init__(model, second, accept_anything=True)
+    def __init__(self, model: TrustModel, second: Callable | None = None, whole: Callable | None = None) -> None:
+        super().__init__(model, second, accept_anything=True, whole=whole)
         self.seen: list[Observation] = []
 
     def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:

@@ -17,6 +17,8 @@ from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import DiffeoError, WeightsError
 from monai_diffeo.files import bundle_of, sha256_below, sha256_of
+from monai_diffeo.flow import rotate_axes
+from monai_diffeo.flow.axis_rotations import inverse_rotation
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.film import joined_notes
@@ -25,7 +27,7 @@ from monai_diffeo.trust.fallback import FALLBACKS, best_answers
 from monai_diffeo.trust.model import TrustModel, load_trust
 from monai_diffeo.trust.signs import film_signs
 
-__all__ = ["FilmJudge", "Observation", "WithheldError", "fitted_to", "load_film_judge"]
+__all__ = ["FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_to", "load_film_judge"]
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class FilmJudge:
         accept_anything: write masks of images that are no chest films too; they are to be reviewed.
         fallback: ``"best"`` gives another answer than the wrapped one where :func:`best_answers` prefers it; ``"identity"`` and
             ``"raise"`` never do, they are the inferer's.
+        whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on upright films; None as for ``second``.
 
     Raises:
         ValueError: for another ``fallback``.
@@ -73,11 +76,12 @@ class FilmJudge:
         second: Callable | None = None,
         accept_anything: bool | str = False,
         fallback: str = "identity",
+        whole: Callable | None = None,
     ) -> None:
         if fallback not in FALLBACKS:
             raise ValueError(f"FilmJudge: 'fallback' must be one of {list(FALLBACKS)}, got {fallback!r}.")
         self.model, self.second, self.accept_anything = model, second, parse_switch(accept_anything)
-        self.fallback = fallback
+        self.fallback, self.whole = fallback, whole
 
     def __call__(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult:
         """What ``ask`` gives for a film, with its verdict; a negative is corrected first, and the notes say so.
@@ -90,7 +94,7 @@ class FilmJudge:
         if _negative(result) and _better(again := ask(1 - image), result) and again.canonicalization is not None:
             said = (note.split("; ") for note in again.canonicalization.notes)
             notes = tuple(joined_notes("negative corrected", *(n for n in note if not n.startswith(NEGATIVE))) for note in said)
-            result = replace(again, canonicalization=replace(again.canonicalization, notes=notes))
+            result, image = replace(again, canonicalization=replace(again.canonicalization, notes=notes)), 1 - image
         return self.judged(image, result)
 
     def judged(self, image: Tensor, result: DiffeoResult) -> DiffeoResult:
@@ -109,15 +113,24 @@ class FilmJudge:
 
     def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:
         """What the images ``(B, 1, H, W)`` are judged by."""
-        given = result.canonicalization
+        given: Any = result.canonicalization  # there is one: see above
         mean = result if result.averaged is None else replace(result, prediction=result.averaged)
-        signs = film_signs(mean, self.model.references, result.second)
+        with torch.no_grad():
+            whole = None if self.whole is None else ask_upright(self.whole, image, given.rotations)
+        signs = film_signs(mean, self.model.references, result.second, whole)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
         return [
             Observation(row, f"{header}; {notes}; {status}", orientation in _MIRRORED)
-            for row, notes, status, header, orientation in zip(rows, given.notes, given.status, *stated)  # type: ignore[union-attr]
+            for row, notes, status, header, orientation in zip(rows, given.notes, given.status, *stated)
         ]
+
+
+def ask_upright(network: Callable, images: Tensor, rotations: Tensor) -> Tensor:
+    """What a network gives for images ``(B, C, *S)`` whose rotations, by their numbers, are undone first; rotated back."""
+    inverse = inverse_rotation(images.ndim - 2)
+    pairs = zip(images.split(1), rotations.tolist())
+    return torch.cat([rotate_axes(network(rotate_axes(one, inverse[number])), number) for one, number in pairs])
 
 
 def _negative(result: DiffeoResult) -> bool:
@@ -160,6 +173,8 @@ def load_film_judge(
     accept_anything: bool | str = False,
     fallback: str = "identity",
     any_weights: bool = False,
+    whole: nn.Module | None = None,
+    whole_weights: str | Path | None = None,
     **settings: Any,
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
@@ -170,6 +185,7 @@ def load_film_judge(
         second, second_weights: another kind of network; it is not asked where its file is missing.
         accept_anything, fallback: see :class:`FilmJudge`.
         any_weights: take the model all the same, as one of these weights.
+        whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
 
     Raises:
         WeightsError: if a file does not fit, or if a model was fitted to something else and comes from outside of a bundle, or
@@ -186,8 +202,15 @@ def load_film_judge(
                 f"load_film_judge(): {Path(path).name} must be fitted to the weights, canonicaliser, mode and number of poses "
                 f"of the run, and is to others. {remedy}"
             )
-        _log.warning("load_film_judge: %s was not fitted to these weights; decisions are not calibrated.", Path(path).name)
+        _log.warning(
+            "load_film_judge: %s was not fitted to these weights and settings; decisions are not calibrated.", Path(path).name
+        )
         return None
-    there = second is not None and second_weights is not None and Path(second_weights).is_file()
-    other: Any = load_weights(second, second_weights).eval() if there and second is not None and second_weights else None
-    return FilmJudge(model, other, accept_anything, fallback)
+    others = _loaded(second, second_weights), _loaded(whole, weights, whole_weights)
+    return FilmJudge(model, others[0], accept_anything, fallback, others[1])
+
+
+def _loaded(network: nn.Module | None, *files: str | Path | None) -> nn.Module | None:
+    """The network with its weights, None where a file is missing."""
+    there = [file for file in files if file is not None and Path(file).is_file()]
+    return None if network is None or len(there) < len(files) else load_weights(network, *there)

@@ -24,6 +24,7 @@ SIGNS: Mapping[str, str] = {
     "search_change": "the answers on the deformed and on the given film differ",
     "change": "the answers with and without canonicalisation differ",
     "second": "another kind of network gives another answer",
+    "whole": "much of the lungs is hidden: answers for the visible and for the whole lungs differ",
     "blur": "the edges of the answer are uncertain",
     "shape": "the mask is not shaped like lungs of the training films, neither in the canonical pose nor as it came",
     "parts": "the mask has parts beside two lungs",
@@ -58,13 +59,16 @@ class References:
         return cls(_small(films, size).mean(0)[0], numbers.mean(0), torch.linalg.inv(spread))
 
 
-def film_signs(result: DiffeoResult, references: References, second: Tensor | None = None) -> dict[str, Tensor]:
+def film_signs(
+    result: DiffeoResult, references: References, second: Tensor | None = None, whole: Tensor | None = None
+) -> dict[str, Tensor]:
     """The signs of films, each ``(B,)``, float64, at least 0; NaN for what is unknown of a film, absent what was not asked.
 
     Args:
         result: of the inferer, with the ``plain`` prediction; predictions are logits ``(B, 1, H, W)``.
         references: see :class:`References`.
         second: prediction of another kind of network, logits ``(B, 1, H, W)``.
+        whole: prediction of the whole organs, where ``result`` is that of what can be seen of them, logits ``(B, 1, H, W)``.
 
     Raises:
         ValueError: if ``result`` has no canonicalisation.
@@ -79,7 +83,7 @@ def film_signs(result: DiffeoResult, references: References, second: Tensor | No
     for name, one in (("disagreement", given), ("search_disagreement", found)):
         if one.agreement is not None:
             signs[name] = 1 - one.agreement
-    for name, other in (("change", result.plain), ("search_change", result.unchosen), ("second", second)):
+    for name, other in (("change", result.plain), ("search_change", result.unchosen), ("second", second), ("whole", whole)):
         if other is not None:
             signs[name] = 1 - _dice(mask, torch.as_tensor(other) > 0)
     spread = torch.sigmoid(logits)

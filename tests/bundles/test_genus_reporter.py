@@ -11,6 +11,7 @@ from monai.transforms import Activationsd
 
 from bundles.mnist_genus.scripts.reporter import GenusReporter
 from monai_diffeo.canonicalize import CANONICALIZED
+from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.engines import DiffeoEvaluator
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.report import SWITCHED_OFF
@@ -60,6 +61,11 @@ def test_every_digit_has_a_line_with_both_answers_and_what_was_found(tmp_path, c
         assert row["status"] == CANONICALIZED and row["folding_fraction"] == "0.0" and 0 <= float(row["agreement"]) <= 1
         assert float(row["displacement"]) == pytest.approx(found.largest_displacement[i].item(), abs=1e-3)
         assert float(row["energy_after"]) == pytest.approx(found.energy_after[i].item(), abs=1e-3)
+    assert {row["decision"] for row in rows} == {""}  # nothing was fitted
+    canonicalizer.limits = SignLimits("single_pass", 9, {"energy": 0.0}, {"energy": float(found.energy_after.median())})
+    decisions = [row["decision"].partition(" (")[0] for row in run(tmp_path / "judged", canonicalizer, figures="false")[0]]
+    high = "review: the canonical image is unlike the images of the fit"
+    assert decisions == [high if e > found.energy_after.median() else "ok" for e in found.energy_after]
     right = sum(r["answer"] == r["genus"] for r in rows)
     assert f"5 digits: genus right for {right} (" in capsys.readouterr().out
     assert (tmp_path / "new" / "genus.png").read_bytes().startswith(b"\x89PNG")

@@ -5,7 +5,24 @@ import pytest
 
 pytest.importorskip("scipy")
 
-from docs.experiments.trust import area_under_risk, auroc, conformal, fit_least_squares, fit_logistic, gap_closed
+import torch
+
+from docs.experiments.reverse_accuracy import reverse_accuracy
+from docs.experiments.trust import (
+    ERROR,
+    FOREIGN,
+    area_under_risk,
+    auroc,
+    conformal,
+    corrected,
+    decision_row,
+    fit_least_squares,
+    fit_logistic,
+    fit_trust,
+    gap_closed,
+)
+from monai_diffeo.canonicalize.acceptance import NEGATIVE
+from monai_diffeo.trust import References
 
 
 def test_auroc_counts_pairs_and_ties_as_half():
@@ -40,3 +57,42 @@ def test_fits_find_what_made_the_data_and_no_weight_is_below_zero():
     truth = draw.random(4000) < 1 / (1 + np.exp(2 - x @ [3.0, 1.0, 0.0]))
     bias, weights = fit_logistic(x, truth.astype(float), even, ridge=0)
     assert bias == pytest.approx(-2, abs=0.3) and weights[:2] == pytest.approx([3, 1], abs=0.4) and min(weights) >= 0
+
+
+def made_films(source, condition, count, level, draw):
+    """Films whose signs lie around a level; their error grows with it."""
+    films = []
+    for i in range(count):
+        signs = {name: float(level * draw.uniform(0.5, 1.5)) for name in (*ERROR, *FOREIGN)}
+        dice = 0.0 if source == "foreign" else 1 - 0.05 * signs[ERROR[0]]
+        shared = {"source": source, "condition": condition, "id": f"{source}{i}", "notes": "", "dice_prediction": dice}
+        films.append({"signs": signs, "bad": dice < 0.9, **shared})
+    return films
+
+
+def test_no_good_film_of_the_fit_is_withheld_and_what_is_far_off_is():
+    draw = np.random.default_rng(4)
+    films = [f for s in ("shenzhen", "covid_gb") for f in made_films(s, "plain", 40, 1.0, draw)]
+    halves = made_films("shenzhen", "left half", 8, 1.2, draw)
+    foreign = made_films("foreign", "noise", 20, 12.0, draw)
+    references = References(torch.zeros(4, 4).double(), torch.zeros(13).double(), torch.eye(13).double())
+    model = fit_trust([*films, *halves], foreign, references, "0" * 64)
+    row = decision_row("", [*films, *halves], model)
+    assert row["good films without result"] == "0"
+    assert decision_row("", [{**f, "bad": True} for f in foreign], model)["failures without result"] == "20"
+    assert min(*model.error.weights.values(), *model.foreign.weights.values()) >= 0
+
+
+def test_a_negative_is_corrected_if_it_is_said_and_the_film_as_it_was_has_a_much_lower_energy():
+    film = {"id": "a", "notes": f"{NEGATIVE} (x)", "signs": {"energy": 10.0}}
+    assert corrected(film, {"a": {"signs": {"energy": 2.0}}}) and not corrected(film, {"a": {"signs": {"energy": 9.0}}})
+    assert not corrected({**film, "notes": ""}, {"a": {"signs": {"energy": 2.0}}})
+
+
+def test_the_reverse_accuracy_of_the_right_mask_is_1_and_the_best_film_counts():
+    mask = torch.zeros(1, 16, 16)
+    mask[0, 4:12, 3:9] = 1
+    rest = torch.zeros(2, 16, 16)
+    film = {"prediction": mask - 0.5, "ddf": rest}
+    near, far = ({"label": label, "inverse_ddf": rest} for label in (mask, mask.roll(4, 2)))
+    assert reverse_accuracy(film, [far, near]) == pytest.approx(1) and reverse_accuracy(film, [far]) < 0.6

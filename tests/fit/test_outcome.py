@@ -7,13 +7,14 @@ import pytest
 import torch
 from torch import nn
 
+from monai_diffeo.canonicalize import load_canonicalizer
 from monai_diffeo.errors import ConfigError
-from monai_diffeo.fit import NetworkUnderTest
+from monai_diffeo.fit import NetworkUnderTest, fit_limits
 from monai_diffeo.fit import outcome as module
 from monai_diffeo.fit.network import dice_of_masks, masks_of_label
 from monai_diffeo.fit.outcome import FitOutcome, Overlap, keeps_orientation, measure, measure_orientation, measure_overlap
 from monai_diffeo.flow import compose, invert, rotate_axes
-from tests.helpers import blob, tiny_canonicalizer
+from tests.helpers import blob, canonicalizer_folder, tiny_canonicalizer
 
 GOOD = FitOutcome(10, 0.0, 10.0, 4.0, 0.6, 1.0, 0.0, 0.1)
 DICE = Overlap("masks", 5, 8, 0.9, 0.9, 0.7, 0.85)
@@ -65,14 +66,14 @@ class Undoes(nn.Module):
 
 def test_undone_is_1_for_the_inverse_and_0_for_the_identity(monkeypatch):
     images = blob(3, (32, 48))
-    inverses = invert(module._deformations(3, (32, 48), 5))
+    inverses = invert(module.twin_deformations(3, (32, 48), 5))
     exact, none = (measure(Undoes(inverses, share), images, 5, 100.0)[0] for share in (1.0, 0.0))
     assert exact.undone > 0.85 and none.undone == pytest.approx(0)
     assert exact.images == 3 and exact.seconds > 0
 
 
 def test_twins_in_the_same_pose_are_undone_wherever_that_pose_is():
-    there, other = module._deformations(2, (32, 32), 3).split(1)
+    there, other = module.twin_deformations(2, (32, 32), 3).split(1)
     found = [SimpleNamespace(ddf=ddf) for ddf in (0.5 * other, compose(invert(there), 0.5 * other))]
     image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(1))
     assert module._undone(image, there, *found) > 0.85 and module._undone(image, there, found[0], found[0]) < 0.6
@@ -170,3 +171,15 @@ def test_overlap_is_of_masks_or_of_own_answers_plain_and_canonicalised():
         and masks.upright_plain == pytest.approx(2 * share / (1 + share), rel=1e-3)
     )
     assert measure_overlap(canonicalizer, net, [(images[0], torch.full((1, 32, 32), 7.0).repeat(2, 1, 1))], 0, CPU, 1.0) is None
+
+
+def test_limits_of_a_folder_that_was_fitted_earlier(tmp_path):
+    folder, network = canonicalizer_folder(tmp_path / "energy"), nn.Sequential(Threshold(), nn.Dropout(0.9))
+    assert load_canonicalizer(folder).limits is None
+    batches = list(blob(6, shift=torch.linspace(-0.2, 0.2, 6)).split(2))
+    limits = fit_limits(folder, batches, network)
+    assert limits == load_canonicalizer(folder).limits and limits.images == 2 * 6 and not network.training
+    assert set(limits.limits) == {"energy", "energy_before", "displacement", "folding", "change"} and limits == fit_limits(
+        folder, batches, network
+    )
+    assert fit_limits(folder, batches, network, seed=1) != limits

@@ -1,10 +1,14 @@
 """What to do about a film is decided in one place."""
 
 import pytest
+import torch
 
+from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.report import SWITCHED_OFF
 from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, least_agreement, outcome, remarks
+from monai_diffeo.report.reporter import _decided
 from monai_diffeo.report.writer import ReportWriter
+from monai_diffeo.trust import Verdict
 
 FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like the training images"}
 
@@ -80,3 +84,15 @@ def test_nothing_is_left_alone_where_nothing_could_be_moved(tmp_path):
         report.write(record)
     assert report.summary() == f"5 films: 4 segmented, 1 left alone. Look at 1 of them. Report: {report.path}"
     assert report.counts["left alone"] == 5  # the report keeps its own words
+
+
+def test_a_film_beyond_the_limits_of_a_fit_is_to_be_reviewed_for_it_has_a_mask():
+    def decided(*verdicts, **record):
+        return _decided(DiffeoResult(torch.zeros(1), records=(record,), verdicts=verdicts))
+
+    assert decided() == decided(decision="ok") == _decided(DiffeoResult(torch.zeros(1))) == {}  # remarks decide
+    assert decided(decision="review: x (3)") == decided(decision="no result: x (3)") == {"decision": "review: x (3)"}
+    assert decided(Verdict("ok", signs={"energy": 1.0}), decision="review: x")["decision"] == "ok"
+    assert decided(Verdict("review", answer="bare network"))["answer"] == "bare network" and "answer" not in decided(
+        Verdict("ok")
+    )

@@ -167,13 +167,13 @@ def test_an_answer_of_another_network_is_not_said_to_come_from_the_canonical_fil
         assert any("saw the canonical film" in text for text in said) is saw
 
 
-def test_uncertainty_is_amber_where_it_is_high_and_the_caption_says_so(draw, said):
+def test_uncertainty_is_violet_where_it_is_high_and_the_caption_says_so(draw, said):
     doubt = np.zeros((SIZE, SIZE), np.float32)
-    assert has(draw(uncertainty=doubt), "film", "#ffb000") == 0
+    assert has(draw(uncertainty=doubt), "film", "#9f64cc") == 0
     doubt[: SIZE // 2] = 1
     black = np.zeros((SIZE, SIZE))
-    assert has(draw(uncertainty=doubt, film=black), "film", "#cc8d00") > 1000 and any(
-        "uncertain: amber" in text for text in said
+    assert has(draw(uncertainty=doubt, film=black), "film", "#9f64cc") > 1000 and any(
+        "uncertain: violet" in text for text in said
     )
 
 

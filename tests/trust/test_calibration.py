@@ -43,6 +43,15 @@ def test_a_few_bad_films_hardly_move_a_limit_and_are_flagged():
     assert flagged(dirty, films_of(150, 3)[-3:]) == 3 and verdict(dirty, films_of(1, 1)[0].signs).kind == NO_RESULT
 
 
+def test_no_more_films_than_the_share_have_no_result_and_the_threshold_never_falls():
+    strict = replace(MODEL, foreign=replace(MODEL.foreign, threshold=-3.5))
+    films = films_of(200, times=2.0)
+    new = recalibrated(strict, films)
+    assert sum(verdict(strict, film.signs).kind == NO_RESULT for film in films) < 100 and flagged(new, films) <= 6
+    assert sum(verdict(new, film.signs).kind == NO_RESULT for film in films) > 0
+    assert recalibrated(MODEL, films).foreign.threshold == MODEL.foreign.threshold
+
+
 def test_the_order_of_the_films_does_not_count():
     films = films_of(100, 2)
     assert recalibrated(MODEL, films) == recalibrated(MODEL, films[::-1])

@@ -13,8 +13,11 @@ from monai.data import MetaTensor  # noqa: E402
 
 from monai_diffeo.errors import WeightsError  # noqa: E402
 from monai_diffeo.files import sha256_of  # noqa: E402
+from monai_diffeo.flow import rotate_axes  # noqa: E402
+from monai_diffeo.flow.axis_rotations import inverse_rotation  # noqa: E402
 from monai_diffeo.inferers import DiffeoInferer, DiffeoResult  # noqa: E402
 from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust  # noqa: E402
+from monai_diffeo.trust.judge import ask_upright  # noqa: E402
 from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
 from tests.report.runs import folder_of_films, lines_of, run  # noqa: E402
 from tests.trust.test_decision import GOOD, MODEL  # noqa: E402
@@ -111,6 +114,27 @@ def test_the_second_network_sees_the_canonical_film_and_its_answer_comes_back():
     assert FilmJudge(model_of_any_size(), lambda image: image - 9)(film, ask).verdicts[0].signs["second"] == 1
 
 
+def test_the_network_of_the_whole_lung_sees_the_film_as_it_came_and_of_a_negative_the_corrected_one():
+    film, seen = blob(1, shift=0.3), []
+
+    def whole(image):
+        seen.append(image)
+        return image - 0.5
+
+    judge, negative = FilmJudge(model_of_any_size(), whole=whole), "looks like a negative (x)"
+    signs = judge(film, asked(lambda mean: "")).verdicts[0].signs
+    assert torch.equal(seen[0], film) and signs["whole"] < 0.1 and "second" not in signs
+    judge(1 - film, asked(lambda mean: negative if mean > 0.5 else ""))
+    torch.testing.assert_close(seen[1], film)
+
+
+def test_a_network_is_asked_upright_and_its_answer_rotated_back():
+    films, seen = torch.arange(24.0).view(2, 1, 3, 4)[:, :, :, :3], []
+    answer = ask_upright(lambda image: seen.append(image) or image + 1, films, torch.tensor([0, 1]))
+    assert torch.equal(answer, films + 1) and torch.equal(seen[0], films[:1])
+    assert torch.equal(seen[1], rotate_axes(films[1:], int(inverse_rotation(2)[1]))) and not torch.equal(seen[1], films[1:])
+
+
 def test_the_mean_over_the_poses_is_judged_also_where_the_answer_at_one_pose_is_given():
     film, judge = blob(1), FilmJudge(model_of_any_size())
     one = judge(film, asked(lambda mean: ""))
@@ -133,8 +157,10 @@ def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(
     energy.mkdir()
     (energy / "vae.pt").write_bytes(b"energy")
     save_trust(path, replace(MODEL, sha256=fitted_to(weights, energy)))
-    judge = load_film_judge(path, weights, energy, torch.nn.Identity(), tmp_path / "gone.pt", "true", "best")
-    assert judge.second is None and judge.accept_anything is True and judge.fallback == "best" and not caplog.records
+    gone, network = tmp_path / "gone.pt", torch.nn.Identity()
+    judge = load_film_judge(path, weights, energy, network, gone, "true", "best", whole=network, whole_weights=gone)
+    assert judge.second is None and judge.whole is None and judge.accept_anything is True
+    assert judge.fallback == "best" and not caplog.records
     (energy / "vae.pt").write_bytes(b"another")
     assert load_film_judge(path, weights, energy) is None and "not calibrated" in caplog.text
     with pytest.raises(WeightsError, match="must be fitted to .*monai-diffeo calibrate"):

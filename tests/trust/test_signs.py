@@ -66,10 +66,12 @@ def test_a_batch_has_the_signs_of_its_images():
 def test_what_is_wrong_raises_its_sign_alone_and_agreement_is_zero():
     images, refs = blob(1), references()
     result = wrapped(images, lambda x: torch.where(two_parts()[:, None] > 0, 9.0, -9.0) + 0 * x)
-    same = film_signs(result, refs, result.prediction)
-    other = film_signs(result, refs, result.prediction.flip(2) - 4)
-    assert same["second"].item() == 0 < other["second"].item()
-    assert {name for name in same if not torch.equal(same[name].nan_to_num(), other[name].nan_to_num())} == {"second"}
+    for sign in ("second", "whole"):
+        same, other = (
+            film_signs(result, refs, **{sign: answer}) for answer in (result.prediction, result.prediction.flip(2) - 4)
+        )
+        assert same[sign].item() == 0 < other[sign].item()
+        assert {name for name in same if not torch.equal(same[name].nan_to_num(), other[name].nan_to_num())} == {sign}
     assert all(bool((value.isnan() | (value >= 0)).all()) for value in same.values())
 
 

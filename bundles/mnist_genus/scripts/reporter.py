@@ -32,8 +32,8 @@ class GenusReporter:
 
     Columns: ``id``, ``digit``, ``genus`` as labelled, ``answer``, the probabilities ``p0 p1 p2``, ``plain_answer`` without
     canonicalisation, ``status``, ``energy_before``, ``energy_after``, ``displacement`` (largest, voxels), ``folding_fraction``
-    (share of voxels), ``agreement`` of test-time augmentation (0 to 1). The last five are empty where canonicalisation is
-    switched off.
+    (share of voxels), ``agreement`` of test-time augmentation (0 to 1), ``decision`` by the limits of digits of ``val``. The
+    last six are empty where canonicalisation is switched off.
 
     Args:
         output_dir: folder of both.
@@ -71,6 +71,7 @@ class GenusReporter:
                     **{f"p{k}": round(p, 4) for k, p in enumerate(probabilities)},
                     "plain_answer": plain[i],
                     **_found(found, i),
+                    "decision": result.records[i].get("decision", "") if result.records else "",
                 }
             )
             self.pictures.append((given[i, 0].cpu(), seen[i, 0].cpu()))

@@ -1,0 +1,43 @@
+"""The limits of a canonicaliser that was fitted earlier, from further images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from monai_diffeo.canonicalize import load_canonicalizer
+from monai_diffeo.canonicalize.limits import SignLimits
+from monai_diffeo.fit.outcome import asked_with_signs, twin_deformations
+from monai_diffeo.fit.parts import DEFAULT_MODE
+from monai_diffeo.flow import warp
+from monai_diffeo.inferers import DiffeoInferer
+
+__all__ = ["fit_limits"]
+
+
+def fit_limits(
+    folder: str | Path, images: Iterable[Tensor], network: nn.Module, mode: str = DEFAULT_MODE, seed: int = 0
+) -> SignLimits:
+    """Measure what is usual of images, as they are and deformed, and write ``limits.json`` into the folder.
+
+    Args:
+        folder: as for :func:`load_canonicalizer`.
+        images: batches ``(B, C, *S)`` that neither canonicaliser nor network was trained on.
+        network: whose answers count; it is left in evaluation mode.
+        mode: of the canonicaliser; limits are for this one, and should be for the default mode.
+        seed: of the deformations.
+    """
+    inferer, signs = DiffeoInferer(load_canonicalizer(folder, mode)), list[dict[str, float]]()
+    network.eval()
+    for number, batch in enumerate(images):
+        plain = torch.Tensor.as_subclass(batch, Tensor)
+        ddf = twin_deformations(len(plain), plain.shape[2:], seed + number).to(plain)
+        for shown in (plain, warp(plain, ddf, padding_mode="zeros")):
+            with torch.no_grad():
+                asked_with_signs(inferer, signs, shown, network)
+    limits = SignLimits.of(mode, signs)
+    limits.save(folder)
+    return limits
