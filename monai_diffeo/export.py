@@ -5,9 +5,11 @@ from __future__ import annotations
 import copy
 import json
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from functools import reduce
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +24,7 @@ from monai_diffeo.files import write_atomically
 from monai_diffeo.flow import Deformation, affine_deformation, folding_fraction, warp
 from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.inferers.aggregation import agreement
-from monai_diffeo.networks.predictor import resample_image
+from monai_diffeo.networks.predictor import check_image, resample_image
 
 __all__ = ["OUTPUTS", "DiffeoGraph", "export_graph", "smooth_images"]
 
@@ -45,7 +47,8 @@ class DiffeoGraph(nn.Module):
         tta_samples: poses; None takes the canonicaliser's.
 
     Raises:
-        ConfigError: if the mode optimises, or has no predictor.
+        ConfigError: if the mode optimises, or has no predictor, or if the network gives something else.
+        ShapeError: for images of another size.
     """
 
     def __init__(
@@ -62,13 +65,12 @@ class DiffeoGraph(nn.Module):
                 f"export: the mode must have a predictor and no optimisation, got steps={canonicalizer.steps} and "
                 f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
             )
-        own: Sequence[int] = getattr(canonicalizer.predictor, "image_size", ())
-        size = size or canonicalizer.working_size or own
-        if len(size) != canonicalizer.family.spatial_dims:
+        own: Any = canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
+        self.canonicalizer, self.size = copy.deepcopy(canonicalizer).float(), tuple(int(n) for n in size or own)
+        if len(self.size) != canonicalizer.family.spatial_dims:
             raise ConfigError(
-                f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {tuple(size)}. Give --size."
+                f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {self.size}. Give --size."
             )
-        self.canonicalizer, self.size = copy.deepcopy(canonicalizer).float(), tuple(int(n) for n in size)
         self.network = copy.deepcopy(network).float().eval().requires_grad_(False)
         self.count = canonicalizer.tta_samples if tta_samples is None else tta_samples
         self.work = canonicalizer.working_size or self.size
@@ -83,6 +85,7 @@ class DiffeoGraph(nn.Module):
         ``moved`` is bool, energies and agreement are ``(B,)``, displacements are in voxels of the image.
         """
         part, size = self.canonicalizer, self.size
+        check_image(self, image, len(size), image.shape[1], size)
         given, finite = image, image.isfinite().flatten(1).all(1)
         image = _where(finite, image, torch.zeros_like(image))
         usable = finite & (image.flatten(1).amax(1) > image.flatten(1).amin(1))
@@ -169,7 +172,8 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
     files = {"program": folder / "model.pt2", "onnx": folder / "model.onnx"}
     with torch.no_grad():
         expected = graph(image)
-        program = torch.export.export(graph, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+        with patch.object(torch, "autocast", _no_context):
+            program = torch.export.export(graph, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
         torch.export.save(program, files["program"])
         names = list(OUTPUTS[: len(expected)])
         settings: dict[str, Any] = {"dynamo": True, "opset_version": _OPSET, "input_names": ["image"], "output_names": names}
@@ -203,6 +207,11 @@ def smooth_images(count: int, graph: DiffeoGraph) -> Tensor:
     channels, dims = getattr(graph.canonicalizer.predictor, "in_channels", 1), len(graph.size)
     coarse = torch.rand(count, channels, *[5] * dims)
     return F.interpolate(coarse, graph.size, mode={2: "bilinear", 3: "trilinear"}[dims], align_corners=True)
+
+
+def _no_context(*_: Any, **__: Any) -> nullcontext:
+    """In place of autocast that is off: a program which says so cannot be loaded again."""
+    return nullcontext()
 
 
 def _largest(one: Tensor, other: Tensor) -> float:

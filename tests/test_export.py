@@ -11,7 +11,7 @@ from torch.testing import assert_close
 from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.cli import program
 from monai_diffeo.energies import DeformationRegularizer, VAEEnergy
-from monai_diffeo.errors import ConfigError, NumericalError
+from monai_diffeo.errors import ConfigError, NumericalError, ShapeError
 from monai_diffeo.export import OUTPUTS, DiffeoGraph, export_graph, smooth_images
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.inferers import DiffeoInferer
@@ -50,7 +50,9 @@ def by_inferer(canonicalizer, network, given, count):
     return [torch.cat(column) for column in columns]
 
 
-@pytest.mark.parametrize("count, settings", [(1, {}), (2, {}), (3, {"min_motion": None}), (2, {"sampling": "bicubic"})])
+@pytest.mark.parametrize(
+    "count, settings", [(1, {"min_motion": 1.0}), (2, {}), (3, {"min_motion": None}), (2, {"sampling": "bicubic"})]
+)
 def test_the_graph_answers_as_the_inferer_does(count, settings):
     canonicalizer, network = parts(max_energy_increase=None, **settings)
     with torch.no_grad():
@@ -77,7 +79,9 @@ def test_what_is_no_graph_is_refused():
     with pytest.raises(ConfigError, match="must have 2 axes"):
         DiffeoGraph(canonicalizer, network, (32, 32, 32))
     with pytest.raises(ConfigError, match="one tensor"):
-        DiffeoGraph(canonicalizer, torch.nn.Flatten(0))(images())
+        DiffeoGraph(canonicalizer, torch.nn.Flatten(0), SIZE)(images())
+    with pytest.raises(ShapeError, match=r"\(B, 1, 24, 24\)"):
+        DiffeoGraph(canonicalizer, network)(images())
     assert DiffeoGraph(canonicalizer, network).size == (24, 24)  # the working size
 
 
