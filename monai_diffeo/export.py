@@ -209,6 +209,7 @@ def smooth_images(count: int, graph: DiffeoGraph) -> Tensor:
 
 def save_program(graph: DiffeoGraph, image: Tensor, file: Path) -> Path:
     """Write the program of a graph for any number of images, such as these, and give its file."""
+    image = torch.cat([image, image]) if len(image) == 1 else image  # one image would fix their number
     with patch.object(torch, "autocast", _no_context):
         program = torch.export.export(graph, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
     torch.export.save(program, file)
