@@ -26,7 +26,7 @@ from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.inferers.aggregation import agreement
 from monai_diffeo.networks.predictor import check_image, resample_image
 
-__all__ = ["OUTPUTS", "DiffeoGraph", "export_graph", "smooth_images"]
+__all__ = ["OUTPUTS", "DiffeoGraph", "export_graph", "save_program", "smooth_images"]
 
 OUTPUTS = ("prediction", "moved", "energy_before", "energy_after", "ddf", "inverse_ddf", "agreement")
 _OPSET = 20  # the first whose GridSample knows volumes
@@ -104,7 +104,7 @@ class DiffeoGraph(nn.Module):
         if part.max_energy_increase is not None:
             done = done & (after <= before + part.max_energy_increase)
         ways = [(canonical, inverse_ddf)] if self.count % 2 else []
-        for i, matrix in enumerate(self.steps):
+        for i in range(self.count // 2 * 2):
             matrix, undo = (self.steps[k].expand(image.shape[0], -1, -1) for k in (i, i ^ 1))
             step = Deformation(matrix, torch.zeros_like(ddf))
             pose = move_image(image, forward.after(step).ddf(size), part.sampling)
@@ -172,15 +172,13 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
     files = {"program": folder / "model.pt2", "onnx": folder / "model.onnx"}
     with torch.no_grad():
         expected = graph(image)
-        with patch.object(torch, "autocast", _no_context):
-            program = torch.export.export(graph, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
-        torch.export.save(program, files["program"])
+        save_program(graph, image, files["program"])
+        program = torch.export.load(files["program"])
         names = list(OUTPUTS[: len(expected)])
         settings: dict[str, Any] = {"dynamo": True, "opset_version": _OPSET, "input_names": ["image"], "output_names": names}
         torch.onnx.export(program, (), str(files["onnx"]), external_data=False, verbose=False, **settings)
         session = onnxruntime.InferenceSession(str(files["onnx"]), providers=["CPUExecutionProvider"])
-        loaded = torch.export.load(files["program"]).module()
-        runs: dict[str, Callable[[Tensor], Any]] = {"program": loaded}
+        runs: dict[str, Callable[[Tensor], Any]] = {"program": program.module()}
         runs["onnx"] = lambda image: [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
         differences = {kind: dict(zip(names, map(_largest, run(image), expected))) for kind, run in runs.items()}
     told = {
@@ -207,6 +205,15 @@ def smooth_images(count: int, graph: DiffeoGraph) -> Tensor:
     channels, dims = getattr(graph.canonicalizer.predictor, "in_channels", 1), len(graph.size)
     coarse = torch.rand(count, channels, *[5] * dims)
     return F.interpolate(coarse, graph.size, mode={2: "bilinear", 3: "trilinear"}[dims], align_corners=True)
+
+
+def save_program(graph: DiffeoGraph, image: Tensor, file: Path) -> Path:
+    """Write the program of a graph for any number of images, such as these, and give its file."""
+    image = torch.cat([image, image]) if len(image) == 1 else image  # one image would fix their number
+    with patch.object(torch, "autocast", _no_context):
+        program = torch.export.export(graph, (image,), dynamic_shapes=({0: torch.export.Dim("batch")},))
+    torch.export.save(program, file)
+    return file
 
 
 def _no_context(*_: Any, **__: Any) -> nullcontext:
