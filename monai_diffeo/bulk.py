@@ -11,6 +11,7 @@ import hashlib
 import logging
 import multiprocessing
 import os
+import platform
 import shutil
 import threading
 import uuid
@@ -25,7 +26,7 @@ import dask
 from distributed import CancelledError, Client, KilledWorker, LocalCluster, as_completed
 from distributed.utils import get_mp_context
 
-from monai_diffeo.errors import ConfigError, DiffeoError, FilmError
+from monai_diffeo.errors import ConfigError, DiffeoError, FilmError, OutputError
 from monai_diffeo.files import output_error
 from monai_diffeo.report.reporter import FilmReporter
 from monai_diffeo.report.share import ReportedFilm, take_films
@@ -52,13 +53,15 @@ class Task:
         make: called with ``arguments`` and a folder for outputs, on a worker; gives what ``FilmByFilm`` of ``cli`` is.
         arguments: the same in two tasks only if they do the same.
         folder: of this run, for outputs and for marks of films that are begun.
-        settings: SHA-256 of the settings that the run has; a worker that has others is refused.
+        settings: SHA-256 of the settings that the run has; a worker that has others is refused, and the run ends.
+        films: folder of all films, which a worker must see.
     """
 
     make: Callable[..., Any]
     arguments: tuple
     folder: str
     settings: str
+    films: str
 
 
 def segment_batch(task: Task, films: Sequence[str]) -> list[ReportedFilm]:
@@ -70,6 +73,9 @@ def segment_batch(task: Task, films: Sequence[str]) -> list[ReportedFilm]:
         ConfigError: if the worker has other versions of packages, or other files of the bundle, than the process of the run.
     """
     with _turn:  # a worker may have several threads
+        if unseen := [name for name in (task.folder, task.films) if not Path(name).is_dir()]:
+            where = f"a worker on {platform.node()} does not see {unseen[0]!r}"
+            raise ConfigError(f"bulk: {where}. Mount films and results there under the same names.")
         if task not in _made:
             _made.clear()
             _made[task] = task.make(*task.arguments, Path(task.folder, uuid.uuid4().hex))
@@ -84,7 +90,9 @@ def segment_batch(task: Task, films: Sequence[str]) -> list[ReportedFilm]:
                 mark.write_bytes(b"." * (tries + 1))
             except OSError as error:
                 raise output_error(error) from None
-            segment(Path(film), _GAVE_UP if tries >= TRIES else None)
+            line = segment(Path(film), _GAVE_UP if tries >= TRIES else None)
+            if line.get("error") == OutputError.__name__:
+                raise OutputError(line["message"])
             if tries < TRIES:
                 mark.unlink(missing_ok=True)
         return segment.share.take()
@@ -151,7 +159,8 @@ def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmRe
             elif isinstance(error, DiffeoError):
                 reporter.stopped = str(error)
             elif error is not None:
-                raise RuntimeError from error
+                why = f"A worker failed: {type(error).__name__}: {error}"
+                reporter.stopped = f"{why.rstrip('.')}. Install the same packages there, then run again."
             else:
                 take_films(reporter, future.result())
     except (CancelledError, OSError, asyncio.TimeoutError):
@@ -160,9 +169,10 @@ def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmRe
 
 @contextmanager
 def staging(output: Path) -> Iterator[Path]:
-    """A folder, not made yet, for outputs that workers write and the run has not taken; what earlier runs left there goes."""
+    """A folder for outputs that workers write and the run has not taken; what earlier runs left there goes."""
     shutil.rmtree(output / STAGING, ignore_errors=True)
+    folder = output / STAGING / uuid.uuid4().hex
     try:
-        yield output / STAGING / uuid.uuid4().hex
+        yield folder
     finally:
         shutil.rmtree(output / STAGING, ignore_errors=True)

@@ -170,6 +170,7 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     files = {"program": folder / "model.pt2", "onnx": folder / "model.onnx"}
+    (folder / "export.json").unlink(missing_ok=True)  # it would speak of other graphs
     with torch.no_grad():
         expected = graph(image)
         save_program(graph, image, files["program"])
@@ -188,6 +189,7 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
         "iterations": graph.canonicalizer.iterations,
         "outputs": names,
         "opset": _OPSET,
+        "compared": {"images": len(image), "moved": int(expected[OUTPUTS.index("moved")].sum())},
         "differences": differences,
         **(about or {}),
     }

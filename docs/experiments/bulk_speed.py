@@ -34,7 +34,8 @@ def reporter_of(films: Path, output: Path):
     reporter = (parser := film_parser(root, {**given, "resume": True})).get_parsed_content("reporter")
     missing = [item["image"] for item in reporter.missing(parser.get_parsed_content("films").items)]
     arguments = (root, tuple(given.items()), films, False)
-    return reporter, missing, bulk.Task(_segmenter, arguments, str(output / bulk.STAGING / "run"), reporter.settings_sha256)
+    (staged := output / bulk.STAGING / "run").mkdir(parents=True, exist_ok=True)
+    return reporter, missing, bulk.Task(_segmenter, arguments, str(staged), reporter.settings_sha256, str(films))
 
 
 def run(films: Path, output: Path, workers: int) -> dict[str, float]:

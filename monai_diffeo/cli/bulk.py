@@ -15,7 +15,7 @@ from monai_diffeo.cli.segment import ENDS, opened_bundle, segment
 
 __all__ = ["bulk"]
 
-_PATHS = ("dataset_dir", "output_dir", "network_weights")
+_PATHS = ("dataset_dir", "output_dir", "network_weights", "trust_model")
 
 
 @click.command(
@@ -59,7 +59,9 @@ def bulk(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> 
         reporter.begin(len(films.items))
         if missing:
             arguments = (root.absolute(), tuple(given.items()), Path(films.root), bool(trust_bundle))
-            room.run_films(client, room.Task(_segmenter, arguments, str(folder), reporter.settings_sha256), missing, reporter)
+            folder.mkdir(parents=True, exist_ok=True)  # after the run has the output folder for itself
+            task = room.Task(_segmenter, arguments, str(folder), reporter.settings_sha256, str(films.root))
+            room.run_films(client, task, missing, reporter)
         status = reporter.end()
     if status in ENDS and reporter.stopped is None:
         click.echo(ENDS[status], err=True)

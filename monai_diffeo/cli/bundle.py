@@ -25,7 +25,7 @@ def bundle_parser(root: Path, given: Mapping[str, Any], trusted: bool = False) -
     Args:
         root: folder of the bundle.
         given: values by id of the configuration; text is taken as it is, whatever it begins with.
-        trusted: allow any code.
+        trusted: allow any code, and let Python look for modules in the bundle's folder.
 
     Raises:
         ConfigError: if there is no configuration, it does not know an id, or something in it is not allowed.
@@ -41,7 +41,9 @@ def bundle_parser(root: Path, given: Mapping[str, Any], trusted: bool = False) -
         if name not in parser and name != "debug":  # our own option too
             raise ConfigError(f"segment: the configuration of {str(root)!r} has no option --{name}. Leave it out.")
     parser.update({n: _literal(value) for n, value in {"bundle_root": str(root), **given}.items() if n in parser})
-    if not trusted:
+    if trusted:
+        sys.path.insert(1, str(root))
+    else:
         allow(parser)
     return parser
 
@@ -62,8 +64,6 @@ def run_bundle(root: Path, given: Mapping[str, Any], trusted: bool = False) -> i
     where Python looks for modules.
     """
     parser = bundle_parser(root, given, trusted)
-    if trusted:
-        sys.path.insert(1, str(root))
     status: Any = None
     try:
         for step in ("initialize", "run", "finalize"):

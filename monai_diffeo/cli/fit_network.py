@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -40,8 +39,6 @@ def network_of_bundle(
         parser = bundle_parser(root, {}, trusted)
     except ConfigError as error:
         raise ConfigError(str(error).replace("segment:", f"{who}:", 1)) from error
-    if trusted:
-        sys.path.insert(1, str(root))
     preprocessing = next((id for id in _PREPROCESSING if id in parser), None)
     definition = next((id for id in ("network_def", "network") if id in parser), None)
     if preprocessing is None or definition is None:

@@ -19,6 +19,7 @@ from monai_diffeo.errors import ConfigError, FilmError, OutputError
 __all__ = ["watch"]
 
 _LOGIN, _TRIES = "MONAI_DIFFEO_ORTHANC_LOGIN", 3
+_LASTING = ("RejectedError", "NumericalError")  # the same at each try
 _PASSING = ("DecoderCrashed", "DecoderTimeout", "FileNotReadable", "OutOfMemory", "ReaderNotStarted")  # not of the film
 _GAVE_UP = FilmError("StoppedBefore", f"The program ended {_TRIES} times at this film. Run 'segment' on it alone to see why.")
 
@@ -30,7 +31,7 @@ name:password of an Orthanc are read from the environment, from {_LOGIN}.
 Exit status:
   0    stopped by Ctrl-C or SIGTERM after a film; with --once, all that came is done
   1    nothing was run, or it had to end; the last line on stderr says why
-  3    with --once: some films failed; report.jsonl and run.log say which and why
+  3    with --once: some films failed or have no result; report.jsonl and run.log say which and why
   130  with --once: stopped by Ctrl-C after a film
   143  with --once: stopped by SIGTERM after a film"""
 )
@@ -128,7 +129,10 @@ class _Loop:
         error = line.get("error", "")
         if error == OutputError.__name__:
             raise OutputError(line["message"])
-        if error and (self.stop.is_set() or (tries + 1 < _TRIES and (error.endswith("Error") or error in _PASSING))):
+        if error and (
+            self.stop.is_set()
+            or (tries + 1 < _TRIES and ((error.endswith("Error") and error not in _LASTING) or error in _PASSING))
+        ):
             return False
         try:
             refused = source.finish(film, line, tries + 1 < _TRIES)

@@ -121,12 +121,12 @@ def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Ten
     return torch.where(moved.to(same.device) & finite, same, torch.nan)
 
 
-def overlap(one: Any, other: Any, outputs: Any = None) -> Tensor:
+def overlap(one: Any, other: Any, outputs: Any = None) -> Tensor | None:
     """Dice of the masks of two predictions, as :func:`agreement` has it with the mean, shape ``(B,)``; NaN where both are
-    empty, and for predictions without a map."""
+    empty. None for predictions without a map."""
     first, second = (first_tensor(answer, outputs) for answer in (one, other))
     if first is None or second is None or first.ndim < 3:
-        return torch.full((1,), torch.nan)
+        return None
     stack = torch.stack([first.detach().float(), second.detach().float()])
     masks = _decide(stack, _threshold(stack))
     return _dice(masks[:1], masks[1:])

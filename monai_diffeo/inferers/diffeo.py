@@ -236,8 +236,9 @@ class DiffeoInferer(Inferer):
             found, prediction = found.where(keep, rest), mean
             if "overlap" in self.motion_limits:
                 single = self._at_pose(rest, inputs, network, *args, **kwargs).prediction
-                same = overlap(answer, single, self.outputs).to(keep.device) >= self.motion_limits["overlap"]
-                prediction, averaged = choose_rows(keep | same, mean, single), mean
+                if (same := overlap(answer, single, self.outputs)) is not None:
+                    same = keep | (same.to(keep.device) >= self.motion_limits["overlap"])
+                    prediction, averaged = choose_rows(same, mean, single), mean
         if self.tta_batch_size > 1:
             prediction = map_parts(prediction, lambda part, *_: like_input(part, inputs))
         if getattr(self.canonicalizer, "rows_first", False):

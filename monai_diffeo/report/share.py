@@ -58,9 +58,10 @@ def take_films(reporter: FilmReporter, films: Sequence[ReportedFilm]) -> None:
     placed: list[Path] = []
     try:
         for film in films:
-            if not (outputs := outputs_of(film.record)):
-                reporter.folder.remove(film.record["input"])
-            for name in outputs:
+            if not outputs_of(film.record):
+                reporter.folder.remove(film.record["input"])  # before a film that follows takes the name of its mask
+        for film in films:
+            for name in outputs_of(film.record):
                 placed.append(reporter.output_dir / name)
                 placed[-1].parent.mkdir(parents=True, exist_ok=True)
                 os.replace(Path(film.folder, name), placed[-1])

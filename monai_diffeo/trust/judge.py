@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.command_line import parse_switch
-from monai_diffeo.errors import DiffeoError, WeightsError
+from monai_diffeo.errors import DiffeoError, RejectedError, WeightsError
 from monai_diffeo.files import bundle_of, sha256_below, sha256_of
 from monai_diffeo.flow import rotate_axes
 from monai_diffeo.flow.axis_rotations import inverse_rotation
@@ -91,11 +91,19 @@ class FilmJudge:
             ask: gives the result of the inferer, with the plain prediction, for such a film.
         """
         result = ask(image)
-        if _negative(result) and _better(again := ask(1 - image), result) and again.canonicalization is not None:
+        again = self._inverted(image, ask) if _negative(result) else None
+        if again is not None and _better(again, result) and again.canonicalization is not None:
             said = (note.split("; ") for note in again.canonicalization.notes)
             notes = tuple(joined_notes("negative corrected", *(n for n in note if not n.startswith(NEGATIVE))) for note in said)
             result, image = replace(again, canonicalization=replace(again.canonicalization, notes=notes)), 1 - image
         return self.judged(image, result)
+
+    def _inverted(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult | None:
+        """The result for the inverted film, None if it is rejected: the film itself was not."""
+        try:
+            return ask(1 - image)
+        except RejectedError:
+            return None
 
     def judged(self, image: Tensor, result: DiffeoResult) -> DiffeoResult:
         """The result with a :class:`Verdict` of each image ``(B, 1, H, W)``; without a canonicalisation as it came."""
@@ -213,4 +221,6 @@ def load_film_judge(
 def _loaded(network: nn.Module | None, *files: str | Path | None) -> nn.Module | None:
     """The network with its weights, None where a file is missing."""
     there = [file for file in files if file is not None and Path(file).is_file()]
+    if network is not None and any(file is not None and file not in there for file in files):
+        _log.warning("load_film_judge: weights of a further network are missing; decisions are less sharp than calibrated.")
     return None if network is None or len(there) < len(files) else load_weights(network, *there)

@@ -143,7 +143,9 @@ def a_loop(folder, **errors):
     return _Loop(Segment(**errors), 0.01, True)
 
 
-@pytest.mark.parametrize("error, times", [("MultiFrame", 1), ("OSError", 3), ("FileNotReadable", 3), ("", 1)])
+@pytest.mark.parametrize(
+    "error, times", [("MultiFrame", 1), ("RejectedError", 1), ("OSError", 3), ("FileNotReadable", 3), ("", 1)]
+)
 def test_what_is_wrong_with_a_film_is_said_once_and_what_may_pass_is_tried_three_times(watched, error, times):
     loop = a_loop(watched, a=error, b="")
     assert loop.run(watched, watched.journal) == (3 if error else 0)

@@ -11,7 +11,7 @@ for package in ("ignite", "nibabel", "pydicom", "PIL", "matplotlib"):
 
 from monai.data import MetaTensor  # noqa: E402
 
-from monai_diffeo.errors import WeightsError  # noqa: E402
+from monai_diffeo.errors import RejectedError, WeightsError  # noqa: E402
 from monai_diffeo.files import sha256_of  # noqa: E402
 from monai_diffeo.flow import rotate_axes  # noqa: E402
 from monai_diffeo.flow.axis_rotations import inverse_rotation  # noqa: E402
@@ -80,6 +80,20 @@ def test_a_negative_is_corrected_and_said_where_that_helps_much():
     kept = judge(film, asked(lambda mean: negative))  # its negative has the higher energy
     torch.testing.assert_close(kept.prediction, right.prediction)
     assert kept.canonicalization.notes == (negative,) and kept.verdicts[0].text == f"review: {negative}"
+
+
+def test_a_film_whose_inverted_film_is_rejected_keeps_its_own_result():
+    film, judge = blob(1), FilmJudge(model_of_any_size(), fallback="raise")
+    ask = asked(lambda mean: "looks like a negative (x)")
+
+    def rejecting(image):
+        if not torch.equal(image, film):
+            raise RejectedError("image 1 of 1: rejected")
+        return ask(image)
+
+    assert torch.equal(judge(film, rejecting).prediction, ask(film).prediction)
+    with pytest.raises(RejectedError):
+        judge(1 - film, rejecting)
 
 
 def model_of_any_size():
@@ -160,7 +174,8 @@ def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(
     gone, network = tmp_path / "gone.pt", torch.nn.Identity()
     judge = load_film_judge(path, weights, energy, network, gone, "true", "best", whole=network, whole_weights=gone)
     assert judge.second is None and judge.whole is None and judge.accept_anything is True
-    assert judge.fallback == "best" and not caplog.records
+    assert judge.fallback == "best" and caplog.text.count("further network are missing") == 2
+    caplog.clear()
     (energy / "vae.pt").write_bytes(b"another")
     assert load_film_judge(path, weights, energy) is None and "not calibrated" in caplog.text
     with pytest.raises(WeightsError, match="must be fitted to .*monai-diffeo calibrate"):
