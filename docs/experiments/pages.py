@@ -24,7 +24,7 @@ class Experiment:
     def __init__(self, name: str, description: str | None, argv: Sequence[str] | None = None, **defaults: object) -> None:
         self.name, self.defaults = name, {}
         parser = argparse.ArgumentParser(description=description)
-        for option, default in {"output": f"docs/results/{name}.md", **defaults}.items():
+        for option, default in {**defaults, "output": defaults.get("output", f"docs/results/{name}.md")}.items():
             many = "+" if isinstance(default, (list, tuple)) else None
             first = default[0] if many else default
             self.defaults[option] = None if isinstance(first, type) else default
