@@ -221,7 +221,8 @@ class DiffeoInferer(Inferer):
             return found, mean_prediction(predictions, found.moved, self.outputs), results
 
         found, prediction, results = ask(found)
-        searched, unchosen, averaged = found, None, None
+        searched, unchosen, averaged, without = found, None, None, None
+        quick = given if self.tta_batch_size > 1 else inputs  # without metadata
         at_rest = getattr(self.canonicalizer, "at_rest", None)
         if self.motion_limits and at_rest is not None and found.agreement is not None and bool(found.moved.any()):
             rest, answer, others = ask(at_rest(given, found))
@@ -235,7 +236,8 @@ class DiffeoInferer(Inferer):
             unchosen, mean = choose_rows(keep, answer, prediction), choose_rows(keep, prediction, answer)
             found, prediction = found.where(keep, rest), mean
             if "overlap" in self.motion_limits:
-                single = self._at_pose(rest, inputs, network, *args, **kwargs).prediction
+                single = self._at_pose(rest, quick, network, *args, **kwargs).prediction
+                without = single if rest.rotations is None or not bool(rest.rotations.any()) else None
                 if (same := overlap(answer, single, self.outputs)) is not None:
                     same = keep | (same.to(keep.device) >= self.motion_limits["overlap"])
                     prediction, averaged = choose_rows(same, mean, single), mean
@@ -245,9 +247,8 @@ class DiffeoInferer(Inferer):
             warn_of_unknown_axes(inputs, found)
         if self.on_result is not None:
             self.on_result(found)
-        without = prediction
-        if plain and bool(found.moved.any()):
-            without = self.inferer(inputs, network, *args, **kwargs)
+        if plain and without is None:
+            without = self.inferer(quick, network, *args, **kwargs) if bool(found.moved.any()) else prediction
         templates = tuple(template for result in results for template in result.templates)
         without = without if plain else None
         kept = tuple(result.prediction for result in results) if self.keep_poses else ()

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.acceptance import NEGATIVE
@@ -124,7 +125,8 @@ class FilmJudge:
         given: Any = result.canonicalization  # there is one: see above
         mean = result if result.averaged is None else replace(result, prediction=result.averaged)
         with torch.no_grad():
-            whole = None if self.whole is None else ask_upright(self.whole, image, given.rotations)
+            bare = convert_to_tensor(image, track_meta=False)
+            whole = None if self.whole is None else ask_upright(self.whole, bare, given.rotations)
         signs = film_signs(mean, self.model.references, result.second, whole)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))

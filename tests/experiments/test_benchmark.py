@@ -34,7 +34,9 @@ def test_a_part_alone_writes_its_page(tmp_path, monkeypatch):
     page = (tmp_path / "speed.md").read_text()
     assert "## Warp and composition" in page and "## Exponential" not in page
     assert (
-        "python -m docs.experiments.benchmark --only warp" in page and "| not measured |" in page and "load of the machine" in page
+        "python -m docs.experiments.benchmark --only warp" in page
+        and "| not measured |" in page
+        and "load of the machine" in page
     )
     with pytest.raises(SystemExit, match="--only takes exp, warp"):
         main(["--only", "everything"])
