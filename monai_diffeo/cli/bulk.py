@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from monai_diffeo.cli.options import option
-from monai_diffeo.cli.segment import ENDS, opened_bundle, segment
+from monai_diffeo.cli.segment import ENDS, FILM_OPTIONS, opened_bundle
 
 __all__ = ["bulk"]
 
@@ -68,8 +68,7 @@ def bulk(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> 
     return status
 
 
-_OTHER = {"dataset_dir", "output_dir", "progress", "resume", "pseudonymize_names"}
-bulk.params += [each for each in segment.params if each.name not in _OTHER]
+bulk.params += FILM_OPTIONS
 
 
 def _segmenter(root: Path, given: tuple[tuple[str, Any], ...], films: Path, trusted: bool, output: Path) -> Any:

@@ -15,7 +15,7 @@ import click
 from monai_diffeo.bundles import bundles_folder, find_bundle
 from monai_diffeo.cli.options import SWITCH, option, sentence
 
-__all__ = ["ENDS", "opened_bundle", "segment"]
+__all__ = ["ENDS", "FILM_OPTIONS", "opened_bundle", "segment"]
 
 ENDS = {
     3: "Some films have no mask; report.jsonl says which and why.",
@@ -76,6 +76,10 @@ def segment(bundle_root: str | None, trust_bundle: bool | None, **options: Any) 
     if status in ENDS:
         click.echo(ENDS[status], err=True)
     return status
+
+
+_OF_A_RUN = {"dataset_dir", "output_dir", "progress", "resume", "pseudonymize_names"}
+FILM_OPTIONS = [each for each in segment.params if each.name not in _OF_A_RUN]  # for commands with a run of their own kind
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from urllib.error import HTTPError
 import click
 
 from monai_diffeo.cli.options import SWITCH, option
-from monai_diffeo.cli.segment import opened_bundle, segment
+from monai_diffeo.cli.segment import FILM_OPTIONS, opened_bundle
 from monai_diffeo.errors import ConfigError, FilmError, OutputError
 
 __all__ = ["watch"]
@@ -72,8 +72,7 @@ def watch(bundle_root: str | None, trust_bundle: bool | None, **options: Any) ->
             loop.segment.reporter.end()
 
 
-_OTHER = {"dataset_dir", "output_dir", "progress", "resume", "pseudonymize_names"}
-watch.params += [each for each in segment.params if each.name not in _OTHER]
+watch.params += FILM_OPTIONS
 
 
 class _Loop:
