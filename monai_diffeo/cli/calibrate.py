@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,9 +44,12 @@ calibrate.params += [each for each in segment.params if each.name in _ALSO]
 
 
 class _Reader:
-    """Stands for a reporter, and counts the films that fail."""
+    """Stands for a reporter, and keeps the films that fail by their reason, an error and a sentence."""
 
-    wants_plain, failures = True, 0
+    wants_plain = True
+
+    def __init__(self) -> None:
+        self.failures: dict[str, list[str]] = {}
 
     def missing(self, items: list[Any]) -> list[Any]:
         """All are to be done."""
@@ -54,9 +58,17 @@ class _Reader:
     def done(self, *film: Any) -> None:
         """The judge has seen it."""
 
-    def failed(self, *film: Any) -> None:
+    def failed(self, path: str, error: BaseException) -> None:
         """It is left out."""
-        self.failures += 1
+        from monai_diffeo.report.record import failure_record  # imports torch
+
+        line = failure_record(path, error)
+        self.failures.setdefault(f"{line['error']}: {line['message']}", []).append(path)
+
+    def told(self) -> str:
+        """How many failed for which reason, and the first of each."""
+        order = sorted(self.failures.items(), key=lambda item: -len(item[1]))
+        return "".join(f"{len(paths)} failed, the first is {paths[0]!r}. {why}\n" for why, paths in order)
 
 
 def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, trusted: bool) -> str:
@@ -80,18 +92,23 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
     parser["judge"], parser["reporter"], parser["postprocessing"] = observer, reader, None
     check_films(len(parser.get_parsed_content("dataset")), share)
     parser.get_parsed_content("evaluator").run()
+    click.echo(reader.told(), err=True, nl=False)
     films, new = observer.seen, recalibrated(base, observer.seen, share)
     save_trust(output, new)
     kinds = [[verdict(of, film.signs, film.said, mirrored=film.mirrored).kind for film in films] for of in (base, new)]
     flagged = len(films) - kinds[0].count(OK)
+    percent = math.ceil(100 * flagged / len(films))
     doubt = f"""
 Before, {flagged} of {len(films)} were flagged. Look at their masks first: if they are bad, this model calls bad masks ok.
-Then give --share {100 * flagged / len(films):.0f}, or do not calibrate.
+Then {f"give --share {percent}, or " if percent <= 50 else ""}do not calibrate.
 """
     rows = [(kind, *(f"{of.count(kind)}" for of in kinds)) for kind in DECISIONS]
-    rows += [(f"limit of {name}", f"{limit:.3g}", f"{new.limits[name]:.3g}") for name, limit in base.limits.items()]
+    rows += [
+        (f"limit of {name}", f"{limit:.3g}", f"{new.limits[name]:.3g}" if name in new.limits else "unused")
+        for name, limit in base.limits.items()
+    ]
     table = "\n".join(f"{name:<30}{before:>10}{after:>10}" for name, before, after in [("", "before", "after"), *rows])
-    return f"""{len(films)} films used; {reader.failures} could not be read or segmented.
+    return f"""{len(films)} films used; {sum(map(len, reader.failures.values()))} could not be read or segmented.
 
 {table}
 {doubt if flagged > 2 * share * len(films) else ""}

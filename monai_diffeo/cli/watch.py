@@ -20,7 +20,7 @@ __all__ = ["watch"]
 
 _LOGIN, _TRIES = "MONAI_DIFFEO_ORTHANC_LOGIN", 3
 _LASTING = ("RejectedError", "NumericalError")  # the same at each try
-_PASSING = ("DecoderCrashed", "DecoderTimeout", "FileNotReadable", "OutOfMemory", "ReaderNotStarted")  # not of the film
+_PASSING = ("DecoderCrashed", "DecoderTimeout", "FileChanged", "FileNotReadable", "OutOfMemory", "ReaderNotStarted")
 _GAVE_UP = FilmError("StoppedBefore", f"The program ended {_TRIES} times at this film. Run 'segment' on it alone to see why.")
 
 

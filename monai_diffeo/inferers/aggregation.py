@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_diffeo.canonicalize.answers import declared_part, map_parts
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["agreement", "choose_rows", "join_predictions", "mean_prediction", "overlap", "rows_of"]
+__all__ = ["agreement", "choose_rows", "join_predictions", "mask_dice", "mean_prediction", "overlap", "rows_of"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Any:
@@ -116,7 +116,7 @@ def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Ten
         same = (stack.argmax(2) == mean.argmax(2)).float().mean(0)
     else:
         threshold = _threshold(stack)
-        same = _dice(_decide(stack, threshold), _decide(mean, threshold))
+        same = _mean_dice(_decide(stack, threshold), _decide(mean, threshold))
     finite = stack.transpose(0, 1).flatten(1).isfinite().all(1)
     return torch.where(moved.to(same.device) & finite, same, torch.nan)
 
@@ -129,7 +129,7 @@ def overlap(one: Any, other: Any, outputs: Any = None) -> Tensor | None:
         return None
     stack = torch.stack([first.detach().float(), second.detach().float()])
     masks = _decide(stack, _threshold(stack))
-    return _dice(masks[:1], masks[1:])
+    return _mean_dice(masks[:1], masks[1:])
 
 
 def _threshold(stack: Tensor) -> Tensor:
@@ -138,12 +138,16 @@ def _threshold(stack: Tensor) -> Tensor:
     return torch.where((low >= 0) & (high <= 1), 0.5, 0.0).view(-1, *[1] * (stack.ndim - 2))
 
 
-def _dice(each: Tensor, other: Tensor) -> Tensor:
+def mask_dice(one: Tensor, other: Tensor, first: int = 1) -> Tensor:
+    """Dice of masks, bool, over their axes from ``first`` on; 1 for two empty ones."""
+    common, size = (one & other).flatten(first).sum(first), one.flatten(first).sum(first) + other.flatten(first).sum(first)
+    return torch.where(size > 0, 2 * common / size.clamp(min=1), 1.0)
+
+
+def _mean_dice(each: Tensor, other: Tensor) -> Tensor:
     """Dice of masks ``(A, B, K, *S)`` with others, over ``A`` and the classes ``K``; NaN where nothing is found at any pose."""
-    each, other = each.flatten(3), other.flatten(3)
-    common, size = 2 * (each & other).sum(3), each.sum(3) + other.sum(3)
-    same = torch.where(size > 0, common / size.clamp(min=1), 1.0).mean((0, 2))
-    return torch.where((size > 0).any(2).any(0), same, torch.nan)
+    found = (each | other).transpose(0, 1).flatten(1).any(1)
+    return torch.where(found, mask_dice(each, other, 3).mean((0, 2)), torch.nan)
 
 
 def _decide(scores: Tensor, threshold: Tensor) -> Tensor:

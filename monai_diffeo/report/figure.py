@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from monai.utils import convert_to_numpy
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.files import printable, write_atomically
+from monai_diffeo.inferers.aggregation import mask_dice
 from monai_diffeo.report import panels
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.sides import PatientSides
@@ -92,7 +94,7 @@ def film_figure(
     panels.masks(change, film, plain_mask, mask)
     panels.grid(grid, film, ddf)
     panels.colour_bar(beside(figure, area), panels.area(area, local, canonical_mask))
-    overlap = None if plain_mask is None else _dice(plain_mask, mask)
+    overlap = None if plain_mask is None else float(mask_dice(*map(torch.from_numpy, (plain_mask, mask)), 0))
     panels.table(table_place(figure), numbers, overlap, anatomy.rows(numbers.get("areas") or {}))
     if sides is not None:
         for axes in (final, change, grid, seen, area):
@@ -165,11 +167,6 @@ def _check(film: np.ndarray, **others: np.ndarray | None) -> None:
         expected = (2, *film.shape) if name == "ddf" else film.shape
         if value is not None and value.shape != expected:
             raise ShapeError("film_figure()", name, f"{expected}", value.shape, "Bring everything to the frame of 'film'.")
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    total = int(a.sum()) + int(b.sum())
-    return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 
 
 def _change_caption(still: bool, plain: np.ndarray | None, mask: np.ndarray) -> str:

@@ -42,7 +42,9 @@ def check_films(count: int, share: float) -> None:
         raise ConfigError(f"calibrate: the share must be above 0 and at most 50 %, got {share:.3g}. Give --share 3 for 3 %.")
     least = max(LEAST_FILMS, math.ceil(2 / share - 1e-9))
     if count < least:
-        remedy = "Give more films of the same kind" + (", or a larger --share." if least > LEAST_FILMS else ".")
+        remedy = "Give more films of the same kind" + (
+            f", or --share {math.ceil(2000 / count) / 10}." if count >= LEAST_FILMS else "."
+        )
         raise ConfigError(f"calibrate: there must be {least} films that can be used, or more, got {count}. {remedy}")
 
 
@@ -51,7 +53,8 @@ def recalibrated(model: TrustModel, films: Sequence[Observation], share: float =
 
     Films without known masks tell how the signs are distributed there. So each limit becomes the 99 % quantile of the films,
     without the worst ``share`` by the scores of ``model``. The thresholds then are such that at most this share is flagged.
-    Weights stay. Which Dice to expect cannot be learned without masks, so the new model gives no interval for it.
+    Weights stay, but for signs that no film was asked for, as of a network that is not there: they go. Which Dice to expect
+    cannot be learned without masks, so the new model gives no interval for it.
 
     Args:
         model: fitted on films with known answers.
@@ -62,6 +65,7 @@ def recalibrated(model: TrustModel, films: Sequence[Observation], share: float =
         ConfigError: for another share than between 0 and 0.5, for too few films, or if most of them are no chest films.
     """
     check_films(len(films), share)
+    model = model.without(set(model.limits).difference(*(film.signs for film in films)))
     alien = sum(verdict(model, film.signs).kind == NO_RESULT for film in films)
     if alien > _STRANGE * len(films):
         raise ConfigError(

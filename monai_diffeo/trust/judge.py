@@ -15,8 +15,9 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.acceptance import NEGATIVE
+from monai_diffeo.canonicalize.folder import tta_samples_of
 from monai_diffeo.command_line import parse_switch
-from monai_diffeo.errors import DiffeoError, RejectedError, WeightsError
+from monai_diffeo.errors import ConfigError, DiffeoError, RejectedError, WeightsError
 from monai_diffeo.files import bundle_of, sha256_below, sha256_of
 from monai_diffeo.flow import rotate_axes
 from monai_diffeo.flow.axis_rotations import inverse_rotation
@@ -90,21 +91,21 @@ class FilmJudge:
         Args:
             image: a film in [0, 1], ``(1, 1, H, W)``.
             ask: gives the result of the inferer, with the plain prediction, for such a film.
-        """
-        result = ask(image)
-        again = self._inverted(image, ask) if _negative(result) else None
-        if again is not None and _better(again, result) and again.canonicalization is not None:
-            said = (note.split("; ") for note in again.canonicalization.notes)
-            notes = tuple(joined_notes("negative corrected", *(n for n in note if not n.startswith(NEGATIVE))) for note in said)
-            result, image = replace(again, canonicalization=replace(again.canonicalization, notes=notes)), 1 - image
-        return self.judged(image, result)
 
-    def _inverted(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult | None:
-        """The result for the inverted film, None if it is rejected: the film itself was not."""
-        try:
-            return ask(1 - image)
-        except RejectedError:
-            return None
+        Raises:
+            RejectedError: of the film that counts, the given or the corrected one, where ``ask`` raises it.
+        """
+        result, rejected = _answer(image, ask)
+        if _negative(result):
+            again, rejected_again = _answer(1 - image, ask)
+            if _better(again, result) and again.canonicalization is not None:
+                said = (note.split("; ") for note in again.canonicalization.notes)
+                notes = (joined_notes("negative corrected", *(n for n in one if not n.startswith(NEGATIVE))) for one in said)
+                again = replace(again, canonicalization=replace(again.canonicalization, notes=tuple(notes)))
+                result, image, rejected = again, 1 - image, rejected_again
+        if rejected is not None:
+            raise rejected
+        return self.judged(image, result)
 
     def judged(self, image: Tensor, result: DiffeoResult) -> DiffeoResult:
         """The result with a :class:`Verdict` of each image ``(B, 1, H, W)``; without a canonicalisation as it came."""
@@ -143,6 +144,15 @@ def ask_upright(network: Callable, images: Tensor, rotations: Tensor | None) -> 
     return torch.cat([rotate_axes(network(rotate_axes(one, inverse[number])), number) for one, number in pairs])
 
 
+def _answer(image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> tuple[DiffeoResult, RejectedError | None]:
+    """What ``ask`` gives; of a film that it rejects, what was found, and the error."""
+    try:
+        return ask(image), None
+    except RejectedError as error:
+        found = error.canonicalization
+        return DiffeoResult(None, found, searched=found), error
+
+
 def _negative(result: DiffeoResult) -> bool:
     return result.canonicalization is not None and any(NEGATIVE in note for note in result.canonicalization.notes)
 
@@ -167,8 +177,13 @@ def fitted_to(
     mode: str = "single_pass",
     tta_samples: int | None = None,
 ) -> str:
-    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, settings that are unusual."""
+    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, settings that are unusual.
+
+    ``tta_samples`` of None is the number of the mode: both give the same.
+    """
     parts: list[Any] = [sha256_of(weights), sha256_below(canonicalizer)]
+    if tta_samples is not None and tta_samples == tta_samples_of(canonicalizer, mode):
+        tta_samples = None
     unusual = [further_weights and sha256_of(further_weights), mode, tta_samples]
     parts += [] if unusual == [None, "single_pass", None] else [unusual]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -185,28 +200,42 @@ def load_film_judge(
     any_weights: bool = False,
     whole: nn.Module | None = None,
     whole_weights: str | Path | None = None,
+    enabled: bool | str = True,
     **settings: Any,
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
 
+    A run without canonicalisation has no judge.
+
     Args:
         path: of the model, see :func:`save_trust`.
         weights, canonicalizer, settings: see :func:`fitted_to`.
-        second, second_weights: another kind of network; it is not asked where its file is missing.
+        second, second_weights: another kind of network; where its file is missing it is not asked, unless the model needs it.
         accept_anything, fallback: see :class:`FilmJudge`.
-        any_weights: take the model all the same, as one of these weights.
+        any_weights: take the model all the same, as one of these weights, and do without networks that are missing.
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
+        enabled: whether films are canonicalised, true or false, also as a string.
 
     Raises:
-        WeightsError: if a file does not fit, or if a model was fitted to something else and comes from outside of a bundle, or
-            ``fallback`` is "best", which needs it.
+        ConfigError: for options about decisions where films are not canonicalised.
+        WeightsError: if a file does not fit, or one is missing that the model needs, or if a model was fitted to something else
+            and comes from outside of a bundle, or ``fallback`` is "best", which needs it.
     """
+    chosen = bundle_of(Path(path).absolute()) is None
+    if not parse_switch(enabled):
+        decides = {"trust_model": chosen, "fallback": fallback != "identity", "accept_anything": parse_switch(accept_anything)}
+        if given := [f"--{name}" for name, typed in decides.items() if typed]:
+            raise ConfigError(
+                "load_film_judge(): without canonicalisation nothing is decided on films, so options about decisions must be "
+                f"left out, got {' and '.join(given)} with --enabled false. Leave out one or the other."
+            )
+        return None
     model = load_trust(path)
     here = fitted_to(weights, canonicalizer, **settings) if Path(weights).is_file() else ""
     if any_weights:
         model = replace(model, sha256=here)
     elif here != model.sha256:
-        if bundle_of(Path(path).absolute()) is None or fallback == "best":
+        if chosen or fallback == "best":
             remedy = "Run `monai-diffeo calibrate` with the options of this run."
             raise WeightsError(
                 f"load_film_judge(): {Path(path).name} must be fitted to the weights, canonicaliser, mode and number of poses "
@@ -216,13 +245,18 @@ def load_film_judge(
             "load_film_judge: %s was not fitted to these weights and settings; decisions are not calibrated.", Path(path).name
         )
         return None
-    others = _loaded(second, second_weights), _loaded(whole, weights, whole_weights)
-    return FilmJudge(model, others[0], accept_anything, fallback, others[1])
+    others = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
+    asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name)) for name, parts in others.items()}
+    return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, **asked)
 
 
-def _loaded(network: nn.Module | None, *files: str | Path | None) -> nn.Module | None:
-    """The network with its weights, None where a file is missing."""
+def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool) -> nn.Module | None:
+    """The network with its weights, None where a file is missing that is not needed."""
     there = [file for file in files if file is not None and Path(file).is_file()]
-    if network is not None and any(file is not None and file not in there for file in files):
-        _log.warning("load_film_judge: weights of a further network are missing; decisions are less sharp than calibrated.")
+    if network is not None and (missing := [file for file in files if file not in there]) and needed:
+        raise WeightsError(
+            "load_film_judge(): all networks must be there that decisions were fitted with, and the weights "
+            f"{str(missing[0])!r} are missing. Copy the file there, or run `monai-diffeo calibrate` without it, and give what "
+            "that writes with --trust_model."
+        )
     return None if network is None or len(there) < len(files) else load_weights(network, *there)

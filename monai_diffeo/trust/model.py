@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +67,21 @@ class TrustModel:
         """A score of the signs of one film."""
         scaled = self.scaled(signs)
         return score.bias + sum(weight * scaled[name] for name, weight in score.weights.items())
+
+    def weighs(self, sign: str) -> bool:
+        """Whether a sign counts in a score."""
+        return any(score.weights.get(sign, 0.0) > 0 for score in (self.error, self.foreign))
+
+    def without(self, signs: Collection[str]) -> TrustModel:
+        """The model that gives without some signs what this one gives where they are unknown."""
+
+        def less(score: Score) -> Score:
+            gone = {name: weight for name, weight in score.weights.items() if name in signs}
+            bias = self.value(replace(score, weights=gone), {})
+            return replace(score, bias=bias, weights={n: w for n, w in score.weights.items() if n not in signs})
+
+        limits = {name: limit for name, limit in self.limits.items() if name not in signs}
+        return replace(self, limits=limits, error=less(self.error), foreign=less(self.foreign))
 
     def interval(self, signs: Mapping[str, float]) -> tuple[float, float] | None:
         """Between which two values the Dice of a film lies, of 95 in 100 films like those calibrated on; None if unknown."""

@@ -17,11 +17,14 @@ from click.testing import CliRunner
 for package in ("highdicom", "ignite", "nibabel", "pydicom", "skimage"):
     pytest.importorskip(package)
 
+import nibabel  # noqa: E402
 import pydicom  # noqa: E402
 
 from monai_diffeo.cli import program  # noqa: E402
 from monai_diffeo.cli.watch import _Loop  # noqa: E402
 from monai_diffeo.errors import ConfigError, FilmError, OutputError  # noqa: E402
+from monai_diffeo.files import sha256_of  # noqa: E402
+from monai_diffeo.transforms import LoadImageFilmd  # noqa: E402
 from monai_diffeo.watch import Arrival, Journal, WatchedFolder  # noqa: E402
 from tests.bundles.command import lines_of  # noqa: E402
 from tests.cli.killed import KILLED, start  # noqa: E402
@@ -144,7 +147,8 @@ def a_loop(folder, **errors):
 
 
 @pytest.mark.parametrize(
-    "error, times", [("MultiFrame", 1), ("RejectedError", 1), ("OSError", 3), ("FileNotReadable", 3), ("", 1)]
+    "error, times",
+    [("MultiFrame", 1), ("RejectedError", 1), ("OSError", 3), ("FileNotReadable", 3), ("FileChanged", 3), ("", 1)],
 )
 def test_what_is_wrong_with_a_film_is_said_once_and_what_may_pass_is_tried_three_times(watched, error, times):
     loop = a_loop(watched, a=error, b="")
@@ -248,6 +252,28 @@ def test_a_wrong_command_line_is_said_in_the_last_line(tmp_path, monkeypatch, wo
     monkeypatch.chdir(tmp_path)
     status, lines = invoke(*words.split(), "--once")
     assert status == 1 and says in lines[-1] and "secret" not in "".join(lines)
+
+
+def test_a_film_that_is_replaced_while_it_is_read_is_done_again_and_its_line_is_that_of_its_mask(tmp_path, monkeypatch):
+    films, out, read = tmp_path / "in", tmp_path / "out", LoadImageFilmd.__call__
+    films.mkdir()
+    film(films / "a.dcm")
+    other = film(tmp_path / "other.dcm", pixels=np.random.default_rng(0).integers(0, 4000, (40, 56), np.uint16))
+    seen = []
+
+    def replaced(self, data, *words):
+        found = read(self, data, *words)
+        seen.append(found["film"].shape if "film" in found else found["image"].shape)
+        if other.exists():
+            os.replace(other, films / "a.dcm")
+        return found
+
+    monkeypatch.setattr(LoadImageFilmd, "__call__", replaced)
+    words = (*PLAIN, "--dataset_dir", films, "--output_dir", out)
+    assert invoke(*words)[0] == 0 and len(seen) == 2 and seen[0] != seen[1]
+    line = lines_of(out)[0]["a.dcm"]
+    assert line["sha256"] == sha256_of(films / "a.dcm") and nibabel.load(out / line["mask"]).shape[:2] == (56, 40)
+    assert invoke(*words)[0] == 0 and len(seen) == 2  # it is done
 
 
 # A process that is killed
