@@ -40,8 +40,8 @@ def images():
     return found
 
 
-def by_inferer(canonicalizer, network, given, count):
-    inferer = DiffeoInferer(canonicalizer, tta_samples=count)
+def by_inferer(canonicalizer, network, given, count, limits=None):
+    inferer = DiffeoInferer(canonicalizer, tta_samples=count, motion_limits=limits)
     results = [inferer.infer(row, network) for row in given.split(1)]
     found = [result.canonicalization for result in results]
     names = ("moved", "energy_before", "energy_after", "ddf", "inverse_ddf")
@@ -60,6 +60,22 @@ def test_the_graph_answers_as_the_inferer_does(count, settings):
         expected = by_inferer(canonicalizer, network, images(), count)
     assert found[1].tolist() == [True, False, True, False] and found[4][0].abs().max() > 1  # voxels
     assert len(found) == len(expected) == len(OUTPUTS) - (count == 1)
+    for one, other in zip(found, expected):
+        assert_close(one, other.to(one.dtype), atol=2e-4, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.parametrize("least, disagreement", [(0.0, 100.0), (1.1, 100.0), (0.0, -1.0)])
+def test_answers_at_rest_count_as_for_the_inferer(least, disagreement):
+    canonicalizer, network = parts(max_energy_increase=None)
+    given = images()[[0, 2, 3]]
+    with torch.no_grad():
+        energies = DiffeoGraph(canonicalizer, network, SIZE, 2)(given)[3]
+        limits = {"energy": energies[:2].mean().item(), "disagreement": disagreement, "overlap": least}
+        found = DiffeoGraph(canonicalizer, network, SIZE, 2, limits)(given)
+        expected = by_inferer(canonicalizer, network, given, 2, limits)
+    assert found[1].tolist() == [True, True, False]
+    still = (found[4].flatten(1) == 0).all(1)
+    assert still[:2].tolist() == ((energies[:2] > limits["energy"]) | (disagreement < 0)).tolist() and still[2]
     for one, other in zip(found, expected):
         assert_close(one, other.to(one.dtype), atol=2e-4, rtol=1e-4, equal_nan=True)
 

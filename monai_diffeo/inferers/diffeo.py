@@ -321,9 +321,8 @@ def _prefer(one: Canonicalization, other: Canonicalization, differ: Tensor, limi
     """Which images have the better answers in the first of two results, ``(B,)``, bool; those that do not ``differ`` too."""
     if one.agreement is None or other.agreement is None:
         return torch.ones_like(differ)
-    columns = (column.tolist() for column in (one.energy_after, one.agreement, other.agreement, differ))
-    keep = [not differs or prefer_motion(energy, a, b, limits) for energy, a, b, differs in zip(*columns)]
-    return torch.tensor(keep, device=differ.device)
+    columns = (column.to(differ.device) for column in (one.energy_after, one.agreement, other.agreement))
+    return ~differ | prefer_motion(*columns, limits)
 
 
 def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:

@@ -53,12 +53,15 @@ def shifting(**settings):
     ],
 )
 def test_a_deformed_image_counts_where_it_looks_familiar_and_answers_agree_much_better(energy, moved, rest, kept):
-    assert prefer_motion(energy, moved, rest, LIMITS) is kept
+    energy, moved, rest = (torch.tensor([value]) for value in (energy, moved, rest))
+    assert prefer_motion(energy, moved, rest, LIMITS).tolist() == [kept]
 
 
 def test_answers_agree_better_by_a_factor_of_their_disagreement():
-    assert agrees_better(0.951, 0.9, 0.5) and not agrees_better(0.94, 0.9, 0.5) and agrees_better(0.9, 0.9, 1.0)
-    assert not agrees_better(float("nan"), 0.9, 1.0) and agrees_better(0.1, float("nan"), 0.5)
+    unknown = float("nan")
+    found, others = torch.tensor([0.951, 0.94, 0.9, unknown, 0.1]), torch.tensor([0.9, 0.9, 0.951, 0.9, unknown])
+    assert agrees_better(found, others, 0.5).tolist() == [True, False, False, False, True]
+    assert agrees_better(found, found, 1.0).tolist() == [True, True, True, True, True]
 
 
 @pytest.mark.parametrize("orientation", [None, Turned()])
