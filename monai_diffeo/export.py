@@ -222,7 +222,7 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
         "motion_limits": graph.limits,
         "outputs": names,
         "opset": _OPSET,
-        "compared": {"images": len(image), "moved": int(expected[OUTPUTS.index("moved")].sum())},
+        "compared": _compared(expected),
         "differences": differences,
         **(about or {}),
     }
@@ -232,6 +232,16 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
                 f"export: {kind} must equal PyTorch within {_TOLERANCE:g}, got {found}. Do not use {files[kind]}."
             )
     write_atomically(folder / "export.json", f"{json.dumps(told, indent=2)}\n".encode())
+    return told
+
+
+def _compared(expected: Sequence[Tensor]) -> dict[str, Any]:
+    """How many images a graph gave these outputs for, and how many it deformed, with a warning if none."""
+    deformed = expected[OUTPUTS.index("ddf")].flatten(1).any(1)
+    told: dict[str, Any] = {"images": len(deformed), "moved": int(deformed.sum())}
+    if not told["moved"]:
+        unknown = "no image of the comparison was deformed, so it says nothing about images that are."
+        told["warning"] = f"{unknown} Give --dataset_dir with such images."
     return told
 
 

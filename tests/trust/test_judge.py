@@ -16,9 +16,8 @@ from monai_diffeo.files import sha256_of  # noqa: E402
 from monai_diffeo.flow import rotate_axes  # noqa: E402
 from monai_diffeo.flow.axis_rotations import inverse_rotation  # noqa: E402
 from monai_diffeo.inferers import DiffeoInferer, DiffeoResult  # noqa: E402
-from monai_diffeo.trust import (  # noqa: E402
-    NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust, verdict,
-)  # fmt: skip
+from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust  # noqa: E402
+from monai_diffeo.trust.decision import verdict  # noqa: E402
 from monai_diffeo.trust.judge import ask_upright  # noqa: E402
 from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
 from tests.report.runs import folder_of_films, lines_of, run  # noqa: E402
