@@ -65,11 +65,6 @@ class _Reader:
         line = failure_record(path, error)
         self.failures.setdefault(f"{line['error']}: {line['message']}", []).append(path)
 
-    def told(self) -> str:
-        """How many failed for which reason, and the first of each."""
-        order = sorted(self.failures.items(), key=lambda item: -len(item[1]))
-        return "".join(f"{len(paths)} failed, the first is {paths[0]!r}. {why}\n" for why, paths in order)
-
 
 def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, trusted: bool) -> str:
     """Write the model, and say what it changes."""
@@ -92,7 +87,8 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
     parser["judge"], parser["reporter"], parser["postprocessing"] = observer, reader, None
     check_films(len(parser.get_parsed_content("dataset")), share)
     parser.get_parsed_content("evaluator").run()
-    click.echo(reader.told(), err=True, nl=False)
+    for why, paths in reader.failures.items():
+        click.echo(f"{len(paths)} failed, the first is {paths[0]!r}. {why}", err=True)
     films, new = observer.seen, recalibrated(base, observer.seen, share)
     save_trust(output, new)
     kinds = [[verdict(of, film.signs, film.said, mirrored=film.mirrored).kind for film in films] for of in (base, new)]
@@ -103,10 +99,8 @@ Before, {flagged} of {len(films)} were flagged. Look at their masks first: if th
 Then {f"give --share {percent}, or " if percent <= 50 else ""}do not calibrate.
 """
     rows = [(kind, *(f"{of.count(kind)}" for of in kinds)) for kind in DECISIONS]
-    rows += [
-        (f"limit of {name}", f"{limit:.3g}", f"{new.limits[name]:.3g}" if name in new.limits else "unused")
-        for name, limit in base.limits.items()
-    ]
+    limits = {name: f"{limit:.3g}" for name, limit in new.limits.items()}
+    rows += [(f"limit of {name}", f"{limit:.3g}", limits.get(name, "unused")) for name, limit in base.limits.items()]
     table = "\n".join(f"{name:<30}{before:>10}{after:>10}" for name, before, after in [("", "before", "after"), *rows])
     return f"""{len(films)} films used; {sum(map(len, reader.failures.values()))} could not be read or segmented.
 

@@ -53,8 +53,8 @@ def recalibrated(model: TrustModel, films: Sequence[Observation], share: float =
 
     Films without known masks tell how the signs are distributed there. So each limit becomes the 99 % quantile of the films,
     without the worst ``share`` by the scores of ``model``. The thresholds then are such that at most this share is flagged.
-    Weights stay, but for signs that no film was asked for, as of a network that is not there: they go. Which Dice to expect
-    cannot be learned without masks, so the new model gives no interval for it.
+    Weights stay. A sign that no film was asked for, as of a network that is missing, gets no limit. Which Dice to expect cannot
+    be learned without masks, so the new model gives no interval for it.
 
     Args:
         model: fitted on films with known answers.
@@ -65,7 +65,6 @@ def recalibrated(model: TrustModel, films: Sequence[Observation], share: float =
         ConfigError: for another share than between 0 and 0.5, for too few films, or if most of them are no chest films.
     """
     check_films(len(films), share)
-    model = model.without(set(model.limits).difference(*(film.signs for film in films)))
     alien = sum(verdict(model, film.signs).kind == NO_RESULT for film in films)
     if alien > _STRANGE * len(films):
         raise ConfigError(
@@ -78,7 +77,9 @@ def recalibrated(model: TrustModel, films: Sequence[Observation], share: float =
     told = (
         f"{len(films)} unlabelled films of one site, of which at most {share:.1%} were to be flagged; before, {model.fitted_on}"
     )
-    limits = {name: _limit([film.signs.get(name, math.nan) for film in usual], old) for name, old in model.limits.items()}
+    asked = {name for film in films for name in film.signs}
+    columns = {name: [film.signs.get(name, math.nan) for film in usual] for name in model.limits if name in asked}
+    limits = {name: _limit(values, model.limits[name]) for name, values in columns.items()}
     new = replace(model, limits=limits, spread=None, fitted_on=told)
     error, unusual = _cuts(new, films, most)
     foreign = replace(new.foreign, threshold=max(new.foreign.threshold, unusual))

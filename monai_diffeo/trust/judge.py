@@ -34,9 +34,7 @@ __all__ = ["FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_t
 _log = logging.getLogger(__name__)
 
 _LESS = 0.8  # of the energy; correcting a negative leaves 0.01 to 0.23 of it on films of val, 0.67 on the packaged film
-_MIRRORED = {
-    f"{rows}\\{columns}" for rows, columns in ("RF", "FL", "LH", "HR")
-}  # PatientOrientation of a mirrored frontal film
+_MIRRORED = {"R\\F", "F\\L", "L\\H", "H\\R"}  # PatientOrientation of a mirrored frontal film
 
 
 class WithheldError(DiffeoError, RuntimeError):
@@ -98,11 +96,11 @@ class FilmJudge:
         result, rejected = _answer(image, ask)
         if _negative(result):
             again, rejected_again = _answer(1 - image, ask)
-            if _better(again, result) and again.canonicalization is not None:
-                said = (note.split("; ") for note in again.canonicalization.notes)
+            if (found := again.canonicalization) is not None and _better(again, result):
+                said = (note.split("; ") for note in found.notes)
                 notes = (joined_notes("negative corrected", *(n for n in one if not n.startswith(NEGATIVE))) for one in said)
-                again = replace(again, canonicalization=replace(again.canonicalization, notes=tuple(notes)))
-                result, image, rejected = again, 1 - image, rejected_again
+                result = replace(again, canonicalization=replace(found, notes=tuple(notes)))
+                image, rejected = 1 - image, rejected_again
         if rejected is not None:
             raise rejected
         return self.judged(image, result)
