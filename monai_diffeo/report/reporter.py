@@ -251,7 +251,7 @@ class FilmReporter:
         about = batch["image"] if "image" in batch else batch["film"]
         sides = patient_sides(result.canonicalization, 0, *_stated(about))
         fields = self._fields(masks, figure) | {"areas": self.anatomy.areas(mask, sides)}
-        record = film_record(self._name(path), sha256_as_read(path, batch), result.canonicalization, 0, seconds, **fields)
+        record = film_record(self._name(path), None, result.canonicalization, 0, seconds, **fields)
         empty = "" if mask.any() else "the mask is empty"
         notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "", empty)
         record["notes"] = notes or record["notes"]
@@ -269,6 +269,7 @@ class FilmReporter:
                 record["notes"] = joined_notes(record["notes"] or "", f"no picture: {type(error).__name__}")
         if self.dicom:
             record |= self._write_dicom(path, masks, mask, sides, record)
+        record["sha256"] = sha256_as_read(path, batch)  # last: the DICOM results take from the file whose film it is
         self._write(record, masks, None if record["figure"] is None else figure)
         self.folder.wrote(self.output_dir / name for name in outputs_of(record))
 

@@ -22,8 +22,10 @@ import pydicom  # noqa: E402
 
 from monai_diffeo.cli import program  # noqa: E402
 from monai_diffeo.cli.watch import _Loop  # noqa: E402
+from monai_diffeo.dicom_output import write_dicom_results  # noqa: E402
 from monai_diffeo.errors import ConfigError, FilmError, OutputError  # noqa: E402
 from monai_diffeo.files import sha256_of  # noqa: E402
+from monai_diffeo.report import reporter  # noqa: E402
 from monai_diffeo.transforms import LoadImageFilmd  # noqa: E402
 from monai_diffeo.watch import Arrival, Journal, WatchedFolder  # noqa: E402
 from tests.bundles.command import lines_of  # noqa: E402
@@ -252,6 +254,23 @@ def test_a_wrong_command_line_is_said_in_the_last_line(tmp_path, monkeypatch, wo
     monkeypatch.chdir(tmp_path)
     status, lines = invoke(*words.split(), "--once")
     assert status == 1 and says in lines[-1] and "secret" not in "".join(lines)
+
+
+def test_dicom_results_never_have_the_mask_of_one_film_and_the_patient_of_another(tmp_path, monkeypatch):
+    films, out = tmp_path / "in", tmp_path / "out"
+    films.mkdir()
+    film(films / "a.dcm")
+    other = film(tmp_path / "other.dcm", PatientID="0815")
+
+    def replaced(path, *words):
+        if other.exists():
+            os.replace(other, path)
+        return write_dicom_results(path, *words)
+
+    monkeypatch.setattr(reporter, "write_dicom_results", replaced)
+    words = ("segment", "--dataset_dir", films, "--output_dir", out, *PLAIN[3:], "--dicom_output")
+    done = CliRunner().invoke(program, [*map(str, words)])
+    assert done.exit_code == 4 and lines_of(out)[0]["a.dcm"]["error"] == "FileChanged" and not [*out.glob("a_*")]
 
 
 def test_a_film_that_is_replaced_while_it_is_read_is_done_again_and_its_line_is_that_of_its_mask(tmp_path, monkeypatch):
