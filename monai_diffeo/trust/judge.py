@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ from monai_diffeo.flow.axis_rotations import inverse_rotation
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.film import joined_notes
+from monai_diffeo.transforms.intensity import inverted_film
 from monai_diffeo.trust.decision import verdict
 from monai_diffeo.trust.fallback import FALLBACKS, best_answers
 from monai_diffeo.trust.model import TrustModel, load_trust
@@ -33,7 +35,8 @@ __all__ = ["FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_t
 
 _log = logging.getLogger(__name__)
 
-_LESS = 0.8  # of the energy; correcting a negative leaves 0.01 to 0.23 of it on films of val, 0.67 on the packaged film
+_FAR = 0.5  # of the usual energies' end: films beyond it are shown inverted too
+_LESS = 0.65  # of the energy; correcting a negative leaves at most 0.62 of it on 40 films of val
 _MIRRORED = {"R\\F", "F\\L", "L\\H", "H\\R"}  # PatientOrientation of a mirrored frontal film
 
 
@@ -93,17 +96,31 @@ class FilmJudge:
         Raises:
             RejectedError: of the film that counts, the given or the corrected one, where ``ask`` raises it.
         """
+        return self.judged(*self.corrected(image, ask))
+
+    def corrected(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> tuple[Tensor, DiffeoResult]:
+        """The film that counts, the given or the inverted one, and what ``ask`` gives for it; arguments and errors as above.
+
+        A film that looks like a negative, or that is far from the training films, is shown inverted too. It is a negative if
+        that brings it much nearer to them; otherwise it is not said to look like one.
+        """
         result, rejected = _answer(image, ask)
-        if _negative(result):
-            again, rejected_again = _answer(1 - image, ask)
-            if (found := again.canonicalization) is not None and _better(again, result):
-                said = (note.split("; ") for note in found.notes)
-                notes = (joined_notes("negative corrected", *(n for n in one if not n.startswith(NEGATIVE))) for one in said)
-                result = replace(again, canonicalization=replace(found, notes=tuple(notes)))
-                image, rejected = 1 - image, rejected_again
+        if self._may_be_negative(result):
+            negative = inverted_film(image)
+            again, rejected_again = _answer(negative, ask)
+            if _better(again, result):
+                image, result, rejected = negative, _noted(again, "negative corrected"), rejected_again
+            else:
+                result = _noted(result, "")
         if rejected is not None:
             raise rejected
-        return self.judged(image, result)
+        return image, result
+
+    def _may_be_negative(self, result: DiffeoResult) -> bool:
+        if result.canonicalization is None or result.searched is None:
+            return False
+        noted = any(NEGATIVE in note for note in result.canonicalization.notes)
+        return noted or bool((result.searched.energy_after > _FAR * self.model.limits.get("energy", math.inf)).any())
 
     def judged(self, image: Tensor, result: DiffeoResult) -> DiffeoResult:
         """The result with a :class:`Verdict` of each image ``(B, 1, H, W)``; without a canonicalisation as it came."""
@@ -151,8 +168,14 @@ def _answer(image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> tuple[Diffe
         return DiffeoResult(None, found, searched=found), error
 
 
-def _negative(result: DiffeoResult) -> bool:
-    return result.canonicalization is not None and any(NEGATIVE in note for note in result.canonicalization.notes)
+def _noted(result: DiffeoResult, note: str) -> DiffeoResult:
+    """The result with a note in place of those that it looks like a negative."""
+    found = result.canonicalization
+    if found is None:
+        return result
+    said = (one.split("; ") for one in found.notes)
+    notes = tuple(joined_notes(note, *(n for n in one if not n.startswith(NEGATIVE))) for one in said)
+    return replace(result, canonicalization=replace(found, notes=notes))
 
 
 def _better(again: DiffeoResult, first: DiffeoResult) -> bool:

@@ -80,7 +80,19 @@ def test_a_negative_is_corrected_and_said_where_that_helps_much():
     assert judge(1 - film, asked(lambda mean: negative)).canonicalization.notes == ("negative corrected",)
     kept = judge(film, asked(lambda mean: negative))  # its negative has the higher energy
     torch.testing.assert_close(kept.prediction, right.prediction)
-    assert kept.canonicalization.notes == (negative,) and kept.verdicts[0].text == f"review: {negative}"
+    assert kept.canonicalization.notes == ("",) and kept.verdicts[0].kind == OK  # nor is it said to be one
+
+
+def test_a_film_that_is_far_from_the_training_films_is_shown_inverted_too():
+    film, shown = blob(1), []
+    ask = asked(lambda mean: shown.append(mean) or "")
+    far = float(ask(1 - film).searched.energy_after)
+    for limit, times in ((1.9 * far, 2), (2.1 * far, 1)):
+        shown.clear()
+        judge = FilmJudge(replace(model_of_any_size(), limits={**MODEL.limits, "energy": limit}))
+        found, result = judge.corrected(1 - film, ask)
+        assert len(shown) == times and torch.allclose(found, film, atol=1e-6) is (times == 2)
+        assert result.canonicalization.notes == (("negative corrected",) if times == 2 else ("",))
 
 
 @pytest.mark.parametrize("given", [blob(1), 1 - blob(1)], ids=["better as it came", "better inverted"])
