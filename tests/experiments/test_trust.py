@@ -20,7 +20,6 @@ from docs.experiments.trust import (
     fit_trust,
     gap_closed,
 )
-from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.trust import References
 
 
