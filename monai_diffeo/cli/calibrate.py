@@ -49,14 +49,16 @@ class _Reader:
     wants_plain = True
 
     def __init__(self) -> None:
+        self.films: list[Any] = []  # what a judge has seen
         self.failures: dict[str, list[str]] = {}
 
     def missing(self, items: list[Any]) -> list[Any]:
         """All are to be done."""
         return items
 
-    def done(self, *film: Any) -> None:
+    def done(self, path: str, batch: Any, output: Any, result: Any, seconds: float) -> None:
         """The judge has seen it."""
+        self.films += [verdict.seen for verdict in result.verdicts]
 
     def failed(self, path: str, error: BaseException) -> None:
         """It is left out."""
@@ -71,7 +73,7 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
     from monai_diffeo.cli.bundle import bundle_parser
     from monai_diffeo.errors import ConfigError
     from monai_diffeo.files import bundle_of
-    from monai_diffeo.trust import DECISIONS, OK, Observer, check_films, recalibrated, save_trust, verdict
+    from monai_diffeo.trust import DECISIONS, OK, check_films, recalibrated, save_trust, verdict
 
     if output.exists() or bundle_of(output.absolute()) is not None:
         where = "exists" if output.exists() else "lies in a bundle, whose files stay as they are"
@@ -81,15 +83,14 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
     parser, reader = bundle_parser(root, given, trusted), _Reader()
     if "judge" not in parser or "evaluator" not in parser:
         raise ConfigError(f"calibrate: the configuration of {str(root)!r} has no judge of films. Give --bundle_root cxr.")
-    parser["judge::any_weights"] = True
-    judge = parser.get_parsed_content("judge")
-    base, observer = judge.model, Observer(judge.model, judge.second, whole=judge.whole)
-    parser["judge"], parser["reporter"], parser["postprocessing"] = observer, reader, None
+    parser["judge::any_weights"] = parser["judge::accept_anything"] = True
+    parser["reporter"], parser["postprocessing"] = reader, None
     check_films(len(parser.get_parsed_content("dataset")), share)
     parser.get_parsed_content("evaluator").run()
     for why, paths in reader.failures.items():
         click.echo(f"{len(paths)} failed, the first is {paths[0]!r}. {why}", err=True)
-    films, new = observer.seen, recalibrated(base, observer.seen, share)
+    films, base = reader.films, parser.get_parsed_content("judge").model
+    new = recalibrated(base, films, share)
     save_trust(output, new)
     kinds = [[verdict(of, film.signs, film.said, mirrored=film.mirrored).kind for film in films] for of in (base, new)]
     flagged = len(films) - kinds[0].count(OK)

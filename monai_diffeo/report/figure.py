@@ -93,7 +93,7 @@ def film_figure(
     panels.masks(change, film, plain_mask, mask)
     panels.grid(grid, film, ddf)
     panels.colour_bar(bar(area), panels.area(area, local, canonical_mask))
-    overlap = None if plain_mask is None else float(mask_dice(*map(torch.from_numpy, (plain_mask, mask)), 0))
+    overlap = None if plain_mask is None else float(mask_dice(torch.from_numpy(plain_mask), torch.from_numpy(mask), 0))
     panels.table(table_place(sheet), numbers, overlap, anatomy.rows(numbers.get("areas") or {}))
     if sides is not None:
         for image in (final, change, grid, seen, area):

@@ -54,8 +54,7 @@ def lines_that_hold(
         if withheld := kind_of_decision(line.get("decision")) == NO_RESULT:
             figure = None
         same = line.get("mask") == (masks[0] if len(masks) == 1 else list(masks)) and figure in (None, line.get("figure"))
-        named = withheld or same
-        if not named or (dicom is not None and not isinstance(line.get("dicom"), list)):
+        if not (withheld or same) or (dicom is not None and not isinstance(line.get("dicom"), list)):
             continue
         new = {**line, "figure": figure, **({} if dicom is None else {"dicom": [n for n in line["dicom"] if n in dicom]})}
         if dicom is None:

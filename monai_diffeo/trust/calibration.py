@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from monai_diffeo.errors import ConfigError
-from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.trust.decision import NO_RESULT, verdict
-from monai_diffeo.trust.judge import FilmJudge, Observation
+from monai_diffeo.trust.judge import Observation
 from monai_diffeo.trust.model import TrustModel
 
-__all__ = ["LEAST_FILMS", "Observer", "check_films", "recalibrated"]
+__all__ = ["LEAST_FILMS", "check_films", "recalibrated"]
 
 LEAST_FILMS = 50
 _STRANGE = 0.5  # share of images without a result from which on a folder is taken for one of something else
 _LEAST_LIMIT = 1e-3
-
-
-class Observer(FilmJudge):
-    """A judge that also keeps what it decides by, of every film, in ``seen``."""
-
-    def __init__(self, model: TrustModel, second: Callable | None = None, whole: Callable | None = None) -> None:
-        super().__init__(model, second, accept_anything=True, whole=whole)
-        self.seen: list[Observation] = []
-
-    def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:
-        """See :class:`FilmJudge`."""
-        found = super().observed(image, result)
-        self.seen += found
-        return found
 
 
 def check_films(count: int, share: float) -> None:

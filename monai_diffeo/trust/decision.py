@@ -34,6 +34,7 @@ class Verdict:
         dice: the interval in which its Dice is expected, None without a model.
         signs: what was measured, by the names of :data:`SIGNS`.
         answer: whose answer is given, one of :data:`monai_diffeo.trust.ANSWERS`; "" where nothing else was asked for.
+        seen: the :class:`monai_diffeo.trust.Observation` of a judge that it is made of.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Verdict:
     dice: tuple[float, float] | None = None
     signs: Mapping[str, float] = field(default_factory=dict)
     answer: str = ""
+    seen: Any = None
 
     @property
     def text(self) -> str:

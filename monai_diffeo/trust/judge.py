@@ -8,6 +8,7 @@ import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -131,7 +132,8 @@ class FilmJudge:
             with torch.no_grad():
                 result = replace(result, second=found.warp_back(self.second(found.image).amax(1, keepdim=True)))
         rows = self.observed(image, result)
-        decided = [verdict(self.model, row.signs, row.said, self.accept_anything, row.mirrored) for row in rows]
+        judge = partial(verdict, self.model, accept_anything=self.accept_anything)
+        decided = [replace(judge(row.signs, row.said, mirrored=row.mirrored), seen=row) for row in rows]
         if self.fallback == "best":
             result, decided = best_answers(self.model, result, decided)
         return replace(result, verdicts=tuple(decided))
@@ -226,8 +228,6 @@ def load_film_judge(
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
 
-    A run without canonicalisation has no judge.
-
     Args:
         path: of the model, see :func:`save_trust`.
         weights, canonicalizer, settings: see :func:`fitted_to`.
@@ -235,7 +235,7 @@ def load_film_judge(
         accept_anything, fallback: see :class:`FilmJudge`.
         any_weights: take the model all the same, as one of these weights, and do without networks that are missing.
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
-        enabled: whether films are canonicalised, true or false, also as a string.
+        enabled: whether films are canonicalised, true or false, also as a string; else there is no judge.
 
     Raises:
         ConfigError: for options about decisions where films are not canonicalised.
@@ -266,7 +266,7 @@ def load_film_judge(
             "load_film_judge: %s was not fitted to these weights and settings; decisions are not calibrated.", Path(path).name
         )
         return None
-    others = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
+    others: Any = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
     asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name)) for name, parts in others.items()}
     return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, **asked)
 
