@@ -64,7 +64,8 @@ def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: i
     about = {"folder": str(found.absolute()), "sha256": sha256_below(found), "network": network.source, "mode": mode}
     told = export_graph(graph, images, output_dir, about)
     largest = max(value for kind in told["differences"].values() for value in kind.values())
-    click.echo(f"Written to {output_dir}: model.onnx, model.pt2 and export.json; they equal PyTorch within {largest:.0e}.")
+    on = "{deformed} of {images} images deformed".format(**told["compared"])
+    click.echo(f"Written to {output_dir}: model.onnx, model.pt2, export.json; they equal PyTorch within {largest:.0e}, {on}.")
 
 
 def _size(text: str | None) -> tuple[int, ...] | None:
