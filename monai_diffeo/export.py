@@ -127,8 +127,8 @@ class DiffeoGraph(nn.Module):
 
     def _ask(
         self, image: Tensor, given: Tensor, done: Tensor, forward: Deformation, inverse: Deformation
-    ) -> tuple[Tensor, Tensor | None]:
-        """Mean of the answers at all poses around a deformation, which is one batch, and how much they agree."""
+    ) -> tuple[Tensor, Any]:
+        """Mean of the answers at all poses around a deformation, which are one batch, and their agreement or None."""
         count, rows, size = self.steps.shape[0], image.shape[0], self.size
         image, given, moved = (_copies(tensor, count) for tensor in (image, given, done))
         there, back = (Deformation(_copies(m.matrix, count), _copies(m.residual, count)) for m in (forward, inverse))
@@ -151,7 +151,8 @@ class DiffeoGraph(nn.Module):
 
     def _look(self, seen: Tensor) -> Chain:
         """As :func:`predict`, with all looks; an image that is at rest is moved no more."""
-        part, found, flow = self.canonicalizer, Chain(), None
+        part, found = self.canonicalizer, Chain()
+        flow: Any = None
         looking = torch.ones_like(seen.flatten(1)[:, 0]) > 0
         for _ in range(part.iterations):
             theta = part.predictor(seen if flow is None else warp(seen, flow.ddf(self.work)))
