@@ -1,6 +1,8 @@
 """The graph answers as the inferer does, and so do the program and the ONNX file that are made of it."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -8,14 +10,17 @@ from click.testing import CliRunner
 from monai.networks.nets import UNet
 from torch.testing import assert_close
 
-from monai_diffeo.canonicalize import Canonicalizer
+from monai_diffeo.bundles import find_bundle
+from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
 from monai_diffeo.cli import program
+from monai_diffeo.cli.fit_network import network_of_bundle
 from monai_diffeo.energies import DeformationRegularizer, VAEEnergy
 from monai_diffeo.errors import ConfigError, NumericalError, ShapeError
 from monai_diffeo.export import OUTPUTS, DiffeoGraph, _compared, export_graph, save_program, smooth_images
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import DeformationPredictor, EnergyVAE
+from monai_diffeo.radiograph.packaged import packaged_film
 from tests.helpers import blob
 
 SIZE = (32, 32)
@@ -91,7 +96,7 @@ def test_an_image_whose_energy_rises_goes_to_the_network_as_it_is():
 def test_a_comparison_on_images_that_are_not_deformed_is_said_to_be_one(tmp_path, monkeypatch):
     canonicalizer, network = parts(max_energy_increase=None)
     with torch.no_grad():
-        assert _compared(DiffeoGraph(canonicalizer, network, SIZE, 1)(images())) == {"images": 4, "moved": 2}
+        assert _compared(DiffeoGraph(canonicalizer, network, SIZE, 1)(images())) == {"images": 4, "moved": 2, "deformed": 2}
         still = parts(max_energy_increase=None)[0]
         at_rest = DiffeoGraph(still, network, SIZE, 2, {"energy": -1e9, "disagreement": 0.0})(images())
     assert at_rest[1].any()  # canonicalised, and the answers at rest were taken
@@ -140,12 +145,37 @@ def test_onnx_answers_as_pytorch(onnx_runtime, tmp_path):
     told = export_graph(graph, smooth_images(2, graph), tmp_path, {"network": "a small one"})
     assert json.loads((tmp_path / "export.json").read_text()) == told and told["size"] == [32, 32]
     assert all(value <= 1e-4 for kind in ("onnx", "program") for value in told["differences"][kind].values())
+    assert str(Path(__file__).parents[1]).encode() not in (tmp_path / "model.onnx").read_bytes()
     session = onnx_runtime.InferenceSession(str(tmp_path / "model.onnx"))
     films = images()[[0, 2, 3]]  # of a constant image only rounding is left
     found = session.run(None, {"image": films.numpy()})
     with torch.no_grad():
         for one, other in zip(found, graph(films)):
             assert_close(torch.from_numpy(one), other, atol=1e-4, rtol=1e-4, equal_nan=True)
+
+
+@pytest.mark.slow
+def test_the_graph_of_cxr_answers_as_segment_does(onnx_runtime, tmp_path, monkeypatch):
+    pytest.importorskip("pydicom", reason='needs pip install "monai-diffeo[demo]"')
+    films = tmp_path / "films"
+    films.mkdir()
+    shutil.copy(packaged_film(), films)
+    monkeypatch.chdir(tmp_path)
+    done = CliRunner().invoke(program, ["export", "cxr", "--output_dir", "exported", "--dataset_dir", "films"])
+    assert done.exit_code == 0, done.output
+    told = json.loads((tmp_path / "exported" / "export.json").read_text())
+    assert told["compared"] == {"images": 1, "moved": 1, "deformed": 0} and told["motion_limits"]["energy"] == 30
+    bundle = find_bundle("cxr")
+    under_test, preprocessing = network_of_bundle(bundle, None, None, False)
+    film = preprocessing({"image": str(packaged_film())})["image"].as_tensor()[None]
+    inferer = DiffeoInferer(load_canonicalizer("cxr"), motion_limits=told["motion_limits"])
+    session = onnx_runtime.InferenceSession(str(tmp_path / "exported" / "model.onnx"))
+    for image in (film, film.flip(3)):
+        expected = inferer.infer(image, under_test.network)
+        prediction, moved, *_, agreed = session.run(None, {"image": image.numpy()})
+        assert moved.tolist() == expected.canonicalization.moved.tolist()
+        for one, other in ((prediction, expected.prediction), (agreed, expected.canonicalization.agreement)):
+            assert_close(torch.from_numpy(one), other, atol=1e-3, rtol=1e-4)
 
 
 @pytest.mark.slow

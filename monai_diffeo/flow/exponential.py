@@ -111,7 +111,7 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7, spacing: int = 1) -
         grid = (centered_grid(v.shape[2:], v.device, v.dtype) / column).flip(0).flatten(1).expand(v.shape[0], -1, -1)
         u = (v / column).flip(1) / 2**steps
         for _ in range(steps):
-            linear, shift = matrix[:, :-1, :-1].to(v.dtype), matrix[:, :-1, -1:].to(v.dtype)
+            linear, shift = matrix[:, :-1].to(v.dtype).split([dims, 1], -1)
             where = (torch.baddbmm(shift, linear, grid) + u.flatten(2)).view(u.shape).movedim(1, -1)
             beyond = F.grid_sample(u, where, mode="bilinear", padding_mode="border", align_corners=True)
             u, matrix = torch.baddbmm(beyond.flatten(2), linear, u.flatten(2)).view(u.shape), matrix @ matrix

@@ -321,8 +321,8 @@ def _prefer(one: Canonicalization, other: Canonicalization, differ: Tensor, limi
     """Which images have the better answers in the first of two results, ``(B,)``, bool; those that do not ``differ`` too."""
     if one.agreement is None or other.agreement is None:
         return torch.ones_like(differ)
-    columns = (column.to(differ.device) for column in (one.energy_after, one.agreement, other.agreement))
-    return ~differ | prefer_motion(*columns, limits)
+    energy, agreed, other_agreed = (t.to(differ.device) for t in (one.energy_after, one.agreement, other.agreement))
+    return ~differ | prefer_motion(energy, agreed, other_agreed, limits)
 
 
 def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
