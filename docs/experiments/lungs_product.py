@@ -72,7 +72,7 @@ def masks_of(logits: Tensor, size: Sequence[int], threshold: float = 0.5) -> Ten
 
 def threshold_of(bundle: Path, name: str = "product") -> float:
     """The probability above which a network's answer is lung: the bundle's for the product, one half for the baselines."""
-    return configuration(bundle)["threshold"] if name == "product" else 0.5
+    return configuration(bundle)["mask_threshold"] if name == "product" else 0.5
 
 
 def answers(network: nn.Module, inferer: Inferer, films: Tensor, threshold: float) -> Tensor:
@@ -214,7 +214,7 @@ def state_of(bundle: Path) -> dict[str, str]:
     return {
         "code": code_digest(),
         "bundle": sha256_below(bundle / "models"),
-        "settings": str([configuration(bundle)[name] for name in ("motion_limits", "threshold")]),
+        "settings": str([configuration(bundle)[name] for name in ("motion_limits", "mask_threshold")]),
     }
 
 
