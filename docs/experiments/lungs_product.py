@@ -288,6 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     parts.append(section("## The whole lung, learnt from 100 children", rows))
     parts.append(section("Which convention the masks follow, by the answer that is better by more than 0.02:", kinds))
     parts.append(section("## Asked and measured", asked(found, outlines, whole, packaged_outlines(bundle))))
+    parts += note("lungs_product_tried")
     experiment.write("Lungs: the product", parts, options.seed)
 
 
