@@ -99,9 +99,9 @@ class Deformation:
         matrix = self.matrix * ratio[:, None] / torch.cat([ratio, ratio.new_ones(1)])
         if all(m * old == n * new for m, n, old, new in zip(grown, have, spatial_size, new_size)):  # quicker, the same
             mode = "bilinear" if len(have) == 2 else "trilinear"
-            return Deformation(matrix, F.interpolate(self.residual, grown, mode=mode, align_corners=False) * column)
+            return Deformation(matrix, F.interpolate(self.residual * column, grown, mode=mode, align_corners=False))
         where = centered_grid(grown, self.residual.device, self.residual.dtype) / column + center
-        return Deformation(matrix, sample(self.residual, where.expand(self.residual.shape[0], -1, *grown)) * column)
+        return Deformation(matrix, sample(self.residual * column, where.expand(self.residual.shape[0], -1, *grown)))
 
     def refined(self, new_size: Sequence[int]) -> Deformation:
         """The maps with ``new_size`` points over the extent of the residual, corners on corners; linear between the points."""

@@ -104,7 +104,7 @@ def shapes_intact(masks: np.ndarray) -> bool:
     union: np.ndarray = np.logical_or.reduce(masks)
     count = len(masks)
     if masks.ndim == 3:
-        if not _plane_parts_are_simple(union, count):
+        if not plane_parts_are_simple(union, count):
             return False
     elif any(betti_numbers(union, connectivity) != (count, 0, 0) for connectivity in _DUAL):
         return False
@@ -113,7 +113,7 @@ def shapes_intact(masks: np.ndarray) -> bool:
     return found == count and all(np.array_equal(parts == flat[mask.argmax()], mask) for mask in masks)
 
 
-def _plane_parts_are_simple(mask: np.ndarray, count: int) -> bool:
+def plane_parts_are_simple(mask: np.ndarray, count: int) -> bool:
     """Whether a plane mask of ``count`` parts has no holes, and no voxels that meet only at a corner.
 
     The Euler characteristic is vertices minus edges plus squares: a guard asks at every level of every film, and this takes
