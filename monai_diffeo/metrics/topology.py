@@ -56,7 +56,11 @@ def largest_components(mask: np.ndarray, count: int, connectivity: str = "face")
     """
     if count < 1:
         raise ValueError(f"largest_components(): 'count' must be at least 1, got {count}.")
-    labels, found = connected_components(mask, connectivity)
+    return ranked_components(*connected_components(mask, connectivity), count)
+
+
+def ranked_components(labels: np.ndarray, found: int, count: int) -> np.ndarray:
+    """What :func:`connected_components` gave as :func:`largest_components` gives it."""
     order = np.argsort(-np.bincount(labels.ravel(), minlength=found + 1)[1:], kind="stable")[:count]
     rank = np.zeros(found + 1, dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
     rank[order + 1] = np.arange(1, len(order) + 1)

@@ -11,8 +11,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, convert_to_tensor, optional_import
 
-from monai_diffeo.metrics import connected_components, largest_components
-from monai_diffeo.metrics.topology import plane_parts_are_simple
+from monai_diffeo.metrics import connected_components
+from monai_diffeo.metrics.topology import plane_parts_are_simple, ranked_components
 from monai_diffeo.networks.template.guard import intact_level
 from monai_diffeo.radiograph.lungs import separate_lungs
 
@@ -72,8 +72,8 @@ def largest_parts(mask: np.ndarray, count: int, connectivity: str = "full") -> n
     ends = [np.flatnonzero(whole.any(tuple(a for a in axes if a != axis)))[[0, -1]] for axis in axes]
     box = tuple(slice(first, last + 1) for first, last in ends)  # empty margins only cost time
     kept, out = whole[box], np.zeros_like(whole)
-    found = connected_components(kept, connectivity)[1]
-    kept = largest_components(kept, count, connectivity) > 0 if found > count else kept
+    labels, found = connected_components(kept, connectivity)
+    kept = ranked_components(labels, found, count) > 0 if found > count else kept
     if not (kept.ndim == 2 and plane_parts_are_simple(kept, min(count, found))):
         outside, _ = connected_components(~np.pad(kept, 1), "full")
         kept = (outside != outside.flat[0])[(slice(1, -1),) * kept.ndim]

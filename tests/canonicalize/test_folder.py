@@ -135,7 +135,7 @@ def test_a_batch_gives_what_its_images_give_and_on_cuda_predictors_alone_are_in_
     assert torch.equal(canonicalizer.predictor(images), thetas) and thetas.std(0).max() > 0
     one_by_one = torch.cat([canonicalizer(image[None]).ddf for image in images])
     assert_close(canonicalizer(images).ddf, one_by_one, atol=1e-5, rtol=0)
-    canonicalizer.to = lambda device: canonicalizer  # as on a machine with CUDA
+    canonicalizer.to = lambda device, **_: canonicalizer  # as on a machine with CUDA
     for device, dtype in (("cuda", torch.float64), ("cpu", torch.float32)):
         energies = {name: energy.energy for name, energy in placed(canonicalizer, torch.device(device)).energy.energies.items()}
         for network in (canonicalizer.predictor, energies["motion"].predictor):
