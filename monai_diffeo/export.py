@@ -69,7 +69,9 @@ class DiffeoGraph(nn.Module):
                 f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
             )
         own: Any = canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
-        self.canonicalizer, self.size = copy.deepcopy(canonicalizer).float(), tuple(int(n) for n in size or own)
+        single = copy.deepcopy(canonicalizer).float()
+        self.canonicalizer = single.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.size = tuple(int(n) for n in size or own)
         if len(self.size) != canonicalizer.family.spatial_dims:
             raise ConfigError(
                 f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {self.size}. Give --size."

@@ -101,7 +101,7 @@ def test_a_comparison_on_images_that_are_not_deformed_is_said_to_be_one(tmp_path
         at_rest = DiffeoGraph(still, network, SIZE, 2, {"energy": -1e9, "disagreement": 0.0})(images())
     assert at_rest[1].any()  # canonicalised, and the answers at rest were taken
     told = _compared(at_rest)
-    assert told["moved"] == 0 and "no image of the comparison was deformed" in told["warning"]
+    assert told["moved"] == 2 and told["deformed"] == 0 and "no image of the comparison was deformed" in told["warning"]
     monkeypatch.setattr(
         "monai_diffeo.export.export_graph", lambda *_: {"compared": told, "differences": {"onnx": {"ddf": 0.0}}}
     )
