@@ -127,8 +127,8 @@ class DiffeoGraph(nn.Module):
 
     def _ask(
         self, image: Tensor, given: Tensor, done: Tensor, forward: Deformation, inverse: Deformation
-    ) -> tuple[Tensor, Any]:
-        """Mean of the answers at all poses around a deformation, which are one batch, and their agreement or None."""
+    ) -> tuple[Tensor, Tensor | None]:
+        """Mean of the answers at all poses around a deformation, which is one batch, and how much they agree."""
         count, rows, size = self.steps.shape[0], image.shape[0], self.size
         image, given, moved = (_copies(tensor, count) for tensor in (image, given, done))
         there, back = (Deformation(_copies(m.matrix, count), _copies(m.residual, count)) for m in (forward, inverse))
@@ -151,8 +151,7 @@ class DiffeoGraph(nn.Module):
 
     def _look(self, seen: Tensor) -> Chain:
         """As :func:`predict`, with all looks; an image that is at rest is moved no more."""
-        part, found = self.canonicalizer, Chain()
-        flow: Any = None
+        part, found, flow = self.canonicalizer, Chain(), None
         looking = torch.ones_like(seen.flatten(1)[:, 0]) > 0
         for _ in range(part.iterations):
             theta = part.predictor(seen if flow is None else warp(seen, flow.ddf(self.work)))
@@ -210,11 +209,7 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
         program = torch.export.load(files["program"])
         names = list(OUTPUTS[: len(expected)])
         settings: dict[str, Any] = {"dynamo": True, "opset_version": _OPSET, "input_names": ["image"], "output_names": names}
-        settings["optimize"] = False  # its time grows with the square of the graph; ONNX Runtime optimises what it loads
-        made: Any = torch.onnx.export(program, (), external_data=False, verbose=False, **settings)
-        for node in made.model.graph.all_nodes():
-            node.metadata_props.clear()  # a third of the file: lines of our source
-        made.save(str(files["onnx"]))
+        torch.onnx.export(program, (), str(files["onnx"]), external_data=False, verbose=False, **settings)
         session = onnxruntime.InferenceSession(str(files["onnx"]), providers=["CPUExecutionProvider"])
         runs: dict[str, Callable[[Tensor], Any]] = {"program": program.module()}
         runs["onnx"] = lambda image: [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
@@ -227,11 +222,7 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
         "motion_limits": graph.limits,
         "outputs": names,
         "opset": _OPSET,
-        "compared": {
-            "images": len(image),
-            "moved": int(expected[1].sum()),
-            "deformed": int(expected[4].flatten(1).any(1).sum()),
-        },
+        "compared": _compared(expected),
         "differences": differences,
         **(about or {}),
     }
@@ -241,6 +232,16 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
                 f"export: {kind} must equal PyTorch within {_TOLERANCE:g}, got {found}. Do not use {files[kind]}."
             )
     write_atomically(folder / "export.json", f"{json.dumps(told, indent=2)}\n".encode())
+    return told
+
+
+def _compared(expected: Sequence[Tensor]) -> dict[str, Any]:
+    """How many images a graph gave these outputs for, and how many it deformed, with a warning if none."""
+    deformed = expected[OUTPUTS.index("ddf")].flatten(1).any(1)
+    told: dict[str, Any] = {"images": len(deformed), "moved": int(deformed.sum())}
+    if not told["moved"]:
+        unknown = "no image of the comparison was deformed, so it says nothing about images that are."
+        told["warning"] = f"{unknown} Give --dataset_dir with such images."
     return told
 
 

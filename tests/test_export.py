@@ -16,7 +16,7 @@ from monai_diffeo.cli import program
 from monai_diffeo.cli.fit_network import network_of_bundle
 from monai_diffeo.energies import DeformationRegularizer, VAEEnergy
 from monai_diffeo.errors import ConfigError, NumericalError, ShapeError
-from monai_diffeo.export import OUTPUTS, DiffeoGraph, export_graph, save_program, smooth_images
+from monai_diffeo.export import OUTPUTS, DiffeoGraph, _compared, export_graph, save_program, smooth_images
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.networks import DeformationPredictor, EnergyVAE
@@ -107,6 +107,22 @@ def test_an_image_whose_energy_rises_goes_to_the_network_as_it_is():
         assert_close(prediction, network(images()[:1]), atol=1e-5, rtol=1e-5)
 
 
+def test_a_comparison_on_images_that_are_not_deformed_is_said_to_be_one(tmp_path, monkeypatch):
+    canonicalizer, network = parts(max_energy_increase=None)
+    with torch.no_grad():
+        assert _compared(DiffeoGraph(canonicalizer, network, SIZE, 1)(images())) == {"images": 4, "moved": 2}
+        still = parts(max_energy_increase=None)[0]
+        at_rest = DiffeoGraph(still, network, SIZE, 2, {"energy": -1e9, "disagreement": 0.0})(images())
+    assert at_rest[1].any()  # canonicalised, and the answers at rest were taken
+    told = _compared(at_rest)
+    assert told["moved"] == 0 and "no image of the comparison was deformed" in told["warning"]
+    monkeypatch.setattr(
+        "monai_diffeo.export.export_graph", lambda *_: {"compared": told, "differences": {"onnx": {"ddf": 0.0}}}
+    )
+    done = CliRunner().invoke(program, ["export", "cxr", "--output_dir", str(tmp_path)])
+    assert done.exit_code == 0 and "Warning: no image of the comparison was deformed" in done.stderr, done.stderr
+
+
 def test_what_is_no_graph_is_refused():
     canonicalizer, network = parts()
     with pytest.raises(ConfigError, match="no optimisation, got steps=2"):
@@ -193,7 +209,7 @@ def test_a_graph_that_differs_is_not_accepted(onnx_runtime, tmp_path):
     "words, said",
     [
         (["cxr"], "--output_dir is needed"),
-        (["cxr", "--output_dir", "out", "--size", "big"], "--size must be numbers such as 128,128, got 'big'"),
+        (["cxr", "--output_dir", "out", "--size", "big"], "--size must be numbers such as 128,112, got 'big'"),
         (
             ["cxr", "--output_dir", "out", "--mode", "refine"],
             "the mode must have a predictor and no optimisation, got steps=30",

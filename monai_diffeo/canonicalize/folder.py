@@ -129,6 +129,11 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
     return statistics
 
 
+def tta_samples_of(folder: str | Path, mode: str) -> int:
+    """Poses of the test-time augmentation in a mode of a folder; errors are those of :func:`load_canonicalizer`."""
+    return _named(_settings(Path(folder)), "modes", mode).get("tta_samples", 1)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return ConfigParser.load_config_file(str(path))

@@ -205,7 +205,7 @@ class DiffeoInferer(Inferer):
         rejected = [f"image {i} of {len(found.status)}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
         if rejected and self.fallback == "raise":
             remedy = "Use fallback='identity' to get the plain prediction for it."
-            raise RejectedError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
+            raise RejectedError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}", found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
 

@@ -56,11 +56,15 @@ def largest_components(mask: np.ndarray, count: int, connectivity: str = "face")
     """
     if count < 1:
         raise ValueError(f"largest_components(): 'count' must be at least 1, got {count}.")
-    labels, found = connected_components(mask, connectivity)
-    order = np.argsort(-np.bincount(labels.ravel(), minlength=found + 1)[1:], kind="stable")[:count]
-    rank = np.zeros(found + 1, dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
+    inside = np.asarray(mask) != 0
+    result = np.zeros(inside.shape, dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
+    box = _bounding_box(inside)
+    labels, found = connected_components(inside[box], connectivity)
+    order = np.argsort(-np.bincount(labels[inside[box]], minlength=found + 1)[1:], kind="stable")[:count]
+    rank = np.zeros(found + 1, dtype=result.dtype)
     rank[order + 1] = np.arange(1, len(order) + 1)
-    return rank[labels]
+    result[box] = rank[labels]
+    return result
 
 
 def euler_characteristic(mask: np.ndarray, connectivity: str = "face") -> int:
@@ -86,7 +90,7 @@ def betti_numbers(mask: np.ndarray, connectivity: str = "face") -> tuple[int, ..
     mask = _checked("betti_numbers", mask, connectivity, _has_scipy, "scipy")
     if not mask.any():
         return (0,) * mask.ndim
-    mask = mask[ndimage.find_objects(mask.astype(np.uint8))[0]]  # empty margins only cost time
+    mask = mask[_bounding_box(mask)]
     components = connected_components(mask, connectivity)[1]
     euler = euler_characteristic(mask, connectivity)
     if mask.ndim == 2:
@@ -125,6 +129,13 @@ def _plane_parts_are_simple(mask: np.ndarray, count: int) -> bool:
     pairs = mask[1:] & mask[:-1]
     edges = np.count_nonzero(pairs) + np.count_nonzero(mask[:, 1:] & mask[:, :-1])
     return np.count_nonzero(mask) - edges + np.count_nonzero(pairs[:, 1:] & pairs[:, :-1]) == count
+
+
+def _bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Where a mask is not empty: margins only cost time; all of a mask that is empty."""
+    axes = range(mask.ndim)
+    found = [np.flatnonzero(mask.any(tuple(other for other in axes if other != axis))) for axis in axes]
+    return tuple(slice(part[0], part[-1] + 1) if part.size else slice(None) for part in found)
 
 
 def _checked(who: str, mask: np.ndarray, connectivity: str, installed: bool, package: str) -> np.ndarray:
