@@ -69,7 +69,9 @@ class DiffeoGraph(nn.Module):
                 f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
             )
         own: Any = canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
-        self.canonicalizer, self.size = copy.deepcopy(canonicalizer).float(), tuple(int(n) for n in size or own)
+        single = copy.deepcopy(canonicalizer).float()
+        self.canonicalizer = single.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.size = tuple(int(n) for n in size or own)
         if len(self.size) != canonicalizer.family.spatial_dims:
             raise ConfigError(
                 f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {self.size}. Give --size."
@@ -127,8 +129,8 @@ class DiffeoGraph(nn.Module):
 
     def _ask(
         self, image: Tensor, given: Tensor, done: Tensor, forward: Deformation, inverse: Deformation
-    ) -> tuple[Tensor, Tensor | None]:
-        """Mean of the answers at all poses around a deformation, which is one batch, and how much they agree."""
+    ) -> tuple[Tensor, Any]:
+        """Mean of the answers at all poses around a deformation, which are one batch, and their agreement or None."""
         count, rows, size = self.steps.shape[0], image.shape[0], self.size
         image, given, moved = (_copies(tensor, count) for tensor in (image, given, done))
         there, back = (Deformation(_copies(m.matrix, count), _copies(m.residual, count)) for m in (forward, inverse))
@@ -151,7 +153,8 @@ class DiffeoGraph(nn.Module):
 
     def _look(self, seen: Tensor) -> Chain:
         """As :func:`predict`, with all looks; an image that is at rest is moved no more."""
-        part, found, flow = self.canonicalizer, Chain(), None
+        part, found = self.canonicalizer, Chain()
+        flow: Any = None
         looking = torch.ones_like(seen.flatten(1)[:, 0]) > 0
         for _ in range(part.iterations):
             theta = part.predictor(seen if flow is None else warp(seen, flow.ddf(self.work)))
@@ -209,7 +212,11 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
         program = torch.export.load(files["program"])
         names = list(OUTPUTS[: len(expected)])
         settings: dict[str, Any] = {"dynamo": True, "opset_version": _OPSET, "input_names": ["image"], "output_names": names}
-        torch.onnx.export(program, (), str(files["onnx"]), external_data=False, verbose=False, **settings)
+        settings["optimize"] = False  # its time grows with the square of the graph; ONNX Runtime optimises what it loads
+        made: Any = torch.onnx.export(program, (), external_data=False, verbose=False, **settings)
+        for node in made.model.graph.all_nodes():
+            node.metadata_props.clear()  # a third of the file: lines of our source
+        made.save(str(files["onnx"]))
         session = onnxruntime.InferenceSession(str(files["onnx"]), providers=["CPUExecutionProvider"])
         runs: dict[str, Callable[[Tensor], Any]] = {"program": program.module()}
         runs["onnx"] = lambda image: [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
@@ -236,10 +243,10 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
 
 
 def _compared(expected: Sequence[Tensor]) -> dict[str, Any]:
-    """How many images a graph gave these outputs for, and how many it deformed, with a warning if none."""
-    deformed = expected[OUTPUTS.index("ddf")].flatten(1).any(1)
-    told: dict[str, Any] = {"images": len(deformed), "moved": int(deformed.sum())}
-    if not told["moved"]:
+    """How many images a graph gave these outputs for, canonicalised and deformed, with a warning if none."""
+    moved, ddf = (expected[OUTPUTS.index(name)].reshape(len(expected[0]), -1).any(1) for name in ("moved", "ddf"))
+    told: dict[str, Any] = {"images": len(ddf), "moved": int(moved.sum()), "deformed": int(ddf.sum())}
+    if not told["deformed"]:
         unknown = "no image of the comparison was deformed, so it says nothing about images that are."
         told["warning"] = f"{unknown} Give --dataset_dir with such images."
     return told

@@ -110,12 +110,12 @@ def test_an_image_whose_energy_rises_goes_to_the_network_as_it_is():
 def test_a_comparison_on_images_that_are_not_deformed_is_said_to_be_one(tmp_path, monkeypatch):
     canonicalizer, network = parts(max_energy_increase=None)
     with torch.no_grad():
-        assert _compared(DiffeoGraph(canonicalizer, network, SIZE, 1)(images())) == {"images": 4, "moved": 2}
+        assert _compared(DiffeoGraph(canonicalizer, network, SIZE, 1)(images())) == {"images": 4, "moved": 2, "deformed": 2}
         still = parts(max_energy_increase=None)[0]
         at_rest = DiffeoGraph(still, network, SIZE, 2, {"energy": -1e9, "disagreement": 0.0})(images())
     assert at_rest[1].any()  # canonicalised, and the answers at rest were taken
     told = _compared(at_rest)
-    assert told["moved"] == 0 and "no image of the comparison was deformed" in told["warning"]
+    assert told["moved"] == 2 and told["deformed"] == 0 and "no image of the comparison was deformed" in told["warning"]
     monkeypatch.setattr(
         "monai_diffeo.export.export_graph", lambda *_: {"compared": told, "differences": {"onnx": {"ddf": 0.0}}}
     )

@@ -64,29 +64,35 @@ def as_the_bundle_sees(films: Tensor, size: Sequence[int]) -> Tensor:
     return torch.stack([convert_to_tensor(resize({"film": scale(film)})["film"], track_meta=False) for film in films])
 
 
-def masks_of(logits: Tensor, size: Sequence[int]) -> Tensor:
-    """The bundle's postprocessing: resized probabilities, cut at one half, two largest parts, no holes."""
-    inside = F.interpolate(torch.sigmoid(logits), tuple(size), mode="bilinear") > 0.5
+def masks_of(logits: Tensor, size: Sequence[int], threshold: float = 0.5) -> Tensor:
+    """The bundle's postprocessing: resized probabilities above a threshold, two largest parts, no holes."""
+    inside = F.interpolate(torch.sigmoid(logits), tuple(size), mode="bilinear") > threshold
     return torch.stack([torch.from_numpy(largest_parts(film[0].numpy(), 2)).float()[None] for film in inside])
 
 
-def answers(network: nn.Module, inferer: Inferer, films: Tensor) -> Tensor:
+def threshold_of(bundle: Path, name: str = "product") -> float:
+    """The probability above which a network's answer is lung: the bundle's for the product, one half for the baselines."""
+    return configuration(bundle)["mask_threshold"] if name == "product" else 0.5
+
+
+def answers(network: nn.Module, inferer: Inferer, films: Tensor, threshold: float) -> Tensor:
     """Masks ``(N, 1, H, W)`` of films of this frame."""
     seen = as_the_bundle_sees(films, WORK)
     with torch.no_grad():
-        return torch.cat([masks_of(inferer(image, network), films.shape[2:]) for image in seen.split(8)])
+        return torch.cat([masks_of(inferer(image, network), films.shape[2:], threshold) for image in seen.split(8)])
 
 
 def measure(bundle: Path, films: Films, condition: str, seed: int, name: str) -> dict[str, list[float]]:
     """Dice of each film under a condition by a network, bare and wrapped."""
     shown, network = show(films, condition, seed), networks(bundle)[name]
     both = {"bare": SimpleInferer(), "wrapped": wrappers(bundle)[name]}
-    return {how: dice_of(answers(network, one, shown.images), shown.labels).tolist() for how, one in both.items()}
+    masks = {how: answers(network, one, shown.images, threshold_of(bundle, name)) for how, one in both.items()}
+    return {how: dice_of(mask, shown.labels).tolist() for how, mask in masks.items()}
 
 
 def measure_outlines(bundle: Path, films: Films, source: str) -> dict[str, list[float]]:
     """Dice and distances of the wrapped product's outlines on films of this frame."""
-    masks = answers(networks(bundle)["product"], wrappers(bundle)["product"], films.images)
+    masks = answers(networks(bundle)["product"], wrappers(bundle)["product"], films.images, threshold_of(bundle))
     spacing, _ = spacing_of(source, films.images.shape[2:])
     mean, reach = outline_distances(masks, films.labels, [spacing] * len(masks))
     return {"Dice": dice_of(masks, films.labels).tolist(), "mean distance": mean.tolist(), "HD95": reach.tolist()}
@@ -100,8 +106,8 @@ def whole_network(bundle: Path, further: Path | None = None) -> nn.Module:
 
 def measure_whole(bundle: Path, films: Films, source: str, further: Path | None = None) -> dict[str, list[float]]:
     """Dice of each film by the wrapped :func:`whole_network`."""
-    network = whole_network(bundle, further)
-    return {"Dice": dice_of(answers(network, wrappers(bundle)["product"], films.images), films.labels).tolist()}
+    network, inferer = whole_network(bundle, further), wrappers(bundle)["product"]
+    return {"Dice": dice_of(answers(network, inferer, films.images, threshold_of(bundle)), films.labels).tolist()}
 
 
 def row_of(source: str, condition: str, found: Mapping[str, Mapping[str, Sequence[float]]]) -> dict[str, str]:
@@ -208,7 +214,7 @@ def state_of(bundle: Path) -> dict[str, str]:
     return {
         "code": code_digest(),
         "bundle": sha256_below(bundle / "models"),
-        "settings": str(configuration(bundle)["motion_limits"]),
+        "settings": str([configuration(bundle)[name] for name in ("motion_limits", "mask_threshold")]),
     }
 
 
@@ -282,6 +288,7 @@ def main(argv: list[str] | None = None) -> None:
     parts.append(section("## The whole lung, learnt from 100 children", rows))
     parts.append(section("Which convention the masks follow, by the answer that is better by more than 0.02:", kinds))
     parts.append(section("## Asked and measured", asked(found, outlines, whole, packaged_outlines(bundle))))
+    parts += note("lungs_product_tried")
     experiment.write("Lungs: the product", parts, options.seed)
 
 

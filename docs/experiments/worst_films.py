@@ -19,6 +19,7 @@ from docs.experiments.lungs_product import (
     masks_of,
     measure,
     networks,
+    threshold_of,
     whole_network,
     wrappers,
 )
@@ -80,6 +81,7 @@ def words_on(facts: Facts) -> str:
 def look_at(bundle: Path, films: Films) -> tuple[list[Facts], Tensor]:
     """Facts of films, and the product's masks ``(N, 1, H, W)``."""
     product, whole, inferer = networks(bundle)["product"], whole_network(bundle), wrappers(bundle)["product"]
+    threshold = threshold_of(bundle)
     rows, masks = [], []
     for seen, label in zip(as_the_bundle_sees(films.images, WORK).split(1), films.labels.split(1)):
         results: list[Any] = []
@@ -93,8 +95,8 @@ def look_at(bundle: Path, films: Films) -> tuple[list[Facts], Tensor]:
             "agreement": float(found.agreement[0]),
             "energy": float(found.energy_after[0]),
         }
-        mask, inside = masks_of(logits, SIZE), F.interpolate(logits, SIZE, mode="bilinear")[0, 0] > 0
-        scores = [float(dice_of(m, label)) for m in (mask, masks_of(other, SIZE))]
+        mask, inside = masks_of(logits, SIZE, threshold), F.interpolate(logits, SIZE, mode="bilinear")[0, 0] > 0
+        scores = [float(dice_of(m, label)) for m in (mask, masks_of(other, SIZE, threshold))]
         rows.append(facts_of(label[0, 0], mask[0, 0], inside, *scores, record))
         masks.append(mask)
     return rows, torch.cat(masks)

@@ -31,7 +31,8 @@ ROTATION_LIMITS = {"energy": math.inf, "disagreement": 1.2}
 
 def finite_rows(*tensors: Tensor) -> Tensor:
     """Which images have only finite values in all of the tensors ``(B, ...)``; shape ``(B,)``, bool."""
-    ends = [end for tensor in tensors for end in tensor.flatten(1).aminmax(dim=1)]  # NaN where there is one
+    rows = [tensor.flatten(1) for tensor in tensors]
+    ends = [end for row in rows for end in (row.amin(1), row.amax(1))]  # NaN where there is one; quicker than aminmax
     return torch.stack(ends).isfinite().all(0)
 
 

@@ -66,4 +66,5 @@ def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: i
     largest = max(value for kind in told["differences"].values() for value in kind.values())
     if warning := told["compared"].get("warning"):
         click.echo(f"Warning: {warning}", err=True)
-    click.echo(f"Written to {output_dir}: model.onnx, model.pt2 and export.json; they equal PyTorch within {largest:.0e}.")
+    on = "{deformed} of {images} images deformed".format(**told["compared"])
+    click.echo(f"Written to {output_dir}: model.onnx, model.pt2, export.json; they equal PyTorch within {largest:.0e}, {on}.")

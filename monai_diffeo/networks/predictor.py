@@ -99,12 +99,17 @@ class DeformationPredictor(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose.
 
-        Computed in the precision of the weights. Rounding depends on the batch and grows from iteration to iteration; with
-        ``double()`` weights it stays so small that a batch gives what its images give one by one. Raises :class:`ShapeError`
+        Computed in the precision of the weights. Rounding depends on the batch and grows from iteration to iteration. A batch
+        gives what its images give one by one all the same: outside of training, single precision takes them one by one. With
+        ``double()`` weights, which suit a GPU, all are computed at once, and rounding stays small. Raises :class:`ShapeError`
         for other axes or channels.
         """
         check_image(self, image, self.spatial_dims, self.in_channels)
         dtype, image = image.dtype, image.to(next(self.parameters()).dtype)
-        image = standardize_image(resample_image(image, self.image_size))
-        theta = self.head(self.squeeze(self.features(image)).flatten(1)) * self.output_scale
+        at_once = self.training or image.dtype == torch.float64 or torch.compiler.is_compiling()
+        theta = self._theta(image) if at_once else torch.cat([self._theta(row) for row in image.split(1)])
         return theta.to(dtype) if dtype.is_floating_point else theta
+
+    def _theta(self, image: Tensor) -> Tensor:
+        image = standardize_image(resample_image(image, self.image_size))
+        return self.head(self.squeeze(self.features(image)).flatten(1)) * self.output_scale

@@ -19,6 +19,7 @@ from monai_diffeo.radiograph.film import joined_notes, middle_ninth
 __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict", "ScaleFilmIntensityd"]
 
 _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
+_MONAI_SORTS = 1_000_000  # up to so many values MONAI takes torch's percentiles, which round otherwise
 _SIDE = 320  # of the lattice on which a film is judged, pixels at most
 _LAYERS = 8  # of a border: its sides, and one inside the other
 _SHARE = 0.01  # of the film that a border covers at least
@@ -177,7 +178,7 @@ class ScaleFilmIntensity(Transform):
         step = -(-max(img.shape) // _SIDE)
         found = film_range(convert_to_numpy(img[0, ::step, ::step])) if img.ndim == 3 and len(img) == 1 else None
         if found is None:
-            return self.whole(img), ""
+            return self._all_film(img), ""
         film = convert_to_tensor(img, dtype=torch.float32, track_meta=False)
         film = ScaleIntensityRange(found.low, found.high, 0.0, 1.0, clip=True)(film)
         border = _grown(found.border, 1).repeat(step, 0).repeat(step, 1)[: film.shape[1], : film.shape[2]]
@@ -188,6 +189,16 @@ class ScaleFilmIntensity(Transform):
             notes = joined_notes(film.meta.get("film_notes", ""), found.note)
             film.meta = {**film.meta, "film_notes": notes, "film_border": small.numpy()}
         return film, found.note
+
+    def _all_film(self, img: Any) -> Any:
+        """What MONAI gives; of a large film both percentiles are looked for at once, and the rest is done in place."""
+        film = convert_to_tensor(img, track_meta=False)
+        if film.dtype != torch.float32 or film.device.type != "cpu" or film.numel() <= _MONAI_SORTS:
+            return self.whole(img)
+        low, high = torch.from_numpy(np.percentile(film.numpy(), _PERCENTILES)).float()
+        if not high > low:
+            return self.whole(img)
+        return convert_to_dst_type((film - low).div_(high - low).clamp_(0, 1), img)[0]
 
 
 def inverted_film(images: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ for package in ("ignite", "fire", "nibabel", "pydicom", "PIL", "matplotlib", "sk
 
 import nibabel  # noqa: E402
 import pydicom  # noqa: E402
+from monai.bundle import ConfigParser  # noqa: E402
 from PIL import Image  # noqa: E402
 
 from monai_diffeo.radiograph.packaged import packaged_film  # noqa: E402
@@ -188,6 +189,19 @@ def test_the_whole_lung_is_the_visible_one_and_what_lies_behind_heart_and_diaphr
     with pytest.raises(Exception) as error:
         workflow(BUNDLE, output_dir=str(tmp_path / "out"), dataset_dir=str(one_film), convention="both")
     assert "--convention must be 'visible' or 'whole', got 'both'" in str(error.value.__cause__ or error.value)
+
+
+def test_a_lower_threshold_gives_a_larger_mask_also_where_the_run_goes_on_and_in_an_evaluation(tmp_path, one_film):
+    areas, settings = [], {"dataset_dir": one_film, "figures": "false", "enabled": "false", "resume": "true"}
+    for options in ({"mask_threshold": 0.5}, {}, {"mask_threshold": 0.1}):  # the bundle's own is in between
+        areas.append(run(tmp_path / "out", **settings, **options)[1]["film.png"]["areas"]["total"])
+    assert areas[0] < areas[1] < areas[2]
+    for configs in (("inference.json",), ("inference.json", "evaluate.json")):
+        parser = ConfigParser({})
+        parser.read_config([str(BUNDLE / "configs" / name) for name in configs])
+        parser.update({"mask_threshold": 0.3})
+        kinds = [transform["_target_"] for transform in parser.get("postprocessing::transforms")]
+        assert parser.get_parsed_content(f"postprocessing::transforms::{kinds.index('AsDiscreted')}").threshold == [0.3]
 
 
 def test_a_wrong_option_keeps_the_last_report_and_results_are_not_taken_for_films(tmp_path, small_film):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from docs.experiments.film_data import Films
-from docs.experiments.lungs_product import conventions
+from docs.experiments.lungs_product import conventions, masks_of
 from docs.experiments.worst_films import draw, facts_of, words_on
 
 FOUND = {"rotation": 0, "moved": 0.0, "agreement": 0.99, "energy": 2.0}
@@ -47,6 +47,12 @@ def test_films_are_counted_by_the_answer_that_fits_their_mask():
     assert [row["films"] for row in rows] == [2, 1, 1]
     assert rows[0]["Dice, visible"] == "0.7500" and rows[0]["Dice, whole"] == "0.9000"
     assert conventions("source", [0.9], [0.5])[0]["Dice, whole"] == ""
+
+
+def test_a_mask_is_where_the_resized_probability_is_above_the_threshold():
+    logits = torch.logit(torch.linspace(0.05, 0.95, 16)).expand(2, 1, 8, 16)
+    shares = [masks_of(logits, (16, 16), threshold).mean().item() for threshold in (0.25, 0.5, 0.75)]
+    assert shares == [0.75, 0.5, 0.25] and masks_of(logits, (16, 16)).mean() == 0.5
 
 
 def test_a_sheet_is_a_small_picture(tmp_path):

@@ -31,7 +31,7 @@ def framed(image, left=0, right=0, top=0, bottom=0, value=0.0):
     return torch.nn.functional.pad(image, (left, right, top, bottom), value=value)
 
 
-@pytest.mark.parametrize("rows, columns", [(180, 150), (16, 40), (900, 700), (3, 3), (2, 5)])
+@pytest.mark.parametrize("rows, columns", [(180, 150), (16, 40), (900, 700), (3, 3), (2, 5), (1100, 1000)])
 @pytest.mark.parametrize("low, high", [(300.0, 3600.0), (0.0, 255.0), (-0.5, 0.25)])
 def test_an_ordinary_film_is_scaled_as_by_monai_bit_for_bit(rows, columns, low, high):
     image = film(rows, columns) * (high - low) / 3300 + low
@@ -195,6 +195,9 @@ def test_what_cannot_be_judged_is_scaled_as_by_monai():
         film(180, 150).repeat(3, 1, 1),
         film()[None],
         film(15, 300),
+        torch.full((1, 1100, 1000), 7.0),
+        film(1100, 1000).index_fill(1, torch.tensor([5]), torch.nan),
+        torch.where(film(1100, 1000) > 3590, 4000.0, 7.0),
     ):
         assert torch.equal(SCALE(image).nan_to_num(9.0), MONAI(image).nan_to_num(9.0))
 
