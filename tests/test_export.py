@@ -85,6 +85,20 @@ def test_answers_at_rest_count_as_for_the_inferer(least, disagreement):
         assert_close(one, other.to(one.dtype), atol=2e-4, rtol=1e-4, equal_nan=True)
 
 
+def test_answers_at_rest_count_where_they_agree_as_well():
+    canonicalizer, network = parts(max_energy_increase=None)
+    given, never, inf = images()[[0, 2]], {"energy": -float("inf"), "disagreement": 1.0}, float("inf")
+    with torch.no_grad():
+        deformed, rest = (1 - DiffeoGraph(canonicalizer, network, SIZE, 2, limits)(given)[6] for limits in (None, never))
+        limits = {"energy": inf, "disagreement": (deformed / rest).mean().item()}
+        found = DiffeoGraph(canonicalizer, network, SIZE, 2, limits)(given)
+        expected = by_inferer(canonicalizer, network, given, 2, limits)
+    still = (found[4].flatten(1) == 0).all(1)
+    assert still.tolist() == (deformed / rest > limits["disagreement"]).tolist() and still.sum() == 1
+    for one, other in zip(found, expected):
+        assert_close(one, other.to(one.dtype), atol=2e-4, rtol=1e-4, equal_nan=True)
+
+
 def test_an_image_whose_energy_rises_goes_to_the_network_as_it_is():
     canonicalizer, network = parts(max_energy_increase=-1e6)
     with torch.no_grad():
