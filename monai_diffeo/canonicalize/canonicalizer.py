@@ -354,9 +354,10 @@ class Canonicalizer(nn.Module):
 
 
 def placed(canonicalizer: Canonicalizer, device: torch.device) -> Canonicalizer:
-    """The canonicaliser on a device, as is quickest there: on a CPU weights have their channels last. On CUDA predictors are in
-    double precision, since a batch is quicker than its images."""
-    layout = torch.channels_last if device.type == "cpu" else torch.contiguous_format
+    """The canonicaliser on a device, as is quickest there: on a CPU weights of 2D networks have their channels last. On CUDA
+    predictors are in double precision, since a batch is quicker than its images."""
+    last = device.type == "cpu" and canonicalizer.family.spatial_dims == 2
+    layout = torch.channels_last if last else torch.contiguous_format
     for part in canonicalizer.to(device, memory_format=layout).modules():  # type: ignore[call-overload]
         if isinstance(part, DeformationPredictor):
             part.to(torch.float64 if device.type == "cuda" else torch.float32)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.flow.kept import keep_tensors
 
 __all__ = ["DeformationPredictor", "standardize_image"]
 
@@ -33,8 +32,17 @@ def resample_image(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
         return image
     if image.ndim == 4:
         return F.interpolate(image, spatial_size, mode="bilinear", align_corners=False, antialias=True)
-    fewer: Any = [min(n, m) for n, m in zip(image.shape[2:], spatial_size)]
-    return F.interpolate(F.adaptive_avg_pool3d(image, fewer), tuple(spatial_size), mode="trilinear", align_corners=False)
+    for axis, m in enumerate(spatial_size, 2):
+        if m < image.shape[axis]:
+            means = _block_means(image.shape[axis], m, image.device, image.dtype)
+            image = (image.movedim(axis, -1) @ means).movedim(-1, axis)
+    return F.interpolate(image, tuple(spatial_size), mode="trilinear", align_corners=False)
+
+
+@keep_tensors
+def _block_means(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Adaptive average pooling along an axis as a matrix ``(old, new)``; exporters have no such operation in space."""
+    return F.adaptive_avg_pool1d(torch.eye(old, device=device, dtype=dtype)[None], new)[0]
 
 
 def check_image(network: nn.Module, image: Tensor, dims: int, channels: int, size: tuple[int, ...] = ()) -> None:

@@ -33,6 +33,10 @@ def test_standardised_energies_of_the_training_images_centre_on_zero(folder):
     assert all(value.median().abs() < 1.5 for value in terms.values())
 
 
+def test_a_canonicaliser_of_volumes_loads():
+    assert load_canonicalizer("brain_3d").family.spatial_dims == 3  # channels_last is for four axes only
+
+
 def test_settings_can_be_changed_at_loading(folder):
     assert load_canonicalizer(folder, "refine", steps=7).steps == 7
 
