@@ -37,7 +37,7 @@ __all__ = ["FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_t
 _log = logging.getLogger(__name__)
 
 _FAR = 0.5  # of the usual energies' end: films beyond it are shown inverted too
-_LESS = 0.65  # of the energy; correcting a negative leaves at most 0.62 of it on 40 films of val
+_LESS = 0.65  # of the energy; correcting a negative leaves at most 0.55 of it on 40 films of val
 _MIRRORED = {"R\\F", "F\\L", "L\\H", "H\\R"}  # PatientOrientation of a mirrored frontal film
 
 
