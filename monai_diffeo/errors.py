@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 __all__ = ["ConfigError", "DiffeoError", "FilmError", "NumericalError", "OutputError"]
 __all__ += ["RejectedError", "ShapeError", "WeightsError"]
@@ -37,7 +38,11 @@ class NumericalError(DiffeoError, RuntimeError):
 
 
 class RejectedError(NumericalError):
-    """A deformation was rejected where no other answer was wanted."""
+    """A deformation was rejected where no other answer was wanted; ``canonicalization`` says what was found, if it is known."""
+
+    def __init__(self, message: str, canonicalization: Any = None) -> None:
+        self.canonicalization = canonicalization
+        super().__init__(message)
 
 
 class WeightsError(DiffeoError, RuntimeError):

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import reduce
+from itertools import starmap
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -16,14 +17,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import Canonicalizer
-from monai_diffeo.canonicalize.acceptance import looks_again, worst_folding
+from monai_diffeo.canonicalize.acceptance import looks_again, prefer_motion, worst_folding
 from monai_diffeo.canonicalize.result import move_image, pose_generators
 from monai_diffeo.canonicalize.search import Chain
 from monai_diffeo.errors import ConfigError, NumericalError
 from monai_diffeo.files import write_atomically
 from monai_diffeo.flow import Deformation, affine_deformation, folding_fraction, warp
 from monai_diffeo.flow.warp import resize_ddf
-from monai_diffeo.inferers.aggregation import agreement
+from monai_diffeo.inferers.aggregation import agreement, overlap
 from monai_diffeo.networks.predictor import check_image, resample_image
 
 __all__ = ["OUTPUTS", "DiffeoGraph", "export_graph", "save_program", "smooth_images"]
@@ -38,13 +39,14 @@ class DiffeoGraph(nn.Module):
 
     Every look of the predictor, every pose and the network are in the graph; nothing in it depends on a value but by choosing
     between two tensors. It rejects an image by the rules of the canonicaliser, and such an image goes to the network as it is.
-    A deformation that folds is rejected, not halved. Rotations, polarity and the comparison with answers at rest are left out.
+    A deformation that folds is rejected, not halved. Rotations and polarity are left out.
 
     Args:
         canonicalizer: in a mode without ``steps`` and ``search``; copied, in single precision.
         network: image ``(B, C, *S)`` to one map ``(B, K, *T)`` or to scores ``(B, K)``; copied.
         size: ``*S``, of the images; None takes the working size, or that of the predictor.
         tta_samples: poses; None takes the canonicaliser's.
+        motion_limits: as :class:`DiffeoInferer` has them; with one pose they say nothing.
 
     Raises:
         ConfigError: if the mode optimises, or has no predictor, or if the network gives something else.
@@ -57,6 +59,7 @@ class DiffeoGraph(nn.Module):
         network: nn.Module,
         size: Sequence[int] | None = None,
         tta_samples: int | None = None,
+        motion_limits: Mapping[str, float] | None = None,
     ) -> None:
         super().__init__()
         searches = canonicalizer.steps or canonicalizer.search is not None
@@ -66,18 +69,24 @@ class DiffeoGraph(nn.Module):
                 f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
             )
         own: Any = canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
-        self.canonicalizer, self.size = copy.deepcopy(canonicalizer).float(), tuple(int(n) for n in size or own)
+        single = copy.deepcopy(canonicalizer).float()
+        self.canonicalizer = single.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]
+        self.size = tuple(int(n) for n in size or own)
         if len(self.size) != canonicalizer.family.spatial_dims:
             raise ConfigError(
                 f"export: 'size' must have {canonicalizer.family.spatial_dims} axes, got {self.size}. Give --size."
             )
         self.network = copy.deepcopy(network).float().eval().requires_grad_(False)
         self.count = canonicalizer.tta_samples if tta_samples is None else tta_samples
-        self.work = canonicalizer.working_size or self.size
-        generators = pose_generators(self.size, self.count)
-        steps = [affine_deformation(sign * g[None], (1,) * len(self.size)).matrix for g in generators for sign in (1, -1)]
-        self.steps: Tensor
-        self.register_buffer("steps", torch.stack(steps) if steps else torch.zeros(0))  # (A, 1, D, D + 1), in pairs
+        self.work, self.limits = canonicalizer.working_size or self.size, motion_limits
+        one = (1,) * len(self.size)
+        pairs = [[Deformation.identity(1, one).matrix]] * (self.count % 2)
+        for generator in pose_generators(self.size, self.count):
+            pairs.append([affine_deformation(sign * generator[None], one).matrix for sign in (1, -1)])
+        self.steps: Tensor  # from the canonical pose to each pose, (A, 1, D, D + 1)
+        self.undo: Tensor  # and back
+        for name, way in (("steps", 1), ("undo", -1)):
+            self.register_buffer(name, torch.stack([matrix for pair in pairs for matrix in pair[::way]]))
 
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """What :data:`OUTPUTS` names, the last only with several poses; images ``(B, C, *S)`` as the bundle has them.
@@ -92,42 +101,60 @@ class DiffeoGraph(nn.Module):
         seen = resample_image(image, self.work)
         found, before = self._look(seen), part.energy(seen)
         before = torch.where(finite, before, torch.nan)
-        forward, inverse = found.forward(self.work, part.final_steps), found.inverse(self.work, part.final_steps)
+        forward, inverse = found.forward(self.work, part.final_steps), self._inverse(found)
         folded = worst_folding(forward.ddf(self.work), inverse.ddf(self.work))
         forward, inverse = forward.resized(self.work, size), inverse.resized(self.work, size)
         ddf, inverse_ddf = forward.ddf(size), inverse.ddf(size)
-        canonical = move_image(image, ddf, part.sampling)
-        after = part.energy(resample_image(canonical, self.work))
+        after = part.energy(resample_image(move_image(image, ddf, part.sampling), self.work))
         done = usable & ((folded == 0) & (folding_fraction(ddf) == 0)) & (before.isfinite() & after.isfinite())
         if part.skip_below is not None:
             done = done & (before > part.skip_below)
         if part.max_energy_increase is not None:
             done = done & (after <= before + part.max_energy_increase)
-        ways = [(canonical, inverse_ddf)] if self.count % 2 else []
-        for i in range(self.count // 2 * 2):
-            matrix, undo = (self.steps[k].expand(image.shape[0], -1, -1) for k in (i, i ^ 1))
-            step = Deformation(matrix, torch.zeros_like(ddf))
-            pose = move_image(image, forward.after(step).ddf(size), part.sampling)
-            ways.append((pose, inverse.then_affine(undo).ddf(size)))
-        shown = torch.stack([_where(done, pose, given) for pose, _ in ways])
-        answers = self.network(shown.flatten(0, 1))
-        if not isinstance(answers, Tensor) or answers.ndim not in (2, image.ndim):
+        mean, agreed = self._ask(image, given, done, forward, inverse)
+        deformed = done
+        if self.limits and agreed is not None:
+            still = Deformation.identity(image.shape[0], size, image.device)
+            rest, agreed_at_rest = self._ask(image, given, done, still, still)
+            keep = prefer_motion(after, agreed, agreed_at_rest, self.limits)
+            if "overlap" in self.limits:
+                single = self._answer(given)
+                same = overlap(rest, single)
+                rest = rest if same is None else _where(same >= self.limits["overlap"], rest, single)
+            deformed = done & keep
+            mean, agreed = _where(deformed | ~done, mean, rest), torch.where(keep, agreed, agreed_at_rest)
+        decided = [_where(deformed, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf)]
+        told = (mean, done, before, torch.where(deformed, after, before), *decided)
+        return told if agreed is None else (*told, agreed)
+
+    def _ask(
+        self, image: Tensor, given: Tensor, done: Tensor, forward: Deformation, inverse: Deformation
+    ) -> tuple[Tensor, Any]:
+        """Mean of the answers at all poses around a deformation, which are one batch, and their agreement or None."""
+        count, rows, size = self.steps.shape[0], image.shape[0], self.size
+        image, given, moved = (_copies(tensor, count) for tensor in (image, given, done))
+        there, back = (Deformation(_copies(m.matrix, count), _copies(m.residual, count)) for m in (forward, inverse))
+        step, undo = (matrices.expand(-1, rows, -1, -1).flatten(0, 1) for matrices in (self.steps, self.undo))
+        ddf = there.after(Deformation(step, torch.zeros_like(there.ddf(size)))).ddf(size)
+        answers = self._answer(_where(moved, move_image(image, ddf, self.canonicalizer.sampling), given))
+        if answers.ndim == image.ndim:
+            field = resize_ddf(back.then_affine(undo).ddf(size), tuple(answers.shape[2:]), size)
+            answers = _where(moved, warp(answers, field), answers)
+        poses = answers.unflatten(0, (count, rows)).unbind()
+        return _where(done, torch.stack(poses).mean(0), poses[0]), agreement(poses, done)
+
+    def _answer(self, image: Tensor) -> Tensor:
+        answer = self.network(image)
+        if not isinstance(answer, Tensor) or answer.ndim not in (2, image.ndim):
             raise ConfigError(
                 "export: the network must give one tensor, a map (B, K, *S) or scores (B, K). Wrap it so that it does."
             )
-        predictions = [
-            self._back(answer, way, done) if answer.ndim == image.ndim else answer
-            for answer, (_, way) in zip(answers.unflatten(0, shown.shape[:2]), ways)
-        ]
-        decided = [_where(done, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf)]
-        mean = _where(done, torch.stack(predictions).mean(0), predictions[0])
-        told = (mean, done, before, torch.where(done, after, before), *decided)
-        agreed = agreement(predictions, done)
-        return told if agreed is None else (*told, agreed)
+        return answer
 
     def _look(self, seen: Tensor) -> Chain:
         """As :func:`predict`, with all looks; an image that is at rest is moved no more."""
-        part, found, flow = self.canonicalizer, Chain(), None
+        part, found = self.canonicalizer, Chain()
+        flow: Any = None
         looking = torch.ones_like(seen.flatten(1)[:, 0]) > 0
         for _ in range(part.iterations):
             theta = part.predictor(seen if flow is None else warp(seen, flow.ddf(self.work)))
@@ -136,11 +163,19 @@ class DiffeoGraph(nn.Module):
             flow, found = step if flow is None else flow.after(step), found.then(part.family, theta)
             if part.min_motion is not None:
                 looking = looking & looks_again(step.ddf(self.work), part.min_motion)
-        return found
+        return Chain(found.links, (self.work, flow))
 
-    def _back(self, answer: Tensor, inverse_ddf: Tensor, done: Tensor) -> Tensor:
-        field = resize_ddf(inverse_ddf, tuple(answer.shape[2:]), self.size)
-        return _where(done, warp(answer, field), answer)
+    def _inverse(self, found: Chain) -> Deformation:
+        """As :meth:`Chain.inverse`, all links as one batch."""
+        thetas = [theta for _, theta in reversed(found.links)]
+        maps = self.canonicalizer.family.inverse(torch.cat(thetas), self.work, self.canonicalizer.final_steps)
+        parts = (tensor.unflatten(0, (len(thetas), -1)).unbind() for tensor in (maps.matrix, maps.residual))
+        return reduce(Deformation.after, starmap(Deformation, zip(*parts)))
+
+
+def _copies(tensor: Tensor, count: int) -> Tensor:
+    """A batch ``(B, ...)`` several times, one after another."""
+    return tensor.repeat(count, *[1] * (tensor.ndim - 1))
 
 
 def _where(keep: Tensor, tensor: Tensor, other: Tensor) -> Tensor:
@@ -177,8 +212,15 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
         program = torch.export.load(files["program"])
         names = list(OUTPUTS[: len(expected)])
         settings: dict[str, Any] = {"dynamo": True, "opset_version": _OPSET, "input_names": ["image"], "output_names": names}
-        torch.onnx.export(program, (), str(files["onnx"]), external_data=False, verbose=False, **settings)
-        session = onnxruntime.InferenceSession(str(files["onnx"]), providers=["CPUExecutionProvider"])
+        settings["custom_translation_table"] = {torch.ops.aten.grid_sampler_3d.default: _sample_volume}
+        settings["optimize"] = False  # its time grows with the square of the graph; ONNX Runtime optimises what it loads
+        made: Any = torch.onnx.export(program, (), external_data=False, verbose=False, **settings)
+        for node in made.model.graph.all_nodes():
+            node.metadata_props.clear()  # a third of the file: lines of our source
+        made.save(str(files["onnx"]))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3  # not how each constant was folded
+        session = onnxruntime.InferenceSession(str(files["onnx"]), options, providers=["CPUExecutionProvider"])
         runs: dict[str, Callable[[Tensor], Any]] = {"program": program.module()}
         runs["onnx"] = lambda image: [torch.from_numpy(value) for value in session.run(None, {"image": image.numpy()})]
         differences = {kind: dict(zip(names, map(_largest, run(image), expected))) for kind, run in runs.items()}
@@ -187,9 +229,10 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
         "channels": image.shape[1],
         "tta_samples": graph.count,
         "iterations": graph.canonicalizer.iterations,
+        "motion_limits": graph.limits,
         "outputs": names,
         "opset": _OPSET,
-        "compared": {"images": len(image), "moved": int(expected[OUTPUTS.index("moved")].sum())},
+        "compared": _compared(expected),
         "differences": differences,
         **(about or {}),
     }
@@ -199,6 +242,24 @@ def export_graph(graph: DiffeoGraph, image: Tensor, folder: str | Path, about: d
                 f"export: {kind} must equal PyTorch within {_TOLERANCE:g}, got {found}. Do not use {files[kind]}."
             )
     write_atomically(folder / "export.json", f"{json.dumps(told, indent=2)}\n".encode())
+    return told
+
+
+def _sample_volume(image: Any, grid: Any, mode: int, padding: int, align_corners: bool) -> Any:
+    """What torch.onnx does not know of: GridSample in space."""
+    from onnxscript import opset20
+
+    modes, paddings = ("linear", "nearest"), ("zeros", "border", "reflection")
+    return opset20.GridSample(image, grid, mode=modes[mode], padding_mode=paddings[padding], align_corners=int(align_corners))
+
+
+def _compared(expected: Sequence[Tensor]) -> dict[str, Any]:
+    """How many images a graph gave these outputs for, canonicalised and deformed, with a warning if none."""
+    moved, ddf = (expected[OUTPUTS.index(name)].reshape(len(expected[0]), -1).any(1) for name in ("moved", "ddf"))
+    told: dict[str, Any] = {"images": len(ddf), "moved": int(moved.sum()), "deformed": int(ddf.sum())}
+    if not told["deformed"]:
+        unknown = "no image of the comparison was deformed, so it says nothing about images that are."
+        told["warning"] = f"{unknown} Give --dataset_dir with such images."
     return told
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "remove_unfinished",
     "sha256_below",
     "sha256_of",
+    "sha256_or_none",
     "sync_folder",
     "write_atomically",
 ]
@@ -47,6 +48,14 @@ def sha256_of(path: str | PathLike[str]) -> str:
         while block := file.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+def sha256_or_none(path: str | PathLike[str]) -> str | None:
+    """SHA-256 of a file, None if it cannot be read."""
+    try:
+        return sha256_of(path)
+    except OSError:
+        return None
 
 
 def sha256_below(folder: str | PathLike[str]) -> dict[str, str]:

@@ -33,7 +33,6 @@ ALLOWED = {  # the reason, and where
         "families/cpab/tessellation.py self.cells[n].tolist()",
         "flow/deformation.py int(new)",
         "flow/grid.py int(n)",
-        "flow/jacobian.py float(i == j)",
         "networks/template/prior.py int(n)",
         "networks/template/transformer.py int(n)",
         "trust/fallback.py float(values[i])",

@@ -20,7 +20,7 @@ from docs.experiments.reverse_accuracy import reverse_accuracy
 from docs.experiments.training import kept
 from docs.experiments.trust_films import Row, foreign_rows, references_of, rows_of
 from monai_diffeo.canonicalize.acceptance import MIRRORED, NEGATIVE
-from monai_diffeo.trust import NO_RESULT, OK, References, Score, TrustModel, fitted_to, judge, save_trust, verdict
+from monai_diffeo.trust import NO_RESULT, OK, References, Score, TrustModel, fitted_to, save_trust, verdict
 
 GOOD = {"shenzhen": 0.9, "montgomery": 0.9, "paediatric_gz": 0.8, "covid_gb": 0.8}  # Dice below is a failure
 ADULTS = ("shenzhen", "montgomery")
@@ -60,7 +60,18 @@ Film = dict[str, Any]  # signs, Dice, source, condition
 
 def film_of(row: Row, source: str, condition: str) -> Film:
     """Signs and truth of a kept row."""
-    names = ("signs", "rivals", "dice_prediction", "dice_plain", "dice_second", "dice_whole", "notes", "rotation", "id")
+    names = (
+        "signs",
+        "rivals",
+        "dice_prediction",
+        "dice_plain",
+        "dice_second",
+        "dice_whole",
+        "notes",
+        "rotation",
+        "id",
+        "corrected",
+    )
     times = {name: row[name] for name in ("seconds", "seconds_second", "seconds_whole")}
     bad = None if source == "foreign" else row["dice_prediction"] < GOOD[source]
     return {"source": source, "condition": condition, "bad": bad, **{name: row.get(name) for name in names}, **times}
@@ -119,7 +130,7 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
         n: max(float(np.nanquantile([f["signs"].get(n, math.nan) for f in good], 0.99)), 1e-3)
         for n in sorted({*ERROR, *FOREIGN})
     }
-    known = [film for film in films if film["condition"] != "negative"]  # negatives are corrected before
+    known = [film for film in films if film["condition"] != "negative"]
     adults = [film for film in good if film["source"] in ADULTS]
 
     def score(columns: Sequence[str], fit: Callable, some: Sequence[Film], truth: Sequence[float]) -> Score:
@@ -168,7 +179,7 @@ def gap_closed(score: Sequence[float], dice: Sequence[float]) -> float:
 
 
 def _flagged(films: Sequence[Film], model: TrustModel) -> list[str]:
-    """The kind of the decision on each film; a film that says that it is a negative counts as corrected and is not asked."""
+    """The kind of the decision on each film."""
     return [verdict(model, film["signs"], film["notes"] or "").kind for film in films]
 
 
@@ -222,11 +233,6 @@ def interval_row(title: str, films: Sequence[Film], model: TrustModel) -> dict[s
         "inside": f"{np.mean(inside):.1%} of {len(inside)}",
         "mean width": f"{np.mean([b - a for a, b in ends]):.3f}",
     }
-
-
-def corrected(film: Film, upright: Mapping[str, Film]) -> bool:
-    """Whether the judge corrects a negative: it is said, and the film is more like the training films as it was."""
-    return NEGATIVE in film["notes"] and upright[film["id"]]["signs"]["energy"] < judge._LESS * film["signs"]["energy"]
 
 
 def _share(count: int, of: int) -> str:
@@ -287,9 +293,8 @@ def main(argv: list[str] | None = None) -> None:
         | {f"{k}, source left out": v for k, v in interval_row(title, films, left[title.split(",")[0]]).items() if k != "films"}
         for title, films in sets.items()
     ]
-    upright = {film["id"]: film for s in SOURCES for film in test[s, "plain"]}
     said: dict[str, Callable[[Film], bool]] = {
-        "negative": lambda film: corrected(film, upright),
+        "negative": lambda film: bool(film["corrected"]),
         "mirrored": lambda film: MIRRORED in film["notes"],
         **{c: lambda film, quarter=quarter: film["rotation"] == quarter for quarter, c in enumerate(TURNS, 1)},
     }  # type: ignore[misc]
@@ -297,7 +302,6 @@ def main(argv: list[str] | None = None) -> None:
     for c in (*FILM_FAULTS, *WRONG, *TURNS):
         films = [film for s in SOURCES for film in test[s, c]]
         right = "" if c not in said else _share(sum(map(said[c], films)), len(films))
-        films = [upright[f["id"]] if c == "negative" and said[c](f) else f for f in films]
         faults.append({**decision_row(c, films, model), "said or corrected": right})
     strange = [
         {"kind": kind, "fitted on": "yes" if kinds == "fitted" else "no", "images": str(len(films)),
@@ -370,8 +374,9 @@ def rows_of_asked(
         ("turned films corrected", "at least 99 %", 0.99, TURNS),
     ):
         rows.append(_least(what, asked, least, [said[c](f) for c in conditions for f in of(c)]))
-    for word in (NEGATIVE, MIRRORED):
-        rows.append(_least(f"other films: not '{word}'", "–", 1.0, [word not in f["notes"] for f in wrong]))
+    taken = [f["corrected"] or NEGATIVE in f["notes"] for f in wrong]
+    rows.append(_least("other films: not taken for negatives", "–", 1.0, [not t for t in taken]))
+    rows.append(_least(f"other films: not '{MIRRORED}'", "–", 1.0, [MIRRORED not in f["notes"] for f in wrong]))
     turned = [f["rotation"] != 0 for f in of("plain", "TPS")]
     rows.append(_least("films that stand upright, not turned", "–", 1.0, [not t for t in turned]))
     rows.append(judged("lateral films said", "at least 95 %", "not measured: no lateral film in the sets", False))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -15,18 +15,19 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from monai.bundle import ConfigParser
-from monai.utils import convert_to_tensor
+from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from docs.experiments.film_conditions import show
 from docs.experiments.film_data import Films, load_films
 from docs.experiments.foreign_images import FITTED, TESTED, foreign_images
-from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, masks_of, networks, whole_network, wrappers
+from docs.experiments.lungs_product import SIZE, WORK, masks_of, networks, threshold_of, whole_network, wrappers
 from docs.experiments.measures import dice_of
 from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.manifest import read_manifest
-from monai_diffeo.trust import References, film_signs
+from monai_diffeo.transforms import ResizeFilmd, ScaleFilmIntensity
+from monai_diffeo.trust import FilmJudge, References, film_signs, load_trust
 from monai_diffeo.trust.judge import ask_upright
 
 Row = dict[str, Any]
@@ -49,14 +50,24 @@ def references_of(data: Path) -> References:
     return References.of(torch.as_tensor(train.images), train.labels)
 
 
+def as_the_judge_sees(image: Tensor) -> Any:
+    """A film ``(1, 1, H, W)`` after the bundle's grey scale and resizing, with what they say of it."""
+    film = ResizeFilmd("film", WORK)({"film": ScaleFilmIntensity()(MetaTensor(image[0]))})["film"]
+    batch = film[None]
+    batch.meta = film.meta
+    return batch
+
+
 def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row:
     """All about one film ``(1, 1, 256, 256)``; ``label`` is its mask, if it has one."""
     network, inferer, template, whole = parts(bundle)
     row, clock = {}, time.process_time
-    seen = convert_to_tensor(as_the_bundle_sees(image, WORK), track_meta=False)
+    given = as_the_judge_sees(image)
     began = clock()
     with torch.no_grad():
-        result = inferer.infer(seen, network, plain=True)
+        judge = FilmJudge(load_trust(bundle / "models" / "trust.json"))
+        seen, result = judge.corrected(given, lambda film: inferer.infer(film.as_tensor(), network, plain=True))
+        row["corrected"], seen = seen is not given, seen.as_tensor()
         row["seconds"], began = clock() - began, clock()
         found, searched = result.canonicalization, result.searched
         second = template.segment(searched.image)
@@ -85,10 +96,15 @@ def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row
     kept |= {"second": back, "whole": hidden, "ddf": searched.ddf, "inverse_ddf": searched.inverse_ddf}
     kept |= {name: one for name in ("unchosen", "averaged") if (one := getattr(result, name)) is not None}
     if label is not None:
-        for name in ("prediction", "plain", "second", "whole"):
-            row[f"dice_{name}"] = float(dice_of(masks_of(kept[name], SIZE), label))
+        row |= dices_of(bundle, kept, label)
         kept["label"] = F.interpolate(label, WORK, mode="area")
     return row | {name: torch.as_tensor(value)[0].half() for name, value in kept.items()}
+
+
+def dices_of(bundle: Path, answers: Mapping[str, Any], label: Tensor) -> dict[str, float]:
+    """Dice of each network's mask, ``answers`` are logits ``(1, 1, h, w)``; that of the template's is cut at one half."""
+    levels = dict.fromkeys(("prediction", "plain", "whole"), threshold_of(bundle)) | {"second": 0.5}
+    return {f"dice_{name}": float(dice_of(masks_of(answers[name], SIZE, t), label)) for name, t in levels.items()}
 
 
 def shown(films: Films, condition: str, seed: int) -> Films:

@@ -22,11 +22,10 @@ from monai_diffeo.energies.base import as_energy
 from monai_diffeo.families import Family
 from monai_diffeo.flow import Deformation, folding_fraction, rotate_axes, warp
 from monai_diffeo.flow.axis_rotations import inverse_rotation
-from monai_diffeo.networks import ImageOrientation
+from monai_diffeo.networks import DeformationPredictor, ImageOrientation
 from monai_diffeo.networks.predictor import resample_image
-from monai_diffeo.renamed import RENAMED_SETTINGS, renamed_arguments
 
-__all__ = ["Canonicalizer"]
+__all__ = ["Canonicalizer", "placed"]
 
 _OPTIONAL = {"patience": 1, "min_motion": 0.0}
 _OPTIONAL |= dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf"))
@@ -95,7 +94,6 @@ class Canonicalizer(nn.Module):
 
     limits: SignLimits | None = None  # of a folder that was fitted: what is usual of images like those of the fit
 
-    @renamed_arguments(**RENAMED_SETTINGS)
     def __init__(
         self,
         energy: Energy | Callable[[Tensor], Tensor],
@@ -177,7 +175,7 @@ class Canonicalizer(nn.Module):
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
             if any(tensor.device != image.device for tensor in (*self.parameters(), *self.buffers())):
-                self.to(image.device)
+                placed(self, image.device)
             given = image.detach().clone()
             if len(given) > 1 and self.may_change_frame(given.shape[2:]):
                 return Canonicalization.join([self._canonicalize(row, time.perf_counter()) for row in given.split(1)])
@@ -255,12 +253,13 @@ class Canonicalizer(nn.Module):
         if found.rotations is None:
             raise ValueError("Canonicalizer.at_rest(): 'found' must be a result of this canonicalizer, it has no rotations.")
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(given.device.type, enabled=False):
-            image = given.detach().float()
+            image = given.detach().clone().float()  # a network may write to it
             rotations, done = found.rotations if rotated else torch.zeros_like(found.rotations), found.moved
             upright = _rotated(image, rotations)
             maps = [Deformation.identity(len(image), upright.shape[2:], image.device)] * 2
             forward, inverse = _rotated_maps(maps[0], maps[1], rotations)
-            energy = self.energy(self._resampled(_rows(done, upright, 0.0)))
+            same = upright is image  # then its energy is known
+            energy = found.energy_before if same else self.energy(self._resampled(_rows(done, upright, 0.0)))
             undone = [acceptance.rotation_note(k, image.ndim - 2) for k in (found.rotations - rotations).tolist()]
             notes = [acceptance.at_rest_note(note, *row) for note, *row in zip(found.notes, done.tolist(), undone)]
             own = upright.to(found.image.dtype)
@@ -354,6 +353,17 @@ class Canonicalizer(nn.Module):
         return found, forward, inverse, folded
 
 
+def placed(canonicalizer: Canonicalizer, device: torch.device) -> Canonicalizer:
+    """The canonicaliser on a device, as is quickest there: on a CPU weights of 2D networks have their channels last. On CUDA
+    predictors are in double precision, since a batch is quicker than its images."""
+    last = device.type == "cpu" and canonicalizer.family.spatial_dims == 2
+    layout = torch.channels_last if last else torch.contiguous_format
+    for part in canonicalizer.to(device, memory_format=layout).modules():  # type: ignore[call-overload]
+        if isinstance(part, DeformationPredictor):
+            part.to(torch.float64 if device.type == "cuda" else torch.float32)
+    return canonicalizer
+
+
 def _rotated_maps(forward: Deformation, inverse: Deformation, rotations: Tensor) -> tuple[Deformation, Deformation]:
     """Maps of upright frames and their inverses, continued to the images, which show these rotations."""
     undo = [inverse_rotation(forward.matrix.shape[1])[k] for k in rotations.tolist()]
@@ -371,8 +381,14 @@ def _rotated(image: Tensor, rotations: Tensor) -> Tensor:
 
 
 def _identity_unless(done: Tensor, maps: Deformation) -> Deformation:
-    still = Deformation.identity(len(done), maps.residual.shape[2:], maps.residual.device, maps.residual.dtype)
-    return maps.where(done, still)
+    if _all(done):
+        return maps
+    return maps.where(done, Deformation.identity(len(done), maps.residual.shape[2:], maps.residual.device, maps.residual.dtype))
+
+
+def _all(keep: Tensor) -> bool:
+    """Whether nothing need be copied; a GPU is not asked, which would wait for it."""
+    return keep.device.type == "cpu" and bool(keep.all())
 
 
 def _frozen(part: Any) -> Any:
@@ -382,7 +398,7 @@ def _frozen(part: Any) -> Any:
 
 def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
     """Rows of a tensor ``(B, ...)`` where ``keep`` (B,) is true, ``other`` elsewhere."""
-    return torch.where(keep.view(-1, *[1] * (tensor.ndim - 1)), tensor, other)
+    return tensor if _all(keep) else torch.where(keep.view(-1, *[1] * (tensor.ndim - 1)), tensor, other)
 
 
 def _check_settings(settings: Mapping[str, Any]) -> None:

@@ -17,14 +17,13 @@ from monai.bundle import ConfigParser
 from torch import Tensor, nn
 
 from monai_diffeo.bundles import canonicalizer_folder
-from monai_diffeo.canonicalize.canonicalizer import Canonicalizer
+from monai_diffeo.canonicalize.canonicalizer import Canonicalizer, placed
 from monai_diffeo.canonicalize.checks import check_device
 from monai_diffeo.canonicalize.limits import load_limits
 from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256, write_atomically
-from monai_diffeo.networks import DeformationPredictor, load_weights
-from monai_diffeo.renamed import RENAMED_SETTINGS
+from monai_diffeo.networks import load_weights
 
 __all__ = ["REFERENCES", "fit_statistics", "load_canonicalizer"]
 
@@ -45,7 +44,7 @@ def load_canonicalizer(
     ``energies`` are weights by name, ``level`` is that of :class:`WeightedEnergy`, ``regularizer`` holds the arguments of
     :class:`DeformationRegularizer`, and ``"standardize": false`` takes the energies as they are. With ``limits.json``, which
     ``monai-diffeo fit`` writes for the default mode, a :class:`DiffeoInferer` gives each image a decision.
-    A :class:`DeformationPredictor` is loaded in double precision, so that a batch gives what its images give one by one.
+    On a GPU a :class:`DeformationPredictor` computes in double precision, see :func:`placed`.
 
     Args:
         folder: with ``canonicalizer.json``, ``statistics.json`` and the weights they name; or a bundle, by its folder or by a
@@ -69,7 +68,6 @@ def load_canonicalizer(
     mode = settings["default_mode"] if mode is None else str(mode)
     chosen = {**_named(settings, "modes", mode), **changes}
     unknown = sorted(set(chosen) - _SETTINGS)
-    unknown = [f"{name} (now {RENAMED_SETTINGS[name]})" if name in RENAMED_SETTINGS else name for name in unknown]
     if unknown or not {"family", "energies"} <= set(chosen):
         raise ConfigError(
             f"load_canonicalizer(): mode {mode!r} must have 'family', 'energies' and any of {sorted(_SETTINGS)}; "
@@ -87,7 +85,7 @@ def load_canonicalizer(
             chosen[key] = f"@{section}::{name}"
     parser = _parser(folder, {**settings, "chosen": chosen}, trusted)
     energies = {name: _energy(parser, name, statistics) for name in weights}
-    canonicalizer = Canonicalizer(WeightedEnergy(energies, weights, level), **_content(parser, "chosen")).to(device)
+    canonicalizer = placed(Canonicalizer(WeightedEnergy(energies, weights, level), **_content(parser, "chosen")), device)
     canonicalizer.limits = None if set(changes) - {"progress", "seed"} else load_limits(folder, mode)
     return canonicalizer
 
@@ -129,6 +127,11 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
     return statistics
 
 
+def tta_samples_of(folder: str | Path, mode: str) -> int:
+    """Poses of the test-time augmentation in a mode of a folder; errors are those of :func:`load_canonicalizer`."""
+    return _named(_settings(Path(folder)), "modes", mode).get("tta_samples", 1)
+
+
 def _read(path: Path) -> dict[str, Any]:
     try:
         return ConfigParser.load_config_file(str(path))
@@ -144,7 +147,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if any("kind" in part for section in ("families", "networks") for part in settings.get(section, {}).values()):
         raise ConfigError(
             f"load_canonicalizer(): canonicalizer.json in {folder} must have a '_target_' for each family and network, got the "
-            f"'kind' of an earlier version. Run: python -m monai_diffeo.canonicalize.convert {folder}"
+            "'kind' of version 0.1. Fit it anew, or let version 0.2.0 convert it."
         )
     if not set(_SECTIONS) <= set(settings):
         raise ConfigError(f"load_canonicalizer(): canonicalizer.json must have {_SECTIONS}, got {sorted(settings)}.")
@@ -233,8 +236,7 @@ def _network(folder: Path, settings: Mapping[str, Any], name: str, trusted: bool
 def _loaded(path: str, stamp: int, entry: str, trusted: bool) -> nn.Module:
     config = json.loads(entry)
     network = _content(ConfigParser({"network": config if trusted else _allowed(config)}), "network")
-    network = load_weights(network, path).requires_grad_(False)
-    return network.double() if isinstance(network, DeformationPredictor) else network  # see DeformationPredictor.forward
+    return load_weights(network, path).requires_grad_(False)
 
 
 def _energy(parser: ConfigParser, name: str, statistics: Mapping[str, Any] | None) -> Energy:

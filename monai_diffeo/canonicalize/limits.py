@@ -29,9 +29,7 @@ LIMITED_SIGNS: Mapping[str, str] = {
 
 _FILE, _QUANTILE = "limits.json", 0.99
 _FAR = 10.0  # times as far above the median as the limit: an image of something else
-_LEAST = dict.fromkeys(
-    ("energy", "energy_low", "energy_before"), 1.0
-)  # distances of a limit from the median: energies have spreads as their unit
+_LEAST = dict.fromkeys(("energy", "energy_low", "energy_before"), 1.0)  # from the median to a limit, in spreads
 _SMALL = 1e-3
 
 

@@ -18,7 +18,6 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import Deformation, affine_deformation, warp
 from monai_diffeo.flow.grid import centered_grid, half_frame
 from monai_diffeo.flow.warp import resize_ddf
-from monai_diffeo.renamed import renamed_attributes
 
 _TENSORS = (
     "image", "velocity", "ddf", "inverse_ddf", "energy_before", "energy_after", "folding_fraction", "steps",
@@ -32,7 +31,6 @@ REJECTED = "rejected"
 OK, REVIEW, NO_RESULT = "ok", "review", "no result"  # what a person should do about an image
 
 
-@renamed_attributes(there="forward", back="inverse", folding="folding_fraction", views="tta_samples")
 @dataclass(frozen=True)
 class Canonicalization:
     """A batch of images in canonical pose, and the way back.
@@ -159,14 +157,14 @@ class Canonicalization:
         size, back = tuple(self.ddf.shape[2:]), self.inverse_ddf.shape[2:]
         row = self.moved.view(-1, *[1] * len(size), 1)
         given = torch.where(row, given, torch.zeros_like(given))  # what is not finite has no gradient
-        for generator in pose_generators(size, count, spread, shift, seed):
-            for sign in (1, -1):
-                each = sign * generator.to(self.ddf).expand(len(given), -1, -1)
-                step, unstep = (affine_deformation(s * each, size) for s in (1, -1))
-                ddf, inverse_ddf = self.forward.after(step).ddf(), self.inverse.then_affine(unstep.matrix).ddf(back)
-                ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
-                image = torch.where(row, move_image(given, ddf, self.sampling), self.image)
-                poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
+        generators = [sign * generator for generator in pose_generators(size, count, spread, shift, seed) for sign in (1, -1)]
+        steps = affine_deformation(torch.stack(generators).to(self.ddf), (1,) * len(size)).matrix.split(1) if generators else ()
+        for i, matrix in enumerate(steps):
+            step = Deformation(matrix.expand(len(given), -1, -1), torch.zeros_like(self.ddf))
+            ddf, inverse_ddf = self.forward.after(step).ddf(), self.inverse.then_affine(steps[i ^ 1]).ddf(back)
+            ddf, inverse_ddf = (torch.where(row, d, torch.zeros_like(d)) for d in (ddf, inverse_ddf))
+            image = torch.where(row, move_image(given, ddf, self.sampling), self.image)
+            poses.append(replace(self, image=image, ddf=ddf, inverse_ddf=inverse_ddf))
         return poses
 
     def moved_image(self, given: Tensor) -> Tensor:
@@ -244,13 +242,13 @@ class Canonicalization:
     def warp_map(self, tensor: Tensor, ddf: Tensor, frame: tuple[int, ...], mode: str) -> Tensor:
         """A map ``(B, ..., *S')`` over ``frame``, pulled back along a displacement that leads there; integers by nearest
         neighbour."""
-        if not bool(self.moved.any()):
+        if not any(moved := [s == CANONICALIZED for s in self.status]):
             return tensor
         maps = tensor.reshape(tensor.shape[0], -1, *tensor.shape[2 - ddf.ndim :])
         field = resize_ddf(ddf, tuple(maps.shape[2:]), frame).to(tensor.device)
-        moved = self.moved.to(tensor.device).view(-1, *[1] * (maps.ndim - 1))
         warped = warp(maps, field, mode if tensor.is_floating_point() else "nearest", centered=True)
-        warped = torch.where(moved, warped, maps) if warped.shape == maps.shape else warped  # another frame: a batch of one
+        if warped.shape == maps.shape and not all(moved):  # another frame: a batch of one
+            warped = torch.where(self.moved.to(tensor.device).view(-1, *[1] * (maps.ndim - 1)), warped, maps)
         return warped.view(*tensor.shape[: tensor.ndim - maps.ndim + 2], *warped.shape[2:])
 
 

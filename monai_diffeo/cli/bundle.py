@@ -11,9 +11,10 @@ from monai.bundle import ConfigParser
 
 from monai_diffeo.cli.allowed import allow
 from monai_diffeo.errors import ConfigError, FilmError, OutputError
+from monai_diffeo.files import sha256_or_none
 from monai_diffeo.radiograph.datalist import FilmList
 from monai_diffeo.radiograph.mask_writer import figure_path, mask_path_beside
-from monai_diffeo.report.resume import outputs_of, sha256_or_none
+from monai_diffeo.report.resume import outputs_of
 from monai_diffeo.report.share import RunShare
 
 __all__ = ["FilmByFilm", "bundle_parser", "film_parser", "run_bundle"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +44,28 @@ calibrate.params += [each for each in segment.params if each.name in _ALSO]
 
 
 class _Reader:
-    """Stands for a reporter, and counts the films that fail."""
+    """Stands for a reporter, and keeps the films that fail by their reason, an error and a sentence."""
 
-    wants_plain, failures = True, 0
+    wants_plain = True
+
+    def __init__(self) -> None:
+        self.films: list[Any] = []  # what a judge has seen
+        self.failures: dict[str, list[str]] = {}
 
     def missing(self, items: list[Any]) -> list[Any]:
         """All are to be done."""
         return items
 
-    def done(self, *film: Any) -> None:
+    def done(self, path: str, batch: Any, output: Any, result: Any, seconds: float) -> None:
         """The judge has seen it."""
+        self.films += [verdict.seen for verdict in result.verdicts]
 
-    def failed(self, *film: Any) -> None:
+    def failed(self, path: str, error: BaseException) -> None:
         """It is left out."""
-        self.failures += 1
+        from monai_diffeo.report.record import failure_record  # imports torch
+
+        line = failure_record(path, error)
+        self.failures.setdefault(f"{line['error']}: {line['message']}", []).append(path)
 
 
 def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, trusted: bool) -> str:
@@ -64,7 +73,7 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
     from monai_diffeo.cli.bundle import bundle_parser
     from monai_diffeo.errors import ConfigError
     from monai_diffeo.files import bundle_of
-    from monai_diffeo.trust import DECISIONS, OK, Observer, check_films, recalibrated, save_trust, verdict
+    from monai_diffeo.trust import DECISIONS, OK, check_films, recalibrated, save_trust, verdict
 
     if output.exists() or bundle_of(output.absolute()) is not None:
         where = "exists" if output.exists() else "lies in a bundle, whose files stay as they are"
@@ -74,24 +83,27 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
     parser, reader = bundle_parser(root, given, trusted), _Reader()
     if "judge" not in parser or "evaluator" not in parser:
         raise ConfigError(f"calibrate: the configuration of {str(root)!r} has no judge of films. Give --bundle_root cxr.")
-    parser["judge::any_weights"] = True
-    judge = parser.get_parsed_content("judge")
-    base, observer = judge.model, Observer(judge.model, judge.second, whole=judge.whole)
-    parser["judge"], parser["reporter"], parser["postprocessing"] = observer, reader, None
+    parser["judge::any_weights"] = parser["judge::accept_anything"] = True
+    parser["reporter"], parser["postprocessing"] = reader, None
     check_films(len(parser.get_parsed_content("dataset")), share)
     parser.get_parsed_content("evaluator").run()
-    films, new = observer.seen, recalibrated(base, observer.seen, share)
+    for why, paths in reader.failures.items():
+        click.echo(f"{len(paths)} failed, the first is {paths[0]!r}. {why}", err=True)
+    films, base = reader.films, parser.get_parsed_content("judge").model
+    new = recalibrated(base, films, share)
     save_trust(output, new)
     kinds = [[verdict(of, film.signs, film.said, mirrored=film.mirrored).kind for film in films] for of in (base, new)]
     flagged = len(films) - kinds[0].count(OK)
+    percent = math.ceil(100 * flagged / len(films))
     doubt = f"""
 Before, {flagged} of {len(films)} were flagged. Look at their masks first: if they are bad, this model calls bad masks ok.
-Then give --share {100 * flagged / len(films):.0f}, or do not calibrate.
+Then {f"give --share {percent}, or " if percent <= 50 else ""}do not calibrate.
 """
     rows = [(kind, *(f"{of.count(kind)}" for of in kinds)) for kind in DECISIONS]
-    rows += [(f"limit of {name}", f"{limit:.3g}", f"{new.limits[name]:.3g}") for name, limit in base.limits.items()]
+    limits = {name: f"{limit:.3g}" for name, limit in new.limits.items()}
+    rows += [(f"limit of {name}", f"{limit:.3g}", limits.get(name, "unused")) for name, limit in base.limits.items()]
     table = "\n".join(f"{name:<30}{before:>10}{after:>10}" for name, before, after in [("", "before", "after"), *rows])
-    return f"""{len(films)} films used; {reader.failures} could not be read or segmented.
+    return f"""{len(films)} films used; {sum(map(len, reader.failures.values()))} could not be read or segmented.
 
 {table}
 {doubt if flagged > 2 * share * len(films) else ""}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import click
 
 from monai_diffeo.bundles import canonicalizer_folder, find_bundle
-from monai_diffeo.cli.options import SWITCH, option
+from monai_diffeo.cli.options import SWITCH, option, sizes
 from monai_diffeo.files import bundle_of, sha256_below
 
 __all__ = ["export"]
+
+_COMPARED = 4  # images, at most
 
 
 @click.command()
@@ -21,7 +24,8 @@ __all__ = ["export"]
 @option("network_weights", "Weights of the network. Without it, models/model.pt of its bundle.", metavar="FILE")
 @option("mode", "A mode without optimisation. Without it, the default one.", metavar="MODE")
 @option("tta_samples", "Number of poses of the test-time augmentation. Without it, the mode's.", click.IntRange(min=1), "N")
-@option("size", "Size of the images, such as 128,128. Without it, the canonicaliser's working size.", metavar="SIZE")
+@option("size", "Size of the images, such as 128,128. Without it, the canonicaliser's working size.", sizes, "SIZE")
+@option("dataset_dir", "Images on which the graphs are compared with PyTorch. Without it, made-up images.", metavar="DIR")
 @option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
 def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: int | None, **options: Any) -> None:
     """Write a canonicaliser and its network as one graph for ONNX and torch.export.
@@ -32,7 +36,7 @@ def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: i
     """
     if output_dir is None:
         raise click.UsageError("--output_dir is needed.")
-    size, given = _size(options["size"]), options["bundle_root"]
+    given = options["bundle_root"]
     found = canonicalizer_folder(folder, "export")
     root = bundle_of(found.absolute()) if given is None else find_bundle(given, "export")
     if root is None:
@@ -40,22 +44,27 @@ def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: i
     import torch  # imports torch
 
     from monai_diffeo.canonicalize import load_canonicalizer
+    from monai_diffeo.cli.bundle import bundle_parser
     from monai_diffeo.cli.fit_network import network_of_bundle
     from monai_diffeo.export import DiffeoGraph, export_graph, smooth_images
+    from monai_diffeo.fit.images import ImagesReader, find_images
+    from monai_diffeo.networks.predictor import resample_image
 
-    file = None if options["network_weights"] is None else Path(options["network_weights"])
-    network, _ = network_of_bundle(root, file, None, bool(options["trust_bundle"]), "export")
+    file, trusted = options["network_weights"], bool(options["trust_bundle"])
+    network, preprocessing = network_of_bundle(root, None if file is None else Path(file), None, trusted, "export")
+    limits = bundle_parser(root, {}, trusted).get("motion_limits") if given is None else None  # of its own canonicaliser
     canonicalizer = load_canonicalizer(found, mode, orientation=None, polarity=None)
-    graph = DiffeoGraph(canonicalizer, network.whole_image("export"), size, tta_samples)
+    graph = DiffeoGraph(canonicalizer, network.whole_image("export"), options["size"], tta_samples, limits)
     torch.manual_seed(0)
+    images = smooth_images(_COMPARED, graph)
+    if options["dataset_dir"] is not None:
+        reader = ImagesReader(preprocessing, len(graph.size), click.echo)
+        films = islice(reader.usable(find_images(options["dataset_dir"])), _COMPARED)
+        images = torch.cat([resample_image(film.as_subclass(torch.Tensor)[None], graph.size) for _, film in films])
     about = {"folder": str(found.absolute()), "sha256": sha256_below(found), "network": network.source, "mode": mode}
-    told = export_graph(graph, smooth_images(2, graph), output_dir, about)
+    told = export_graph(graph, images, output_dir, about)
     largest = max(value for kind in told["differences"].values() for value in kind.values())
-    click.echo(f"Written to {output_dir}: model.onnx, model.pt2 and export.json; they equal PyTorch within {largest:.0e}.")
-
-
-def _size(text: str | None) -> tuple[int, ...] | None:
-    try:
-        return None if text is None else tuple(int(part) for part in text.split(","))
-    except ValueError:
-        raise click.UsageError(f"--size must be numbers such as 128,128, got {text!r}.") from None
+    if warning := told["compared"].get("warning"):
+        click.echo(f"Warning: {warning}", err=True)
+    on = "{deformed} of {images} images deformed".format(**told["compared"])
+    click.echo(f"Written to {output_dir}: model.onnx, model.pt2, export.json; they equal PyTorch within {largest:.0e}, {on}.")

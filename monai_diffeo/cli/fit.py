@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from monai_diffeo.cli.options import SWITCH, option
+from monai_diffeo.cli.options import SWITCH, option, sizes
 
 __all__ = ["fit"]
 
@@ -26,22 +26,14 @@ Exit status:
 @option("network_weights", "Weights of the bundle's network. Without it, models/model.pt.", metavar="FILE")
 @option("activation", "Without it, by the bundle's postprocessing.", click.Choice(["sigmoid", "softmax"]))
 @option("dims", "Without it, that of the first image.", click.Choice(["2", "3"]))
-@option("size", "Working size, such as 128,112: multiples of 16, from 32. Without it, chosen from the images.", metavar="SIZE")
+@option("size", "Working size, such as 128,112: multiples of 16, from 32. Without it, chosen from the images.", sizes, "SIZE")
 @option("minutes", "Time for everything. Without it, 20.", click.FloatRange(min=0, min_open=True), "N")
 @option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
 @option("seed", "Of all random numbers. Without it, 0.", int, "N")
 @option("progress", "Show a progress bar. Without it, on a terminal only.", SWITCH)
 @option("resume", "Go on with the fit in --output_dir, which began with the same options.", SWITCH)
 @option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
-def fit(
-    dataset_dir: str | None,
-    output_dir: str | None,
-    bundle_root: str | None,
-    network_weights: str | None,
-    activation: str | None,
-    trust_bundle: bool | None,
-    **options: Any,
-) -> None:
+def fit(dataset_dir: str | None, output_dir: str | None, bundle_root: str | None, **options: Any) -> None:
     """Fit a canonicaliser to images, for any network, any size, 2D or 3D.
 
     A plan is printed first. At the end, README.md in the output folder shows what the canonicaliser does to images that it was
@@ -49,16 +41,12 @@ def fit(
     """
     if dataset_dir is None or output_dir is None:
         raise click.UsageError(f"--{'dataset_dir' if dataset_dir is None else 'output_dir'} is needed.")
+    network_weights, activation, trusted = (options.pop(name) for name in ("network_weights", "activation", "trust_bundle"))
     if bundle_root is None and (network_weights or activation):
         raise click.UsageError(f"--{'network_weights' if network_weights else 'activation'} needs a --bundle_root.")
     settings = {name: value for name, value in options.items() if value is not None}
     if "dims" in settings:
         settings["dims"] = int(settings["dims"])
-    if "size" in settings:
-        try:
-            settings["size"] = tuple(int(part) for part in settings["size"].split(","))
-        except ValueError:
-            raise click.UsageError(f"--size must be numbers such as 128,112, got {settings['size']!r}.") from None
     from monai_diffeo.bundles import find_bundle
     from monai_diffeo.fit import fit_canonicalizer  # imports torch
 
@@ -67,6 +55,6 @@ def fit(
 
         file = None if network_weights is None else Path(network_weights)
         settings["network"], settings["transform"] = network_of_bundle(
-            find_bundle(bundle_root, "fit"), file, activation, bool(trust_bundle)
+            find_bundle(bundle_root, "fit"), file, activation, bool(trusted)
         )
     fit_canonicalizer(dataset_dir, output_dir, say=click.echo, **settings)

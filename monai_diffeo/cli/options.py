@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-__all__ = ["SWITCH", "option", "sentence"]
+__all__ = ["SWITCH", "option", "sentence", "sizes"]
 
 SWITCH = click.Choice(["true", "false"], case_sensitive=False)
 
@@ -15,6 +15,14 @@ def option(name: str, meaning: str, kind: Any = str, metavar: str | None = None)
     """An option that may be given once and needs a word, None if it is not given; a switch may stand alone, for ``true``."""
     alone: Any = {"is_flag": False, "flag_value": "true"} if kind is SWITCH else {}
     return click.option(f"--{name}", type=kind, metavar=metavar, help=meaning, multiple=True, callback=_once, **alone)
+
+
+def sizes(text: str) -> tuple[int, ...]:
+    """The type of an option such as ``--size 128,112``."""
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise click.UsageError(f"--size must be numbers such as 128,112, got {text!r}.") from None
 
 
 def _once(context: click.Context, option: click.Parameter, values: tuple[Any, ...]) -> Any:

@@ -20,7 +20,7 @@ __all__ = ["watch"]
 
 _LOGIN, _TRIES = "MONAI_DIFFEO_ORTHANC_LOGIN", 3
 _LASTING = ("RejectedError", "NumericalError")  # the same at each try
-_PASSING = ("DecoderCrashed", "DecoderTimeout", "FileNotReadable", "OutOfMemory", "ReaderNotStarted")  # not of the film
+_PASSING = ("DecoderCrashed", "DecoderTimeout", "FileChanged", "FileNotReadable", "OutOfMemory", "ReaderNotStarted")
 _GAVE_UP = FilmError("StoppedBefore", f"The program ended {_TRIES} times at this film. Run 'segment' on it alone to see why.")
 
 
@@ -87,9 +87,11 @@ class _Loop:
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) != signal.SIG_IGN:  # a job in the background ignores Ctrl-C
                 signal.signal(number, self._stopped)
-        looks = 0
-        while not self.stop.is_set() and not (self._look(source, journal) and self.once and looks):
-            looks += 1
+        calm = 0  # looks in a row after which nothing is to be tried again
+        while not self.stop.is_set():
+            calm = calm + 1 if self._look(source, journal) else 0
+            if self.once and calm > 1:  # a film is taken at the second look that sees it
+                break
             self.stop.wait(self.interval)
         return (128 + self.signal if self.signal else 3 * self.failed) if self.once else 0
 

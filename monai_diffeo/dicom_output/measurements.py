@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from monai_diffeo.dicom_output.segmentation import SIDES, Algorithm, Segment
 from monai_diffeo.dicom_output.source import highdicom, new_uid
 from monai_diffeo.radiograph.dicom_geometry import calibrated_spacing
@@ -104,10 +106,11 @@ def measurement_report(
 
 
 def _area(sr: Any, segment: Segment, spacing: tuple[float, float] | None) -> Any:
+    voxels = np.count_nonzero(segment.mask)
     if spacing is None:
-        value, concept, unit = 100 * float(segment.mask.mean()), _SHARE, _PERCENT
+        value, concept, unit = 100 * voxels / segment.mask.size, _SHARE, _PERCENT
     else:
-        value, concept, unit = float(segment.mask.sum()) * spacing[0] * spacing[1], _AREA, _SQUARE_MM
+        value, concept, unit = voxels * spacing[0] * spacing[1], _AREA, _SQUARE_MM
     return sr.Measurement(sr.CodedConcept(*concept), float(f"{value:.7g}"), sr.CodedConcept(*unit))
 
 

@@ -106,7 +106,7 @@ def mask_segmentation(source: Any, segments: Sequence[Segment], algorithm: Algor
     described = [_description(hd, number, segment, about, source) for number, segment in enumerate(segments, 1)]
     seg = hd.seg.Segmentation(
         source_images=[source],
-        pixel_array=np.stack([segment.mask.astype(np.uint8) for segment in segments], axis=-1)[None],
+        pixel_array=_pixels([segment.mask for segment in segments])[None],
         segmentation_type="FRACTIONAL" if size[0] * size[1] % 8 and len(segments) > 1 else "BINARY",
         fractional_type="OCCUPANCY",
         segment_descriptions=described,
@@ -118,6 +118,15 @@ def mask_segmentation(source: Any, segments: Sequence[Segment], algorithm: Algor
     )
     _complete(seg, source)
     return seg
+
+
+def _pixels(masks: Sequence[np.ndarray]) -> np.ndarray:
+    """Numbers of the segments ``(H, W)``, which highdicom checks sooner; where segments overlap, their masks ``(H, W, K)``."""
+    numbers = np.zeros(masks[0].shape, np.uint8)
+    for number, mask in enumerate(masks, 1):
+        numbers[mask] = number
+    apart = np.count_nonzero(numbers) == sum(map(np.count_nonzero, masks)) and len(masks) < 256
+    return numbers if apart else np.stack(masks, axis=-1).astype(np.uint8)
 
 
 def _description(hd: Any, number: int, segment: Segment, about: Any, source: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor
 from monai_diffeo.files import write_atomically
 from monai_diffeo.fit.outcome import FOUND_TURNS, KEPT_UPRIGHT, FitOutcome
 from monai_diffeo.report import panels
+from monai_diffeo.report.sheet import Panel, Sheet
 
 __all__ = ["PAGE", "SHEET", "outcome_lines", "plan_lines", "write_page"]
 
@@ -83,22 +83,17 @@ reviewed. `fit.json` holds all settings and figures. For research, not for diagn
 
 def _sheet(*states: Tensor) -> bytes:
     """A PNG with a row for each state and a column for each of six images."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     pictures = [[_picture(image) for image in images[:_PICTURES]] for images in states]
     height, width = pictures[0][0].shape
-    size = 2 * len(pictures[0]), 2 * len(pictures) * height / width
-    figure = Figure(figsize=size, facecolor=panels.BACKGROUND, dpi=100)
-    grid = figure.subplots(len(pictures), len(pictures[0]), squeeze=False, gridspec_kw={"wspace": 0.02, "hspace": 0.02})
-    for places, state, row in zip(grid, _STATES, pictures):
-        for axes, picture in zip(places, row):
-            panels.background(axes, picture)
-        panels.words(places[0], 0.03, 0.97, state, panels.INK, 11, va="top", frame=True)
-    figure.subplots_adjust(0.01, 0.01, 0.99, 0.99)
-    stream = io.BytesIO()
-    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"})
-    return stream.getvalue()
+    side, gap = 196, 4  # px
+    tall = round(side * height / width)
+    sheet = Sheet(len(pictures[0]) * (side + gap), len(pictures) * (tall + gap), panels.BACKGROUND)
+    for i, (state, row) in enumerate(zip(_STATES, pictures)):
+        places = [Panel(sheet, gap // 2 + j * (side + gap), gap // 2 + i * (tall + gap), side, tall) for j in range(len(row))]
+        for place, picture in zip(places, row):
+            panels.background(place, picture)
+        places[0].words(0.03, 0.97, state, panels.INK, 11, anchor="la", rim=True)
+    return sheet.png()
 
 
 def _picture(image: Tensor) -> np.ndarray:

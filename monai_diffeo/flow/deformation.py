@@ -28,7 +28,8 @@ def crop_or_pad(field: Tensor, spatial_size: Sequence[int]) -> Tensor:
         raise ValueError(f"crop_or_pad(): sizes {tuple(field.shape[2:])} and {tuple(spatial_size)} have no common centre.")
     crop = [slice(max(-d // 2, 0), n - max(-d // 2, 0)) for d, n in zip(difference, field.shape[2:])]
     pad = [max(d // 2, 0) for d in reversed(difference) for _ in range(2)]
-    return F.pad(field[(slice(None), slice(None), *crop)], pad, mode="replicate")
+    field = field[(slice(None), slice(None), *crop)]
+    return F.pad(field, pad, mode="replicate") if any(pad) else field
 
 
 @dataclass(frozen=True)
@@ -79,14 +80,12 @@ class Deformation:
 
         Outside the residual's grid the affine part goes on exactly, and the residual with its border value.
         """
-        have = self.residual.shape[2:]
-        size = have if spatial_size is None else tuple(spatial_size)
-        whole = Deformation(self.matrix, crop_or_pad(self.residual, [max(n, m) for n, m in zip(have, size)]))
+        whole = self if spatial_size is None else Deformation(self.matrix, crop_or_pad(self.residual, spatial_size))
         linear, shift = whole.matrix[..., :-1], whole.matrix[..., -1:]
         with torch.autocast(linear.device.type, enabled=False):
-            still = torch.eye(len(size), device=linear.device, dtype=linear.dtype)
+            still = torch.eye(linear.shape[1], device=linear.device, dtype=linear.dtype)
             field = torch.baddbmm(whole.residual.flatten(2), linear - still, whole._grid().flatten(2)) + shift
-        return crop_or_pad(field.view(whole.residual.shape), size)
+        return field.view(whole.residual.shape)
 
     def resized(self, spatial_size: Sequence[int], new_size: Sequence[int]) -> Deformation:
         """Maps of a frame of ``spatial_size`` voxels as maps of the same frame with ``new_size`` voxels, edges on edges."""
@@ -100,9 +99,9 @@ class Deformation:
         matrix = self.matrix * ratio[:, None] / torch.cat([ratio, ratio.new_ones(1)])
         if all(m * old == n * new for m, n, old, new in zip(grown, have, spatial_size, new_size)):  # quicker, the same
             mode = "bilinear" if len(have) == 2 else "trilinear"
-            return Deformation(matrix, F.interpolate(self.residual, grown, mode=mode, align_corners=False) * column)
+            return Deformation(matrix, F.interpolate(self.residual * column, grown, mode=mode, align_corners=False))
         where = centered_grid(grown, self.residual.device, self.residual.dtype) / column + center
-        return Deformation(matrix, sample(self.residual, where.expand(self.residual.shape[0], -1, *grown)) * column)
+        return Deformation(matrix, sample(self.residual * column, where.expand(self.residual.shape[0], -1, *grown)))
 
     def refined(self, new_size: Sequence[int]) -> Deformation:
         """The maps with ``new_size`` points over the extent of the residual, corners on corners; linear between the points."""

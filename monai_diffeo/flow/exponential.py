@@ -11,6 +11,7 @@ from torch import Tensor
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.deformation import Deformation
 from monai_diffeo.flow.grid import centered_grid, check_field, half_frame, sampler_grid
+from monai_diffeo.flow.kept import keep_tensors
 from monai_diffeo.flow.warp import _float, resize_ddf
 
 __all__ = ["affine_deformation", "exp", "exp_affine"]
@@ -100,22 +101,30 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7, spacing: int = 1) -
         coarse = Deformation(generator, v).refined(points)  # the units of velocities change as those of maps do
         return exp_affine(coarse.matrix, coarse.residual, steps).refined(v.shape[2:])
     with torch.autocast(v.device.type, enabled=False):
-        half = half_frame(v.shape[2:], v)
-        column = half.view(-1, *[1] * dims)
         # in units of half a frame and reversed axis order, as grid_sample wants it; matrices in double precision, whose
         # rounding doubles at every squaring and grows with the distance from the centre
-        one = half.new_ones(1, 1).double()
-        units = torch.block_diag(torch.diag(1 / half.double()).flip(0), one)
-        back = torch.block_diag(torch.diag(half.double()).flip(1), one)
-        matrix = units @ _matrix_exp(generator, steps) @ back
-        grid = (centered_grid(v.shape[2:], v.device, v.dtype) / column).flip(0).flatten(1).expand(v.shape[0], -1, -1)
-        u = (v / column).flip(1) / 2**steps
+        units, back, grid = _in_halves(tuple(v.shape[2:]), v.device, v.dtype)
+        powers = [units @ _matrix_exp(generator, steps) @ back]
         for _ in range(steps):
-            linear, shift = matrix[:, :-1, :-1].to(v.dtype), matrix[:, :-1, -1:].to(v.dtype)
-            where = (torch.baddbmm(shift, linear, grid) + u.flatten(2)).view(u.shape).movedim(1, -1)
+            powers.append(powers[-1] @ powers[-1])
+        column = half_frame(v.shape[2:], v).view(-1, *[1] * dims)
+        u, grid = v.flip(1) / (column.flip(0) * 2**steps), grid.expand(v.shape[0], -1, -1)
+        for whole in torch.stack(powers)[:-1, :, :-1].to(v.dtype).unbind():
+            where = torch.baddbmm(u.flatten(2), whole, grid).view(u.shape).movedim(1, -1)
             beyond = F.grid_sample(u, where, mode="bilinear", padding_mode="border", align_corners=True)
-            u, matrix = torch.baddbmm(beyond.flatten(2), linear, u.flatten(2)).view(u.shape), matrix @ matrix
-        return Deformation((back @ matrix @ units)[:, :-1].to(v.dtype), u.flip(1) * column)
+            u = torch.baddbmm(beyond.flatten(2), whole[..., :-1], u.flatten(2)).view(u.shape)
+        return Deformation((back @ powers[-1] @ units)[:, :-1].to(v.dtype), u.flip(1) * column)
+
+
+@keep_tensors
+def _in_halves(size: tuple[int, ...], device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
+    """Matrices from voxels to halves of the frame in reversed axis order, and back, double; the grid there above ones,
+    ``(D + 1, N)``."""
+    half = half_frame(size, torch.empty(0, device=device, dtype=dtype))
+    one, exact = half.new_ones(1, 1).double(), torch.diag(half.double())
+    grid = (centered_grid(size, device, dtype) / half.view(-1, *[1] * len(size))).flip(0).flatten(1)
+    units, back = (torch.block_diag(matrix, one) for matrix in (exact.inverse().flip(0), exact.flip(1)))
+    return units, back, torch.cat([grid, torch.ones_like(grid[:1])])
 
 
 def _matrix_exp(generator: Tensor, steps: int = 0) -> Tensor:

@@ -51,8 +51,9 @@ def jacobian_determinant(ddf: Tensor) -> Tensor:
         >>> jacobian_determinant(torch.zeros(1, 2, 4, 4)).unique().tolist()
         [1.0]
     """
-    g, axes = jacobian(ddf), range(ddf.shape[1])
-    return _determinant([[g[:, i, j] + float(i == j) for i in axes] for j in axes])
+    check_field("jacobian_determinant()", "ddf", ddf)
+    slopes = [_slope(ddf, axis).unbind(1) for axis in range(2, ddf.ndim)]
+    return _determinant([[s + 1 if i == j else s for i, s in enumerate(column)] for j, column in enumerate(slopes)])
 
 
 def _determinant(columns: list[list[Tensor]]) -> Tensor:
@@ -71,7 +72,7 @@ def folding_fraction(ddf: Tensor) -> Tensor:
 
 def _not_positive(volume: Tensor) -> Tensor:
     """Share of numbers in each row that are not positive or not finite."""
-    return (~((volume > 0) & volume.isfinite())).flatten(1).float().mean(1)
+    return (~((volume > 0) & (volume < torch.inf))).flatten(1).float().mean(1)
 
 
 def simplex_determinants(ddf: Tensor) -> Tensor:

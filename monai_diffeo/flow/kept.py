@@ -20,14 +20,15 @@ def keep_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function of hashable arguments that gives a tensor or a tuple of such, each computed once; do not write to them.
 
     The least recently used go first when all that is kept passes :data:`MOST_BYTES`; what is larger alone is not kept. Results
-    serve autograd later, whatever mode the first caller runs. Compilers and exporters see the function itself.
+    serve autograd later, whatever mode the first caller runs. Compilers see the function itself, exporters what is kept.
     """
 
     @wraps(function)
     def kept(*arguments: Hashable) -> Any:
-        if torch.compiler.is_compiling():
-            return function(*arguments)
         key = (function, *arguments)
+        if torch.compiler.is_compiling():
+            exporting = getattr(torch.compiler, "is_exporting", bool)()  # torch 2.4 cannot say
+            return _kept[key][0] if exporting and key in _kept else function(*arguments)
         found = _kept.pop(key, None)
         if found is not None:
             _kept[key] = found

@@ -86,11 +86,10 @@ def inverse_affine_sequence(generators: Tensor, fields: Tensor, steps: int = 7) 
 
 def dense_velocity(generators: Tensor, fields: Tensor, spatial_size: Sequence[int]) -> Tensor:
     """The T velocities as sampled fields on the frame, shape ``(B, T, D, *spatial_size)``, voxels per unit time."""
-    grid = centered_grid(fields.shape[3:], fields.device, fields.dtype)
-    shift = generators[..., -1]
+    grid, shift = centered_grid(spatial_size, fields.device, fields.dtype), generators[..., -1]
     affine = torch.einsum("btij,j...->bti...", generators[..., :-1], grid) + shift.view(*shift.shape, *[1] * (grid.ndim - 1))
     inside = [slice((have - n) // 2, (have - n) // 2 + n) for have, n in zip(fields.shape[3:], spatial_size)]
-    return (affine + fields)[(slice(None), slice(None), slice(None), *inside)]
+    return affine + fields[(slice(None), slice(None), slice(None), *inside)]
 
 
 def check_sequence(who: str, argument: str, fields: Tensor) -> None:

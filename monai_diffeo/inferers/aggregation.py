@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor
 from monai_diffeo.canonicalize.answers import declared_part, map_parts
 from monai_diffeo.errors import ShapeError
 
-__all__ = ["agreement", "choose_rows", "join_predictions", "mean_prediction", "overlap", "rows_of"]
+__all__ = ["agreement", "choose_rows", "join_predictions", "mask_dice", "mean_prediction", "overlap", "rows_of"]
 
 
 def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Any:
@@ -27,43 +27,32 @@ def mean_prediction(answers: Sequence[Any], moved: Tensor, outputs: Any = None) 
     Raises:
         ShapeError: if predictions have different shapes, as lists of found objects have.
     """
-    first = answers[0]
-    if len(answers) == 1:
-        return first
-    if isinstance(first, Tensor):
-        if first.ndim == 0 or first.shape[0] != len(moved):
+
+    def mean(parts: Sequence[Any], kind: Any) -> Any:
+        first = parts[0]
+        if not isinstance(first, Tensor) or first.ndim == 0 or first.shape[0] != len(moved):
             return first
-        _check_same([a.shape for a in answers], "Use tta_samples=1, or a network that gives a fixed number of points or boxes.")
-        if outputs == "labels":
-            mean = torch.stack(list(answers)).mode(0).values
+        _check_same([a.shape for a in parts], "Use tta_samples=1, or a network that gives a fixed number of points or boxes.")
+        if kind == "labels":
+            value = torch.stack(list(parts)).mode(0).values
         elif first.is_floating_point():
-            mean = torch.stack([a.float() for a in answers]).mean(0).to(first.dtype)
+            value = torch.stack([a.float() for a in parts]).mean(0).to(first.dtype)
         else:
-            mean = torch.stack([a.long() for a in answers]).mode(0).values.to(first.dtype)
-        return torch.where(moved.to(first.device).view(-1, *[1] * (first.ndim - 1)), mean, first)
-    if isinstance(first, Mapping):
-        return {key: mean_prediction([a[key] for a in answers], moved, declared_part(outputs, key)) for key in first}
-    if isinstance(first, (list, tuple)):
-        columns = enumerate(zip(*answers))
-        parts = [mean_prediction(list(items), moved, declared_part(outputs, i)) for i, items in columns]
-        return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    return first
+            value = torch.stack([a.long() for a in parts]).mode(0).values.to(first.dtype)
+        return torch.where(moved.to(first.device).view(-1, *[1] * (first.ndim - 1)), value, first)
+
+    return answers[0] if len(answers) == 1 else _part_by_part(mean, answers, outputs)
 
 
 def choose_rows(keep: Tensor, first: Any, second: Any) -> Any:
     """Predictions of one structure: rows of the first where ``keep`` ``(B,)``, bool, and of the second elsewhere."""
 
-    def choose(one: Any, other: Any) -> Any:
-        if isinstance(one, Tensor) and one.ndim and len(one) == len(keep):
-            return torch.where(keep.to(one.device).view(-1, *[1] * (one.ndim - 1)), one, other)
-        if isinstance(one, Mapping):
-            return {key: choose(one[key], other[key]) for key in one}
-        if isinstance(one, (list, tuple)):
-            parts = [choose(a, b) for a, b in zip(one, other)]
-            return type(one)(*parts) if hasattr(one, "_fields") else type(one)(parts)
-        return one
+    def choose(parts: Sequence[Any], _: Any) -> Any:
+        one, other = parts
+        rows = isinstance(one, Tensor) and one.ndim and len(one) == len(keep)
+        return torch.where(keep.to(one.device).view(-1, *[1] * (one.ndim - 1)), one, other) if rows else one
 
-    return choose(first, second)
+    return _part_by_part(choose, (first, second))
 
 
 def rows_of(answer: Any, first: int, count: int, batch: int) -> Any:
@@ -77,18 +66,26 @@ def rows_of(answer: Any, first: int, count: int, batch: int) -> Any:
 
 def join_predictions(answers: Sequence[Any]) -> Any:
     """Predictions for single images, tensors ``(1, ...)`` in any structure, or batches, as one for the batch ``(B, ...)``."""
+
+    def join(parts: Sequence[Any], _: Any) -> Any:
+        if not isinstance(parts[0], Tensor) or not parts[0].ndim:
+            return parts[0]
+        remedy = "Give images one by one, or use a network that gives a fixed number of points or boxes."
+        _check_same([(1, *a.shape[1:]) for a in parts], remedy)
+        return torch.cat(list(parts))
+
+    return _part_by_part(join, answers)
+
+
+def _part_by_part(function: Callable[[Sequence[Any], Any], Any], answers: Sequence[Any], outputs: Any = None) -> Any:
+    """``function(parts, kind)`` of what stands at each place of predictions of one structure, and what that is declared as."""
     first = answers[0]
-    if isinstance(first, Tensor):
-        if first.ndim:
-            remedy = "Give images one by one, or use a network that gives a fixed number of points or boxes."
-            _check_same([(1, *a.shape[1:]) for a in answers], remedy)
-        return torch.cat(list(answers)) if first.ndim else first
     if isinstance(first, Mapping):
-        return {key: join_predictions([a[key] for a in answers]) for key in first}
+        return {key: _part_by_part(function, [a[key] for a in answers], declared_part(outputs, key)) for key in first}
     if isinstance(first, (list, tuple)):
-        parts = [join_predictions(items) for items in zip(*answers)]
+        parts = [_part_by_part(function, items, declared_part(outputs, i)) for i, items in enumerate(zip(*answers))]
         return type(first)(*parts) if hasattr(first, "_fields") else type(first)(parts)
-    return first
+    return function(answers, outputs)
 
 
 def _check_same(shapes: Sequence[tuple[int, ...]], remedy: str) -> None:
@@ -116,7 +113,7 @@ def agreement(answers: Sequence[Any], moved: Tensor, outputs: Any = None) -> Ten
         same = (stack.argmax(2) == mean.argmax(2)).float().mean(0)
     else:
         threshold = _threshold(stack)
-        same = _dice(_decide(stack, threshold), _decide(mean, threshold))
+        same = _mean_dice(_decide(stack, threshold), _decide(mean, threshold))
     finite = stack.transpose(0, 1).flatten(1).isfinite().all(1)
     return torch.where(moved.to(same.device) & finite, same, torch.nan)
 
@@ -129,7 +126,7 @@ def overlap(one: Any, other: Any, outputs: Any = None) -> Tensor | None:
         return None
     stack = torch.stack([first.detach().float(), second.detach().float()])
     masks = _decide(stack, _threshold(stack))
-    return _dice(masks[:1], masks[1:])
+    return _mean_dice(masks[:1], masks[1:])
 
 
 def _threshold(stack: Tensor) -> Tensor:
@@ -138,12 +135,16 @@ def _threshold(stack: Tensor) -> Tensor:
     return torch.where((low >= 0) & (high <= 1), 0.5, 0.0).view(-1, *[1] * (stack.ndim - 2))
 
 
-def _dice(each: Tensor, other: Tensor) -> Tensor:
+def mask_dice(one: Tensor, other: Tensor, first: int = 1) -> Tensor:
+    """Dice of masks, bool, over their axes from ``first`` on; 1 for two empty ones."""
+    common, size = (one & other).flatten(first).sum(first), one.flatten(first).sum(first) + other.flatten(first).sum(first)
+    return torch.where(size > 0, 2 * common / size.clamp(min=1), 1.0)
+
+
+def _mean_dice(each: Tensor, other: Tensor) -> Tensor:
     """Dice of masks ``(A, B, K, *S)`` with others, over ``A`` and the classes ``K``; NaN where nothing is found at any pose."""
-    each, other = each.flatten(3), other.flatten(3)
-    common, size = 2 * (each & other).sum(3), each.sum(3) + other.sum(3)
-    same = torch.where(size > 0, common / size.clamp(min=1), 1.0).mean((0, 2))
-    return torch.where((size > 0).any(2).any(0), same, torch.nan)
+    found = (each | other).transpose(0, 1).flatten(1).any(1)
+    return torch.where(found, mask_dice(each, other, 3).mean((0, 2)), torch.nan)
 
 
 def _decide(scores: Tensor, threshold: Tensor) -> Tensor:

@@ -26,7 +26,6 @@ from monai_diffeo.inferers.arguments import check_images, each_argument, move_ar
 from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
 from monai_diffeo.inferers.record import forget, like_input, records_of, signs_of, tell
 from monai_diffeo.inferers.slices import ask_slices, is_slicewise, slices_of, summaries, volumes_of
-from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["DiffeoInferer", "DiffeoResult"]
 
@@ -117,7 +116,6 @@ class DiffeoInferer(Inferer):
         prediction = inferer(images, network)
     """
 
-    @renamed_arguments(views="tta_samples")
     def __init__(
         self,
         canonicalizer: Canonicalizer | Callable[[Tensor], Canonicalization] | None = None,
@@ -205,7 +203,7 @@ class DiffeoInferer(Inferer):
         rejected = [f"image {i} of {len(found.status)}: {s}" for i, s in enumerate(found.status, 1) if s.startswith(REJECTED)]
         if rejected and self.fallback == "raise":
             remedy = "Use fallback='identity' to get the plain prediction for it."
-            raise RejectedError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}")
+            raise RejectedError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}", found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
 
@@ -321,9 +319,8 @@ def _prefer(one: Canonicalization, other: Canonicalization, differ: Tensor, limi
     """Which images have the better answers in the first of two results, ``(B,)``, bool; those that do not ``differ`` too."""
     if one.agreement is None or other.agreement is None:
         return torch.ones_like(differ)
-    columns = (column.tolist() for column in (one.energy_after, one.agreement, other.agreement, differ))
-    keep = [not differs or prefer_motion(energy, a, b, limits) for energy, a, b, differs in zip(*columns)]
-    return torch.tensor(keep, device=differ.device)
+    energy, agreed, other_agreed = (t.to(differ.device) for t in (one.energy_after, one.agreement, other.agreement))
+    return ~differ | prefer_motion(energy, agreed, other_agreed, limits)
 
 
 def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:

@@ -56,7 +56,14 @@ def largest_components(mask: np.ndarray, count: int, connectivity: str = "face")
     """
     if count < 1:
         raise ValueError(f"largest_components(): 'count' must be at least 1, got {count}.")
-    labels, found = connected_components(mask, connectivity)
+    inside = np.asarray(mask) != 0
+    result, box = np.zeros(inside.shape, dtype=np.min_scalar_type(count)), bounding_box(inside)
+    result[box] = ranked_components(*connected_components(inside[box], connectivity), count)
+    return result
+
+
+def ranked_components(labels: np.ndarray, found: int, count: int) -> np.ndarray:
+    """What :func:`connected_components` gave as :func:`largest_components` gives it."""
     order = np.argsort(-np.bincount(labels.ravel(), minlength=found + 1)[1:], kind="stable")[:count]
     rank = np.zeros(found + 1, dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
     rank[order + 1] = np.arange(1, len(order) + 1)
@@ -86,7 +93,7 @@ def betti_numbers(mask: np.ndarray, connectivity: str = "face") -> tuple[int, ..
     mask = _checked("betti_numbers", mask, connectivity, _has_scipy, "scipy")
     if not mask.any():
         return (0,) * mask.ndim
-    mask = mask[ndimage.find_objects(mask.astype(np.uint8))[0]]  # empty margins only cost time
+    mask = mask[bounding_box(mask)]
     components = connected_components(mask, connectivity)[1]
     euler = euler_characteristic(mask, connectivity)
     if mask.ndim == 2:
@@ -104,7 +111,7 @@ def shapes_intact(masks: np.ndarray) -> bool:
     union: np.ndarray = np.logical_or.reduce(masks)
     count = len(masks)
     if masks.ndim == 3:
-        if not _plane_parts_are_simple(union, count):
+        if not plane_parts_are_simple(union, count):
             return False
     elif any(betti_numbers(union, connectivity) != (count, 0, 0) for connectivity in _DUAL):
         return False
@@ -113,7 +120,7 @@ def shapes_intact(masks: np.ndarray) -> bool:
     return found == count and all(np.array_equal(parts == flat[mask.argmax()], mask) for mask in masks)
 
 
-def _plane_parts_are_simple(mask: np.ndarray, count: int) -> bool:
+def plane_parts_are_simple(mask: np.ndarray, count: int) -> bool:
     """Whether a plane mask of ``count`` parts has no holes, and no voxels that meet only at a corner.
 
     The Euler characteristic is vertices minus edges plus squares: a guard asks at every level of every film, and this takes
@@ -125,6 +132,13 @@ def _plane_parts_are_simple(mask: np.ndarray, count: int) -> bool:
     pairs = mask[1:] & mask[:-1]
     edges = np.count_nonzero(pairs) + np.count_nonzero(mask[:, 1:] & mask[:, :-1])
     return np.count_nonzero(mask) - edges + np.count_nonzero(pairs[:, 1:] & pairs[:, :-1]) == count
+
+
+def bounding_box(mask: np.ndarray) -> tuple[slice, ...]:
+    """Where a mask is not empty: margins only cost time; all of a mask that is empty."""
+    axes = range(mask.ndim)
+    found = [np.flatnonzero(mask.any(tuple(other for other in axes if other != axis))) for axis in axes]
+    return tuple(slice(part[0], part[-1] + 1) if part.size else slice(None) for part in found)
 
 
 def _checked(who: str, mask: np.ndarray, connectivity: str, installed: bool, package: str) -> np.ndarray:

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
+from monai_diffeo.flow.kept import keep_tensors
 
 __all__ = ["DeformationPredictor", "standardize_image"]
 
@@ -33,8 +32,17 @@ def resample_image(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
         return image
     if image.ndim == 4:
         return F.interpolate(image, spatial_size, mode="bilinear", align_corners=False, antialias=True)
-    fewer: Any = [min(n, m) for n, m in zip(image.shape[2:], spatial_size)]
-    return F.interpolate(F.adaptive_avg_pool3d(image, fewer), tuple(spatial_size), mode="trilinear", align_corners=False)
+    for axis, m in enumerate(spatial_size, 2):
+        if m < image.shape[axis]:
+            means = _block_means(image.shape[axis], m, image.device, image.dtype)
+            image = (image.movedim(axis, -1) @ means).movedim(-1, axis)
+    return F.interpolate(image, tuple(spatial_size), mode="trilinear", align_corners=False)
+
+
+@keep_tensors
+def _block_means(old: int, new: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    """Adaptive average pooling along an axis as a matrix ``(old, new)``; exporters have no such operation in space."""
+    return F.adaptive_avg_pool1d(torch.eye(old, device=device, dtype=dtype)[None], new)[0]
 
 
 def check_image(network: nn.Module, image: Tensor, dims: int, channels: int, size: tuple[int, ...] = ()) -> None:
@@ -99,12 +107,17 @@ class DeformationPredictor(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose.
 
-        Computed in the precision of the weights. Rounding depends on the batch and grows from iteration to iteration; with
-        ``double()`` weights it stays so small that a batch gives what its images give one by one. Raises :class:`ShapeError`
+        Computed in the precision of the weights. Rounding depends on the batch and grows from iteration to iteration. A batch
+        gives what its images give one by one all the same: outside of training, single precision takes them one by one. With
+        ``double()`` weights, which suit a GPU, all are computed at once, and rounding stays small. Raises :class:`ShapeError`
         for other axes or channels.
         """
         check_image(self, image, self.spatial_dims, self.in_channels)
         dtype, image = image.dtype, image.to(next(self.parameters()).dtype)
-        image = standardize_image(resample_image(image, self.image_size))
-        theta = self.head(self.squeeze(self.features(image)).flatten(1)) * self.output_scale
+        at_once = self.training or image.dtype == torch.float64 or torch.compiler.is_compiling()
+        theta = self._theta(image) if at_once else torch.cat([self._theta(row) for row in image.split(1)])
         return theta.to(dtype) if dtype.is_floating_point else theta
+
+    def _theta(self, image: Tensor) -> Tensor:
+        image = standardize_image(resample_image(image, self.image_size))
+        return self.head(self.squeeze(self.features(image)).flatten(1)) * self.output_scale

@@ -8,6 +8,7 @@ from typing import Any
 from monai.data import Dataset
 
 from monai_diffeo.errors import FilmError
+from monai_diffeo.files import sha256_or_none
 
 __all__ = ["FAILURE", "FailSafeDataset", "collate_one", "root_cause"]
 
@@ -25,8 +26,8 @@ def root_cause(error: BaseException) -> BaseException:
 class FailSafeDataset(Dataset):
     """As ``monai.data.Dataset``, but an item whose transform fails is given as ``{path_key: path, "failure": error}``.
 
-    Items are dictionaries with a path under ``path_key``. Load with ``batch_size=1``, and look for the key ``"failure"`` before
-    anything else.
+    Items are dictionaries with a path under ``path_key``; ``"path"`` and ``"sha256"`` of the file are added. Load with
+    ``batch_size=1``, and look for the key ``"failure"`` before anything else.
     """
 
     def __init__(self, data: Sequence[dict[str, Any]], transform: Callable, path_key: str = "image") -> None:
@@ -36,7 +37,8 @@ class FailSafeDataset(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         path = str(self.data[index][self.path_key])
         try:
-            return {**super().__getitem__(index), "path": path}
+            sha256 = sha256_or_none(path)  # before: who hashes it again sees if it changed meanwhile
+            return {**super().__getitem__(index), "path": path, "sha256": sha256 or ""}
         except (KeyboardInterrupt, SystemExit):
             raise
         except BaseException as error:  # whatever a reader meets, the next film must be read; a panic of Rust is no Exception

@@ -130,7 +130,7 @@ def check_size(rows: int, columns: int) -> None:
 
 def check_values(pixels: np.ndarray) -> None:
     """Refuse pixels that carry no picture: FilmError ``NotFinite`` or ``ConstantImage``."""
-    bad = pixels.size - int(np.count_nonzero(np.isfinite(pixels)))
+    bad = 0 if pixels.dtype.kind in "iu" else pixels.size - int(np.count_nonzero(np.isfinite(pixels)))
     if bad:
         raise FilmError("NotFinite", f"{bad} pixels are NaN or infinite. Repair or export the film again.")
     if pixels.min() == pixels.max():

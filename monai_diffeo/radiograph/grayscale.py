@@ -96,7 +96,8 @@ def _modality(dataset, raw: np.ndarray, film: np.ndarray) -> tuple[np.ndarray, S
     low = -span / 2 if dataset.PixelRepresentation == 1 else 0.0
     ends = slope * low + intercept, slope * (low + span - 1) + intercept
     notes += ["negative RescaleSlope inverts the grey scale"] * (slope < 0)
-    return raw * slope + intercept, (min(ends), max(ends)), notes
+    values = raw if (slope, intercept) == (1, 0) else raw * slope + intercept  # four times the bytes
+    return values, (min(ends), max(ends)), notes
 
 
 def _number(dataset, keyword: str) -> float | None:

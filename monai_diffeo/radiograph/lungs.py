@@ -28,12 +28,14 @@ def split_lungs(mask: np.ndarray, min_share: float = 0.1) -> tuple[np.ndarray, n
         >>> [int(part.sum()) for part in split_lungs(mask)], [int(part.sum()) for part in split_lungs(mask, 0.6)]
         ([8, 4, 0], [0, 0, 12])
     """
-    mask = np.asarray(mask) > 0.5
+    mask = np.asarray(mask)
+    mask = mask if mask.dtype == bool else mask > 0.5
     if mask.ndim != 2:
         raise ShapeError("split_lungs() and separate_lungs()", "mask", "(H, W)", mask.shape, "Take one channel of one film.")
     labels = largest_components(mask, 2, "full")
     parts = [labels == 1, labels == 2]
-    if not parts[1].any() or parts[1].sum() < min_share * parts[0].sum():
+    larger, smaller = map(np.count_nonzero, parts)
+    if not smaller or smaller < min_share * larger:
         return np.zeros_like(mask), np.zeros_like(mask), mask
     first, second = sorted(parts, key=lambda part: np.average(np.arange(part.shape[1]), weights=np.count_nonzero(part, 0)))
     return first, second, mask & ~first & ~second

@@ -29,10 +29,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+from monai_diffeo.files import sha256_or_none
 from monai_diffeo.radiograph.outputs import AUDIT_NAME
 from monai_diffeo.report.decision import decision
 from monai_diffeo.report.lines import LineFile, json_line
-from monai_diffeo.report.resume import sha256_or_none
 
 __all__ = ["AuditFile"]
 

@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import torch
 from monai.utils import convert_to_numpy
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.files import printable, write_atomically
+from monai_diffeo.inferers.aggregation import mask_dice
 from monai_diffeo.report import panels
 from monai_diffeo.report.anatomy import Anatomy
+from monai_diffeo.report.sheet import Panel, Sheet, rgb
 from monai_diffeo.report.sides import PatientSides
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 __all__ = ["DISCLAIMER", "film_figure"]
 
-_WIDTH, _HEIGHT, _DPI = 1500, 1000, 100  # px, px, px per inch
+_WIDTH, _HEIGHT = 1500, 1000  # px
 _PANEL_W, _PANEL_H = 460, 384  # px
+BAR = 66  # px for a colour bar and its numbers
 _COLUMNS, _ROWS = (34, 524, 1014), (112, 566)  # px from the left, from the top
 _LONGEST_TITLE = 90  # letters
 DISCLAIMER = "Research software. Not a medical device; not for diagnosis."
@@ -73,17 +73,18 @@ def film_figure(
     plain_mask, mask, canonical_mask = (None if x is None else convert_to_numpy(x) > 0.5 for x in given)
     _check(film, canonical=canonical, ddf=ddf, plain_mask=plain_mask, mask=mask, canonical_mask=canonical_mask)
     anatomy = Anatomy() if anatomy is None else anatomy
-    figure = paper(title, panels.decision_colour(numbers), sides)
+    sheet = paper(title, panels.decision_colour(numbers), sides)
     still, local = not ddf.any(), panels.determinant(ddf)
     looks = "the film as given" if still else "the canonical film"
     lines = "not moved: the grid is straight" if still else "the canonical film's straight grid, laid on this film"
 
     shaded = "" if uncertainty is None else "; uncertain: violet"
-    final = panel(figure, 0, 0, "Film and final mask", anatomy.caption(mask, sides) + shaded)
-    seen = panel(figure, 0, 1, "What the network saw", looks + ("" if canonical_mask is None else ", with the mask there"))
-    change = panel(figure, 0, 2, "What changed", _change_caption(still, plain_mask, mask))
-    grid = panel(figure, 1, 0, "Deformation", lines)
-    area = panel(figure, 1, 1, "Local area, film : canonical", area_caption(still, local))
+    place = partial(panel, sheet, film.shape)
+    final = place(0, 0, "Film and final mask", anatomy.caption(mask, sides) + shaded)
+    seen = place(0, 1, "What the network saw", looks + ("" if canonical_mask is None else ", with the mask there"))
+    change = place(0, 2, "What changed", _change_caption(still, plain_mask, mask))
+    grid = place(1, 0, "Deformation", lines)
+    area = place(1, 1, "Local area, film : canonical", area_caption(still, local), beside=BAR)
     panels.film(final, film, anatomy.parts(mask, sides))
     if uncertainty is not None:
         panels.shade(final, convert_to_numpy(uncertainty))
@@ -91,71 +92,46 @@ def film_figure(
     panels.film(seen, canonical, [] if canonical_mask is None else anatomy.parts(canonical_mask, along))
     panels.masks(change, film, plain_mask, mask)
     panels.grid(grid, film, ddf)
-    panels.colour_bar(beside(figure, area), panels.area(area, local, canonical_mask))
-    overlap = None if plain_mask is None else _dice(plain_mask, mask)
-    panels.table(table_place(figure), numbers, overlap, anatomy.rows(numbers.get("areas") or {}))
+    panels.colour_bar(bar(area), panels.area(area, local, canonical_mask))
+    overlap = None if plain_mask is None else float(mask_dice(torch.from_numpy(plain_mask), torch.from_numpy(mask), 0))
+    panels.table(table_place(sheet), numbers, overlap, anatomy.rows(numbers.get("areas") or {}))
     if sides is not None:
-        for axes in (final, change, grid, seen, area):
-            panels.sides(axes, sides.canonical if axes in (seen, area) else sides.film)
-    write(figure, Path(path))
+        for image in (final, change, grid, seen, area):
+            panels.sides(image, sides.canonical if image in (seen, area) else sides.film)
+    write_atomically(Path(path), sheet.png())
 
 
-def paper(title: str, colour: str, sides: PatientSides | None) -> Figure:
-    """An empty figure with its title, a stripe in the colour of the decision, and its footer."""
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("film_figure(): needs matplotlib. Install it: pip install 'monai-diffeo[report]'.") from error
-    settings: dict[str, Any] = {"facecolor": panels.BACKGROUND, "layout": "none"}
-    figure = Figure(figsize=(_WIDTH / _DPI, _HEIGHT / _DPI), dpi=_DPI, **settings)
+def paper(title: str, colour: str, sides: PatientSides | None) -> Sheet:
+    """An empty sheet with its title, a stripe in the colour of the decision, and its footer."""
+    sheet = Sheet(_WIDTH, _HEIGHT, panels.BACKGROUND)
     title = printable(title)
     title = title if len(title) <= _LONGEST_TITLE else "…" + title[1 - _LONGEST_TITLE :]
-    page = _at(figure, 0, 0, _WIDTH, _HEIGHT)
-    page.set_axis_off()
-    page.axhspan(1 - 5 / _HEIGHT, 1, color=colour, linewidth=0)
-    page.set(xlim=(0, 1), ylim=(0, 1), zorder=-1)
+    Panel(sheet, 0, 0, _WIDTH, 5).paint(rgb(colour))
     x, y = _COLUMNS[0] / _WIDTH, 24 / _HEIGHT
-    panels.words(page, x, 1 - 36 / _HEIGHT, title, panels.INK, 16, weight="bold", va="center")
-    panels.words(page, x, y, DISCLAIMER, panels.QUIET, 9, va="center")
-    panels.words(page, 1 - x, y, _SIDES[sides is not None], panels.QUIET, 9, va="center", ha="right")
-    return figure
+    sheet.whole.words(x, 1 - 36 / _HEIGHT, title, panels.INK, 16, bold=True)
+    sheet.whole.words(x, y, DISCLAIMER, panels.QUIET, 9)
+    sheet.whole.words(1 - x, y, _SIDES[sides is not None], panels.QUIET, 9, anchor="rm")
+    return sheet
 
 
-def _at(figure: Figure, left: float, top: float, width: float, height: float) -> Axes:
-    """Axes at a place in pixels from the top left corner."""
-    return figure.add_axes((left / _WIDTH, 1 - (top + height) / _HEIGHT, width / _WIDTH, height / _HEIGHT))
+def panel(sheet: Sheet, shape: tuple[int, int], row: int, column: int, heading: str, caption: str, beside: int = 0) -> Panel:
+    """A panel for an image ``(H, W)`` in row 0 or 1 and column 0, 1 or 2, below a heading and a caption; ``beside`` it there
+    are pixels left."""
+    left, top = _COLUMNS[column], _ROWS[row]
+    head = Panel(sheet, left, top - 50, _PANEL_W, 50)
+    head.words(0, 34 / 50, heading, panels.INK, 12.5, bold=True)
+    head.words(0, 13 / 50, caption, panels.QUIET, 10)
+    return Panel(sheet, left, top, _PANEL_W - beside, _PANEL_H).fitted(shape)
 
 
-def panel(figure: Figure, row: int, column: int, heading: str, caption: str) -> Axes:
-    """Axes in row 0 or 1 and column 0, 1 or 2, below a heading and a caption."""
-    axes = _at(figure, _COLUMNS[column], _ROWS[row], _PANEL_W, _PANEL_H)
-    axes.set_anchor("W")
-    page, x = figure.axes[0], _COLUMNS[column] / _WIDTH
-    panels.words(page, x, 1 - (_ROWS[row] - 34) / _HEIGHT, heading, panels.INK, 12.5, weight="bold", va="center")
-    panels.words(page, x, 1 - (_ROWS[row] - 13) / _HEIGHT, caption, panels.QUIET, 10, va="center")
-    return axes
+def table_place(sheet: Sheet) -> Panel:
+    """The place of the table at the lower right."""
+    return Panel(sheet, _COLUMNS[2], _ROWS[1] - 44, _PANEL_W - 8, _PANEL_H + 44)
 
 
-def table_place(figure: Figure) -> Axes:
-    """Axes for the table at the lower right."""
-    return _at(figure, _COLUMNS[2], _ROWS[1] - 44, _PANEL_W - 8, _PANEL_H + 44)
-
-
-def beside(figure: Figure, axes: Axes) -> Axes:
-    """A narrow strip for a colour bar, to the right of the image inside ``axes``."""
-    box = axes.get_position(original=True)
-    axes.set_position((box.x0, box.y0, box.width - 66 / _WIDTH, box.height))
-    axes.apply_aspect()
-    return _at(figure, axes.get_position(original=False).x1 * _WIDTH + 12, _ROWS[1] + 24, 13, _PANEL_H - 48)
-
-
-def write(figure: Figure, path: Path) -> None:
-    """The figure as a PNG, whole or not at all."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    stream, quick = io.BytesIO(), {"compress_level": 1}
-    FigureCanvasAgg(figure).print_png(stream, metadata={"Software": "monai_diffeo"}, pil_kwargs=quick)
-    write_atomically(path, stream.getvalue())
+def bar(panel: Panel) -> Panel:
+    """The place of a colour bar, a narrow strip to the right of a panel of the lower row."""
+    return Panel(panel.sheet, panel.left + panel.width + 12, _ROWS[1] + 24, 13, _PANEL_H - 48)
 
 
 def _check(film: np.ndarray, **others: np.ndarray | None) -> None:
@@ -165,11 +141,6 @@ def _check(film: np.ndarray, **others: np.ndarray | None) -> None:
         expected = (2, *film.shape) if name == "ddf" else film.shape
         if value is not None and value.shape != expected:
             raise ShapeError("film_figure()", name, f"{expected}", value.shape, "Bring everything to the frame of 'film'.")
-
-
-def _dice(a: np.ndarray, b: np.ndarray) -> float:
-    total = int(a.sum()) + int(b.sum())
-    return 1.0 if total == 0 else 2 * int((a & b).sum()) / total
 
 
 def _change_caption(still: bool, plain: np.ndarray | None, mask: np.ndarray) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor
 from monai_diffeo.canonicalize.result import NO_RESULT, OK, REVIEW, resize_ddf
 from monai_diffeo.dicom_output import Algorithm, Findings, check_library, write_dicom_results
 from monai_diffeo.errors import ConfigError, FilmError, OutputError
-from monai_diffeo.files import output_error, sha256_of
+from monai_diffeo.files import output_error, sha256_of, sha256_or_none
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoResult, parse_switch, uncertainty_map
 from monai_diffeo.radiograph.film import UNKNOWN, joined_notes
@@ -30,7 +30,7 @@ from monai_diffeo.report.audit import AuditFile
 from monai_diffeo.report.decision import decision_of
 from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import failure_record, film_record, json_safe, versions
-from monai_diffeo.report.resume import lines_that_hold, outputs_of, settings_sha256, sha256_or_none
+from monai_diffeo.report.resume import lines_that_hold, outputs_of, settings_sha256, sha256_as_read
 from monai_diffeo.report.run_folder import RunFolder
 from monai_diffeo.report.run_log import RunLog
 from monai_diffeo.report.sides import PatientSides, patient_sides
@@ -233,10 +233,13 @@ class FilmReporter:
         name, about = self._name(path), batch["image"] if "image" in batch else batch["film"]
         try:
             self.folder.remove(name)
-            record = film_record(name, sha256_or_none(path), result.canonicalization, 0, seconds, **self._fields([], None))
+            sha256 = sha256_as_read(path, batch)
+            record = film_record(name, sha256, result.canonicalization, 0, seconds, **self._fields([], None))
             notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "")
             record |= {"dicom": []} if self.dicom else {}
             self._write(record | {"notes": notes or record["notes"]} | _spacing(about) | _decided(result))
+        except FilmError as changed:
+            self.failed(path, changed)
         except OSError as lost:
             self.stopped = str(output_error(lost))
 
@@ -248,7 +251,7 @@ class FilmReporter:
         about = batch["image"] if "image" in batch else batch["film"]
         sides = patient_sides(result.canonicalization, 0, *_stated(about))
         fields = self._fields(masks, figure) | {"areas": self.anatomy.areas(mask, sides)}
-        record = film_record(self._name(path), sha256_or_none(path), result.canonicalization, 0, seconds, **fields)
+        record = film_record(self._name(path), None, result.canonicalization, 0, seconds, **fields)
         empty = "" if mask.any() else "the mask is empty"
         notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "", empty)
         record["notes"] = notes or record["notes"]
@@ -266,6 +269,7 @@ class FilmReporter:
                 record["notes"] = joined_notes(record["notes"] or "", f"no picture: {type(error).__name__}")
         if self.dicom:
             record |= self._write_dicom(path, masks, mask, sides, record)
+        record["sha256"] = sha256_as_read(path, batch)  # last: the DICOM results take from the file whose film it is
         self._write(record, masks, None if record["figure"] is None else figure)
         self.folder.wrote(self.output_dir / name for name in outputs_of(record))
 

@@ -12,12 +12,13 @@ from typing import Any
 
 from monai.utils import ensure_tuple
 
-from monai_diffeo.files import sha256_of
+from monai_diffeo.errors import FilmError
+from monai_diffeo.files import sha256_or_none
 from monai_diffeo.radiograph.outputs import film_lines
 from monai_diffeo.report.record import FAILED, SCHEMA, json_safe
 from monai_diffeo.trust.decision import NO_RESULT, kind_of_decision
 
-__all__ = ["lines_that_hold", "outputs_of", "settings_sha256", "sha256_or_none"]
+__all__ = ["lines_that_hold", "outputs_of", "settings_sha256", "sha256_as_read"]
 
 
 def settings_sha256(settings: Any) -> str:
@@ -53,8 +54,7 @@ def lines_that_hold(
         if withheld := kind_of_decision(line.get("decision")) == NO_RESULT:
             figure = None
         same = line.get("mask") == (masks[0] if len(masks) == 1 else list(masks)) and figure in (None, line.get("figure"))
-        named = withheld or same
-        if not named or (dicom is not None and not isinstance(line.get("dicom"), list)):
+        if not (withheld or same) or (dicom is not None and not isinstance(line.get("dicom"), list)):
             continue
         new = {**line, "figure": figure, **({} if dicom is None else {"dicom": [n for n in line["dicom"] if n in dicom]})}
         if dicom is None:
@@ -72,9 +72,13 @@ def outputs_of(line: Mapping[str, Any]) -> list[str]:
     return [name for name in names if name]
 
 
-def sha256_or_none(path: str | PathLike[str]) -> str | None:
-    """SHA-256 of a film, None if it cannot be read."""
-    try:
-        return sha256_of(path)
-    except OSError:
-        return None
+def sha256_as_read(path: str | PathLike[str], batch: Mapping[str, Any]) -> str | None:
+    """SHA-256 of a film as :class:`FailSafeDataset` read it into a batch of one, None if it is not known.
+
+    Raises:
+        FilmError: if the file holds something else by now.
+    """
+    (read,), now = ensure_tuple(batch.get("sha256", "")), sha256_or_none(path)
+    if read and now not in (None, read):
+        raise FilmError("FileChanged", "The file changed while it was read. Run again when nothing writes to it.")
+    return read or now

@@ -7,16 +7,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.transforms import MapTransform, ScaleIntensityRange, ScaleIntensityRangePercentiles, Transform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, convert_to_tensor
+from torch import Tensor
 
 from monai_diffeo.radiograph.film import joined_notes, middle_ninth
 
 __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict", "ScaleFilmIntensityd"]
 
 _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
+_MONAI_SORTS = 1_000_000  # up to so many values MONAI takes torch's percentiles, which round otherwise
 _SIDE = 320  # of the lattice on which a film is judged, pixels at most
 _LAYERS = 8  # of a border: its sides, and one inside the other
 _SHARE = 0.01  # of the film that a border covers at least
@@ -31,6 +34,7 @@ _DARK_GAP, _LIGHT_GAP = 1.5, 0.75  # between the film's values and extreme ones;
 
 _EXTREME = (0.0025, 0.1)  # shares of the film that extreme values have, at least and at most
 _IN_GAP = 2e-4  # share of the film that may lie in the gap
+_BORDER_SIZE = (128, 128)  # on which the metadata hold a border, so that films of any size make a batch
 
 
 class FilmRange(NamedTuple):
@@ -174,19 +178,39 @@ class ScaleFilmIntensity(Transform):
         step = -(-max(img.shape) // _SIDE)
         found = film_range(convert_to_numpy(img[0, ::step, ::step])) if img.ndim == 3 and len(img) == 1 else None
         if found is None:
-            return self.whole(img), ""
+            return self._all_film(img), ""
         film = convert_to_tensor(img, dtype=torch.float32, track_meta=False)
         film = ScaleIntensityRange(found.low, found.high, 0.0, 1.0, clip=True)(film)
         border = _grown(found.border, 1).repeat(step, 0).repeat(step, 1)[: film.shape[1], : film.shape[2]]
         film = convert_to_tensor(film, track_meta=False).masked_fill(torch.from_numpy(border).to(film.device), 0.0)
-        return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], found.note), found.note
+        film = convert_to_dst_type(film, img, dtype=torch.float32)[0]
+        if isinstance(film, MetaTensor):
+            small = F.interpolate(torch.from_numpy(found.border)[None, None].float(), _BORDER_SIZE, mode="area")[0] > 0
+            notes = joined_notes(film.meta.get("film_notes", ""), found.note)
+            film.meta = {**film.meta, "film_notes": notes, "film_border": small.numpy()}
+        return film, found.note
+
+    def _all_film(self, img: Any) -> Any:
+        """What MONAI gives; of a large film both percentiles are looked for at once, and the rest is done in place."""
+        film = convert_to_tensor(img, track_meta=False)
+        if film.dtype != torch.float32 or film.device.type != "cpu" or film.numel() <= _MONAI_SORTS:
+            return self.whole(img)
+        low, high = torch.from_numpy(np.percentile(film.numpy(), _PERCENTILES)).float()
+        if not high > low:
+            return self.whole(img)
+        return convert_to_dst_type((film - low).div_(high - low).clamp_(0, 1), img)[0]
 
 
-def _noted(film: Any, note: str) -> Any:
-    """The film, its metadata with one more note."""
-    if isinstance(film, MetaTensor) and note:
-        film.meta = {**film.meta, "film_notes": joined_notes(film.meta.get("film_notes", ""), note)}
-    return film
+def inverted_film(images: Tensor) -> Tensor:
+    """Films in [0, 1], ``(B, 1, H, W)``, with their grey values inverted; a border that was left out of the scale stays 0.
+
+    A negative's border is the light air beside the patient. It is black on the film that the negative was made of.
+    """
+    inverted, border = 1 - images, getattr(images, "meta", {}).get("film_border")
+    if border is None:
+        return inverted
+    shown = F.interpolate(torch.as_tensor(border).reshape(-1, 1, *_BORDER_SIZE).float(), images.shape[2:]) > 0
+    return inverted.masked_fill(shown.to(images.device), 0.0)
 
 
 class ScaleFilmIntensityd(MapTransform):

@@ -11,7 +11,8 @@ from monai.config import KeysCollection
 from monai.transforms import MapTransform
 from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy, convert_to_tensor, optional_import
 
-from monai_diffeo.metrics import connected_components, largest_components
+from monai_diffeo.metrics import connected_components
+from monai_diffeo.metrics.topology import bounding_box, plane_parts_are_simple, ranked_components
 from monai_diffeo.networks.template.guard import intact_level
 from monai_diffeo.radiograph.lungs import separate_lungs
 
@@ -64,9 +65,18 @@ def largest_parts(mask: np.ndarray, count: int, connectivity: str = "full") -> n
         >>> largest_parts(ring, 1).astype(int)[1].tolist()
         [0, 1, 1, 1, 0, 0, 0]
     """
-    kept = largest_components(mask, count, connectivity) > 0
-    outside, _ = connected_components(~np.pad(kept, 1), "full")
-    return (outside != outside.flat[0])[(slice(1, -1),) * kept.ndim]
+    whole = np.asarray(mask) != 0
+    if not whole.any():
+        return whole
+    box = bounding_box(whole)
+    kept, out = whole[box], np.zeros_like(whole)
+    labels, found = connected_components(kept, connectivity)
+    kept = ranked_components(labels, found, count) > 0 if found > count else kept
+    if not (kept.ndim == 2 and plane_parts_are_simple(kept, min(count, found))):
+        outside, _ = connected_components(~np.pad(kept, 1), "full")
+        kept = (outside != outside.flat[0])[(slice(1, -1),) * kept.ndim]
+    out[box] = kept
+    return out
 
 
 class KeepLargestPartsd(MapTransform):

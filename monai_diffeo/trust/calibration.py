@@ -3,37 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from monai_diffeo.errors import ConfigError
-from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.trust.decision import NO_RESULT, verdict
-from monai_diffeo.trust.judge import FilmJudge, Observation
+from monai_diffeo.trust.judge import Observation
 from monai_diffeo.trust.model import TrustModel
 
-__all__ = ["LEAST_FILMS", "Observer", "check_films", "recalibrated"]
+__all__ = ["LEAST_FILMS", "check_films", "recalibrated"]
 
 LEAST_FILMS = 50
 _STRANGE = 0.5  # share of images without a result from which on a folder is taken for one of something else
 _LEAST_LIMIT = 1e-3
-
-
-class Observer(FilmJudge):
-    """A judge that also keeps what it decides by, of every film, in ``seen``."""
-
-    def __init__(self, model: TrustModel, second: Callable | None = None, whole: Callable | None = None) -> None:
-        super().__init__(model, second, accept_anything=True, whole=whole)
-        self.seen: list[Observation] = []
-
-    def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:
-        """See :class:`FilmJudge`."""
-        found = super().observed(image, result)
-        self.seen += found
-        return found
 
 
 def check_films(count: int, share: float) -> None:
@@ -42,7 +26,9 @@ def check_films(count: int, share: float) -> None:
         raise ConfigError(f"calibrate: the share must be above 0 and at most 50 %, got {share:.3g}. Give --share 3 for 3 %.")
     least = max(LEAST_FILMS, math.ceil(2 / share - 1e-9))
     if count < least:
-        remedy = "Give more films of the same kind" + (", or a larger --share." if least > LEAST_FILMS else ".")
+        remedy = "Give more films of the same kind" + (
+            f", or --share {math.ceil(2000 / count) / 10}." if count >= LEAST_FILMS else "."
+        )
         raise ConfigError(f"calibrate: there must be {least} films that can be used, or more, got {count}. {remedy}")
 
 
@@ -51,7 +37,8 @@ def recalibrated(model: TrustModel, films: Sequence[Observation], share: float =
 
     Films without known masks tell how the signs are distributed there. So each limit becomes the 99 % quantile of the films,
     without the worst ``share`` by the scores of ``model``. The thresholds then are such that at most this share is flagged.
-    Weights stay. Which Dice to expect cannot be learned without masks, so the new model gives no interval for it.
+    Weights stay. A sign that no film was asked for, as of a network that is missing, gets no limit. Which Dice to expect cannot
+    be learned without masks, so the new model gives no interval for it.
 
     Args:
         model: fitted on films with known answers.
@@ -74,7 +61,9 @@ def recalibrated(model: TrustModel, films: Sequence[Observation], share: float =
     told = (
         f"{len(films)} unlabelled films of one site, of which at most {share:.1%} were to be flagged; before, {model.fitted_on}"
     )
-    limits = {name: _limit([film.signs.get(name, math.nan) for film in usual], old) for name, old in model.limits.items()}
+    asked = {name for film in films for name in film.signs}
+    columns = {name: [film.signs.get(name, math.nan) for film in usual] for name in model.limits if name in asked}
+    limits = {name: _limit(values, model.limits[name]) for name, values in columns.items()}
     new = replace(model, limits=limits, spread=None, fitted_on=told)
     error, unusual = _cuts(new, films, most)
     foreign = replace(new.foreign, threshold=max(new.foreign.threshold, unusual))

@@ -34,6 +34,7 @@ class Verdict:
         dice: the interval in which its Dice is expected, None without a model.
         signs: what was measured, by the names of :data:`SIGNS`.
         answer: whose answer is given, one of :data:`monai_diffeo.trust.ANSWERS`; "" where nothing else was asked for.
+        seen: the :class:`monai_diffeo.trust.Observation` of a judge that it is made of.
     """
 
     kind: str
@@ -41,6 +42,7 @@ class Verdict:
     dice: tuple[float, float] | None = None
     signs: Mapping[str, float] = field(default_factory=dict)
     answer: str = ""
+    seen: Any = None
 
     @property
     def text(self) -> str:
@@ -77,7 +79,7 @@ def verdict(
 def _told(model: TrustModel, weights: Mapping[str, float], signs: Mapping[str, float]) -> tuple[str, ...]:
     """Sentences for the signs that raise a score most: those above their limits, or the first of all."""
     scaled = model.scaled(signs)
-    order = sorted((name for name in weights if weights[name] > 0), key=lambda name: -weights[name] * scaled[name])
+    order = sorted((name for name in scaled if weights.get(name, 0) > 0), key=lambda name: -weights[name] * scaled[name])
     high = [name for name in order if signs.get(name, 0.0) > model.limits[name]] or order[:1]
     return tuple(f"{SIGNS[n]} ({signs.get(n, float('nan')):.3g}, limit {model.limits[n]:.3g})" for n in high[:_MOST])
 

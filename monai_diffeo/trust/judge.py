@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +17,16 @@ from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize.acceptance import NEGATIVE
+from monai_diffeo.canonicalize.folder import tta_samples_of
 from monai_diffeo.command_line import parse_switch
-from monai_diffeo.errors import DiffeoError, RejectedError, WeightsError
+from monai_diffeo.errors import ConfigError, DiffeoError, RejectedError, WeightsError
 from monai_diffeo.files import bundle_of, sha256_below, sha256_of
 from monai_diffeo.flow import rotate_axes
 from monai_diffeo.flow.axis_rotations import inverse_rotation
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.film import joined_notes
+from monai_diffeo.transforms.intensity import inverted_film
 from monai_diffeo.trust.decision import verdict
 from monai_diffeo.trust.fallback import FALLBACKS, best_answers
 from monai_diffeo.trust.model import TrustModel, load_trust
@@ -32,10 +36,9 @@ __all__ = ["FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_t
 
 _log = logging.getLogger(__name__)
 
-_LESS = 0.8  # of the energy; correcting a negative leaves 0.01 to 0.23 of it on films of val, 0.67 on the packaged film
-_MIRRORED = {
-    f"{rows}\\{columns}" for rows, columns in ("RF", "FL", "LH", "HR")
-}  # PatientOrientation of a mirrored frontal film
+_FAR = 0.5  # of the usual energies' end: films beyond it are shown inverted too
+_LESS = 0.65  # of the energy; correcting a negative leaves at most 0.62 of it on 40 films of val
+_MIRRORED = {"R\\F", "F\\L", "L\\H", "H\\R"}  # PatientOrientation of a mirrored frontal film
 
 
 class WithheldError(DiffeoError, RuntimeError):
@@ -90,21 +93,35 @@ class FilmJudge:
         Args:
             image: a film in [0, 1], ``(1, 1, H, W)``.
             ask: gives the result of the inferer, with the plain prediction, for such a film.
-        """
-        result = ask(image)
-        again = self._inverted(image, ask) if _negative(result) else None
-        if again is not None and _better(again, result) and again.canonicalization is not None:
-            said = (note.split("; ") for note in again.canonicalization.notes)
-            notes = tuple(joined_notes("negative corrected", *(n for n in note if not n.startswith(NEGATIVE))) for note in said)
-            result, image = replace(again, canonicalization=replace(again.canonicalization, notes=notes)), 1 - image
-        return self.judged(image, result)
 
-    def _inverted(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult | None:
-        """The result for the inverted film, None if it is rejected: the film itself was not."""
-        try:
-            return ask(1 - image)
-        except RejectedError:
-            return None
+        Raises:
+            RejectedError: of the film that counts, the given or the corrected one, where ``ask`` raises it.
+        """
+        return self.judged(*self.corrected(image, ask))
+
+    def corrected(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> tuple[Tensor, DiffeoResult]:
+        """The film that counts, the given or the inverted one, and what ``ask`` gives for it; arguments and errors as above.
+
+        A film that looks like a negative, or that is far from the training films, is shown inverted too. It is a negative if
+        that brings it much nearer to them; otherwise it is not said to look like one.
+        """
+        result, rejected = _answer(image, ask)
+        if self._may_be_negative(result):
+            negative = inverted_film(image)
+            again, rejected_again = _answer(negative, ask)
+            if _better(again, result):
+                image, result, rejected = negative, _noted(again, "negative corrected"), rejected_again
+            else:
+                result = _noted(result, "")
+        if rejected is not None:
+            raise rejected
+        return image, result
+
+    def _may_be_negative(self, result: DiffeoResult) -> bool:
+        if result.canonicalization is None or result.searched is None:
+            return False
+        noted = any(NEGATIVE in note for note in result.canonicalization.notes)
+        return noted or bool((result.searched.energy_after > _FAR * self.model.limits.get("energy", math.inf)).any())
 
     def judged(self, image: Tensor, result: DiffeoResult) -> DiffeoResult:
         """The result with a :class:`Verdict` of each image ``(B, 1, H, W)``; without a canonicalisation as it came."""
@@ -115,7 +132,8 @@ class FilmJudge:
             with torch.no_grad():
                 result = replace(result, second=found.warp_back(self.second(found.image).amax(1, keepdim=True)))
         rows = self.observed(image, result)
-        decided = [verdict(self.model, row.signs, row.said, self.accept_anything, row.mirrored) for row in rows]
+        judge = partial(verdict, self.model, accept_anything=self.accept_anything)
+        decided = [replace(judge(row.signs, row.said, mirrored=row.mirrored), seen=row) for row in rows]
         if self.fallback == "best":
             result, decided = best_answers(self.model, result, decided)
         return replace(result, verdicts=tuple(decided))
@@ -143,8 +161,23 @@ def ask_upright(network: Callable, images: Tensor, rotations: Tensor | None) -> 
     return torch.cat([rotate_axes(network(rotate_axes(one, inverse[number])), number) for one, number in pairs])
 
 
-def _negative(result: DiffeoResult) -> bool:
-    return result.canonicalization is not None and any(NEGATIVE in note for note in result.canonicalization.notes)
+def _answer(image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> tuple[DiffeoResult, RejectedError | None]:
+    """What ``ask`` gives; of a film that it rejects, what was found, and the error."""
+    try:
+        return ask(image), None
+    except RejectedError as error:
+        found = error.canonicalization
+        return DiffeoResult(None, found, searched=found), error
+
+
+def _noted(result: DiffeoResult, note: str) -> DiffeoResult:
+    """The result with a note in place of those that it looks like a negative."""
+    found = result.canonicalization
+    if found is None:
+        return result
+    said = (one.split("; ") for one in found.notes)
+    notes = tuple(joined_notes(note, *(n for n in one if not n.startswith(NEGATIVE))) for one in said)
+    return replace(result, canonicalization=replace(found, notes=notes))
 
 
 def _better(again: DiffeoResult, first: DiffeoResult) -> bool:
@@ -167,8 +200,13 @@ def fitted_to(
     mode: str = "single_pass",
     tta_samples: int | None = None,
 ) -> str:
-    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, settings that are unusual."""
+    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, settings that are unusual.
+
+    ``tta_samples`` of None is the number of the mode: both give the same.
+    """
     parts: list[Any] = [sha256_of(weights), sha256_below(canonicalizer)]
+    if tta_samples is not None and tta_samples == tta_samples_of(canonicalizer, mode):
+        tta_samples = None
     unusual = [further_weights and sha256_of(further_weights), mode, tta_samples]
     parts += [] if unusual == [None, "single_pass", None] else [unusual]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
@@ -185,6 +223,7 @@ def load_film_judge(
     any_weights: bool = False,
     whole: nn.Module | None = None,
     whole_weights: str | Path | None = None,
+    enabled: bool | str = True,
     **settings: Any,
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
@@ -192,21 +231,33 @@ def load_film_judge(
     Args:
         path: of the model, see :func:`save_trust`.
         weights, canonicalizer, settings: see :func:`fitted_to`.
-        second, second_weights: another kind of network; it is not asked where its file is missing.
+        second, second_weights: another kind of network; where its file is missing it is not asked, unless the model needs it.
         accept_anything, fallback: see :class:`FilmJudge`.
-        any_weights: take the model all the same, as one of these weights.
+        any_weights: take the model all the same, as one of these weights, and do without networks that are missing.
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
+        enabled: whether films are canonicalised, true or false, also as a string; else there is no judge.
 
     Raises:
-        WeightsError: if a file does not fit, or if a model was fitted to something else and comes from outside of a bundle, or
-            ``fallback`` is "best", which needs it.
+        ConfigError: for options about decisions where films are not canonicalised.
+        WeightsError: if a file does not fit, or one is missing that the model needs, or if a model was fitted to something else
+            and comes from outside of a bundle, or ``fallback`` is "best", which needs it.
     """
+    chosen = bundle_of(Path(path).absolute()) is None
+    if not parse_switch(enabled):
+        typed = chosen and Path(path).absolute().parent != Path(canonicalizer).absolute().parent  # else that of its folder
+        decides = {"trust_model": typed, "fallback": fallback != "identity", "accept_anything": parse_switch(accept_anything)}
+        if given := [f"--{name}" for name, one in decides.items() if one]:
+            raise ConfigError(
+                "load_film_judge(): without canonicalisation nothing is decided on films, so options about decisions must be "
+                f"left out, got {' and '.join(given)} with --enabled false. Leave out one or the other."
+            )
+        return None
     model = load_trust(path)
     here = fitted_to(weights, canonicalizer, **settings) if Path(weights).is_file() else ""
     if any_weights:
         model = replace(model, sha256=here)
     elif here != model.sha256:
-        if bundle_of(Path(path).absolute()) is None or fallback == "best":
+        if chosen or fallback == "best":
             remedy = "Run `monai-diffeo calibrate` with the options of this run."
             raise WeightsError(
                 f"load_film_judge(): {Path(path).name} must be fitted to the weights, canonicaliser, mode and number of poses "
@@ -216,13 +267,18 @@ def load_film_judge(
             "load_film_judge: %s was not fitted to these weights and settings; decisions are not calibrated.", Path(path).name
         )
         return None
-    others = _loaded(second, second_weights), _loaded(whole, weights, whole_weights)
-    return FilmJudge(model, others[0], accept_anything, fallback, others[1])
+    others: Any = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
+    asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name)) for name, parts in others.items()}
+    return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, **asked)
 
 
-def _loaded(network: nn.Module | None, *files: str | Path | None) -> nn.Module | None:
-    """The network with its weights, None where a file is missing."""
+def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool) -> nn.Module | None:
+    """The network with its weights, None where a file is missing that is not needed."""
     there = [file for file in files if file is not None and Path(file).is_file()]
-    if network is not None and any(file is not None and file not in there for file in files):
-        _log.warning("load_film_judge: weights of a further network are missing; decisions are less sharp than calibrated.")
+    if network is not None and (missing := [file for file in files if file not in there]) and needed:
+        raise WeightsError(
+            "load_film_judge(): all networks must be there that decisions were fitted with, and the weights "
+            f"{str(missing[0])!r} are missing. Copy the file there, or run `monai-diffeo calibrate` without it, and give what "
+            "that writes with --trust_model."
+        )
     return None if network is None or len(there) < len(files) else load_weights(network, *there)

@@ -17,6 +17,8 @@ from monai_diffeo.trust.signs import SIGNS, References
 
 __all__ = ["Score", "TrustModel", "load_trust", "save_trust"]
 
+_AT_LIMIT = math.log(2)  # what an unknown sign counts as
+
 
 @dataclass(frozen=True)
 class Score:
@@ -38,7 +40,7 @@ class TrustModel:
     """What was fitted.
 
     Attributes:
-        limits: by sign, what 99 of 100 good films have at most; above 0.
+        limits: by sign, what 99 of 100 good films have at most; above 0. A sign without one is not asked.
         error: logarithm of the expected ``1 - Dice``; from its threshold on, the film is to be reviewed.
         spread: what the logarithm of the error lay below and above the expected one in 95 of 100 films; None if unknown.
         foreign: log-odds that the image is no chest film; from its threshold on, it has no result.
@@ -66,7 +68,11 @@ class TrustModel:
     def value(self, score: Score, signs: Mapping[str, float]) -> float:
         """A score of the signs of one film."""
         scaled = self.scaled(signs)
-        return score.bias + sum(weight * scaled[name] for name, weight in score.weights.items())
+        return score.bias + sum(weight * scaled.get(name, _AT_LIMIT) for name, weight in score.weights.items())
+
+    def weighs(self, sign: str) -> bool:
+        """Whether a sign counts in a score."""
+        return sign in self.limits and any(score.weights.get(sign, 0.0) > 0 for score in (self.error, self.foreign))
 
     def interval(self, signs: Mapping[str, float]) -> tuple[float, float] | None:
         """Between which two values the Dice of a film lies, of 95 in 100 films like those calibrated on; None if unknown."""
@@ -99,8 +105,6 @@ def load_trust(path: str | Path) -> TrustModel:
             score = Score(**_exactly(parts[name], Score))
             _numbers({"bias": score.bias, "threshold": score.threshold})
             parts[name] = Score(score.bias, _numbers(score.weights, 0.0), score.threshold)
-            if not set(score.weights) <= set(parts["limits"]):
-                raise ValueError(f"{name} weighs signs without limits")
         parts["limits"] = _numbers(parts["limits"], 1e-12)
         _numbers({"unusual": parts["unusual"]})
         if not set(parts["limits"]) <= set(SIGNS):

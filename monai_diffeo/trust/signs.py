@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from monai_diffeo.canonicalize.limits import LIMITED_SIGNS
 from monai_diffeo.flow.grid import centered_grid
 from monai_diffeo.inferers import DiffeoResult
+from monai_diffeo.inferers.aggregation import mask_dice
 from monai_diffeo.trust.shapes import shape_numbers
 
 __all__ = ["SIGNS", "References", "film_signs"]
@@ -19,10 +21,10 @@ SIGNS: Mapping[str, str] = {
     "energy": "the canonical film is unlike the training films",
     "energy_before": "the film as it came is unlike the training films",
     "likeness": "the canonical film does not look like a chest film",
-    "disagreement": "the answers from several poses disagree",
+    "disagreement": LIMITED_SIGNS["disagreement"],
     "search_disagreement": "the answers from poses around the canonical one disagree",
     "search_change": "the answers on the deformed and on the given film differ",
-    "change": "the answers with and without canonicalisation differ",
+    "change": LIMITED_SIGNS["change"],
     "second": "another kind of network gives another answer",
     "whole": "much of the lungs is hidden: answers for the visible and for the whole lungs differ",
     "blur": "the edges of the answer are uncertain",
@@ -85,7 +87,7 @@ def film_signs(
             signs[name] = 1 - one.agreement
     for name, other in (("change", result.plain), ("search_change", result.unchosen), ("second", second), ("whole", whole)):
         if other is not None:
-            signs[name] = 1 - _dice(mask, torch.as_tensor(other) > 0)
+            signs[name] = 1 - mask_dice(mask, torch.as_tensor(other) > 0)
     spread = torch.sigmoid(logits)
     signs["blur"] = (4 * spread * (1 - spread)).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
     poses = [_shape(one.warp_input(mask.float())[:, 0] > 0.5, references) for one in (found, given)]
@@ -108,12 +110,6 @@ def _shape(mask: Tensor, references: References) -> tuple[Tensor, Tensor]:
     numbers, rest = shape_numbers(mask)
     off = (numbers - references.shape_mean).nan_to_num(1e3)
     return torch.einsum("bi,ij,bj->b", off, references.shape_precision, off).clamp(min=0).sqrt(), rest
-
-
-def _dice(one: Tensor, other: Tensor) -> Tensor:
-    """Dice of masks ``(B, 1, H, W)``; 1 for two empty ones."""
-    both, sizes = 2 * (one & other).flatten(1).sum(1), one.flatten(1).sum(1) + other.flatten(1).sum(1)
-    return torch.where(sizes > 0, both / sizes.clamp(min=1), 1.0)
 
 
 def _outside(ddf: Tensor, frame: Tensor) -> Tensor:

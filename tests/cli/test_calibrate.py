@@ -37,6 +37,8 @@ def test_a_calibrated_model_flags_at_most_the_share_and_counts_for_its_own_run_a
     assert status == 0, lines
     assert (
         "50 films used; 1 could not" in said
+        and f"1 failed, the first is {str(films / 'broken.png')!r}. NotAFilm: " in lines[-1]
+        and "ok.\nThen do not calibrate." in said  # no share is as large
         and "Before, 50 of 50 were flagged" in said
         and "not refitted" in said
         and f"--trust_model {file}" in said
@@ -71,6 +73,11 @@ def test_what_cannot_be_done_is_said_and_nothing_is_written(site, tmp_path):
     given = ("calibrate", "--bundle_root", root, "--dataset_dir", films)
     few = films_in(tmp_path / "few", 3)
     (tmp_path / "there.json").write_text("{}")
+    (tmp_path / "broken").mkdir()
+    for number in range(67):
+        (tmp_path / "broken" / f"{number:02d}.png").write_text("no film")
+    status, _, lines = invoke(*given[:-1], tmp_path / "broken", "--output", tmp_path / "a.json")
+    assert status == 1 and "got 0." in lines[-1] and "67 failed, the first is" in lines[-2] and "00.png" in lines[-2]
     for words, says in (
         ((*given[:-1], few, "--output", tmp_path / "a.json"), "must be 67 films"),
         ((*given, "--output", tmp_path / "there.json"), "exists. Give another name"),

@@ -11,7 +11,7 @@ import nibabel  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from tests.bundles.command import lines_of  # noqa: E402
+from tests.bundles.command import lines_of, run_bundle  # noqa: E402
 from tests.cli.test_segment import invoke  # noqa: E402
 from tests.cli.tiny_lungs import films_in, tiny_lungs  # noqa: E402
 from tests.radiograph.dicom_factory import corner_film, save  # noqa: E402
@@ -56,6 +56,22 @@ def test_raise_gives_no_mask_of_a_film_that_is_rejected(site, tmp_path):
     status, _, report = segmented((root, film), tmp_path / "raise", "--fallback", "raise")
     assert status == 4 and report["000.png"]["error"] == "RejectedError" and "--fallback raise" in report["000.png"]["message"]
     assert not list((tmp_path / "raise").glob("*.png"))
+
+
+@pytest.mark.parametrize("option", [("--fallback", "raise"), ("--accept_anything", "true"), ("--trust_model", "ours.json")])
+@pytest.mark.parametrize("door", ["segment", "bulk", "watch"])
+def test_an_option_about_decisions_is_refused_where_nothing_is_decided(site, tmp_path, door, option):
+    if door == "bulk":
+        pytest.importorskip("distributed")
+    words = (door, "--bundle_root", site[0], "--dataset_dir", site[1], "--output_dir", tmp_path / "out", "--enabled", "false")
+    status, _, lines = invoke(*words, *option, *(["--once"] if door == "watch" else []))
+    assert status == 1 and f"got {option[0]} with --enabled false" in lines[-1], lines
+    assert not (tmp_path / "out").exists() or not [*(tmp_path / "out").rglob("*_lungs*")]
+
+
+def test_the_line_of_monai_refuses_it_too(site, tmp_path):
+    done, lines = run_bundle(site[0], tmp_path / "out", "--dataset_dir", site[1], "--enabled", "false", "--fallback", "raise")
+    assert done.returncode == 1 and not lines and "got --fallback with --enabled false" in done.stderr.splitlines()[-1]
 
 
 def test_a_map_of_uncertainty_lies_on_the_film_and_is_written_only_if_asked(site, tmp_path):

@@ -17,11 +17,16 @@ from click.testing import CliRunner
 for package in ("highdicom", "ignite", "nibabel", "pydicom", "skimage"):
     pytest.importorskip(package)
 
+import nibabel  # noqa: E402
 import pydicom  # noqa: E402
 
 from monai_diffeo.cli import program  # noqa: E402
 from monai_diffeo.cli.watch import _Loop  # noqa: E402
+from monai_diffeo.dicom_output import write_dicom_results  # noqa: E402
 from monai_diffeo.errors import ConfigError, FilmError, OutputError  # noqa: E402
+from monai_diffeo.files import sha256_of  # noqa: E402
+from monai_diffeo.report import reporter  # noqa: E402
+from monai_diffeo.transforms import LoadImageFilmd  # noqa: E402
 from monai_diffeo.watch import Arrival, Journal, WatchedFolder  # noqa: E402
 from tests.bundles.command import lines_of  # noqa: E402
 from tests.cli.killed import KILLED, start  # noqa: E402
@@ -144,7 +149,8 @@ def a_loop(folder, **errors):
 
 
 @pytest.mark.parametrize(
-    "error, times", [("MultiFrame", 1), ("RejectedError", 1), ("OSError", 3), ("FileNotReadable", 3), ("", 1)]
+    "error, times",
+    [("MultiFrame", 1), ("RejectedError", 1), ("OSError", 3), ("FileNotReadable", 3), ("FileChanged", 3), ("", 1)],
 )
 def test_what_is_wrong_with_a_film_is_said_once_and_what_may_pass_is_tried_three_times(watched, error, times):
     loop = a_loop(watched, a=error, b="")
@@ -248,6 +254,45 @@ def test_a_wrong_command_line_is_said_in_the_last_line(tmp_path, monkeypatch, wo
     monkeypatch.chdir(tmp_path)
     status, lines = invoke(*words.split(), "--once")
     assert status == 1 and says in lines[-1] and "secret" not in "".join(lines)
+
+
+def test_dicom_results_never_have_the_mask_of_one_film_and_the_patient_of_another(tmp_path, monkeypatch):
+    films, out = tmp_path / "in", tmp_path / "out"
+    films.mkdir()
+    film(films / "a.dcm")
+    other = film(tmp_path / "other.dcm", PatientID="0815")
+
+    def replaced(path, *words):
+        if other.exists():
+            os.replace(other, path)
+        return write_dicom_results(path, *words)
+
+    monkeypatch.setattr(reporter, "write_dicom_results", replaced)
+    words = ("segment", "--dataset_dir", films, "--output_dir", out, *PLAIN[3:], "--dicom_output")
+    done = CliRunner().invoke(program, [*map(str, words)])
+    assert done.exit_code == 4 and lines_of(out)[0]["a.dcm"]["error"] == "FileChanged" and not [*out.glob("a_*")]
+
+
+def test_a_film_that_is_replaced_while_it_is_read_is_done_again_and_its_line_is_that_of_its_mask(tmp_path, monkeypatch):
+    films, out, read = tmp_path / "in", tmp_path / "out", LoadImageFilmd.__call__
+    films.mkdir()
+    film(films / "a.dcm")
+    other = film(tmp_path / "other.dcm", pixels=np.random.default_rng(0).integers(0, 4000, (40, 56), np.uint16))
+    seen = []
+
+    def replaced(self, data, *words):
+        found = read(self, data, *words)
+        seen.append(found["film"].shape if "film" in found else found["image"].shape)
+        if other.exists():
+            os.replace(other, films / "a.dcm")
+        return found
+
+    monkeypatch.setattr(LoadImageFilmd, "__call__", replaced)
+    words = (*PLAIN, "--dataset_dir", films, "--output_dir", out)
+    assert invoke(*words)[0] == 0 and len(seen) == 2 and seen[0] != seen[1]
+    line = lines_of(out)[0]["a.dcm"]
+    assert line["sha256"] == sha256_of(films / "a.dcm") and nibabel.load(out / line["mask"]).shape[:2] == (56, 40)
+    assert invoke(*words)[0] == 0 and len(seen) == 2  # it is done
 
 
 # A process that is killed

@@ -100,6 +100,15 @@ def test_the_seg_states_the_plane_in_which_viewers_draw_the_film(tmp_path, frame
     assert shared.PlanePositionSequence[0].ImagePositionPatient == [0, 0, 0]
 
 
+def test_segments_that_overlap_keep_all_their_pixels(tmp_path):
+    right, left = lungs()
+    whole = right | left
+    _, files = results(tmp_path, [Segment("Right lung", right, LUNG), Segment("Lungs", whole, LUNG)])
+    source = pydicom.dcmread(tmp_path / "a.dcm")
+    pixels = hd.seg.segread(files[0]).get_pixels_by_source_instance([source.SOPInstanceUID], ignore_spatial_locations=True)
+    assert np.array_equal(pixels[0], np.stack([right, whole], axis=-1))
+
+
 def test_an_empty_part_has_a_frame_too(tmp_path):
     some = [*segments(), Segment("Lung, other parts", np.zeros(SIZE, bool), LUNG)]
     for parts in (some, some[2:]):

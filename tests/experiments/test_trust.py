@@ -14,14 +14,12 @@ from docs.experiments.trust import (
     area_under_risk,
     auroc,
     conformal,
-    corrected,
     decision_row,
     fit_least_squares,
     fit_logistic,
     fit_trust,
     gap_closed,
 )
-from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.trust import References
 
 
@@ -81,12 +79,6 @@ def test_no_good_film_of_the_fit_is_withheld_and_what_is_far_off_is():
     assert row["good films without result"] == "0"
     assert decision_row("", [{**f, "bad": True} for f in foreign], model)["failures without result"] == "20"
     assert min(*model.error.weights.values(), *model.foreign.weights.values()) >= 0
-
-
-def test_a_negative_is_corrected_if_it_is_said_and_the_film_as_it_was_has_a_much_lower_energy():
-    film = {"id": "a", "notes": f"{NEGATIVE} (x)", "signs": {"energy": 10.0}}
-    assert corrected(film, {"a": {"signs": {"energy": 2.0}}}) and not corrected(film, {"a": {"signs": {"energy": 9.0}}})
-    assert not corrected({**film, "notes": ""}, {"a": {"signs": {"energy": 2.0}}})
 
 
 def test_the_reverse_accuracy_of_the_right_mask_is_1_and_the_best_film_counts():

@@ -53,12 +53,15 @@ def shifting(**settings):
     ],
 )
 def test_a_deformed_image_counts_where_it_looks_familiar_and_answers_agree_much_better(energy, moved, rest, kept):
-    assert prefer_motion(energy, moved, rest, LIMITS) is kept
+    energy, moved, rest = (torch.tensor([value]) for value in (energy, moved, rest))
+    assert prefer_motion(energy, moved, rest, LIMITS).tolist() == [kept]
 
 
 def test_answers_agree_better_by_a_factor_of_their_disagreement():
-    assert agrees_better(0.951, 0.9, 0.5) and not agrees_better(0.94, 0.9, 0.5) and agrees_better(0.9, 0.9, 1.0)
-    assert not agrees_better(float("nan"), 0.9, 1.0) and agrees_better(0.1, float("nan"), 0.5)
+    unknown = float("nan")
+    found, others = torch.tensor([0.951, 0.94, 0.9, unknown, 0.1]), torch.tensor([0.9, 0.9, 0.951, 0.9, unknown])
+    assert agrees_better(found, others, 0.5).tolist() == [True, False, False, False, True]
+    assert agrees_better(found, found, 1.0).tolist() == [True, True, True, True, True]
 
 
 @pytest.mark.parametrize("orientation", [None, Turned()])
@@ -102,6 +105,20 @@ def test_each_image_gets_the_better_answer_and_a_batch_gives_what_its_images_giv
         assert_close(DiffeoInferer(made, motion_limits=limits)(image[i : i + 1], fickle)[0], answer[i], atol=1e-4, rtol=0)
     strict = {"energy": -1.0, "disagreement": 0.9}
     assert_close(DiffeoInferer(made, motion_limits=strict)(image, fickle), still, atol=1e-6, rtol=0)
+
+
+@pytest.mark.parametrize("orientation", [None, Turned()])
+def test_at_rest_an_energy_that_is_known_is_not_computed_again_and_the_callers_image_is_a_copy(orientation):
+    made, image = canonicalizer(orientation=orientation), torch.rand(2, 1, 32, 32)
+    found, seen = made(image), []
+    made.energy.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    upright, as_given = made.at_rest(image, found), made.at_rest(image, found, rotated=False)
+    assert seen == ([] if orientation is None else [2])
+    for rest in (upright, as_given):
+        assert_close(rest.energy_after, made.energy(rest.image))
+    kept = image.clone()
+    as_given.image.zero_()
+    assert torch.equal(image, kept)
 
 
 @pytest.mark.parametrize("limit, single", [(0.0, False), (1.01, True)])

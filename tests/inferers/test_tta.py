@@ -151,7 +151,7 @@ def test_answers_that_are_empty_at_every_pose_have_no_agreement():
     answer[1, :, 2:5] = 1
     found = agreement([answer, answer], torch.tensor([True, True]))
     assert found[0].isnan() and found[1] == 1
-    assert prefer_motion(10.0, 0.97, found[0].item(), {"energy": 30.0, "disagreement": 0.35})
+    assert prefer_motion(torch.tensor([10.0]), torch.tensor([0.97]), found[:1], {"energy": 30.0, "disagreement": 0.35})
 
 
 def test_the_mean_is_over_samples_value_by_value_and_of_integers_the_most_frequent():

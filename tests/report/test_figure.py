@@ -11,9 +11,10 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.report import film_figure, panels
+from monai_diffeo.report import film_figure
 from monai_diffeo.report.decision import DECISION_COLOURS
 from monai_diffeo.report.panels import FOLDED
+from monai_diffeo.report.sheet import Panel
 
 PANELS = {  # left, top, right, bottom in pixels
     "film": (34, 112, 418, 496),
@@ -128,8 +129,8 @@ def test_what_to_do_has_its_colour(draw, status, wanted):
 @pytest.fixture
 def said(monkeypatch):
     """All words that a figure shows."""
-    texts, words = [], panels.words
-    monkeypatch.setattr(panels, "words", lambda *args, **style: (texts.append(args[3]), words(*args, **style)))
+    texts, words = [], Panel.words
+    monkeypatch.setattr(Panel, "words", lambda *args, **style: (texts.append(args[3]), words(*args, **style)))
     return texts
 
 

@@ -8,8 +8,9 @@ from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.energies import DeformationRegularizer
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.networks import orient_images
-from monai_diffeo.report import film_figure, panels, patient_sides
+from monai_diffeo.report import film_figure, patient_sides
 from monai_diffeo.report.cxr import LungAnatomy
+from monai_diffeo.report.sheet import Panel
 from tests.helpers import Brightness, FixedTheta
 
 N = 33
@@ -103,8 +104,8 @@ def letters(film, result, sides, monkeypatch, tmp_path):
             places.setdefault(text, []).append((0.5 - y, x - 0.5))
         words(axes, x, y, text, *args, **style)
 
-    words = panels.words
-    monkeypatch.setattr(panels, "words", note)
+    words = Panel.words
+    monkeypatch.setattr(Panel, "words", note)
     canonical, ddf = result.image[0, 0], result.ddf[0]
     masks = {"plain_mask": None, "mask": film > 0.5, "canonical_mask": canonical > 0.5}
     film_figure(

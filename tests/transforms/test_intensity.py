@@ -12,6 +12,7 @@ from monai.transforms import Affine, Compose, ScaleIntensityRangePercentiles
 from torch.testing import assert_close
 
 from monai_diffeo.transforms import ScaleFilmIntensity, ScaleFilmIntensityd, intensity
+from monai_diffeo.transforms.intensity import inverted_film
 
 MONAI = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
 SCALE = ScaleFilmIntensity()
@@ -30,7 +31,7 @@ def framed(image, left=0, right=0, top=0, bottom=0, value=0.0):
     return torch.nn.functional.pad(image, (left, right, top, bottom), value=value)
 
 
-@pytest.mark.parametrize("rows, columns", [(180, 150), (16, 40), (900, 700), (3, 3), (2, 5)])
+@pytest.mark.parametrize("rows, columns", [(180, 150), (16, 40), (900, 700), (3, 3), (2, 5), (1100, 1000)])
 @pytest.mark.parametrize("low, high", [(300.0, 3600.0), (0.0, 255.0), (-0.5, 0.25)])
 def test_an_ordinary_film_is_scaled_as_by_monai_bit_for_bit(rows, columns, low, high):
     image = film(rows, columns) * (high - low) / 3300 + low
@@ -55,6 +56,21 @@ def test_a_film_in_a_border_is_scaled_as_the_film_alone_and_the_border_is_black(
     assert close.all() or (value == 2000.0 and close.float().mean() > 0.95)  # film of the border's value beside it goes with it
     share = (~inside).float().mean().item()
     assert value == 2000.0 or note == f"a border of {share:.0%} of the film was left out of the grey scale"
+
+
+@pytest.mark.parametrize("widths", [(20, 20, 20, 20), (60, 0, 0, 0), (0, 0, 0, 50)])
+def test_a_negative_inverted_is_the_film_that_it_was_made_of_with_black_air_beside_it(widths):
+    """In a negative the air is light: a border, which the grey scale blackens. Inverted, it must not become light again."""
+    whole = framed(film(), *widths, value=300.0)
+    outside = framed(torch.ones(1, 180, 150), *widths) == 0
+    given = SCALE(MetaTensor(4000 - whole))
+    assert given[outside].max() == 0 and "border" in given.meta["film_notes"]
+    given.meta["film_border"] = torch.as_tensor(given.meta["film_border"])[None]  # as a DataLoader gives it
+    inverted, (left, _, top, _) = inverted_film(given[None])[0], widths
+    inner = inverted[:, top : top + 180, left : left + 150]
+    assert inverted[outside].max() == 0
+    assert_close(inner[:, 3:-3, 3:-3].as_tensor(), MONAI(film())[:, 3:-3, 3:-3], atol=0.03, rtol=0)
+    assert torch.equal(inverted_film(torch.as_tensor(given)[None].as_tensor()), 1 - given[None].as_tensor())  # nothing is known
 
 
 def test_a_border_of_eight_bits_may_vary_by_one_level_however_flat_the_film():
@@ -179,6 +195,9 @@ def test_what_cannot_be_judged_is_scaled_as_by_monai():
         film(180, 150).repeat(3, 1, 1),
         film()[None],
         film(15, 300),
+        torch.full((1, 1100, 1000), 7.0),
+        film(1100, 1000).index_fill(1, torch.tensor([5]), torch.nan),
+        torch.where(film(1100, 1000) > 3590, 4000.0, 7.0),
     ):
         assert torch.equal(SCALE(image).nan_to_num(9.0), MONAI(image).nan_to_num(9.0))
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from monai_diffeo.errors import ConfigError
-from monai_diffeo.trust import NO_RESULT, OK, Observation, load_trust, recalibrated, save_trust, verdict
+from monai_diffeo.trust import NO_RESULT, OK, Observation, check_films, load_trust, recalibrated, save_trust, verdict
 from tests.trust.test_decision import GOOD, MODEL
 
 TIMES = 6.0  # how much larger the signs of this site are
@@ -58,15 +58,21 @@ def test_the_order_of_the_films_does_not_count():
 
 
 def test_a_sign_that_no_film_has_keeps_its_limit_and_equal_films_are_all_kept():
-    films = [Observation({n: v for n, v in GOOD.items() if n != "shape"} | {"energy": 3.0})] * 80
+    films = [Observation({**GOOD, "shape": math.nan, "energy": 3.0})] * 80
     new = recalibrated(MODEL, films)
     assert new.limits["shape"] == MODEL.limits["shape"] and new.limits["energy"] == 3.0 and flagged(new, films) == 0
+
+
+def test_a_sign_that_was_asked_of_no_film_is_not_needed_any_more():
+    films = [Observation({n: v for n, v in film.signs.items() if n != "shape"}) for film in films_of(100)]
+    new = recalibrated(MODEL, films)
+    assert MODEL.weighs("shape") and not new.weighs("shape") and "shape" not in new.limits and flagged(new, films) <= 3
 
 
 @pytest.mark.parametrize(
     "films, share, said",
     [
-        (films_of(66), 0.03, "be 67 films .* got 66.*larger --share"),
+        (films_of(66), 0.03, "be 67 films .* got 66.*or --share 3.1."),
         (films_of(49), 0.2, "be 50 films .* got 49. Give more"),
         (films_of(100), 0.0, "the share must be"),
         (films_of(100), 0.6, "the share must be"),
@@ -76,6 +82,13 @@ def test_a_sign_that_no_film_has_keeps_its_limit_and_equal_films_are_all_kept():
 def test_what_cannot_be_calibrated_on_is_said(films, share, said):
     with pytest.raises(ConfigError, match=said):
         recalibrated(MODEL, films, share)
+
+
+@pytest.mark.parametrize("count", range(50, 67))
+def test_a_share_that_is_suggested_is_accepted(count):
+    with pytest.raises(ConfigError) as error:
+        check_films(count, 0.03)
+    check_films(count, float(str(error.value).rpartition("--share ")[2].rstrip(".")) / 100)
 
 
 def test_a_model_without_an_interval_comes_back(tmp_path):

@@ -85,7 +85,6 @@ def test_a_model_comes_back_as_it_was_written(tmp_path):
         (lambda c: c["error"]["weights"].update(energy="1"), "finite number"),
         (lambda c: c["foreign"].update(bias=math.nan), "finite number"),
         (lambda c: c["limits"].update(energy=0), "at least"),
-        (lambda c: c["limits"].pop("energy"), "without limits"),
         (lambda c: c["limits"].update(colour=1.0), "unknown signs"),
         (lambda c: c.update(unusual=None), "finite number"),
         (lambda c: c.update(spread=[0.1]), "spread|shorter"),

@@ -11,12 +11,13 @@ for package in ("ignite", "nibabel", "pydicom", "PIL", "matplotlib"):
 
 from monai.data import MetaTensor  # noqa: E402
 
-from monai_diffeo.errors import RejectedError, WeightsError  # noqa: E402
+from monai_diffeo.errors import ConfigError, RejectedError, WeightsError  # noqa: E402
 from monai_diffeo.files import sha256_of  # noqa: E402
 from monai_diffeo.flow import rotate_axes  # noqa: E402
 from monai_diffeo.flow.axis_rotations import inverse_rotation  # noqa: E402
 from monai_diffeo.inferers import DiffeoInferer, DiffeoResult  # noqa: E402
 from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust  # noqa: E402
+from monai_diffeo.trust.decision import verdict  # noqa: E402
 from monai_diffeo.trust.judge import ask_upright  # noqa: E402
 from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
 from tests.report.runs import folder_of_films, lines_of, run  # noqa: E402
@@ -79,21 +80,58 @@ def test_a_negative_is_corrected_and_said_where_that_helps_much():
     assert judge(1 - film, asked(lambda mean: negative)).canonicalization.notes == ("negative corrected",)
     kept = judge(film, asked(lambda mean: negative))  # its negative has the higher energy
     torch.testing.assert_close(kept.prediction, right.prediction)
-    assert kept.canonicalization.notes == (negative,) and kept.verdicts[0].text == f"review: {negative}"
+    assert kept.canonicalization.notes == ("",) and kept.verdicts[0].kind == OK  # nor is it said to be one
 
 
-def test_a_film_whose_inverted_film_is_rejected_keeps_its_own_result():
-    film, judge = blob(1), FilmJudge(model_of_any_size(), fallback="raise")
-    ask = asked(lambda mean: "looks like a negative (x)")
+def test_a_film_that_is_far_from_the_training_films_is_shown_inverted_too():
+    film, shown = blob(1), []
+    ask = asked(lambda mean: shown.append(mean) or "")
+    far = float(ask(1 - film).searched.energy_after)
+    for limit, times in ((1.9 * far, 2), (2.1 * far, 1)):
+        shown.clear()
+        judge = FilmJudge(replace(model_of_any_size(), limits={**MODEL.limits, "energy": limit}))
+        found, result = judge.corrected(1 - film, ask)
+        assert len(shown) == times and torch.allclose(found, film, atol=1e-6) is (times == 2)
+        assert result.canonicalization.notes == (("negative corrected",) if times == 2 else ("",))
 
+
+@pytest.mark.parametrize("given", [blob(1), 1 - blob(1)], ids=["better as it came", "better inverted"])
+@pytest.mark.parametrize("rejected", [(), (True,), (False,), (True, False)], ids=str)
+def test_raise_gives_the_result_of_identity_or_raises_where_that_is_of_a_rejected_film(given, rejected):
+    """``rejected``: the film as it came, the inverted one, or both."""
+    ask, judge = asked(lambda mean: "looks like a negative (x)"), FilmJudge(model_of_any_size())
+
+    def identity(image):
+        result = ask(image)
+        if torch.equal(image, given) not in rejected:
+            return result
+        found = replace(result.canonicalization, status=("rejected: it folds",), energy_after=result.searched.energy_before)
+        return replace(result, canonicalization=found, searched=found, prediction=result.plain)
+
+    def stopping(image):
+        result = identity(image)
+        if result.canonicalization.status[0].startswith("rejected"):
+            raise RejectedError("image 1 of 1: rejected: it folds", result.canonicalization)
+        return result
+
+    expected = judge(given, identity)
+    corrected = "negative corrected" in expected.canonicalization.notes[0]
+    assert corrected == (float(given.mean()) > 0.5)
+    if (not corrected) in rejected:
+        with pytest.raises(RejectedError):
+            judge(given, stopping)
+    else:
+        found = judge(given, stopping)
+        assert torch.equal(found.prediction, expected.prediction) and found.verdicts == expected.verdicts
+        assert found.canonicalization.notes == expected.canonicalization.notes
+
+
+def test_an_error_of_an_inferer_that_does_not_say_what_it_found_is_handed_on():
     def rejecting(image):
-        if not torch.equal(image, film):
-            raise RejectedError("image 1 of 1: rejected")
-        return ask(image)
+        raise RejectedError("image 1 of 1: rejected")
 
-    assert torch.equal(judge(film, rejecting).prediction, ask(film).prediction)
     with pytest.raises(RejectedError):
-        judge(1 - film, rejecting)
+        FilmJudge(MODEL)(blob(1), rejecting)
 
 
 def model_of_any_size():
@@ -170,12 +208,13 @@ def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(
     weights.write_bytes(b"weights")
     energy.mkdir()
     (energy / "vae.pt").write_bytes(b"energy")
+    modes = {"single_pass": {"tta_samples": 8}, "refine": {}}
+    sections = dict.fromkeys(("default_mode", "families", "networks", "weights", "energies"), {})
+    (energy / "canonicalizer.json").write_text(json.dumps({**sections, "modes": modes}))
     save_trust(path, replace(MODEL, sha256=fitted_to(weights, energy)))
-    gone, network = tmp_path / "gone.pt", torch.nn.Identity()
-    judge = load_film_judge(path, weights, energy, network, gone, "true", "best", whole=network, whole_weights=gone)
-    assert judge.second is None and judge.whole is None and judge.accept_anything is True
-    assert judge.fallback == "best" and caplog.text.count("further network are missing") == 2
-    caplog.clear()
+    judge = load_film_judge(path, weights, energy, accept_anything="true", fallback="best", tta_samples=8)  # as the mode has it
+    assert judge.accept_anything is True and judge.fallback == "best" and not caplog.text
+    assert fitted_to(weights, energy, mode="refine", tta_samples=1) == fitted_to(weights, energy, mode="refine")
     (energy / "vae.pt").write_bytes(b"another")
     assert load_film_judge(path, weights, energy) is None and "not calibrated" in caplog.text
     with pytest.raises(WeightsError, match="must be fitted to .*monai-diffeo calibrate"):
@@ -186,6 +225,53 @@ def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(
         assert load_film_judge(path, weights, energy, **other) is None
     weights.write_bytes(b"others")
     assert load_film_judge(path, weights, energy) is None
+
+
+def site(folder, model, name="trust.json"):
+    """A bundle with a trust model, weights and a canonicaliser's folder: paths of the three."""
+    (folder / "configs").mkdir(parents=True)
+    (folder / "configs" / "metadata.json").write_text('{"name": "tiny"}')
+    (folder / "model.pt").write_bytes(b"weights")
+    (folder / "energy").mkdir()
+    (folder / "trust.json").parent.mkdir(exist_ok=True)
+    given = folder / "model.pt", folder / "energy"
+    save_trust(folder / "trust.json", replace(model, sha256=fitted_to(*given)))
+    return folder / "trust.json", *given
+
+
+def test_a_network_that_decisions_were_fitted_with_must_be_there(tmp_path):
+    limits = {**MODEL.limits, "second": 0.3, "whole": 0.2}
+    second = replace(MODEL, limits=limits, error=replace(MODEL.error, weights={**MODEL.error.weights, "second": 1.0}))
+    whole = replace(MODEL, limits=limits, foreign=replace(MODEL.foreign, weights={**MODEL.foreign.weights, "whole": 1.0}))
+    gone, network = tmp_path / "template" / "gone.pt", torch.nn.Identity()
+    others = {"second": network, "second_weights": gone, "whole": network, "whole_weights": gone}
+    for name, model in (("second", second), ("whole", whole)):
+        files = site(tmp_path / name, model)
+        with pytest.raises(WeightsError, match="gone.pt' are missing. Copy .*calibrate.*--trust_model"):
+            load_film_judge(*files, **others)
+        assert load_film_judge(*files).second is None  # who gives no network wants none
+        judge = load_film_judge(*files, any_weights=True, **others)  # to calibrate without it
+        assert judge.second is None and judge.whole is None
+        without = replace(model, limits={sign: limit for sign, limit in limits.items() if sign != name})
+        unneeded = load_film_judge(*site(tmp_path / f"no {name}", without), **others)
+        assert unneeded.second is None and unneeded.whole is None
+        for signs in (GOOD, {**GOOD, "energy": 70.0}):
+            assert verdict(model, signs) == verdict(without, signs)
+
+
+@pytest.mark.parametrize(
+    "options", [{"fallback": "raise"}, {"fallback": "best"}, {"accept_anything": "true"}, {"path": "ours.json"}], ids=str
+)
+def test_options_about_decisions_are_refused_where_films_are_not_canonicalised(tmp_path, options):
+    files = dict(zip(("path", "weights", "canonicalizer"), site(tmp_path / "bundle", MODEL)))
+    save_trust(tmp_path / "ours.json", MODEL)
+    options = {name: tmp_path / value if name == "path" else value for name, value in options.items()}
+    with pytest.raises(ConfigError, match="--(fallback|accept_anything|trust_model) with --enabled false. Leave out"):
+        load_film_judge(**{**files, **options}, enabled="false")
+    assert load_film_judge(**files, enabled="False", fallback="identity", accept_anything="false") is None
+    assert load_film_judge(**files, enabled="true") is not None
+    (tmp_path / "bundle" / "configs" / "metadata.json").unlink()  # a folder that is no bundle has a model of its own, too
+    assert load_film_judge(**files, enabled="false") is None
 
 
 def test_a_model_that_the_user_chose_must_fit(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from os import PathLike
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,10 @@ from monai.utils import convert_to_numpy
 from torch import Tensor
 
 from monai_diffeo.canonicalize.result import resize_ddf
+from monai_diffeo.files import write_atomically
 from monai_diffeo.flow import exp_sequence
 from monai_diffeo.networks import TemplateTransformer, WarpedTemplate
-from monai_diffeo.report import figure as sheet
-from monai_diffeo.report import panels
+from monai_diffeo.report import figure, panels
 from monai_diffeo.report.anatomy import Anatomy
 from monai_diffeo.report.cxr.lungs import LungAnatomy
 from monai_diffeo.report.sides import PatientSides
@@ -50,23 +51,24 @@ def template_figure(
         to_film = convert_to_numpy(resize_ddf(exp_sequence(-result.velocity[:1].flip(1), network.steps), size)[0])
         local = panels.determinant(convert_to_numpy(resize_ddf(result.ddf[:1], size)[0]))
     told = numbers.get("template") or {}
-    figure = sheet.paper(title, panels.decision_colour(numbers), sides)
-    final = sheet.panel(figure, 0, 0, "Film and mask", anatomy.caption(mask, sides))
-    template = sheet.panel(figure, 0, 1, "Template", "the same on every film")
-    way = sheet.panel(figure, 0, 2, "From template to lungs", "template dashed, then flow after flow")
-    grid = sheet.panel(figure, 1, 0, "Deformation", "the template's straight grid, laid on this film")
-    area = sheet.panel(figure, 1, 1, "Local area, template : film", sheet.area_caption(False, local))
+    sheet = figure.paper(title, panels.decision_colour(numbers), sides)
+    place = partial(figure.panel, sheet, film.shape)
+    final = place(0, 0, "Film and mask", anatomy.caption(mask, sides))
+    template = place(0, 1, "Template", "the same on every film")
+    way = place(0, 2, "From template to lungs", "template dashed, then flow after flow")
+    grid = place(1, 0, "Deformation", "the template's straight grid, laid on this film")
+    area = place(1, 1, "Local area, template : film", figure.area_caption(False, local), beside=figure.BAR)
     panels.film(final, film, anatomy.parts(mask, sides))
     panels.film(template, film, anatomy.parts(stages[0], sides))
     panels.stages(way, film, stages)
     panels.grid(grid, film, to_film)
-    panels.colour_bar(sheet.beside(figure, area), panels.area(area, local, mask))
+    panels.colour_bar(figure.bar(area), panels.area(area, local, mask))
     rows = _rows(numbers, told, anatomy.rows(numbers.get("areas") or {}))
-    panels.verdict(sheet.table_place(figure), numbers, _meaning(told), rows)
+    panels.verdict(figure.table_place(sheet), numbers, _meaning(told), rows)
     if sides is not None:
-        for axes in (final, template, way, grid, area):
-            panels.sides(axes, sides.film)
-    sheet.write(figure, Path(path))
+        for image in (final, template, way, grid, area):
+            panels.sides(image, sides.film)
+    write_atomically(Path(path), sheet.png())
 
 
 def template_stage(network: TemplateTransformer, velocity: Tensor, size: tuple[int, ...]):
