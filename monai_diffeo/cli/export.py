@@ -25,7 +25,7 @@ _COMPARED = 4  # images, at most
 @option("mode", "A mode without optimisation. Without it, the default one.", metavar="MODE")
 @option("tta_samples", "Number of poses of the test-time augmentation. Without it, the mode's.", click.IntRange(min=1), "N")
 @option("size", "Size of the images, such as 128,128. Without it, the canonicaliser's working size.", sizes, "SIZE")
-@option("dataset_dir", "Images on which the graphs are compared with PyTorch. Without it, made-up images.", metavar="DIR")
+@option("dataset_dir", "Images for the comparison with PyTorch. Without it, docs/sample or made-up ones.", metavar="DIR")
 @option("trust_bundle", "Run any code of the bundle, with your rights. Only for a bundle whose makers you trust.", SWITCH)
 def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: int | None, **options: Any) -> None:
     """Write a canonicaliser and its network as one graph for ONNX and torch.export.
@@ -57,9 +57,10 @@ def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: i
     graph = DiffeoGraph(canonicalizer, network.whole_image("export"), options["size"], tta_samples, limits)
     torch.manual_seed(0)
     images = smooth_images(_COMPARED, graph)
-    if options["dataset_dir"] is not None:
+    sample = root / "docs" / "sample"
+    if options["dataset_dir"] is not None or sample.is_dir():
         reader = ImagesReader(preprocessing, len(graph.size), click.echo)
-        films = islice(reader.usable(find_images(options["dataset_dir"])), _COMPARED)
+        films = islice(reader.usable(find_images(options["dataset_dir"] or sample)), _COMPARED)
         images = torch.cat([resample_image(film.as_subclass(torch.Tensor)[None], graph.size) for _, film in films])
     about = {"folder": str(found.absolute()), "sha256": sha256_below(found), "network": network.source, "mode": mode}
     told = export_graph(graph, images, output_dir, about)

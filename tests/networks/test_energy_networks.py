@@ -8,6 +8,7 @@ from torch.testing import assert_close
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, standardize_image
+from monai_diffeo.networks.predictor import resample_image
 
 
 def build(kind, dims=2, channels=1, seed=0):
@@ -227,3 +228,9 @@ def test_the_published_vae_has_six_halvings_and_128_latents():
     vae = EnergyVAE()
     assert len(vae.down) == len(vae.up) == 6 and vae.to_mean.out_features == 128
     assert vae.bottom == (128, 2, 2)
+
+
+def test_a_volume_that_loses_voxels_is_averaged_over_blocks():
+    volume = torch.rand(2, 3, 17, 24, 9)
+    blocks = torch.nn.functional.adaptive_avg_pool3d(volume, (8, 16, 9))
+    assert_close(resample_image(volume, (8, 16, 9)), blocks)
