@@ -118,8 +118,8 @@ def verdict(panel: Panel, numbers: Mapping[str, Any], meaning: str, rows: Sequen
     told = (*outcome(numbers), meaning, remarks(numbers))
     head = ACTIONS.get(decision(numbers) or "", "status not given")
     panel.words(0, 0.985, _sentence(head).rstrip("."), decision_colour(numbers), 19, bold=True, anchor="la")
-    for i, line in enumerate(wrap(" ".join(filter(None, map(_sentence, told))), 56)[:4]):
-        panel.words(0, 0.86 - 0.055 * i, line, INK, 10.5, anchor="la")
+    for i, line in enumerate(wrap(" ".join(filter(None, map(_sentence, told))), 56, max_lines=4, placeholder=" …")):
+        panel.words(0, 0.875 - 0.055 * i, line, INK, 10.5, anchor="la")
     step = 0.077
     for i, (label, value) in enumerate(rows):
         y = 0.615 - step * i
