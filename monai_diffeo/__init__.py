@@ -7,8 +7,6 @@ answer back. Start with :class:`DiffeoInferer`. Transforms, training steps and r
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from monai_diffeo.renamed import renamed_names
-
 if TYPE_CHECKING:
     from monai_diffeo.canonicalize import Canonicalization, Canonicalizer, load_canonicalizer
     from monai_diffeo.families import (
@@ -39,7 +37,6 @@ _MORE_ROOMS = (
     "augmentation", "bundles", "command_line", "energies", "engines", "errors", "files", "metrics", "radiograph", "report",
     "training", "transforms",
 )  # fmt: skip
-_renamed = renamed_names(__name__, folding="folding_fraction")
 
 
 def __getattr__(name: str) -> Any:
@@ -48,7 +45,7 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"{__name__}.{name}")
     if name in __all__:
         return next(getattr(room, name) for room in map(__getattr__, _ROOMS) if name in room.__all__)
-    return _renamed(name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:

@@ -17,7 +17,6 @@ from monai.bundle import ConfigParser, ConfigWorkflow, create_workflow, run
 from monai.utils import optional_import
 
 from monai_diffeo.errors import DiffeoError
-from monai_diffeo.renamed import RENAMED_SETTINGS, RenamedError
 
 __all__ = ["check_options", "end_plainly", "end_with", "option_choice", "option_text", "parse_switch", "typed_configuration"]
 
@@ -208,7 +207,5 @@ def _check_known(name: str, parser: ConfigParser) -> None:
         if "_target_" in beside:  # a further argument; its component checks it
             return
         known = [f"{parent}::{key}" for key in beside]
-    if path in RENAMED_SETTINGS:
-        raise RenamedError("check_options()", f"--{path}", f"--{RENAMED_SETTINGS[path]}")
     (nearest,) = difflib.get_close_matches(path, known, n=1, cutoff=0.0)
     raise ValueError(f"check_options(): there is no option --{name}; did you mean --{nearest}?")

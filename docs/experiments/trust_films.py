@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache, partial
 from hashlib import sha256
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from docs.experiments.film_conditions import show
 from docs.experiments.film_data import Films, load_films
 from docs.experiments.foreign_images import FITTED, TESTED, foreign_images
-from docs.experiments.lungs_product import SIZE, WORK, masks_of, networks, whole_network, wrappers
+from docs.experiments.lungs_product import SIZE, WORK, masks_of, networks, threshold_of, whole_network, wrappers
 from docs.experiments.measures import dice_of
 from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import load_weights
@@ -96,10 +96,15 @@ def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row
     kept |= {"second": back, "whole": hidden, "ddf": searched.ddf, "inverse_ddf": searched.inverse_ddf}
     kept |= {name: one for name in ("unchosen", "averaged") if (one := getattr(result, name)) is not None}
     if label is not None:
-        for name in ("prediction", "plain", "second", "whole"):
-            row[f"dice_{name}"] = float(dice_of(masks_of(kept[name], SIZE), label))
+        row |= dices_of(bundle, kept, label)
         kept["label"] = F.interpolate(label, WORK, mode="area")
     return row | {name: torch.as_tensor(value)[0].half() for name, value in kept.items()}
+
+
+def dices_of(bundle: Path, answers: Mapping[str, Any], label: Tensor) -> dict[str, float]:
+    """Dice of each network's mask, ``answers`` are logits ``(1, 1, h, w)``; that of the template's is cut at one half."""
+    levels = dict.fromkeys(("prediction", "plain", "whole"), threshold_of(bundle)) | {"second": 0.5}
+    return {f"dice_{name}": float(dice_of(masks_of(answers[name], SIZE, t), label)) for name, t in levels.items()}
 
 
 def shown(films: Films, condition: str, seed: int) -> Films:

@@ -24,7 +24,6 @@ from monai_diffeo.flow import Deformation, folding_fraction, rotate_axes, warp
 from monai_diffeo.flow.axis_rotations import inverse_rotation
 from monai_diffeo.networks import DeformationPredictor, ImageOrientation
 from monai_diffeo.networks.predictor import resample_image
-from monai_diffeo.renamed import RENAMED_SETTINGS, renamed_arguments
 
 __all__ = ["Canonicalizer", "placed"]
 
@@ -95,7 +94,6 @@ class Canonicalizer(nn.Module):
 
     limits: SignLimits | None = None  # of a folder that was fitted: what is usual of images like those of the fit
 
-    @renamed_arguments(**RENAMED_SETTINGS)
     def __init__(
         self,
         energy: Energy | Callable[[Tensor], Tensor],

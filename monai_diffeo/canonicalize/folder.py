@@ -24,7 +24,6 @@ from monai_diffeo.energies import Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, DiffeoError, NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256, write_atomically
 from monai_diffeo.networks import load_weights
-from monai_diffeo.renamed import RENAMED_SETTINGS
 
 __all__ = ["REFERENCES", "fit_statistics", "load_canonicalizer"]
 
@@ -69,7 +68,6 @@ def load_canonicalizer(
     mode = settings["default_mode"] if mode is None else str(mode)
     chosen = {**_named(settings, "modes", mode), **changes}
     unknown = sorted(set(chosen) - _SETTINGS)
-    unknown = [f"{name} (now {RENAMED_SETTINGS[name]})" if name in RENAMED_SETTINGS else name for name in unknown]
     if unknown or not {"family", "energies"} <= set(chosen):
         raise ConfigError(
             f"load_canonicalizer(): mode {mode!r} must have 'family', 'energies' and any of {sorted(_SETTINGS)}; "
@@ -149,7 +147,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if any("kind" in part for section in ("families", "networks") for part in settings.get(section, {}).values()):
         raise ConfigError(
             f"load_canonicalizer(): canonicalizer.json in {folder} must have a '_target_' for each family and network, got the "
-            f"'kind' of an earlier version. Run: python -m monai_diffeo.canonicalize.convert {folder}"
+            "'kind' of version 0.1. Fit it anew, or let version 0.2.0 convert it."
         )
     if not set(_SECTIONS) <= set(settings):
         raise ConfigError(f"load_canonicalizer(): canonicalizer.json must have {_SECTIONS}, got {sorted(settings)}.")

@@ -18,7 +18,6 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import Deformation, affine_deformation, warp
 from monai_diffeo.flow.grid import centered_grid, half_frame
 from monai_diffeo.flow.warp import resize_ddf
-from monai_diffeo.renamed import renamed_attributes
 
 _TENSORS = (
     "image", "velocity", "ddf", "inverse_ddf", "energy_before", "energy_after", "folding_fraction", "steps",
@@ -32,7 +31,6 @@ REJECTED = "rejected"
 OK, REVIEW, NO_RESULT = "ok", "review", "no result"  # what a person should do about an image
 
 
-@renamed_attributes(there="forward", back="inverse", folding="folding_fraction", views="tta_samples")
 @dataclass(frozen=True)
 class Canonicalization:
     """A batch of images in canonical pose, and the way back.

@@ -16,12 +16,10 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family, VelocityFamily
 from monai_diffeo.flow import Deformation, dense_velocity, warp
 from monai_diffeo.networks.channels import explained_channels
-from monai_diffeo.renamed import renamed_attributes
 
 __all__ = ["Chain", "SearchObjective", "minimize", "predict", "search_theta"]
 
 
-@renamed_attributes(there="forward", back="inverse", milder="scaled")
 @dataclass(frozen=True)
 class Chain:
     """Deformations that were found one after another: for each its family and its parameters ``(B, P)``."""

@@ -4,11 +4,8 @@ from monai_diffeo.energies.base import Energy, FunctionEnergy
 from monai_diffeo.energies.combine import StandardizedEnergy, WeightedEnergy
 from monai_diffeo.energies.learned import CriticEnergy, ResidualDeformationEnergy, VAEEnergy
 from monai_diffeo.energies.regularizers import DeformationRegularizer, folding_penalty, smoothness
-from monai_diffeo.renamed import renamed_names
 
 __all__ = [
     "CriticEnergy", "DeformationRegularizer", "Energy", "FunctionEnergy", "ResidualDeformationEnergy", "StandardizedEnergy",
     "VAEEnergy", "WeightedEnergy", "folding_penalty", "smoothness",
 ]  # fmt: skip
-
-__getattr__ = renamed_names(__name__, MotionEnergy="ResidualDeformationEnergy")

@@ -9,11 +9,8 @@ from monai_diffeo.families.homography import Homography
 from monai_diffeo.families.piecewise_stationary import PiecewiseStationary
 from monai_diffeo.families.siren import Siren
 from monai_diffeo.families.thin_plate import ThinPlateSpline
-from monai_diffeo.renamed import renamed_names
 
 __all__ = [
     "AffineCPAB", "AffineMatrix", "CPAB", "CoarseSampling", "ControlGrid", "DiffeomorphicAffine", "Family", "Homography",
     "Siren", "ThinPlateSpline", "PiecewiseStationary", "VelocityFamily", "Whitened",
 ]  # fmt: skip
-
-__getattr__ = renamed_names(__name__, Coarse="CoarseSampling", TimeDependent="PiecewiseStationary")

@@ -12,12 +12,10 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import Deformation, exp_affine, jacobian
 from monai_diffeo.flow.grid import half_frame
 from monai_diffeo.flow.warp import _float
-from monai_diffeo.renamed import renamed_attributes
 
 __all__ = ["Family", "VelocityFamily", "half_frame"]
 
 
-@renamed_attributes(draw="sample", milder="scaled")
 class Family(nn.Module):
     """A differentiable map from parameters ``theta``, one row for each image, to a deformation and its inverse.
 

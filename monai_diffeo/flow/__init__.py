@@ -22,7 +22,6 @@ from monai_diffeo.flow.sequence import (
 )
 from monai_diffeo.flow.thin_plate import thin_plate_slopes, thin_plate_spline
 from monai_diffeo.flow.warp import warp, warp_points
-from monai_diffeo.renamed import renamed_names
 
 __all__ = [
     "Deformation", "affine_deformation", "axis_rotations", "bch", "bch_sequence", "nonpositive_cell_fraction",
@@ -31,11 +30,3 @@ __all__ = [
     "jacobian_determinant", "lie_bracket", "mirror", "rotate_axes", "simplex_determinants", "thin_plate_slopes",
     "thin_plate_spline", "warp", "warp_points",
 ]  # fmt: skip
-
-__getattr__ = renamed_names(
-    __name__,
-    folding="folding_fraction",
-    breaks="nonpositive_cell_fraction",
-    exp_chain="exp_affine_sequence",
-    inverse_chain="inverse_affine_sequence",
-)

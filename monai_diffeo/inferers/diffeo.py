@@ -26,7 +26,6 @@ from monai_diffeo.inferers.arguments import check_images, each_argument, move_ar
 from monai_diffeo.inferers.axes import axes_of_films, infer_rows_first, warn_of_unknown_axes
 from monai_diffeo.inferers.record import forget, like_input, records_of, signs_of, tell
 from monai_diffeo.inferers.slices import ask_slices, is_slicewise, slices_of, summaries, volumes_of
-from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["DiffeoInferer", "DiffeoResult"]
 
@@ -117,7 +116,6 @@ class DiffeoInferer(Inferer):
         prediction = inferer(images, network)
     """
 
-    @renamed_arguments(views="tta_samples")
     def __init__(
         self,
         canonicalizer: Canonicalizer | Callable[[Tensor], Canonicalization] | None = None,

@@ -22,7 +22,6 @@ from monai_diffeo.networks.template import (
 )
 from monai_diffeo.networks.vae import EnergyVAE
 from monai_diffeo.networks.weights import load_weights, mean_weights, save_weights
-from monai_diffeo.renamed import renamed_names
 
 __all__ = [
     "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageOrientation",
@@ -31,12 +30,3 @@ __all__ = [
     "save_weights",
     "orient_images", "standardize_image", "zero_init_last_layer_",
 ]  # fmt: skip
-
-__getattr__ = renamed_names(
-    __name__,
-    FilmOrientation="ImageOrientation",
-    rot90_image="orient_images",
-    start_at_identity="zero_init_last_layer_",
-    tame_log_odds="compress_logits",
-    turn_image="orient_images",
-)

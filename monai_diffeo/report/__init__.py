@@ -5,7 +5,6 @@ data: names are relative paths, errors are a class and a sentence of ours, title
 """
 
 from monai_diffeo.files import sha256_of
-from monai_diffeo.renamed import renamed_names
 from monai_diffeo.report.anatomy import Anatomy, Part
 from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import FAILED, SCHEMA, SWITCHED_OFF, failure_record, film_record, versions
@@ -18,11 +17,3 @@ from monai_diffeo.report.writer import ALL_WRITTEN, FINISHED_WITH_FAILURES, NOTH
 __all__ = ["ALL_WRITTEN", "Anatomy", "FAILED", "FINISHED_WITH_FAILURES", "FilmReporter", "FolderInUseError", "NOTHING_WRITTEN"]
 __all__ += ["Part", "PatientSides", "ReportWriter", "RunFolder", "SCHEMA", "SWITCHED_OFF", "failure_record", "film_figure"]
 __all__ += ["VolumeReporter", "film_record", "patient_sides", "sha256_of", "versions"]
-
-__getattr__ = renamed_names(
-    __name__,
-    TemplateReporter="report.cxr.template_reporter.TemplateReporter",
-    GenusReporter="scripts.reporter.GenusReporter of bundles/mnist_genus",
-    lung_areas="areas of report.cxr.lungs.LungAnatomy",
-    split_lungs="radiograph.lungs.split_lungs",
-)

@@ -45,7 +45,7 @@ class Anatomy:
 
     def areas(self, mask: np.ndarray, sides: PatientSides | None) -> dict[str, float | None]:
         """Shares of the film for the field ``areas`` of the report; None for what is unknown."""
-        return {"total": np.count_nonzero(mask) / mask.size}
+        return {"total": float(np.count_nonzero(mask) / mask.size)}
 
     def rows(self, areas: Mapping[str, Any]) -> list[tuple[str, str]]:
         """Lines of the figure's table, from what :meth:`areas` gave."""

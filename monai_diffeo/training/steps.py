@@ -25,7 +25,6 @@ from monai_diffeo.families import Family
 from monai_diffeo.flow import axis_rotations, compose, warp
 from monai_diffeo.networks import orient_images, standardize_image
 from monai_diffeo.networks.predictor import resample_image
-from monai_diffeo.renamed import renamed_arguments
 from monai_diffeo.training.answers import Activation, answer_loss, frozen_copy, network_answer, soft_dice_loss
 
 __all__ = ["ClassificationStep", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep"]
@@ -196,7 +195,6 @@ class PredictorStep:
         ValueError: on call, if ``batch["answer"]`` or the name of an activation is missing.
     """
 
-    @renamed_arguments(passes="iterations")
     def __init__(
         self,
         family: Family,

@@ -13,7 +13,6 @@ from monai_diffeo.augmentation import varied_films
 from monai_diffeo.families.base import half_frame
 from monai_diffeo.flow import cell_determinants
 from monai_diffeo.networks import TemplateTransformer, compress_logits
-from monai_diffeo.renamed import renamed_arguments
 from monai_diffeo.training.boundary import boundary_distance
 
 __all__ = ["TemplateStep"]
@@ -36,7 +35,6 @@ class TemplateStep:
         outline_points: number on each shape; on large frames or in space, enough for about one point every two voxels.
     """
 
-    @renamed_arguments(tame="compress")
     def __init__(
         self,
         strength: float | None = None,

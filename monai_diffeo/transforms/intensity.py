@@ -15,6 +15,7 @@ from monai.utils import TransformBackends, convert_to_dst_type, convert_to_numpy
 from torch import Tensor
 
 from monai_diffeo.radiograph.film import joined_notes, middle_ninth
+from monai_diffeo.transforms.resize import resizing
 
 __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict", "ScaleFilmIntensityd"]
 
@@ -34,7 +35,7 @@ _DARK_GAP, _LIGHT_GAP = 1.5, 0.75  # between the film's values and extreme ones;
 
 _EXTREME = (0.0025, 0.1)  # shares of the film that extreme values have, at least and at most
 _IN_GAP = 2e-4  # share of the film that may lie in the gap
-_BORDER_SIZE = (128, 128)  # on which the metadata hold a border, so that films of any size make a batch
+_LIGHT = (128, 128)  # size of a white film in the metadata, so that films of any size make a batch
 
 
 class FilmRange(NamedTuple):
@@ -178,17 +179,12 @@ class ScaleFilmIntensity(Transform):
         step = -(-max(img.shape) // _SIDE)
         found = film_range(convert_to_numpy(img[0, ::step, ::step])) if img.ndim == 3 and len(img) == 1 else None
         if found is None:
-            return self._all_film(img), ""
+            return _noted(self._all_film(img)), ""
         film = convert_to_tensor(img, dtype=torch.float32, track_meta=False)
         film = ScaleIntensityRange(found.low, found.high, 0.0, 1.0, clip=True)(film)
         border = _grown(found.border, 1).repeat(step, 0).repeat(step, 1)[: film.shape[1], : film.shape[2]]
         film = convert_to_tensor(film, track_meta=False).masked_fill(torch.from_numpy(border).to(film.device), 0.0)
-        film = convert_to_dst_type(film, img, dtype=torch.float32)[0]
-        if isinstance(film, MetaTensor):
-            small = F.interpolate(torch.from_numpy(found.border)[None, None].float(), _BORDER_SIZE, mode="area")[0] > 0
-            notes = joined_notes(film.meta.get("film_notes", ""), found.note)
-            film.meta = {**film.meta, "film_notes": notes, "film_border": small.numpy()}
-        return film, found.note
+        return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], found.border, found.note), found.note
 
     def _all_film(self, img: Any) -> Any:
         """What MONAI gives; of a large film both percentiles are looked for at once, and the rest is done in place."""
@@ -201,16 +197,29 @@ class ScaleFilmIntensity(Transform):
         return convert_to_dst_type((film - low).div_(high - low).clamp_(0, 1), img)[0]
 
 
-def inverted_film(images: Tensor) -> Tensor:
-    """Films in [0, 1], ``(B, 1, H, W)``, with their grey values inverted; a border that was left out of the scale stays 0.
+def _noted(film: Any, border: np.ndarray | None = None, note: str = "") -> Any:
+    """The film, its metadata with one more note, and with a white film in this border."""
+    if isinstance(film, MetaTensor):
+        rows, columns = (resizing(n, m).sum(1) for n, m in zip(film.shape[-2:], _LIGHT))
+        light = rows[:, None] * columns
+        if border is not None:
+            light *= F.interpolate(torch.from_numpy(~border)[None, None].float(), _LIGHT, mode="area")[0, 0]
+        notes = {"film_notes": joined_notes(film.meta.get("film_notes", ""), note)} if note else {}
+        film.meta = {**film.meta, **notes, "film_light": light.numpy()}
+    return film
 
-    A negative's border is the light air beside the patient. It is black on the film that the negative was made of.
+
+def inverted_film(images: Tensor) -> Tensor:
+    """Films in [0, 1], ``(B, 1, H, W)``, scaled and resized, as if their grey values had been inverted before.
+
+    A border that was left out of the scale stays 0, such as the light air beside the patient of a negative, and so does what
+    resizing adds around a film. Films without ``film_light`` are taken from 1.
     """
-    inverted, border = 1 - images, getattr(images, "meta", {}).get("film_border")
-    if border is None:
-        return inverted
-    shown = F.interpolate(torch.as_tensor(border).reshape(-1, 1, *_BORDER_SIZE).float(), images.shape[2:]) > 0
-    return inverted.masked_fill(shown.to(images.device), 0.0)
+    light = getattr(images, "meta", {}).get("film_light")
+    if light is None:
+        return 1 - images
+    whole = F.interpolate(torch.as_tensor(light).reshape(-1, 1, *_LIGHT), images.shape[2:], mode="bilinear", antialias=True)
+    return (whole.to(images.device) - images).clamp(0, 1)
 
 
 class ScaleFilmIntensityd(MapTransform):

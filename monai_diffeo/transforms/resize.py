@@ -38,13 +38,13 @@ class ResizeFilmd(Resized):
         out = super().__call__(data, lazy=False)
         for key in self.key_iterator(out):
             film = convert_to_tensor(data[key], dtype=torch.float32, track_meta=False)
-            rows, columns = (_resizing(n, m).to(film) for n, m in zip(film.shape[1:], out[key].shape[1:]))
+            rows, columns = (resizing(n, m).to(film) for n, m in zip(film.shape[1:], out[key].shape[1:]))
             out[key].copy_(rows @ film @ columns.T)
         return out
 
 
 @keep_tensors
-def _resizing(old: int, new: int) -> Tensor:
+def resizing(old: int, new: int) -> Tensor:
     """What MONAI's ``Resize`` with antialiasing does along an axis of ``old`` pixels, as a matrix ``(new, old)``."""
     matrix = F.interpolate(torch.eye(old)[:, None], new, mode="linear", align_corners=False)[:, 0].T
     sigma = max((old / new - 1) / 2, 0.0)

@@ -37,7 +37,7 @@ __all__ = ["FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_t
 _log = logging.getLogger(__name__)
 
 _FAR = 0.5  # of the usual energies' end: films beyond it are shown inverted too
-_LESS = 0.65  # of the energy; correcting a negative leaves at most 0.62 of it on 40 films of val
+_LESS = 0.65  # of the energy; correcting a negative leaves at most 0.55 of it on 40 films of val
 _MIRRORED = {"R\\F", "F\\L", "L\\H", "H\\R"}  # PatientOrientation of a mirrored frontal film
 
 
@@ -244,8 +244,9 @@ def load_film_judge(
     """
     chosen = bundle_of(Path(path).absolute()) is None
     if not parse_switch(enabled):
-        decides = {"trust_model": chosen, "fallback": fallback != "identity", "accept_anything": parse_switch(accept_anything)}
-        if given := [f"--{name}" for name, typed in decides.items() if typed]:
+        typed = chosen and Path(path).absolute().parent != Path(canonicalizer).absolute().parent  # else that of its folder
+        decides = {"trust_model": typed, "fallback": fallback != "identity", "accept_anything": parse_switch(accept_anything)}
+        if given := [f"--{name}" for name, one in decides.items() if one]:
             raise ConfigError(
                 "load_film_judge(): without canonicalisation nothing is decided on films, so options about decisions must be "
                 f"left out, got {' and '.join(given)} with --enabled false. Leave out one or the other."

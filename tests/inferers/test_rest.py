@@ -107,6 +107,20 @@ def test_each_image_gets_the_better_answer_and_a_batch_gives_what_its_images_giv
     assert_close(DiffeoInferer(made, motion_limits=strict)(image, fickle), still, atol=1e-6, rtol=0)
 
 
+@pytest.mark.parametrize("orientation", [None, Turned()])
+def test_at_rest_an_energy_that_is_known_is_not_computed_again_and_the_callers_image_is_a_copy(orientation):
+    made, image = canonicalizer(orientation=orientation), torch.rand(2, 1, 32, 32)
+    found, seen = made(image), []
+    made.energy.register_forward_hook(lambda module, given, out: seen.append(len(given[0])))
+    upright, as_given = made.at_rest(image, found), made.at_rest(image, found, rotated=False)
+    assert seen == ([] if orientation is None else [2])
+    for rest in (upright, as_given):
+        assert_close(rest.energy_after, made.energy(rest.image))
+    kept = image.clone()
+    as_given.image.zero_()
+    assert torch.equal(image, kept)
+
+
 @pytest.mark.parametrize("limit, single", [(0.0, False), (1.01, True)])
 def test_at_rest_the_answer_at_one_pose_counts_where_the_mean_over_poses_differs_from_it(limit, single):
     """The first counts as it is moved, whatever the limit; the second lies in the middle as it is."""

@@ -139,6 +139,12 @@ def test_the_rule_looks_at_a_sample_of_a_large_film(monkeypatch):
     assert voi.fault(large, np.minimum(large, np.quantile(large, 0.6)))[0] == "clips 37 % of the film"
 
 
+@pytest.mark.parametrize("slope, intercept", [(1, 0), (1, -1024), (2, 0), (0.5, 7)])
+def test_stored_values_are_rescaled(tmp_path, slope, intercept):
+    film = read_film(save(tmp_path / "a.dcm", SMOOTH, RescaleSlope=slope, RescaleIntercept=intercept))
+    np.testing.assert_array_equal(film.pixels, (SMOOTH.astype(np.float64) * slope + intercept).astype(np.float32))
+
+
 def test_falling_tables_and_slopes_are_named(tmp_path):
     down = lut_item(RAMP[::-1])
     film = read_film(save(tmp_path / "a.dcm", SMOOTH, VOILUTSequence=down))

@@ -11,7 +11,7 @@ from monai.data import MetaTensor
 from monai.transforms import Affine, Compose, ScaleIntensityRangePercentiles
 from torch.testing import assert_close
 
-from monai_diffeo.transforms import ScaleFilmIntensity, ScaleFilmIntensityd, intensity
+from monai_diffeo.transforms import ResizeFilmd, ScaleFilmIntensity, ScaleFilmIntensityd, intensity
 from monai_diffeo.transforms.intensity import inverted_film
 
 MONAI = ScaleIntensityRangePercentiles(0.5, 99.5, 0.0, 1.0, clip=True)
@@ -58,6 +58,12 @@ def test_a_film_in_a_border_is_scaled_as_the_film_alone_and_the_border_is_black(
     assert value == 2000.0 or note == f"a border of {share:.0%} of the film was left out of the grey scale"
 
 
+def test_a_resized_negative_inverted_is_the_resized_film():
+    whole, resize = film(900, 700), ResizeFilmd("film", (128, 128))
+    given, right = (resize({"film": SCALE(MetaTensor(image))})["film"] for image in (4000 - whole, whole))
+    assert_close(inverted_film(given[None]).as_tensor(), right[None].as_tensor(), atol=1e-4, rtol=0)
+
+
 @pytest.mark.parametrize("widths", [(20, 20, 20, 20), (60, 0, 0, 0), (0, 0, 0, 50)])
 def test_a_negative_inverted_is_the_film_that_it_was_made_of_with_black_air_beside_it(widths):
     """In a negative the air is light: a border, which the grey scale blackens. Inverted, it must not become light again."""
@@ -65,10 +71,11 @@ def test_a_negative_inverted_is_the_film_that_it_was_made_of_with_black_air_besi
     outside = framed(torch.ones(1, 180, 150), *widths) == 0
     given = SCALE(MetaTensor(4000 - whole))
     assert given[outside].max() == 0 and "border" in given.meta["film_notes"]
-    given.meta["film_border"] = torch.as_tensor(given.meta["film_border"])[None]  # as a DataLoader gives it
+    given.meta["film_light"] = torch.as_tensor(given.meta["film_light"])[None]  # as a DataLoader gives it
     inverted, (left, _, top, _) = inverted_film(given[None])[0], widths
     inner = inverted[:, top : top + 180, left : left + 150]
-    assert inverted[outside].max() == 0
+    far = torch.nn.functional.max_pool2d((~outside).float(), 7, 1, 3) == 0
+    assert inverted[far].max() == 0
     assert_close(inner[:, 3:-3, 3:-3].as_tensor(), MONAI(film())[:, 3:-3, 3:-3], atol=0.03, rtol=0)
     assert torch.equal(inverted_film(torch.as_tensor(given)[None].as_tensor()), 1 - given[None].as_tensor())  # nothing is known
 

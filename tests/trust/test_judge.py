@@ -270,6 +270,8 @@ def test_options_about_decisions_are_refused_where_films_are_not_canonicalised(t
         load_film_judge(**{**files, **options}, enabled="false")
     assert load_film_judge(**files, enabled="False", fallback="identity", accept_anything="false") is None
     assert load_film_judge(**files, enabled="true") is not None
+    (tmp_path / "bundle" / "configs" / "metadata.json").unlink()  # a folder that is no bundle has a model of its own, too
+    assert load_film_judge(**files, enabled="false") is None
 
 
 def test_a_model_that_the_user_chose_must_fit(tmp_path):

@@ -9,7 +9,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.renamed import renamed_arguments
 
 __all__ = ["SegmentThenRegister", "add_uncertainty_bias", "blocks_to_channels", "uncertain_fraction"]
 
@@ -33,7 +32,6 @@ class SegmentThenRegister(nn.Module):
             helps where networks tend to miss parts of a shape on films unlike those of the training.
     """
 
-    @renamed_arguments(lean="uncertainty_bias")
     def __init__(
         self,
         segmentation: nn.Module,

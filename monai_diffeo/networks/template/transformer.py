@@ -26,7 +26,6 @@ from monai_diffeo.flow.kept import keep_tensors
 from monai_diffeo.networks.template.backbone import SegmentThenRegister, blocks_to_channels
 from monai_diffeo.networks.template.guard import intact_level, topology_of
 from monai_diffeo.networks.template.prior import TemplatePrior, relative_grid
-from monai_diffeo.renamed import renamed_arguments, renamed_attributes
 
 __all__ = ["TemplateTransformer", "WarpedTemplate"]
 
@@ -34,7 +33,6 @@ _Begun = tuple[Tensor, Tensor] | None  # velocities found so far and their flows
 _log = logging.getLogger(__name__)
 
 
-@renamed_attributes(folding="folding_fraction", breaks="nonpositive_cell_fraction")
 @dataclass(frozen=True)
 class WarpedTemplate:
     """The answer of a template transformer on a batch of images, and how it came about.
@@ -112,7 +110,6 @@ class TemplateTransformer(nn.Module):
         torch.Size([1, 2, 64, 64])
     """
 
-    @renamed_arguments(calming="guard_scales")
     def __init__(
         self,
         backbone: nn.Module,
