@@ -179,7 +179,7 @@ def test_the_graph_of_cxr_answers_as_segment_does(onnx_runtime, tmp_path, monkey
     done = CliRunner().invoke(program, ["export", "cxr", "--output_dir", "exported", "--dataset_dir", "films"])
     assert done.exit_code == 0, done.output
     told = json.loads((tmp_path / "exported" / "export.json").read_text())
-    assert told["compared"] == {"images": 1, "moved": 1, "deformed": 0} and told["motion_limits"]["energy"] == 30
+    assert told["compared"]["moved"] == 1 and told["motion_limits"]["energy"] == 30
     bundle = find_bundle("cxr")
     under_test, preprocessing = network_of_bundle(bundle, None, None, False)
     film = preprocessing({"image": str(packaged_film())})["image"].as_tensor()[None]
