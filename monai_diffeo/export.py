@@ -66,7 +66,8 @@ class DiffeoGraph(nn.Module):
                 f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
             )
         own: Any = canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
-        self.canonicalizer = copy.deepcopy(canonicalizer).float().to(memory_format=torch.contiguous_format)
+        layout: Any = {"memory_format": torch.contiguous_format}
+        self.canonicalizer = copy.deepcopy(canonicalizer).float().to(**layout)
         self.size = tuple(int(n) for n in size or own)
         if len(self.size) != canonicalizer.family.spatial_dims:
             raise ConfigError(

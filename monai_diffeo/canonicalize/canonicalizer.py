@@ -359,8 +359,8 @@ def placed(canonicalizer: Canonicalizer, device: torch.device) -> Canonicalizer:
     """The canonicaliser on a device, as is quickest there: on a CPU weights in the plane have their channels last. On CUDA
     predictors are in double precision, since a batch is quicker than its images."""
     plane = all(tensor.ndim < 5 for tensor in (*canonicalizer.parameters(), *canonicalizer.buffers()))
-    layout = torch.channels_last if plane and device.type == "cpu" else torch.contiguous_format
-    for part in canonicalizer.to(device, memory_format=layout).modules():
+    layout: Any = torch.channels_last if plane and device.type == "cpu" else torch.contiguous_format
+    for part in canonicalizer.to(device, **{"memory_format": layout}).modules():  # torch's types do not know it
         if isinstance(part, DeformationPredictor):
             part.to(torch.float64 if device.type == "cuda" else torch.float32)
     return canonicalizer
