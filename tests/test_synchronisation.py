@@ -69,7 +69,6 @@ ALLOWED = {  # the reason, and where
         "trust/shapes.py one.cpu().numpy()",
     },
     "one copy a column of a result, not a row": {
-        "inferers/diffeo.py column.tolist()",
         "inferers/record.py column.tolist()",
         "inferers/record.py value.tolist()",
         "canonicalize/canonicalizer.py column.tolist()",
