@@ -18,7 +18,16 @@ from monai.utils import optional_import
 
 from monai_diffeo.errors import DiffeoError
 
-__all__ = ["check_options", "end_plainly", "end_with", "option_choice", "option_text", "parse_switch", "typed_configuration"]
+__all__ = [
+    "check_options",
+    "end_plainly",
+    "end_with",
+    "option_choice",
+    "option_text",
+    "parse_share",
+    "parse_switch",
+    "typed_configuration",
+]
 
 _SAME_MASKS = "bundle_root config_file dataset_dir debug dicom_output figures logging_file meta_file network_weights "
 _SAME_MASKS += "output_dir progress pseudonymize_names resume trust_model workflow_type"
@@ -38,6 +47,23 @@ def parse_switch(value: bool | str | int | None) -> bool:
             raise ValueError(f"parse_switch(): expected true or false, got {value!r}.")
         return word in {"true", "1", "yes", "on"}
     return bool(value)
+
+
+def parse_share(value: float | str, name: str) -> float:
+    """A number between 0 and 1, also from a command line's text; ``name`` is that of its option.
+
+    Raises:
+        ValueError: for anything else.
+    """
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = -1.0
+    if not 0 < number < 1:
+        raise ValueError(
+            f"parse_share(): --{name} must be a number between 0 and 1, got {value!r}. Leave it out for the usual one."
+        )
+    return number
 
 
 def check_options(argv: Sequence[str] | None = None) -> None:

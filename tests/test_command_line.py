@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 
 from monai_diffeo import inferers
-from monai_diffeo.command_line import check_options, end_plainly, option_choice, option_text, parse_switch, typed_configuration
+from monai_diffeo.command_line import (
+    check_options,
+    end_plainly,
+    option_choice,
+    option_text,
+    parse_share,
+    parse_switch,
+    typed_configuration,
+)
 from monai_diffeo.errors import WeightsError
 
 pytest.importorskip("fire")
@@ -221,3 +229,14 @@ def test_an_error_of_ours_is_its_sentence_and_others_keep_their_traceback(line, 
             sys.excepthook(type(wrapped), wrapped, wrapped.__traceback__)
         said = capsys.readouterr().err
         assert said == says if says else "Traceback" in said
+
+
+@pytest.mark.parametrize("value, number", [(0.47, 0.47), ("0.3", 0.3)])
+def test_a_share_is_a_number_between_0_and_1(value, number):
+    assert parse_share(value, "mask_threshold") == number
+
+
+@pytest.mark.parametrize("value", [0, 1, 47, -0.1, "47", "nan", "high", None])
+def test_what_is_no_share_is_refused(value):
+    with pytest.raises(ValueError, match="--mask_threshold must be a number between 0 and 1"):
+        parse_share(value, "mask_threshold")

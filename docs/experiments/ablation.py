@@ -136,7 +136,7 @@ class Ablation:
         family = ControlGrid(controls=10, steps=5)
         keep = self.weights_dir and f"{self.weights_dir}/ablation_intensity{intensity:g}_{self.iterations}.pt"
         build = partial(DeformationPredictor, family.num_parameters, image_size=(64, 64), channels=(32, 64, 128))
-        predictor = trained(keep, build, PredictorStep(family, intensity=intensity), data, self.iterations).double()
+        predictor = trained(keep, build, PredictorStep(family, intensity=intensity), data, self.iterations)
         energy = WeightedEnergy({"motion": ResidualDeformationEnergy(predictor, family)})
         settings = {"predictor": predictor, "iterations": 3, "tta_samples": 8, "max_energy_increase": None}
         return wrapped(self.network, Canonicalizer(energy, family, **settings))

@@ -99,7 +99,6 @@ def fit_canonicalizers(
     predictor = trained(path, build, PredictorStep(family, seed=seed), data, iterations, seed)
     build = partial(EnergyVAE, channels=(16, 32, 64, 64), latent=32, **shared)
     vae = trained(keep and f"{keep}_vae.pt", build, step, image, iterations // 2, seed)
-    predictor.double()  # see DeformationPredictor.forward
     terms = {"vae": VAEEnergy(vae), "motion": energies.ResidualDeformationEnergy(predictor, family)}
     for name, energy in terms.items():
         with torch.no_grad():

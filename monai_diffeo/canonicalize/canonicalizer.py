@@ -174,12 +174,19 @@ class Canonicalizer(nn.Module):
         began = time.perf_counter()
         image = image.as_tensor() if hasattr(image, "as_tensor") else image
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(image.device.type, enabled=False):
-            if any(tensor.device != image.device for tensor in (*self.parameters(), *self.buffers())):
+            if self._is_elsewhere(image.device):
                 placed(self, image.device)
             given = image.detach().clone()
             if len(given) > 1 and self.may_change_frame(given.shape[2:]):
                 return Canonicalization.join([self._canonicalize(row, time.perf_counter()) for row in given.split(1)])
             return self._canonicalize(given, began)
+
+    def _is_elsewhere(self, device: torch.device) -> bool:
+        """Whether something is on another device than this, or came to it by ``to()`` alone, see :func:`placed`."""
+        if any(tensor.device != device for tensor in (*self.parameters(), *self.buffers())):
+            return True
+        single = isinstance(self.predictor, DeformationPredictor) and next(self.predictor.parameters()).dtype == torch.float32
+        return device.type == "cuda" and single
 
     def _canonicalize(self, given: Tensor, began: float) -> Canonicalization:
         image = given.float()

@@ -147,7 +147,7 @@ def _settings(folder: Path) -> dict[str, Any]:
     if any("kind" in part for section in ("families", "networks") for part in settings.get(section, {}).values()):
         raise ConfigError(
             f"load_canonicalizer(): canonicalizer.json in {folder} must have a '_target_' for each family and network, got the "
-            "'kind' of version 0.1. Fit it anew, or let version 0.2.0 convert it."
+            "'kind' of version 0.1. Fit it anew."
         )
     if not set(_SECTIONS) <= set(settings):
         raise ConfigError(f"load_canonicalizer(): canonicalizer.json must have {_SECTIONS}, got {sorted(settings)}.")

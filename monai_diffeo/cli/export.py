@@ -10,6 +10,7 @@ import click
 
 from monai_diffeo.bundles import canonicalizer_folder, find_bundle
 from monai_diffeo.cli.options import SWITCH, option, sizes
+from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import bundle_of, sha256_below
 
 __all__ = ["export"]
@@ -60,7 +61,9 @@ def export(folder: str, output_dir: str | None, mode: str | None, tta_samples: i
     sample = root / "docs" / "sample"
     if options["dataset_dir"] is not None or sample.is_dir():
         reader = ImagesReader(preprocessing, len(graph.size), click.echo)
-        films = islice(reader.usable(find_images(options["dataset_dir"] or sample)), _COMPARED)
+        films = list(islice(reader.usable(find_images(options["dataset_dir"] or sample)), _COMPARED))
+        if not films:
+            raise ConfigError("export: --dataset_dir must have images that the bundle reads, got none that can be used.")
         images = torch.cat([resample_image(film.as_subclass(torch.Tensor)[None], graph.size) for _, film in films])
     about = {"folder": str(found.absolute()), "sha256": sha256_below(found), "network": network.source, "mode": mode}
     told = export_graph(graph, images, output_dir, about)

@@ -147,7 +147,7 @@ def _levels(full: np.ndarray) -> np.ndarray:
     """Number of a level, 0 .. 255, between the percentiles 5 and 95; the extremes themselves where these are equal."""
     low, high = np.percentile(full, [5, 95])
     if low == high:
-        low, high = full.min(), full.max()
+        low, high = np.float64(full.min()), np.float64(full.max())
     return np.clip((full - low) * (256 / (high - low)), 0, 255).astype(np.int64)
 
 

@@ -30,7 +30,7 @@ from monai_diffeo.report.audit import AuditFile
 from monai_diffeo.report.decision import decision_of
 from monai_diffeo.report.figure import film_figure
 from monai_diffeo.report.record import failure_record, film_record, json_safe, versions
-from monai_diffeo.report.resume import lines_that_hold, outputs_of, settings_sha256, sha256_as_read
+from monai_diffeo.report.resume import CHANGED, lines_that_hold, outputs_of, settings_sha256, sha256_as_read
 from monai_diffeo.report.run_folder import RunFolder
 from monai_diffeo.report.run_log import RunLog
 from monai_diffeo.report.sides import PatientSides, patient_sides
@@ -62,6 +62,7 @@ class FilmReporter:
         resume: keep what an earlier run has written and would be written again, see :meth:`missing`; needs ``films``.
         postfix: of the masks' names, of several masks a list.
         dicom: write DICOM results beside the mask of each DICOM film; they hold the patient's data, as the film does.
+        threshold: probability above which one logit is foreground, as in the masks; for pictures.
         settings: all that decides the masks beside ``mode``, ``device``, ``weights`` and versions; of types that JSON knows.
 
     Attributes:
@@ -89,11 +90,13 @@ class FilmReporter:
         postfix: str | Sequence[str] = "lungs",
         settings: Any = None,
         dicom: bool | str = False,
+        threshold: float = 0.5,
     ) -> None:
         self.output_dir, self.root, self.mode, self.device = Path(output_dir), Path(root), mode, str(device)
         self.weights, self.longest, self.anatomy = weights, longest, Anatomy() if anatomy is None else anatomy
         self.wants_plain, self.debug, self.dicom = parse_switch(figures), parse_switch(debug), parse_switch(dicom)
         self.resume, self.postfix, self.settings = parse_switch(resume), ensure_tuple(postfix), settings
+        self.threshold = threshold
         self.pseudonyms = films if isinstance(films, Mapping) else {}
         self.films: Sequence[str] | Mapping[str, str] = () if films is None else films
         self.kept: dict[str, dict[str, Any]] = {}
@@ -199,7 +202,8 @@ class FilmReporter:
         name = self._name(path)
         try:
             self.folder.remove(name)
-            self._write(failure_record(name, error, sha256_or_none(path)))
+            changed = getattr(error, "code", None) == CHANGED  # nobody has read what it holds now
+            self._write(failure_record(name, error, None if changed else sha256_or_none(path)))
         except OSError as lost:
             self.stopped = str(output_error(lost))
 
@@ -258,6 +262,8 @@ class FilmReporter:
         record |= _spacing(about)
         record["largest_displacement_mm"] = _displacement_mm(about, result, record["spacing"])
         record |= self.more(output, result) | _decided(result)
+        if empty and record.get("decision", OK) == OK:
+            record["decision"] = f"{REVIEW}: {empty}"
         if "uncertainty" in output:
             record["uncertainty"] = _below(_write_uncertainty(output["uncertainty"], map_path(masks[0])), self.output_dir)
         if figure is not None:
@@ -330,7 +336,7 @@ class FilmReporter:
 
     def foreground(self, scores: Tensor) -> Tensor:
         """Mask ``(B, *S)`` of a prediction ``(B, K, *S)``: one logit, or one a class with the background first."""
-        return scores[:, 0] > 0 if scores.shape[1] == 1 else scores.argmax(1) > 0
+        return torch.sigmoid(scores[:, 0]) > self.threshold if scores.shape[1] == 1 else scores.argmax(1) > 0
 
     def draw(
         self, path: Path, film: Tensor, mask: Tensor, result: DiffeoResult, record: dict[str, Any], sides: PatientSides | None

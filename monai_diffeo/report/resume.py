@@ -18,6 +18,8 @@ from monai_diffeo.radiograph.outputs import film_lines
 from monai_diffeo.report.record import FAILED, SCHEMA, json_safe
 from monai_diffeo.trust.decision import NO_RESULT, kind_of_decision
 
+CHANGED = "FileChanged"  # code of a film whose file changed while it was read
+
 __all__ = ["lines_that_hold", "outputs_of", "settings_sha256", "sha256_as_read"]
 
 
@@ -80,5 +82,5 @@ def sha256_as_read(path: str | PathLike[str], batch: Mapping[str, Any]) -> str |
     """
     (read,), now = ensure_tuple(batch.get("sha256", "")), sha256_or_none(path)
     if read and now not in (None, read):
-        raise FilmError("FileChanged", "The file changed while it was read. Run again when nothing writes to it.")
+        raise FilmError(CHANGED, "The file changed while it was read. Run again when nothing writes to it.")
     return read or now

@@ -182,9 +182,10 @@ class ScaleFilmIntensity(Transform):
             return _noted(self._all_film(img)), ""
         film = convert_to_tensor(img, dtype=torch.float32, track_meta=False)
         film = ScaleIntensityRange(found.low, found.high, 0.0, 1.0, clip=True)(film)
-        border = _grown(found.border, 1).repeat(step, 0).repeat(step, 1)[: film.shape[1], : film.shape[2]]
-        film = convert_to_tensor(film, track_meta=False).masked_fill(torch.from_numpy(border).to(film.device), 0.0)
-        return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], found.border, found.note), found.note
+        border = _grown(found.border, 1)
+        shown = border.repeat(step, 0).repeat(step, 1)[: film.shape[1], : film.shape[2]]
+        film = convert_to_tensor(film, track_meta=False).masked_fill(torch.from_numpy(shown).to(film.device), 0.0)
+        return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], border, found.note), found.note
 
     def _all_film(self, img: Any) -> Any:
         """What MONAI gives; of a large film both percentiles are looked for at once, and the rest is done in place."""

@@ -103,15 +103,16 @@ class FilmJudge:
         """The film that counts, the given or the inverted one, and what ``ask`` gives for it; arguments and errors as above.
 
         A film that looks like a negative, or that is far from the training films, is shown inverted too. It is a negative if
-        that brings it much nearer to them; otherwise it is not said to look like one.
+        that brings it much nearer to them, and it is not said to look like one if that brings it farther away.
         """
         result, rejected = _answer(image, ask)
         if self._may_be_negative(result):
             negative = inverted_film(image)
             again, rejected_again = _answer(negative, ask)
-            if _better(again, result):
+            left = _energy_left(again, result)
+            if left < _LESS:
                 image, result, rejected = negative, _noted(again, "negative corrected"), rejected_again
-            else:
+            elif left >= 1:
                 result = _noted(result, "")
         if rejected is not None:
             raise rejected
@@ -180,11 +181,11 @@ def _noted(result: DiffeoResult, note: str) -> DiffeoResult:
     return replace(result, canonicalization=replace(found, notes=notes))
 
 
-def _better(again: DiffeoResult, first: DiffeoResult) -> bool:
-    """Whether the canonical negative is more like the training films."""
+def _energy_left(again: DiffeoResult, first: DiffeoResult) -> float:
+    """The energy of the canonical negative, as a share of that of the canonical film; infinite where it is not known."""
     if again.searched is None or first.searched is None:
-        return False
-    return bool((again.searched.energy_after < _LESS * first.searched.energy_after).all())
+        return math.inf
+    return (again.searched.energy_after / first.searched.energy_after).nan_to_num(math.inf).max().item()
 
 
 def _stated(images: Tensor, name: str) -> list[str]:

@@ -105,6 +105,8 @@ def load_trust(path: str | Path) -> TrustModel:
             score = Score(**_exactly(parts[name], Score))
             _numbers({"bias": score.bias, "threshold": score.threshold})
             parts[name] = Score(score.bias, _numbers(score.weights, 0.0), score.threshold)
+            if not set(score.weights) <= set(SIGNS):
+                raise ValueError(f"unknown signs {sorted(set(score.weights) - set(SIGNS))}")
         parts["limits"] = _numbers(parts["limits"], 1e-12)
         _numbers({"unusual": parts["unusual"]})
         if not set(parts["limits"]) <= set(SIGNS):

@@ -1,6 +1,7 @@
 """The reporter without an evaluator: any task, any run."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from monai_diffeo.errors import FilmError
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.report import Anatomy, FilmReporter, FolderInUseError, Part, versions
 from monai_diffeo.report.cxr import LungReporter
+from monai_diffeo.trust import Verdict
 from tests.report.helpers import known_result
 
 SIZE = (40, 55)
@@ -239,6 +241,18 @@ def test_a_film_that_fails_after_its_mask_was_written_keeps_no_mask(tmp_path):
         report(reporter, "a.png", film, "no mask", result)
     reporter.failed(str(tmp_path / "a.png"), ValueError())
     assert reporter.end() == 4 and {p.name for p in tmp_path.iterdir()} == TOLD
+
+
+def test_an_empty_mask_is_to_be_reviewed_whatever_the_verdict(tmp_path):
+    reporter = FilmReporter(tmp_path, tmp_path, figures=False)
+    reporter.begin(2)
+    film, mask, result = found()
+    fine = replace(result, verdicts=(Verdict("ok", dice=(0.8, 0.95), signs={"energy": 1.0}),))
+    report(reporter, "full.png", film, mask, fine)
+    report(reporter, "empty.png", film, mask * 0, fine)
+    reporter.end()
+    decisions = {name: line["decision"] for name, line in films_of(tmp_path)[0].items()}
+    assert decisions == {"full.png": "ok", "empty.png": "review: the mask is empty"}
 
 
 def test_an_empty_mask_is_noted(tmp_path):

@@ -83,6 +83,12 @@ def test_a_negative_is_corrected_and_said_where_that_helps_much():
     assert kept.canonicalization.notes == ("",) and kept.verdicts[0].kind == OK  # nor is it said to be one
 
 
+def test_a_film_that_is_a_little_nearer_when_inverted_keeps_its_remark_and_is_to_be_reviewed():
+    film, negative = torch.full((1, 1, 24, 24), 0.45) + 0.01 * blob(1, (24, 24)), "looks like a negative (x)"
+    result = FilmJudge(model_of_any_size())(1 - film, asked(lambda mean: negative))
+    assert result.canonicalization.notes == (negative,) and result.verdicts[0].kind == REVIEW
+
+
 def test_a_film_that_is_far_from_the_training_films_is_shown_inverted_too():
     film, shown = blob(1), []
     ask = asked(lambda mean: shown.append(mean) or "")
