@@ -251,8 +251,8 @@ def test_an_empty_mask_is_to_be_reviewed_whatever_the_verdict(tmp_path):
     report(reporter, "full.png", film, mask, fine)
     report(reporter, "empty.png", film, mask * 0, fine)
     reporter.end()
-    decisions = {name: line["decision"] for name, line in films_of(tmp_path)[0].items()}
-    assert decisions == {"full.png": "ok", "empty.png": "review: the mask is empty"}
+    lines = [json.loads(line) for line in (tmp_path / "report.jsonl").read_text().splitlines()]
+    assert [line["decision"] for line in lines[:2]] == ["ok", "review: the mask is empty"]
 
 
 def test_an_empty_mask_is_noted(tmp_path):
