@@ -16,6 +16,7 @@ import torch
 from monai.utils import convert_to_tensor
 from torch import Tensor, nn
 
+from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.canonicalize.folder import tta_samples_of
 from monai_diffeo.command_line import parse_switch
@@ -69,6 +70,7 @@ class FilmJudge:
         fallback: ``"best"`` gives another answer than the wrapped one where :func:`best_answers` prefers it; ``"identity"`` and
             ``"raise"`` never do, they are the inferer's.
         whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on upright films; None as for ``second``.
+        look: canonicalises an inverted film before all is asked of it, which saves time; None asks at once.
 
     Raises:
         ValueError: for another ``fallback``.
@@ -81,11 +83,12 @@ class FilmJudge:
         accept_anything: bool | str = False,
         fallback: str = "identity",
         whole: Callable | None = None,
+        look: Callable[[Tensor], Canonicalization] | None = None,
     ) -> None:
         if fallback not in FALLBACKS:
             raise ValueError(f"FilmJudge: 'fallback' must be one of {list(FALLBACKS)}, got {fallback!r}.")
         self.model, self.second, self.accept_anything = model, second, parse_switch(accept_anything)
-        self.fallback, self.whole = fallback, whole
+        self.fallback, self.whole, self.look = fallback, whole, look
 
     def __call__(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult:
         """What ``ask`` gives for a film, with its verdict; a negative is corrected first, and the notes say so.
@@ -108,10 +111,12 @@ class FilmJudge:
         result, rejected = _answer(image, ask)
         if self._may_be_negative(result):
             negative = inverted_film(image)
-            again, rejected_again = _answer(negative, ask)
-            left = _energy_left(again, result)
+            seen = None if self.look is None else self.look(convert_to_tensor(negative, track_meta=False))
+            again = _answer(negative, ask) if seen is None else (DiffeoResult(None, seen, searched=seen), None)
+            left = _energy_left(again[0], result)
             if left < _LESS:
-                image, result, rejected = negative, _noted(again, "negative corrected"), rejected_again
+                found, rejected = again if seen is None else _answer(negative, ask)
+                image, result = negative, _noted(found, "negative corrected")
             elif left >= 1:
                 result = _noted(result, "")
         if rejected is not None:
@@ -225,6 +230,7 @@ def load_film_judge(
     whole: nn.Module | None = None,
     whole_weights: str | Path | None = None,
     enabled: bool | str = True,
+    look: Callable[[Tensor], Canonicalization] | None = None,
     **settings: Any,
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
@@ -233,7 +239,7 @@ def load_film_judge(
         path: of the model, see :func:`save_trust`.
         weights, canonicalizer, settings: see :func:`fitted_to`.
         second, second_weights: another kind of network; where its file is missing it is not asked, unless the model needs it.
-        accept_anything, fallback: see :class:`FilmJudge`.
+        accept_anything, fallback, look: see :class:`FilmJudge`.
         any_weights: take the model all the same, as one of these weights, and do without networks that are missing.
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
         enabled: whether films are canonicalised, true or false, also as a string; else there is no judge.
@@ -270,7 +276,7 @@ def load_film_judge(
         return None
     others: Any = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
     asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name)) for name, parts in others.items()}
-    return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, **asked)
+    return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, look=look, **asked)
 
 
 def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool) -> nn.Module | None:

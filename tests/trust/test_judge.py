@@ -101,6 +101,16 @@ def test_a_film_that_is_far_from_the_training_films_is_shown_inverted_too():
         assert result.canonicalization.notes == (("negative corrected",) if times == 2 else ("",))
 
 
+@pytest.mark.parametrize("film, times", [(blob(1), 1), (1 - blob(1), 2)], ids=["film", "negative"])
+def test_an_inverted_film_is_looked_at_before_all_is_asked_of_it(film, times):
+    shown, judge = [], FilmJudge(model_of_any_size(), look=tiny_canonicalizer())
+    ask = asked(lambda mean: shown.append(mean) or "looks like a negative (x)")
+    result, alone = judge(film, ask), FilmJudge(model_of_any_size())(film, ask)
+    assert len(shown) == times + 2  # without a look both are asked
+    torch.testing.assert_close(result.prediction, alone.prediction)
+    assert result.canonicalization.notes == alone.canonicalization.notes and result.verdicts == alone.verdicts
+
+
 @pytest.mark.parametrize("given", [blob(1), 1 - blob(1)], ids=["better as it came", "better inverted"])
 @pytest.mark.parametrize("rejected", [(), (True,), (False,), (True, False)], ids=str)
 def test_raise_gives_the_result_of_identity_or_raises_where_that_is_of_a_rejected_film(given, rejected):
