@@ -12,7 +12,7 @@ from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.inferers import DiffeoResult, uncertainty_map
 from monai_diffeo.inferers.aggregation import first_tensor
-from monai_diffeo.inferers.record import like_input, records_of, tell
+from monai_diffeo.inferers.record import like_input, mark, records_of
 from monai_diffeo.radiograph.failsafe import FAILURE, root_cause
 from monai_diffeo.trust import NO_RESULT, WithheldError
 
@@ -107,7 +107,7 @@ class FilmEvaluator(DiffeoEvaluator):
         """Refuse a prediction that is not finite, and a film that has no result by decision, before a mask is made of it."""
         result = ask(inputs) if self.judge is None else self.judge(inputs, ask)
         if result.verdicts and result.canonicalization is not None:  # of the film that counts, which may be the inverted one
-            tell(records_of(result.canonicalization), inputs, result.prediction)
+            mark(records_of(result.canonicalization), inputs, result.prediction)
         tensor = first_tensor(result.prediction)
         if tensor is not None and not bool(tensor.isfinite().all()):
             raise NumericalError("FilmEvaluator: the network's prediction is not finite. Check its weights and the film.")

@@ -13,7 +13,7 @@ from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.answers import map_parts
 from monai_diffeo.canonicalize.result import REJECTED
 
-__all__ = ["forget", "like_input", "records_of", "signs_of", "tell"]
+__all__ = ["forget", "like_input", "mark", "records_of", "signs_of", "tell"]
 
 Record = Mapping[str, Any]
 _KEY = "diffeo"
@@ -44,11 +44,7 @@ def signs_of(searched: Canonicalization, agreement: Tensor | None, likeness: Ten
 
 
 def tell(records: Sequence[Record], inputs: Tensor, prediction: Any) -> None:
-    """Log a line for each image, a warning if it is rejected, and write ``meta["diffeo"]`` of the prediction and the images.
-
-    It stands in the images' metadata too, because ``Invertd`` gives their metadata to the prediction. Of a batch each entry is
-    a list, which ``decollate_batch`` takes apart.
-    """
+    """Log a line for each image, a warning if it is rejected, and :func:`mark` prediction and images."""
     for i, record in enumerate(records, 1):
         words = [f"DiffeoInferer: image {i} of {len(records)}: {record['status']}"]
         if REJECTED in record["status"]:
@@ -59,15 +55,24 @@ def tell(records: Sequence[Record], inputs: Tensor, prediction: Any) -> None:
         words += [record["notes"]] if record["notes"] else []
         words += [record["decision"]] if "decision" in record else []
         _log.log(logging.WARNING if REJECTED in record["status"] else logging.INFO, "; ".join(words))
+    mark(records, inputs, prediction)
+
+
+def mark(records: Sequence[Record], inputs: Tensor, prediction: Any) -> None:
+    """Write ``meta["diffeo"]`` of the prediction and the images.
+
+    It stands in the images' metadata too, because ``Invertd`` gives their metadata to the prediction. Of a batch each entry is
+    a list, which ``decollate_batch`` takes apart.
+    """
     if records and isinstance(inputs, MetaTensor):
         alone = len(records) == 1 and not inputs.is_batch
         entry = records[0] if alone else {key: [record[key] for record in records] for key in records[0]}
 
-        def mark(part: Any, *_: Any) -> None:
+        def marked(part: Any, *_: Any) -> None:
             if isinstance(part, MetaTensor):
                 part.meta = {**part.meta, _KEY: dict(entry)}
 
-        map_parts((inputs, prediction), mark)
+        map_parts((inputs, prediction), marked)
 
 
 def forget(inputs: Any) -> None:

@@ -1,8 +1,11 @@
+from dataclasses import replace
+
 import pytest
 import torch
 
 pytest.importorskip("ignite")
 
+from monai.data import MetaTensor
 from monai.inferers import SimpleInferer
 from torch.utils.data import DataLoader
 
@@ -10,6 +13,7 @@ from monai_diffeo.engines import FilmEvaluator
 from monai_diffeo.errors import FilmError
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.radiograph.failsafe import FAILURE, FailSafeDataset, collate_one, root_cause
+from monai_diffeo.trust import Verdict
 from tests.helpers import blob, tiny_canonicalizer
 
 
@@ -108,3 +112,17 @@ def test_the_first_cause_of_a_chain_is_found():
     data = FailSafeDataset([{"image": "bad"}], load)
     assert isinstance(data[0][FAILURE], FilmError)
     assert root_cause(ValueError("x")).args == ("x",)
+
+
+def test_the_metadata_say_what_happened_to_the_film_that_counts(monkeypatch):
+    """A judge may show another film to the inferer than the given one, such as an inverted one, or show two."""
+
+    def judge(image, ask):
+        ask(image)
+        result = ask(1 - image)
+        found = replace(result.canonicalization, notes=("negative corrected",))
+        return replace(result, canonicalization=found, verdicts=(Verdict("ok"),))
+
+    monkeypatch.setattr("tests.engines.test_evaluators.load", lambda item: {"image": MetaTensor(blob(1)[0])})
+    ((_, prediction, _),) = evaluate(["a"], judge=judge).good
+    assert prediction.meta["diffeo"]["notes"] == "negative corrected"
