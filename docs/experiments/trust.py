@@ -60,18 +60,7 @@ Film = dict[str, Any]  # signs, Dice, source, condition
 
 def film_of(row: Row, source: str, condition: str) -> Film:
     """Signs and truth of a kept row."""
-    names = (
-        "signs",
-        "rivals",
-        "dice_prediction",
-        "dice_plain",
-        "dice_second",
-        "dice_whole",
-        "notes",
-        "rotation",
-        "id",
-        "corrected",
-    )
+    names = "signs rivals dice_prediction dice_plain dice_second dice_whole notes rotation id corrected".split()
     times = {name: row[name] for name in ("seconds", "seconds_second", "seconds_whole")}
     bad = None if source == "foreign" else row["dice_prediction"] < GOOD[source]
     return {"source": source, "condition": condition, "bad": bad, **{name: row.get(name) for name in names}, **times}

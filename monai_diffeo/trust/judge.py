@@ -111,11 +111,15 @@ class FilmJudge:
         result, rejected = _answer(image, ask)
         if self._may_be_negative(result):
             negative = inverted_film(image)
-            seen = None if self.look is None else self.look(convert_to_tensor(negative, track_meta=False))
-            again = _answer(negative, ask) if seen is None else (DiffeoResult(None, seen, searched=seen), None)
-            left = _energy_left(again[0], result)
+            again = None
+            if self.look is not None:
+                seen: Canonicalization | None = self.look(convert_to_tensor(negative, track_meta=False))
+            else:
+                again = _answer(negative, ask)
+                seen = again[0].searched
+            left = _energy_left(seen, result.searched)
             if left < _LESS:
-                found, rejected = again if seen is None else _answer(negative, ask)
+                found, rejected = again or _answer(negative, ask)
                 image, result = negative, _noted(found, "negative corrected")
             elif left >= 1:
                 result = _noted(result, "")
@@ -186,11 +190,11 @@ def _noted(result: DiffeoResult, note: str) -> DiffeoResult:
     return replace(result, canonicalization=replace(found, notes=notes))
 
 
-def _energy_left(again: DiffeoResult, first: DiffeoResult) -> float:
+def _energy_left(again: Canonicalization | None, first: Canonicalization | None) -> float:
     """The energy of the canonical negative, as a share of that of the canonical film; infinite where it is not known."""
-    if again.searched is None or first.searched is None:
+    if again is None or first is None:
         return math.inf
-    return (again.searched.energy_after / first.searched.energy_after).nan_to_num(math.inf).max().item()
+    return (again.energy_after / first.energy_after).nan_to_num(math.inf).max().item()
 
 
 def _stated(images: Tensor, name: str) -> list[str]:
