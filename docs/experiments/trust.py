@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 
 from docs.experiments.film_conditions import FAULTS, FRAMES
 from docs.experiments.lungs import SOURCES
-from docs.experiments.lungs_product import TURNS
+from docs.experiments.lungs_product import TURNS, configuration
 from docs.experiments.pages import Experiment, judged, note, section
 from docs.experiments.reverse_accuracy import reverse_accuracy
 from docs.experiments.training import kept
@@ -269,7 +269,8 @@ def main(argv: list[str] | None = None) -> None:
     }
     fitted = [film for films in foreign["fitted"].values() for film in films]
     val = [film for films in every["val"].values() for film in films]
-    sha256 = fitted_to(bundle / "models" / "model.pt", bundle / "models" / "energy")
+    settings = {name: configuration(bundle)[name] for name in ("mask_threshold", "motion_limits", "image_size")}
+    sha256 = fitted_to(bundle / "models" / "model.pt", bundle / "models" / "energy", **settings)
     model = fit_trust(val, fitted, references, sha256)
     if options.write_model:
         save_trust(bundle / "models" / "trust.json", model)

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -209,17 +209,26 @@ def fitted_to(
     further_weights: str | Path | None = None,
     mode: str = "single_pass",
     tta_samples: int | None = None,
+    mask_threshold: float | None = None,
+    motion_limits: Mapping[str, float] | None = None,
+    image_size: Sequence[int] | None = None,
 ) -> str:
-    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, settings that are unusual.
+    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, and settings.
 
-    ``tta_samples`` of None is the number of the mode: both give the same.
+    ``tta_samples`` of None is the number of the mode: both give the same. Of the last three, what is None is left out.
+    ``image_size`` is that of the film which canonicaliser and networks see, so it changes all signs. ``motion_limits`` choose
+    the answer that is judged. ``mask_threshold`` changes no sign: all of them cut answers at one half. But the decision is
+    fitted to the Dice of masks that are cut there, and so is the Dice that is expected.
     """
     parts: list[Any] = [sha256_of(weights), sha256_below(canonicalizer)]
     if tta_samples is not None and tta_samples == tta_samples_of(canonicalizer, mode):
         tta_samples = None
     unusual = [further_weights and sha256_of(further_weights), mode, tta_samples]
     parts += [] if unusual == [None, "single_pass", None] else [unusual]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+    values = {"mask_threshold": mask_threshold, "motion_limits": motion_limits, "image_size": image_size}
+    given = {name: value for name, value in values.items() if value is not None}
+    parts += [json.loads(json.dumps(given), parse_int=float)] if given else []  # 30 is 30.0, a tuple is a list
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
 
 def load_film_judge(
@@ -271,8 +280,8 @@ def load_film_judge(
         if chosen or fallback == "best":
             remedy = "Run `monai-diffeo calibrate` with the options of this run."
             raise WeightsError(
-                f"load_film_judge(): {Path(path).name} must be fitted to the weights, canonicaliser, mode and number of poses "
-                f"of the run, and is to others. {remedy}"
+                f"load_film_judge(): {Path(path).name} must be fitted to the weights, canonicaliser and settings of the run "
+                f"({', '.join(settings)}), and is to others. {remedy}"
             )
         _log.warning(
             "load_film_judge: %s was not fitted to these weights and settings; decisions are not calibrated.", Path(path).name

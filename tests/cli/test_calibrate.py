@@ -7,6 +7,7 @@ import pytest
 for package in ("ignite", "nibabel", "pydicom", "PIL", "matplotlib", "skimage"):
     pytest.importorskip(package)
 
+from monai_diffeo.cli.bundle import bundle_parser  # noqa: E402
 from monai_diffeo.files import sha256_of  # noqa: E402
 from monai_diffeo.trust import load_trust  # noqa: E402
 from tests.bundles.command import lines_of  # noqa: E402
@@ -56,8 +57,21 @@ def test_a_calibrated_model_flags_at_most_the_share_and_counts_for_its_own_run_a
     assert status == 1 and "ours.json must be fitted to" in lines[-1] and "calibrate" in lines[-1]
 
 
+def test_the_model_of_a_bundle_counts_for_its_own_settings_alone(site, caplog):
+    def judge(**typed):
+        parser = bundle_parser(site[0], {"dataset_dir": str(site[1])})
+        parser.update(typed)
+        return parser.get_parsed_content("judge")
+
+    limits = {"energy": 30, "disagreement": 0.35, "overlap": 0.97}
+    assert judge() and judge(mask_threshold="0.47", motion_limits=limits, image_size=(32, 32)) and not caplog.text
+    for other in ({"mask_threshold": "0.5"}, {"motion_limits": limits | {"energy": 20}}, {"image_size": [40, 40]}):
+        caplog.clear()
+        assert judge(**other) is None and "not calibrated" in caplog.text
+
+
 def test_other_weights_and_settings_can_be_calibrated_on_too(site, tmp_path, caplog):
-    (root, films), words = site, ("--convention", "whole", "--tta_samples", "2")
+    (root, films), words = site, ("--convention", "whole", "--tta_samples", "2", "--mask_threshold", "0.3")
     assert decisions(root, films / "000.png", tmp_path / "before", *words)[0] == 0 and "not calibrated" in caplog.text
     assert "signs" not in lines_of(tmp_path / "before")[0]["000.png"]
     given = ("--bundle_root", root, "--dataset_dir", films, "--output", tmp_path / "ours.json", "--share", "10")
@@ -66,6 +80,9 @@ def test_other_weights_and_settings_can_be_calibrated_on_too(site, tmp_path, cap
     assert model.sha256 != load_trust(root / "models" / "trust.json").sha256 and "50 unlabelled films" in model.fitted_on
     status, _, kinds = decisions(root, films / "000.png", tmp_path / "out", *words, "--trust_model", tmp_path / "ours.json")
     assert status == 0 and "signs" in lines_of(tmp_path / "out")[0]["000.png"]
+    words = (*words[:-1], "0.4", "--trust_model", tmp_path / "ours.json")
+    status, lines, _ = decisions(root, films / "000.png", tmp_path / "other", *words)
+    assert status == 1 and "ours.json must be fitted to" in lines[-1]
 
 
 def test_what_cannot_be_done_is_said_and_nothing_is_written(site, tmp_path):

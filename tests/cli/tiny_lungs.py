@@ -31,7 +31,9 @@ def tiny_lungs(root):
         torch.save(network.state_dict(), root / "models" / f"{name}.pt")
     limits = {"energy": 1.0, "blur": 0.1, "displacement": 0.01}
     error, foreign = Score(0.0, {"energy": 1.0, "blur": 1.0}, 0.0), Score(-1e3, {"energy": 1.0}, 0.0)
-    model = replace(MODEL, limits=limits, error=error, foreign=foreign, sha256=fitted_to(root / "models" / "model.pt", energy))
+    settings = {name: config[name] for name in ("mask_threshold", "motion_limits", "image_size")}
+    sha256 = fitted_to(root / "models" / "model.pt", energy, **settings)
+    model = replace(MODEL, limits=limits, error=error, foreign=foreign, sha256=sha256)
     save_trust(root / "models" / "trust.json", model)
     return root
 

@@ -237,10 +237,21 @@ def test_a_model_of_another_network_or_canonicaliser_does_not_judge_and_says_so(
         load_film_judge(path, weights, energy, fallback="best")
     assert load_film_judge(path, weights, energy, any_weights=True).model.sha256 == fitted_to(weights, energy)
     (energy / "vae.pt").write_bytes(b"energy")
-    for other in ({"mode": "refine"}, {"tta_samples": 2}, {"further_weights": weights}):
+    others = [{"mode": "refine"}, {"tta_samples": 2}, {"further_weights": weights}]
+    for other in [*others, {"mask_threshold": 0.5}, {"motion_limits": {"energy": 30.0}}, {"image_size": [32, 32]}]:
         assert load_film_judge(path, weights, energy, **other) is None
     weights.write_bytes(b"others")
     assert load_film_judge(path, weights, energy) is None
+
+
+def test_settings_count_by_their_values_however_they_are_written(tmp_path):
+    _, *files = site(tmp_path / "bundle", MODEL)
+    given = {"mask_threshold": 0.5, "motion_limits": {"energy": 30.0, "disagreement": 0.5}, "image_size": [32, 48]}
+    same = {**given, "motion_limits": {"disagreement": 0.5, "energy": 30}, "image_size": (32.0, 48)}
+    changed = [{"mask_threshold": 0.25}, {"motion_limits": {"energy": 0.5, "disagreement": 30.0}}, {"image_size": [48, 32]}]
+    changed += [{name: None} for name in given]
+    assert fitted_to(*files, **same) == fitted_to(*files, **given)
+    assert len({fitted_to(*files, **{**given, **one}) for one in [{}, *changed]}) == 7
 
 
 def site(folder, model, name="trust.json"):
