@@ -7,7 +7,7 @@ finite is never accepted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -16,10 +16,10 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
-    "ROTATION_LIMITS", "agrees_better", "at_rest_note", "confident_rotations", "finite_rows", "high_energy_note", "looks_again",
-    "mirrored_note", "negative_note", "prefer_motion", "refuse_energy_increase", "refuse_folding",
-    "refuse_nonfinite_deformation", "refuse_nonfinite_energy", "refuse_rotation", "refuse_unusable_image", "rotation_note",
-    "skip_low_energy", "worst_folding",
+    "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "confident_rotations", "finite_rows",
+    "high_energy_note", "looks_again", "mirrored_note", "mirrored_twice", "negative_note", "possible_rotations",
+    "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy",
+    "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
 AT_REST = "deformed: no better answers"
@@ -27,6 +27,8 @@ MIRRORED, NEGATIVE, UNLIKE = "looks mirrored", "looks like a negative", "remains
 """How the notes begin by which a film is to be looked at."""
 # of the disagreement after a rotation: on `val` at least 1.35 times as much after false ones, at most 1.1 times after true ones
 ROTATION_LIMITS = {"energy": math.inf, "disagreement": 1.2}
+_RULED_OUT = 0.01  # a rotation that is less likely is not looked at
+_SURE = 1e-6  # the least probability that counts
 
 
 def finite_rows(*tensors: Tensor) -> Tensor:
@@ -60,6 +62,34 @@ def confident_rotations(probabilities: Tensor, min_confidence: float) -> Tensor:
     return torch.where(probabilities.amax(1) >= min_confidence, probabilities.argmax(1), 0)
 
 
+def possible_rotations(probabilities: Sequence[float], min_confidence: float, temperature: float | None) -> list[int]:
+    """Numbers of the rotations whose energies decide, 0 for none first; no numbers where an image surely stands upright.
+
+    The probabilities are those by an orientation network, of one image. Arguments as for :func:`chosen_rotation`.
+    """
+    least = min_confidence if temperature is None else _RULED_OUT
+    others = [k for k, p in enumerate(probabilities) if k and p >= least]
+    return [0, *others] if others and probabilities[0] < min_confidence else []
+
+
+def chosen_rotation(
+    probabilities: Sequence[float], energies: Mapping[int, float], min_confidence: float, temperature: float | None
+) -> int:
+    """Number of the rotation that an image shows, 0 if there is none that is likely enough.
+
+    An energy is that of the canonical image that a rotation, by its number, leads to. It is minus a log-likelihood in units of
+    ``temperature``, so Bayes' rule makes of the network's probabilities those that also know the energies. The likeliest
+    rotation counts if it has ``min_confidence``. Without a temperature it is the network's, unless the energy rises.
+    """
+    finite = {k: e for k, e in energies.items() if math.isfinite(e)}
+    if temperature is None:
+        return min(finite, key=lambda k: (finite[k], -k), default=0) if 0 in finite else 0
+    least = min(finite.values(), default=0.0)
+    weights = {k: probabilities[k] * math.exp((least - e) / temperature) for k, e in finite.items()}
+    best = max(weights, key=weights.__getitem__, default=0)
+    return best if weights and weights[best] >= min_confidence * sum(weights.values()) else 0
+
+
 def looks_again(ddf: Tensor, min_motion: float) -> Tensor:
     """Which images the last look of a predictor moved by more than ``min_motion``, ``(B,)``, bool: those are not yet at rest.
 
@@ -89,9 +119,10 @@ def prefer_motion(energy: Tensor, agreement: Tensor, agreement_at_rest: Tensor, 
     return better & ((energy <= limits["energy"]) | ~agreement_at_rest.isfinite())
 
 
-def refuse_rotation(energy_as_given: float, energy_rotated: float) -> bool:
-    """A rotation is not undone where the canonical image of the image as it was given has the lower energy."""
-    return not energy_rotated <= energy_as_given
+def mirrored_twice(probability: Tensor, again: Tensor) -> Tensor:
+    """Probability that an image is mirrored, of two looks at it: the odds multiply."""
+    odds = torch.logit(probability.double(), _SURE) + torch.logit(again.double(), _SURE)
+    return torch.sigmoid(odds).to(probability)
 
 
 def mirrored_note(probability: float, min_confidence: float) -> str:

@@ -27,7 +27,7 @@ from monai_diffeo.networks.predictor import resample_image
 
 __all__ = ["Canonicalizer", "placed"]
 
-_OPTIONAL = {"patience": 1, "min_motion": 0.0}
+_OPTIONAL = {"patience": 1, "min_motion": 0.0, "rotation_temperature": 0.0}
 _OPTIONAL |= dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf"))
 _LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
 _LEAST |= {"min_polarity_ratio": 0.0}
@@ -62,6 +62,8 @@ class Canonicalizer(nn.Module):
         orientation: sees how the axes of an image are rotated; where it is sure, the search starts from the image rotated
             back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus exists.
         min_confidence: smallest probability at which ``orientation`` is believed.
+        rotation_temperature: fall of the energy that makes a rotation e times as likely; None takes the likeliest one by
+            ``orientation`` alone, and refuses it where the energy rises.
         steps: optimisation steps at most.
         iterations: looks of the predictor, at most.
         min_motion: an image is looked at again only if the last look moved it by more than this share of the frame, on
@@ -123,6 +125,7 @@ class Canonicalizer(nn.Module):
         search: Callable[[SearchObjective], Tensor] | None = None,
         min_motion: float | None = None,
         deform: bool = True,
+        rotation_temperature: float | None = None,
     ) -> None:
         settings = dict(locals())
         super().__init__()
@@ -149,7 +152,7 @@ class Canonicalizer(nn.Module):
         self.max_energy_increase, self.ood_threshold = max_energy_increase, ood_threshold
         self.final_steps, self.max_halvings, self.tta_samples = final_steps, max_halvings, tta_samples
         self.sampling, self.seed, self.progress, self.training = sampling, seed, progress, False
-        self.rows_first, self.deform = rows_first, deform
+        self.rows_first, self.deform, self.rotation_temperature = rows_first, deform, rotation_temperature
 
     def train(self, mode: bool = True) -> Canonicalizer:
         """A canonicaliser has no training mode: its networks are frozen copies."""
@@ -228,9 +231,8 @@ class Canonicalizer(nn.Module):
             forward = inverse
         energy, ddf, inverse_ddf = torch.where(done, after, before), _rows(done, ddf, 0.0), _rows(done, inverse_ddf, 0.0)
         notes, negatives = [], self._negatives(_rows(done, looks, seen) if looks.shape == seen.shape else looks)
-        for p, negative, index, e in zip(
-            mirrored.tolist(), negatives, torch.where(done, rotations, 0).tolist(), energy.tolist()
-        ):
+        rows = self._mirrored(mirrored, looks, done), negatives, torch.where(done, rotations, 0).tolist(), energy.tolist()
+        for p, negative, index, e in zip(*rows):
             remarks = acceptance.mirrored_note(p, self.min_confidence), negative, acceptance.rotation_note(index, ddf.shape[1])
             notes.append("; ".join(filter(None, (*remarks, acceptance.high_energy_note(e, self.ood_threshold)))))
         return Canonicalization(
@@ -295,14 +297,25 @@ class Canonicalizer(nn.Module):
         """Numbers of the rotations, and probabilities that images are mirrored (-1: not asked), each ``(B,)``."""
         if self.orientation is None:
             return torch.zeros(len(image), dtype=torch.long, device=image.device), image.new_full((len(image),), -1.0)
-        rotation, mirrored = self.orientation.probabilities(image)
-        rotations = acceptance.confident_rotations(rotation, self.min_confidence)
-        for i in rotations.nonzero().flatten().tolist():
-            given = image[i : i + 1]
-            turned = self._resampled(_rotated(given, rotations[i : i + 1]))
-            if acceptance.refuse_rotation(*(self.energy(self._predicted(view)).item() for view in (given, turned))):
-                rotations[i] = 0
-        return rotations, mirrored
+        probabilities, mirrored = self.orientation.probabilities(image)
+        rotations = [self._rotation(one, row) for one, row in zip(image.split(1), probabilities.tolist())]
+        return torch.tensor(rotations, device=image.device), mirrored
+
+    def _rotation(self, image: Tensor, probabilities: list[float]) -> int:
+        """Number of the rotation that one image shows, of which ``orientation`` gave these probabilities; 0 if in doubt."""
+        settings, energies = (self.min_confidence, self.rotation_temperature), {}
+        for k in acceptance.possible_rotations(probabilities, *settings):
+            view = self._resampled(_rotated(image, torch.tensor([k])))
+            energies[k] = self.energy(self._predicted(view)).item()
+        return acceptance.chosen_rotation(probabilities, energies, *settings)
+
+    def _mirrored(self, probability: Tensor, canonical: Tensor, done: Tensor) -> list[float]:
+        """Probabilities that images are mirrored, of what the orientation network saw of them as given, and here of those
+        that are ``done``, in canonical pose; where nothing was deformed, that would be the same look twice."""
+        if self.orientation is not None and self.deform:
+            twice = acceptance.mirrored_twice(probability, self.orientation.probabilities(canonical)[1])
+            probability = torch.where(done, twice, probability)
+        return probability.tolist()
 
     def _predicted(self, image: Tensor) -> Tensor:
         """Images as the predictor alone moves them."""
@@ -421,8 +434,9 @@ def _check_settings(settings: Mapping[str, Any]) -> None:
         check_number("Canonicalizer", name, settings[name], least, isinstance(least, int), name in _OPTIONAL)
     if not 0 <= settings["min_confidence"] <= 1:
         raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
-    if not 0 < settings["learning_rate"] < float("inf"):
-        raise ValueError(f"Canonicalizer: 'learning_rate' must be positive and finite, got {settings['learning_rate']}.")
+    for name in ("learning_rate", "rotation_temperature"):
+        if settings[name] is not None and not 0 < settings[name] < float("inf"):
+            raise ValueError(f"Canonicalizer: {name!r} must be positive and finite, got {settings[name]}.")
 
 
 def _bar(total: int) -> Any:

@@ -289,23 +289,57 @@ def test_a_negative_is_noted_at_the_canonical_pose_and_never_changed():
 
 
 @pytest.mark.parametrize(
-    "given, rotated, refused", [(1.0, 2.0, True), (2.0, 1.0, False), (1.0, 1.0, False), (1.0, math.nan, True)]
+    "given, rotated, number", [(1.0, 2.0, 0), (2.0, 1.0, 3), (1.0, 1.0, 3), (1.0, math.nan, 0), (math.nan, 1.0, 0)]
 )
-def test_a_rotation_has_to_lower_the_energy(given, rotated, refused):
-    assert acceptance.refuse_rotation(given, rotated) is refused
+def test_without_a_temperature_a_rotation_has_to_lower_the_energy(given, rotated, number):
+    assert acceptance.chosen_rotation([0, 0, 0, 1.0], {0: given, 3: rotated}, 0.9, None) == number
+
+
+@pytest.mark.parametrize(
+    "probabilities, temperature, asked",
+    [
+        ([0.05, 0.95, 0.0, 0.0], None, [0, 1]),
+        ([0.2, 0.8, 0.0, 0.0], None, []),
+        ([0.95, 0.05, 0.0, 0.0], None, []),
+        ([0.2, 0.78, 0.015, 0.005], 5.0, [0, 1, 2]),
+        ([0.9, 0.1, 0.0, 0.0], 5.0, []),
+        ([0.005, 0.0, 0.0, 0.995], 5.0, [0, 3]),
+    ],
+)
+def test_energies_are_asked_of_the_rotations_that_are_possible(probabilities, temperature, asked):
+    assert acceptance.possible_rotations(probabilities, 0.9, temperature) == asked
+
+
+def test_a_rotation_is_chosen_by_the_rule_of_bayes():
+    chosen = lambda p, energies, t=5.0, c=0.9: acceptance.chosen_rotation(p, dict(enumerate(energies)), c, t)  # noqa: E731
+    prior, log = [0.2, 0.5, 0.3], math.log
+    assert chosen(prior, [7.0] * 3) == 0 and chosen(prior, [7.0] * 3, c=0.5) == 1  # equal energies say nothing
+    for shift in (0.0, 1e4):  # 0.5 against 0.5 exp(-log 9): exactly 0.9
+        assert chosen([0.5, 0.5], [shift + 5 * log(9.01), shift]) == 1
+        assert chosen([0.5, 0.5], [shift + 5 * log(8.99), shift]) == 0
+    assert chosen([0.5, 0.5], [2 * 5 * log(8.99), 0.0]) == 1
+    assert chosen([0.5, 0.5], [5 * log(9.01), 0.0], t=10.0) == 0
+    assert chosen(prior, [9.0, math.nan, 8.0], c=0.5) == 2 and chosen(prior, [math.nan] * 3) == 0
+    assert chosen([0.02, 0.98], [0.0, 60.0]) == 0  # the energy overrules a network that is sure
+
+
+def test_two_looks_at_a_mirrored_image_multiply_their_odds():
+    first, again = torch.tensor([0.9, 0.9, 0.9, 0.5, 1.0]), torch.tensor([0.5, 0.9, 0.1, 0.5, 0.0])
+    assert_close(acceptance.mirrored_twice(first, again), torch.tensor([0.9, 81 / 82, 0.5, 0.5, 0.5]))
+    assert_close(acceptance.mirrored_twice(first, again), acceptance.mirrored_twice(again, first))
 
 
 def test_a_turn_is_noted_only_where_it_was_made():
     class Sideways(torch.nn.Module):
         def probabilities(self, image):
             return torch.tensor([[0.05, 0.95, 0.0, 0.0], [0.0, 0.0, 0.95, 0.05], [0.8, 0.2, 0.0, 0.0]]), torch.tensor(
-                [0.95, 0.1, 0.1]
+                [0.8, 0.1, 0.1]
             )
 
     images = torch.cat([blob(1, shift=-0.4), torch.full((1, 1, 32, 32), 0.5), blob(1, shift=-0.4)])
     result = shifted(orientation=Sideways(), ood_threshold=-1.0, energy=lambda image: image.new_zeros(len(image)))(images)
     assert result.notes[0].startswith(
-        "looks mirrored (probability 0.95) and is not changed; rotation by 90 degrees corrected; remains"
+        "looks mirrored (probability 0.94) and is not changed; rotation by 90 degrees corrected; remains"
     )
     assert result.notes[1].startswith("remains unlike") and result.notes[2].startswith("remains unlike")
     turned = torch.rot90(images[:1], -1, (2, 3))

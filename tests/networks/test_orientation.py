@@ -71,11 +71,11 @@ class Knows(torch.nn.Module):
         return turns.expand(len(image), 4), torch.full((len(image),), self.mirrored)
 
 
-def build(orientation):
+def build(orientation, **settings):
     family, upright = ControlGrid(2, 4), corner()
     still = FixedTheta(torch.zeros(1, family.num_parameters))
     energy = WeightedEnergy({"template": FromTemplate(upright)})
-    return Canonicalizer(energy, family, predictor=still, orientation=orientation, max_energy_increase=None)
+    return Canonicalizer(energy, family, predictor=still, orientation=orientation, max_energy_increase=None, **settings)
 
 
 def corner():
@@ -98,6 +98,19 @@ def test_a_turn_that_is_not_sure_is_not_taken():
 
 
 def test_a_mirrored_film_is_noted_and_never_changed():
-    result = build(Knows(0, mirrored=0.99))(corner())
-    assert "looks mirrored (probability 0.99)" in result.notes[0]
+    result = build(Knows(0, mirrored=0.8))(corner())  # odds of 4, twice
+    assert "looks mirrored (probability 0.94)" in result.notes[0]
     assert_close(result.image, corner(), atol=1e-5, rtol=0)
+
+
+def test_what_is_not_deformed_is_not_looked_at_twice():
+    assert build(Knows(0, mirrored=0.8), deform=False)(corner()).notes == ("",)
+    assert "looks mirrored (probability 0.99)" in build(Knows(0, mirrored=0.99), deform=False)(corner()).notes[0]
+
+
+@pytest.mark.parametrize("temperature, taken", [(None, False), (1e6, False), (1.0, True)])
+def test_a_rotation_in_doubt_is_taken_if_the_energy_speaks_for_it(temperature, taken):
+    film = torch.rot90(corner(), 1, (2, 3)).repeat(2, 1, 1, 1)
+    result = build(Knows(1, min_confidence=0.6), rotation_temperature=temperature)(film)
+    assert result.rotations.tolist() == [taken, taken]
+    assert_close(result.image, corner().expand_as(film) if taken else film, atol=1e-4, rtol=0)
