@@ -14,10 +14,11 @@ import os
 import platform
 import shutil
 import threading
+import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,10 +35,13 @@ from monai_diffeo.report.share import ReportedFilm, take_films
 __all__ = ["Task", "connected", "run_films", "segment_batch", "staging"]
 
 STAGING = ".bulk"
-BATCH, TRIES = 8, 3
+BATCH, TRIES, PATIENCE = 8, 3, 300.0
 _GAVE_UP = FilmError("WorkerEnded", f"The process ended {TRIES} times at this film. Run 'segment' on it alone to see why.")
+_FETCH = 30.0  # seconds for the lines of a batch that has ended
 _AHEAD = 2  # batches a thread of a worker, so that none waits, and few are known to the scheduler
 _DYING = "Workers end before they begin a film. Look into their logs: they may lack memory. Then run again."
+_ALONE = "bulk: there must be a worker, and for {:g} seconds there was none. Start some, or wait longer with --patience. "
+_ALONE += "Logs of workers say why they ended. Then run again: what is done stays done."
 _LOST = "The scheduler does not answer any more. Start it, then run again."
 _START = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 _PRELOADED = ("monai_diffeo.cli.bundle", "ignite.engine", "nibabel", "pydicom.pixels")  # names: this room stands below cli
@@ -135,8 +139,11 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         yield client
 
 
-def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmReporter) -> None:
-    """Segment films on the workers and report them; where ``reporter.stopped`` is set in the end, films are missing."""
+def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmReporter, patience: float = PATIENCE) -> None:
+    """Segment films on the workers and report them; where ``reporter.stopped`` is set in the end, films are missing.
+
+    The run ends if the scheduler has no worker for ``patience`` seconds. How long a worker takes does not matter.
+    """
     batches = deque(tuple(films[i : i + BATCH]) for i in range(0, len(films), BATCH))
     running: dict[Any, tuple[str, ...]] = {}
     deaths: Counter[tuple[str, ...]] = Counter()
@@ -147,9 +154,18 @@ def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmRe
                 future = client.submit(segment_batch, task, batches[0], pure=False)
                 running[future] = batches.popleft()
                 done.add(future)
+            if not _one_ends(client, done, patience):
+                reporter.stopped = _ALONE.format(patience)
+                break
             future = next(done)
+            try:
+                error = future.exception(timeout=_FETCH)
+                lines = future.result(timeout=_FETCH) if error is None else []
+            except asyncio.TimeoutError:  # the worker has ended before its result was fetched: the batch is done again
+                done.add(future)
+                continue
             batch = running.pop(future)
-            if isinstance(error := future.exception(), KilledWorker):
+            if isinstance(error, KilledWorker):
                 batches.append(batch)
                 deaths[batch] += 1
                 if deaths[batch] > TRIES + sum(_tries(task, film) for film in batch):
@@ -162,9 +178,21 @@ def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmRe
                 why = f"A worker failed: {type(error).__name__}: {error}"
                 reporter.stopped = f"{why.rstrip('.')}. Install the same packages there, then run again."
             else:
-                take_films(reporter, future.result())
+                take_films(reporter, lines)
     except (CancelledError, OSError, asyncio.TimeoutError):
         reporter.stopped = _LOST
+
+
+def _one_ends(client: Client, done: as_completed, patience: float) -> bool:
+    """Wait until a batch ends; False if there is no worker for so many seconds."""
+    seen = time.monotonic()
+    while not done.has_ready():
+        time.sleep(0.1)
+        with suppress(OSError, asyncio.TimeoutError):  # a lost scheduler cancels the batches
+            seen = time.monotonic() if client.nthreads() else seen
+        if time.monotonic() - seen > patience:
+            return False
+    return True
 
 
 @contextmanager

@@ -282,16 +282,17 @@ class Benchmark:
                 row["peak memory, MiB: one film, all"] = f"{one['memory']:.0f}, {all_['memory']:.0f}"
                 rows.append(row)
                 self.values[f"run {kind}"], self.values[f"memory {kind}"] = each, all_["memory"] / one["memory"]
-        times = self.clock.interleaved({"picture of a film": self.drawing()}, 0.3)
+            drawing = self.drawing(Path(folder, "film.png"))
+            times = self.clock.interleaved({"picture of a film": drawing}, 0.3)
         self.values["picture"] = statistics.median(times["picture of a film"])
         return [section(self.heading("run"), rows), section(self.heading("picture"), rows_of(times, "picture of a film"))]
 
-    def drawing(self) -> Callable[[], None]:
-        """Draws the picture of a film that was deformed, with two ellipses as its mask."""
+    def drawing(self, path: Path) -> Callable[[], None]:
+        """Draws the picture of a film that was deformed, with two ellipses as its mask, into a file."""
         size = (512, 512)
         (y, x), film = np.mgrid[-1:1:512j, -1:1:512j], resample_image(sample_film(), size)[0, 0]
         mask = sum((((x - c) / 0.3) ** 2 + (y / 0.6) ** 2 < 1) for c in (-0.45, 0.45)) > 0
-        ddf, path = self.field(size, share=0.01)[0].cpu(), Path(tempfile.mkdtemp(), "film.png")
+        ddf = self.field(size, share=0.01)[0].cpu()
         numbers = {
             "status": "canonicalized",
             "energy_before": 20.0,

@@ -32,13 +32,14 @@ Exit status:
 @option("output_dir", "Folder of the results, which all workers see under this name.", metavar="DIR")
 @option("scheduler", "Address of a scheduler of Dask, such as tcp://node7:8786, or its file. Without it, this machine.", str)
 @option("workers", "Processes on this machine. Without it, one a core, or one with --device cuda.", click.IntRange(min=1), "N")
+@option("patience", "Seconds without a worker that end the run. Without it, 300.", click.FloatRange(0, min_open=True), "N")
 def bulk(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> int:
     """Segment many films with many processes, of this machine or of a cluster.
 
     The results are those of 'segment'. A second run does what is missing.
     """
     given = {name: value for name, value in options.items() if value is not None}
-    scheduler, workers = given.pop("scheduler", None), given.pop("workers", None)
+    scheduler, workers, patience = (given.pop(name, None) for name in ("scheduler", "workers", "patience"))
     if not {"dataset_dir", "output_dir"} <= set(given) or (scheduler and workers):
         raise click.UsageError("Give --dataset_dir, --output_dir, and at most one of --scheduler and --workers.")
     if find_spec("distributed") is None:
@@ -61,7 +62,7 @@ def bulk(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> 
             arguments = (root.absolute(), tuple(given.items()), Path(films.root), bool(trust_bundle))
             folder.mkdir(parents=True, exist_ok=True)  # after the run has the output folder for itself
             task = room.Task(_segmenter, arguments, str(folder), reporter.settings_sha256, str(films.root))
-            room.run_films(client, task, missing, reporter)
+            room.run_films(client, task, missing, reporter, patience or room.PATIENCE)
         status = reporter.end()
     if status in ENDS and reporter.stopped is None:
         click.echo(ENDS[status], err=True)

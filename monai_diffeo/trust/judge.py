@@ -225,8 +225,8 @@ def fitted_to(
         tta_samples = None
     unusual = [further_weights and sha256_of(further_weights), mode, tta_samples]
     parts += [] if unusual == [None, "single_pass", None] else [unusual]
-    values = {"mask_threshold": mask_threshold, "motion_limits": motion_limits, "image_size": image_size}
-    given = {name: value for name, value in values.items() if value is not None}
+    given = {"mask_threshold": mask_threshold, "motion_limits": motion_limits, "image_size": image_size}
+    given = {name: value for name, value in given.items() if value is not None}
     parts += [json.loads(json.dumps(given), parse_int=float)] if given else []  # 30 is 30.0, a tuple is a list
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

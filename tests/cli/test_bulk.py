@@ -231,22 +231,25 @@ def _served(kind, file):
 
 
 @contextmanager
-def cluster(file):
-    """A scheduler and a worker, as their own commands start them; gives the scheduler's process."""
+def cluster(file, *kinds):
+    """A scheduler and a worker, or what is named, as their own commands start them; gives their processes."""
     processes = []
     try:
-        for kind in ("scheduler", "worker"):
+        for kind in kinds or ("scheduler", "worker"):
             processes.append(CONTEXT.Process(target=_served, args=(kind, str(file))))
             processes[-1].start()
             until = time.monotonic() + 120
             while not file.is_file() and time.monotonic() < until:
                 time.sleep(0.1)
-        yield processes[0]
+        with room.Client(scheduler_file=str(file)) as client:
+            while len(client.nthreads()) < len(processes) - 1:
+                time.sleep(0.1)
+        yield processes
     finally:
         for process in processes:
             process.kill()
             process.join()
-        file.unlink()
+        file.unlink(missing_ok=True)
 
 
 POINTS = {
@@ -278,7 +281,7 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_another_one_goes_on(films, ca
         taken(reporter, some)
         scheduler.kill()
 
-    with cluster(file) as scheduler, monkeypatch.context() as patch:
+    with cluster(file) as (scheduler, _), monkeypatch.context() as patch:
         taken = room.take_films
         patch.setattr(room, "take_films", take)
         status, said = invoke("bulk", films, output, "--scheduler", file)
@@ -288,6 +291,91 @@ def test_a_scheduler_that_is_lost_ends_the_run_and_another_one_goes_on(films, ca
     with cluster(file):
         address = json.loads(file.read_text())["address"]
         assert invoke("bulk", films, output, "--scheduler", address)[0] == 3 and made(output) == calm
+
+
+class Ending(room.as_completed):
+    """Ends a worker after the first batch of a run: where the result is about to be fetched."""
+
+    worker = None
+
+    def __next__(self):
+        future = super().__next__()
+        if Ending.worker is not None:
+            Ending.worker.kill()
+            Ending.worker = None
+        return future
+
+
+@pytest.mark.parametrize("fetched", [True, False])
+def test_workers_that_are_gone_for_good_end_the_run_and_another_one_goes_on(films, calm, tmp_path, monkeypatch, fetched):
+    monkeypatch.setattr(room, "BATCH", 1)
+    output, file = tmp_path / "resumed", tmp_path / "scheduler.json"
+
+    def take(reporter, some):
+        taken(reporter, some)
+        worker.kill()
+
+    taken = room.take_films
+    with cluster(file) as (_, worker), monkeypatch.context() as patch:
+        patch.setattr(room, "_FETCH", 2)
+        patch.setattr(*((room, "take_films", take) if fetched else (room, "as_completed", Ending)))
+        Ending.worker = None if fetched else worker
+        status, said = invoke("bulk", films, output, "--scheduler", file, "--patience", "2")
+    lines, closing = lines_of(output)
+    assert status == 3 and "must be a worker, and for 2 seconds there was none. Start some" in said[-1], said
+    assert closing is None and fetched <= len(lines) < len(calm[0])
+    with cluster(file):
+        assert invoke("bulk", films, output, "--scheduler", file)[0] == 3 and made(output) == calm
+
+
+def test_a_scheduler_to_which_no_worker_ever_comes_ends_the_run(films, tmp_path):
+    with cluster(tmp_path / "scheduler.json", "scheduler"):
+        words = ("--scheduler", tmp_path / "scheduler.json", "--patience", "0.5")
+        status, said = invoke("bulk", films, tmp_path / "out", *words)
+    assert status == 3 and "for 0.5 seconds there was none" in said[-1] and not lines_of(tmp_path / "out")[0]
+
+
+class Slow(FilmByFilm):
+    """Takes longer for one film than the run waits for a worker."""
+
+    def __call__(self, film, refused=None):
+        time.sleep(3 if film.name == "c.png" else 0)
+        return super().__call__(film, refused)
+
+
+def _slow(root, given, films, trusted, output):
+    return Slow(root, {**dict(given), "output_dir": str(output)}, films, trusted, share=True)
+
+
+def test_a_slow_worker_is_not_taken_for_none(ours, films, calm, tmp_path, monkeypatch):
+    monkeypatch.setattr(command, "_segmenter", _slow)
+    status, said = invoke("bulk", films, tmp_path / "out", "--patience", "0.5")
+    assert status == 3 and "Some films have no mask" in said[-1] and made(tmp_path / "out") == calm
+
+
+def test_a_worker_that_comes_in_time_goes_on(films, calm, tmp_path, monkeypatch):
+    monkeypatch.setattr(room, "BATCH", 1)
+    file = tmp_path / "scheduler.json"
+
+    def take(reporter, some):
+        taken(reporter, some)
+        processes[1].kill()
+
+    def nthreads(client):
+        if not (found := threads(client)) and not processes[1].is_alive():
+            alone.append(time.monotonic())
+            if len(alone) == 2:
+                processes.append(CONTEXT.Process(target=_served, args=("worker", str(file))))
+                processes[-1].start()
+        return found
+
+    taken, threads, alone = room.take_films, room.Client.nthreads, []
+    monkeypatch.setattr(room, "take_films", take)
+    monkeypatch.setattr(room, "_FETCH", 2)
+    with cluster(file) as processes:
+        monkeypatch.setattr(room.Client, "nthreads", nthreads)
+        status, said = invoke("bulk", films, tmp_path / "out", "--scheduler", file, "--patience", "200")
+    assert status == 3 and "Some films have no mask" in said[-1] and len(alone) > 1 and made(tmp_path / "out") == calm
 
 
 def test_without_a_scheduler_nothing_changes(films, tmp_path, monkeypatch):
