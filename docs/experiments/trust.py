@@ -320,6 +320,7 @@ def main(argv: list[str] | None = None) -> None:
             section("## Foreign images\n\n" + parts[7], strange),
             section("## The interval for Dice\n\n" + parts[8], intervals),
             section("## What was fitted\n\n" + parts[9], learnt),
+            parts[10],
         ],
         options.seed,
     )
