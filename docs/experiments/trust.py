@@ -52,7 +52,7 @@ IMAGES = {"fitted": 8, "tested": 12}  # foreign images of each kind, at most
 ATLASES = 8  # films with known masks for reverse classification accuracy
 ERROR = ("whole", "second", "search_change")
 FOREIGN = ("energy", "likeness", "shape", "whole", "disagreement", "search_change")
-MARGIN = 0.5  # of the log-odds, above every good film of val
+KEPT, MARGIN = 0.995, 0.5  # share of the good films of val below which no film is without result, and the distance, in log-odds
 RIVALS = {"agreement": "disagreement", "edges": "blur", "energy": "energy", "second network": "second", "entropy": "entropy"}
 RIVALS |= {"whole lung": "whole", "reverse": "reverse"}
 Film = dict[str, Any]  # signs, Dice, source, condition
@@ -139,7 +139,8 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
     error = replace(error, threshold=float(np.quantile(values(error, adults), 0.98)))
     every = [*known, *foreign]
     alien = score(FOREIGN, fit_logistic, every, [film["source"] == "foreign" for film in every])
-    alien = replace(alien, threshold=float(values(alien, [f for f in known if not f["bad"]]).max()) + MARGIN)
+    usual = values(alien, [film for film in known if not film["bad"]])
+    alien = replace(alien, threshold=float(np.quantile(usual, KEPT)) + MARGIN)
     unusual = float(values(alien, good).max())
     told = f"{len(films)} films of val of {', '.join(dict.fromkeys(f['source'] for f in films))}; {len(foreign)} foreign images"
     return TrustModel(limits, error, spread, alien, unusual, references, sha256, told)
