@@ -389,7 +389,7 @@ def _rotated_maps(forward: Deformation, inverse: Deformation, rotations: Tensor)
     undo = [inverse_rotation(forward.matrix.shape[1])[k] for k in rotations.tolist()]
     if not any(undo):
         return forward, inverse
-    maps = zip(forward.rows(), inverse.rows(), undo)
+    maps = zip(forward.split(1), inverse.split(1), undo)
     there, back = zip(*((there.turned(k), back.turned(k, back=True)) for there, back, k in maps))
     return Deformation.join(there), Deformation.join(back)
 

@@ -118,7 +118,7 @@ class Canonicalization:
     def rows(self) -> list[Canonicalization]:
         """A result for each image."""
         found = []
-        for i, (forward, inverse) in enumerate(zip(self.forward.rows(), self.inverse.rows())):
+        for i, (forward, inverse) in enumerate(zip(self.forward.split(1), self.inverse.split(1))):
             one = slice(i, i + 1)
             parts: dict[str, Any] = {name: getattr(self, name)[one] for name in (*_TENSORS, "status", "notes")}
             parts |= {n: None if (v := getattr(self, n)) is None else v[one] for n in ("agreement", "rotations")}

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import reduce
+from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -40,15 +42,23 @@ class Chain:
         if self.known is not None and self.known[0] == tuple(size):
             if steps is None or all(getattr(family, "steps", None) == steps for family, _ in self.links):
                 return self.known[1]
-        return _compose([family(theta, size, steps) for family, theta in self.links])
+        return _compose(self._each(lambda family, theta: family(theta, size, steps)))
 
     def inverse(self, size: Sequence[int], steps: int | None = None) -> Deformation:
         """Its inverse."""
-        return _compose([family.inverse(theta, size, steps) for family, theta in reversed(self.links)])
+        return _compose(self._each(lambda family, theta: family.inverse(theta, size, steps))[::-1])
 
     def velocity(self, size: Sequence[int]) -> Tensor:
         """What each deformation costs is measured on, ``(B, T, D, *size)``, see :func:`velocity_of`."""
-        return torch.stack([velocity_of(family, theta, size) for family, theta in self.links], 1)
+        return torch.stack(self._each(lambda family, theta: velocity_of(family, theta, size)), 1)
+
+    def _each(self, function: Callable[[Family, Tensor], Any]) -> list[Any]:
+        """``function(family, theta)`` of every link; it gets those of one family as one batch, which is quicker."""
+        found = []
+        for family, links in groupby(self.links, itemgetter(0)):
+            thetas = [theta for _, theta in links]
+            found += function(family, torch.cat(thetas)).split(len(thetas[0]))
+        return found
 
 
 def _compose(parts: Sequence[Deformation]) -> Deformation:

@@ -138,9 +138,9 @@ class Deformation:
         matrix = torch.where(mask.view(-1, 1, 1), self.matrix, other.matrix)
         return Deformation(matrix, torch.where(mask.view(-1, *[1] * (dims + 1)), self.residual, other.residual))
 
-    def rows(self) -> list[Deformation]:
-        """The maps one by one, each a batch of one."""
-        return [Deformation(*row) for row in zip(self.matrix.split(1), self.residual.split(1))]
+    def split(self, count: int) -> list[Deformation]:
+        """Batches of ``count`` of the maps, one after another."""
+        return [Deformation(*some) for some in zip(self.matrix.split(count), self.residual.split(count))]
 
     @classmethod
     def join(cls, maps: Sequence[Deformation]) -> Deformation:
