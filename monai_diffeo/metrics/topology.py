@@ -67,7 +67,7 @@ def ranked_components(labels: np.ndarray, found: int, count: int) -> np.ndarray:
     order = np.argsort(-np.bincount(labels.ravel(), minlength=found + 1)[1:], kind="stable")[:count]
     rank = np.zeros(found + 1, dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
     rank[order + 1] = np.arange(1, len(order) + 1)
-    return rank[labels]
+    return rank.take(labels)
 
 
 def euler_characteristic(mask: np.ndarray, connectivity: str = "face") -> int:
