@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -12,25 +12,21 @@ import torch
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import acceptance
-from monai_diffeo.canonicalize.checks import check_callable, check_image, check_number
+from monai_diffeo.canonicalize.checks import check_image
 from monai_diffeo.canonicalize.drawing import describe_canonicalizer
 from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, move_image
+from monai_diffeo.canonicalize.rotation import rotated_back, rotated_maps
 from monai_diffeo.canonicalize.search import Chain, SearchObjective, minimize, predict, search_theta
+from monai_diffeo.canonicalize.settings import check_settings
 from monai_diffeo.energies import Energy
 from monai_diffeo.energies.base import as_energy
 from monai_diffeo.families import Family
-from monai_diffeo.flow import Deformation, folding_fraction, rotate_axes, warp
-from monai_diffeo.flow.axis_rotations import inverse_rotation
+from monai_diffeo.flow import Deformation, folding_fraction, warp
 from monai_diffeo.networks import DeformationPredictor, ImageOrientation
 from monai_diffeo.networks.predictor import resample_image
 
 __all__ = ["Canonicalizer", "placed"]
-
-_OPTIONAL = {"patience": 1, "min_motion": 0.0, "rotation_temperature": 0.0}
-_OPTIONAL |= dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf"))
-_LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
-_LEAST |= {"min_polarity_ratio": 0.0}
 
 
 class Canonicalizer(nn.Module):
@@ -129,18 +125,9 @@ class Canonicalizer(nn.Module):
     ) -> None:
         settings = dict(locals())
         super().__init__()
-        _check_settings(settings)
+        check_settings(settings)
         energy = as_energy("Canonicalizer", "energy", energy)
         polarity = None if polarity is None else as_energy("Canonicalizer", "polarity", polarity)
-        if deform and predictor is None and steps == 0 and search is None:
-            raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
-        if steps and regularizer is None:
-            raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
-        if sampling not in ("bilinear", "bicubic")[: 2 if family.spatial_dims == 2 else 1]:
-            raise ValueError(f"Canonicalizer: 'sampling' must be 'bilinear' or, in 2D, 'bicubic', got {sampling!r}.")
-        if working_size is not None and (len(working_size) != family.spatial_dims or not min(working_size) >= 2):
-            expected = f"{family.spatial_dims} numbers of at least 2, or None"
-            raise ValueError(f"Canonicalizer: 'working_size' must be {expected}, got {tuple(working_size)}.")
         self.working_size = None if working_size is None else tuple(int(n) for n in working_size)
         self.energy, self.family, self.regularizer = energy.train(False), family, regularizer
         self.predictor, self.orientation, self.search = _frozen(predictor), _frozen(orientation), search
@@ -203,11 +190,11 @@ class Canonicalizer(nn.Module):
             refused = status[i] or acceptance.refuse_nonfinite_energy(energy)
             status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
         rotations, mirrored = self._orientation(seen)
-        upright = _rotated(image, rotations)
+        upright = rotated_back(image, rotations)
         found, steps = self._search(seen if upright is image else self._resampled(upright), status)
         frame, size = upright.shape[2:], self._size(upright)
         found, forward, inverse, folded = self._unfold(found, size)
-        forward, inverse = _rotated_maps(forward.resized(size, frame), inverse.resized(size, frame), rotations)
+        forward, inverse = rotated_maps(forward.resized(size, frame), inverse.resized(size, frame), rotations)
         ddf, inverse_ddf = forward.ddf(frame), inverse.ddf(image.shape[2:])
         folding = folding_fraction(ddf)
         velocity = found.velocity(size)
@@ -264,9 +251,9 @@ class Canonicalizer(nn.Module):
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(given.device.type, enabled=False):
             image = given.detach().clone().float()  # a network may write to it
             rotations, done = found.rotations if rotated else torch.zeros_like(found.rotations), found.moved
-            upright = _rotated(image, rotations)
+            upright = rotated_back(image, rotations)
             maps = [Deformation.identity(len(image), upright.shape[2:], image.device)] * 2
-            forward, inverse = _rotated_maps(maps[0], maps[1], rotations)
+            forward, inverse = rotated_maps(maps[0], maps[1], rotations)
             same = upright is image  # then its energy is known
             energy = found.energy_before if same else self.energy(self._resampled(_rows(done, upright, 0.0)))
             undone = [acceptance.rotation_note(k, image.ndim - 2) for k in (found.rotations - rotations).tolist()]
@@ -305,7 +292,7 @@ class Canonicalizer(nn.Module):
         """Number of the rotation that one image shows, of which ``orientation`` gave these probabilities; 0 if in doubt."""
         settings, energies = (self.min_confidence, self.rotation_temperature), {}
         for k in acceptance.possible_rotations(probabilities, *settings):
-            view = self._resampled(_rotated(image, torch.tensor([k])))
+            view = self._resampled(rotated_back(image, torch.tensor([k])))
             energies[k] = self.energy(self._predicted(view)).item()
         return acceptance.chosen_rotation(probabilities, energies, *settings)
 
@@ -384,22 +371,6 @@ def placed(canonicalizer: Canonicalizer, device: torch.device) -> Canonicalizer:
     return canonicalizer
 
 
-def _rotated_maps(forward: Deformation, inverse: Deformation, rotations: Tensor) -> tuple[Deformation, Deformation]:
-    """Maps of upright frames and their inverses, continued to the images, which show these rotations."""
-    undo = [inverse_rotation(forward.matrix.shape[1])[k] for k in rotations.tolist()]
-    if not any(undo):
-        return forward, inverse
-    maps = zip(forward.split(1), inverse.split(1), undo)
-    there, back = zip(*((there.turned(k), back.turned(k, back=True)) for there, back, k in maps))
-    return Deformation.join(there), Deformation.join(back)
-
-
-def _rotated(image: Tensor, rotations: Tensor) -> Tensor:
-    """Images rotated back, each by the rotation that it shows."""
-    undo = [inverse_rotation(image.ndim - 2)[k] for k in rotations.tolist()]
-    return torch.cat([rotate_axes(row, k) for row, k in zip(image.split(1), undo)]) if any(undo) else image
-
-
 def _identity_unless(done: Tensor, maps: Deformation) -> Deformation:
     if _all(done):
         return maps
@@ -419,24 +390,6 @@ def _frozen(part: Any) -> Any:
 def _rows(keep: Tensor, tensor: Tensor, other: Tensor | float) -> Tensor:
     """Rows of a tensor ``(B, ...)`` where ``keep`` (B,) is true, ``other`` elsewhere."""
     return tensor if _all(keep) else torch.where(keep.view(-1, *[1] * (tensor.ndim - 1)), tensor, other)
-
-
-def _check_settings(settings: Mapping[str, Any]) -> None:
-    """Raise an error for a part of another kind, or for a number that no search can use."""
-    for name in ("family", "search_family"):
-        if not isinstance(settings[name], Family) and not (name == "search_family" and settings[name] is None):
-            remedy = "Create one, for example ControlGrid(spatial_dims=2, controls=8)."
-            raise TypeError(f"Canonicalizer: {name!r} must be of class Family, got {settings[name]!r}. {remedy}")
-    for name in ("predictor", "regularizer", "search"):
-        if settings[name] is not None:
-            check_callable("Canonicalizer", name, settings[name], "a module or a function", "Create it first.")
-    for name, least in {**_LEAST, "min_confidence": 0.0, "learning_rate": 0.0}.items():
-        check_number("Canonicalizer", name, settings[name], least, isinstance(least, int), name in _OPTIONAL)
-    if not 0 <= settings["min_confidence"] <= 1:
-        raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
-    for name in ("learning_rate", "rotation_temperature"):
-        if settings[name] is not None and not 0 < settings[name] < float("inf"):
-            raise ValueError(f"Canonicalizer: {name!r} must be positive and finite, got {settings[name]}.")
 
 
 def _bar(total: int) -> Any:
