@@ -298,7 +298,7 @@ def test_without_a_temperature_a_rotation_has_to_lower_the_energy(given, rotated
 @pytest.mark.parametrize(
     "probabilities, temperature, asked",
     [
-        ([0.05, 0.95, 0.0, 0.0], None, [0, 1]),
+        ([0.1, 0.9, 0.0, 0.0], None, [0, 1]),
         ([0.2, 0.8, 0.0, 0.0], None, []),
         ([0.95, 0.05, 0.0, 0.0], None, []),
         ([0.2, 0.78, 0.015, 0.005], 5.0, [0, 1, 2]),

@@ -258,6 +258,8 @@ def test_a_way_of_sampling_that_does_not_exist_is_refused(dims, word):
         ("learning_rate", float("nan")),
         ("learning_rate", float("inf")),
         ("min_confidence", -0.1),
+        ("rotation_temperature", 0.0),
+        ("rotation_temperature", float("inf")),
         ("min_confidence", 1.1),
         ("min_confidence", float("nan")),
         ("patience", 0),

@@ -108,6 +108,11 @@ def test_what_is_not_deformed_is_not_looked_at_twice():
     assert "looks mirrored (probability 0.99)" in build(Knows(0, mirrored=0.99), deform=False)(corner()).notes[0]
 
 
+def test_what_is_left_as_it_came_is_not_looked_at_twice():
+    left = build(Knows(0, mirrored=0.8), skip_below=1e9)(corner())
+    assert left.status[0].startswith("left alone") and left.notes == ("",)
+
+
 @pytest.mark.parametrize("temperature, taken", [(None, False), (1e6, False), (1.0, True)])
 def test_a_rotation_in_doubt_is_taken_if_the_energy_speaks_for_it(temperature, taken):
     film = torch.rot90(corner(), 1, (2, 3)).repeat(2, 1, 1, 1)
