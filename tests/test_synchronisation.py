@@ -52,7 +52,7 @@ ALLOWED = {  # the reason, and where
         "families/cpab/flow.py (left > 0).nonzero()",
         "flow/compose.py bool((residual.abs() < 0.0001).all())",
     },
-    "only for the few images that look rotated, one by one": {
+    "only for images that do not surely stand upright, one by one": {
         "canonicalize/canonicalizer.py self.energy(self._predicted(view)).item()",
     },
     "once a file, a picture, a film or an error: the result is for the host": {

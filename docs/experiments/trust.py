@@ -52,7 +52,7 @@ IMAGES = {"fitted": 8, "tested": 12}  # foreign images of each kind, at most
 ATLASES = 8  # films with known masks for reverse classification accuracy
 ERROR = ("whole", "second", "search_change")
 FOREIGN = ("energy", "likeness", "shape", "whole", "disagreement", "search_change")
-KEPT, MARGIN = 0.995, 0.5  # share of the good films of val below which no film is without result, and the distance, in log-odds
+SPARED, MARGIN = 0.995, 0.5  # share of the good films of val that have a result, and the distance to the others, in log-odds
 RIVALS = {"agreement": "disagreement", "edges": "blur", "energy": "energy", "second network": "second", "entropy": "entropy"}
 RIVALS |= {"whole lung": "whole", "reverse": "reverse"}
 Film = dict[str, Any]  # signs, Dice, source, condition
@@ -140,8 +140,8 @@ def fit_trust(films: Sequence[Film], foreign: Sequence[Film], references: Refere
     every = [*known, *foreign]
     alien = score(FOREIGN, fit_logistic, every, [film["source"] == "foreign" for film in every])
     usual = values(alien, [film for film in known if not film["bad"]])
-    alien = replace(alien, threshold=float(np.quantile(usual, KEPT)) + MARGIN)
     unusual = float(values(alien, good).max())
+    alien = replace(alien, threshold=max(float(np.quantile(usual, SPARED)), unusual) + MARGIN)
     told = f"{len(films)} films of val of {', '.join(dict.fromkeys(f['source'] for f in films))}; {len(foreign)} foreign images"
     return TrustModel(limits, error, spread, alien, unusual, references, sha256, told)
 
@@ -370,7 +370,7 @@ def rows_of_asked(
     rows.append(_least("other films: not taken for negatives", "–", 1.0, [not t for t in taken]))
     rows.append(_least(f"other films: not '{MIRRORED}'", "–", 1.0, [MIRRORED not in f["notes"] for f in wrong]))
     turned = [f["rotation"] != 0 for f in of("plain", "TPS")]
-    rows.append(_least("films that stand upright, not turned", "–", 1.0, [not t for t in turned]))
+    rows.append(_least("upright films, plain and TPS: not turned", "–", 1.0, [not t for t in turned]))
     rows.append(judged("lateral films said", "at least 95 %", "not measured: no lateral film in the sets", False))
     change = {t: float(np.mean([f["dice_prediction"] - f["dice_plain"] for f in films])) for t, films in sets.items()}
     below = [f"{t} ({value:+.4f})" for t, value in change.items() if value < -0.005]

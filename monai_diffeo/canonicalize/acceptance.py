@@ -1,7 +1,7 @@
-"""Every rule that accepts or refuses an image or a deformation, one function each.
+"""Every rule that accepts or refuses an image, a rotation or a deformation, one function each.
 
-A rule answers for one image with the reason why it is left as it is, or with None. A number that is not
-finite is never accepted.
+A rule that refuses answers with the reason why an image is left as it is, or with None. A number that is not finite is never
+accepted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
     "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "confident_rotations", "finite_rows",
-    "high_energy_note", "looks_again", "mirrored_note", "mirrored_twice", "negative_note", "possible_rotations",
+    "high_energy_note", "looks_again", "mirrored_in_two_looks", "mirrored_note", "negative_note", "possible_rotations",
     "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy",
     "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
@@ -67,9 +67,11 @@ def possible_rotations(probabilities: Sequence[float], min_confidence: float, te
 
     The probabilities are those by an orientation network, of one image. Arguments as for :func:`chosen_rotation`.
     """
-    least = min_confidence if temperature is None else _RULED_OUT
-    others = [k for k, p in enumerate(probabilities) if k and p >= least]
-    return [0, *others] if others and probabilities[0] < min_confidence else []
+    likeliest = max(range(len(probabilities)), key=probabilities.__getitem__)
+    sure = probabilities[likeliest] >= min_confidence
+    if (sure and likeliest == 0) or (not sure and temperature is None):
+        return []
+    return [0, likeliest] if temperature is None else [0, *(k for k, p in enumerate(probabilities) if k and p >= _RULED_OUT)]
 
 
 def chosen_rotation(
@@ -119,7 +121,7 @@ def prefer_motion(energy: Tensor, agreement: Tensor, agreement_at_rest: Tensor, 
     return better & ((energy <= limits["energy"]) | ~agreement_at_rest.isfinite())
 
 
-def mirrored_twice(probability: Tensor, again: Tensor) -> Tensor:
+def mirrored_in_two_looks(probability: Tensor, again: Tensor) -> Tensor:
     """Probability that an image is mirrored, of two looks at it: the odds multiply."""
     odds = torch.logit(probability.double(), _SURE) + torch.logit(again.double(), _SURE)
     return torch.sigmoid(odds).to(probability)

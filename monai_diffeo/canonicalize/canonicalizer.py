@@ -55,10 +55,11 @@ class Canonicalizer(nn.Module):
         family: of the deformations, any.
         regularizer: ``(velocity, ddf) -> (B,)``, what a deformation costs; needed when ``steps`` is not 0.
         predictor: image to the parameters of ``family``, any module or function; None starts the search from the identity.
-        orientation: sees how the axes of an image are rotated; where it is sure, the search starts from the image rotated
-            back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus exists.
-        min_confidence: smallest probability at which ``orientation`` is believed.
-        rotation_temperature: fall of the energy that makes a rotation e times as likely; None takes the likeliest one by
+        orientation: sees how the axes of an image are rotated. Where a rotation is likely enough, the search starts from the
+            image rotated back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus
+            exists.
+        min_confidence: smallest probability of a rotation that is undone, and of a mirrored image that is noted.
+        rotation_temperature: fall of the energy that makes a rotation e times as likely. None takes the likeliest one by
             ``orientation`` alone, and refuses it where the energy rises.
         steps: optimisation steps at most.
         iterations: looks of the predictor, at most.
@@ -189,7 +190,7 @@ class Canonicalizer(nn.Module):
         for i, energy in enumerate(before.tolist()):
             refused = status[i] or acceptance.refuse_nonfinite_energy(energy)
             status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
-        rotations, mirrored = self._orientation(seen)
+        rotations, mirrored = self._orientation(seen, status)
         upright = rotated_back(image, rotations)
         found, steps = self._search(seen if upright is image else self._resampled(upright), status)
         frame, size = upright.shape[2:], self._size(upright)
@@ -280,13 +281,14 @@ class Canonicalizer(nn.Module):
     def _resampled(self, image: Tensor) -> Tensor:
         return resample_image(image, self._size(image))
 
-    def _orientation(self, image: Tensor) -> tuple[Tensor, Tensor]:
-        """Numbers of the rotations, and probabilities that images are mirrored (-1: not asked), each ``(B,)``."""
+    def _orientation(self, image: Tensor, status: list[str | None]) -> tuple[Tensor, Tensor]:
+        """Numbers of the rotations, and probabilities that images are mirrored (-1: not asked), each ``(B,)``; images that
+        already have a status are not rotated."""
         if self.orientation is None:
             return torch.zeros(len(image), dtype=torch.long, device=image.device), image.new_full((len(image),), -1.0)
         probabilities, mirrored = self.orientation.probabilities(image)
-        rotations = [self._rotation(one, row) for one, row in zip(image.split(1), probabilities.tolist())]
-        return torch.tensor(rotations, device=image.device), mirrored
+        rows = zip(image.split(1), probabilities.tolist(), status)
+        return torch.tensor([0 if s else self._rotation(one, row) for one, row, s in rows], device=image.device), mirrored
 
     def _rotation(self, image: Tensor, probabilities: list[float]) -> int:
         """Number of the rotation that one image shows, of which ``orientation`` gave these probabilities; 0 if in doubt."""
@@ -300,7 +302,7 @@ class Canonicalizer(nn.Module):
         """Probabilities that images are mirrored, of what the orientation network saw of them as given, and here of those
         that are ``done``, in canonical pose; where nothing was deformed, that would be the same look twice."""
         if self.orientation is not None and self.deform:
-            twice = acceptance.mirrored_twice(probability, self.orientation.probabilities(canonical)[1])
+            twice = acceptance.mirrored_in_two_looks(probability, self.orientation.probabilities(canonical)[1])
             probability = torch.where(done, twice, probability)
         return probability.tolist()
 

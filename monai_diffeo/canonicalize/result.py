@@ -51,7 +51,7 @@ class Canonicalization:
         status: ``"canonicalized"``, ``"left alone: reason"`` or ``"rejected: reason"``, one an image.
         seconds: wall time for the batch.
         terms: named energies before, ``(B,)`` each, for the report.
-        notes: remarks for the report, one an image: a quarter turn taken back, a film that looks mirrored or like a negative.
+        notes: remarks for the report, one an image: a rotation that was corrected, a film that looks mirrored or negative.
         agreement: how much the answers from several poses agree, shape ``(B,)``, 0 to 1; None where there was one pose.
         forward, inverse: the maps of which ``ddf`` and ``inverse_ddf`` are the displacements; they hold outside the frame too.
         sampling: how ``image`` was sampled, and how :meth:`tta_samples` are, see :func:`move_image`.

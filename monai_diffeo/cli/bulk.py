@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from contextlib import ExitStack
 from importlib.util import find_spec
@@ -42,6 +43,8 @@ def bulk(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> 
     scheduler, workers, patience = (given.pop(name, None) for name in ("scheduler", "workers", "patience"))
     if not {"dataset_dir", "output_dir"} <= set(given) or (scheduler and workers):
         raise click.UsageError("Give --dataset_dir, --output_dir, and at most one of --scheduler and --workers.")
+    if patience is not None and math.isnan(patience):
+        raise click.UsageError("--patience must be a number of seconds, got nan. Leave it out, or give 86400 for a day.")
     if find_spec("distributed") is None:
         raise click.ClickException('bulk: Dask is not installed. It comes with: pip install "monai-diffeo[bulk]"')
     with opened_bundle("bulk", bundle_root, given) as root, ExitStack() as stack:

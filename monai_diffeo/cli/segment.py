@@ -43,7 +43,12 @@ Exit status:
 @option("enabled", "'false' uses the plain network.", SWITCH)
 @option("mode", "How the canonicaliser searches: single_pass, refine or faithful.", metavar="MODE")
 @option("tta_samples", "Number of poses of the test-time augmentation.", click.IntRange(min=1), "N")
-@option("mask_threshold", "Probability above which a pixel is in the mask.", click.FloatRange(0, 1, True, True), "P")
+@option(
+    "mask_threshold",
+    "Probability above which a pixel is in the mask. Another than the bundle's leaves decisions uncalibrated.",
+    click.FloatRange(0, 1, True, True),
+    "P",
+)
 @option("convention", "What of a lung a mask holds: what is 'visible' beside the heart, or the 'whole' of it.", metavar="WHICH")
 @option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
 @option("network_weights", "Weights of the network.", metavar="FILE")

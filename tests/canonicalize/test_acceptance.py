@@ -310,6 +310,14 @@ def test_energies_are_asked_of_the_rotations_that_are_possible(probabilities, te
     assert acceptance.possible_rotations(probabilities, 0.9, temperature) == asked
 
 
+@pytest.mark.parametrize("confidence", [0.0, 0.3])
+def test_with_little_confidence_the_likeliest_rotation_is_asked(confidence):
+    assert acceptance.possible_rotations([0.1, 0.35, 0.55, 0.0], confidence, None) == [0, 2]
+    assert acceptance.possible_rotations([0.35, 0.6, 0.05, 0.0], confidence, 5.0) == [0, 1, 2]
+    assert acceptance.possible_rotations([0.6, 0.35, 0.05, 0.0], confidence, None) == []
+    assert acceptance.possible_rotations([0.6, 0.35, 0.05, 0.0], confidence, 5.0) == []
+
+
 def test_a_rotation_is_chosen_by_the_rule_of_bayes():
     chosen = lambda p, energies, t=5.0, c=0.9: acceptance.chosen_rotation(p, dict(enumerate(energies)), c, t)  # noqa: E731
     prior, log = [0.2, 0.5, 0.3], math.log
@@ -325,8 +333,8 @@ def test_a_rotation_is_chosen_by_the_rule_of_bayes():
 
 def test_two_looks_at_a_mirrored_image_multiply_their_odds():
     first, again = torch.tensor([0.9, 0.9, 0.9, 0.5, 1.0]), torch.tensor([0.5, 0.9, 0.1, 0.5, 0.0])
-    assert_close(acceptance.mirrored_twice(first, again), torch.tensor([0.9, 81 / 82, 0.5, 0.5, 0.5]))
-    assert_close(acceptance.mirrored_twice(first, again), acceptance.mirrored_twice(again, first))
+    assert_close(acceptance.mirrored_in_two_looks(first, again), torch.tensor([0.9, 81 / 82, 0.5, 0.5, 0.5]))
+    assert_close(acceptance.mirrored_in_two_looks(first, again), acceptance.mirrored_in_two_looks(again, first))
 
 
 def test_a_turn_is_noted_only_where_it_was_made():

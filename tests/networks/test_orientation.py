@@ -113,6 +113,53 @@ def test_what_is_left_as_it_came_is_not_looked_at_twice():
     assert left.status[0].startswith("left alone") and left.notes == ("",)
 
 
+class Doubts(torch.nn.Module):
+    """Holds every rotation of every image possible, and upright the likeliest."""
+
+    def probabilities(self, image):
+        number = 4 if image.ndim == 4 else 24
+        p = torch.full((len(image), number), 0.4 / (number - 1))
+        p[:, 0] = 0.6
+        return p, torch.full((len(image),), 0.1)
+
+
+def doubting(upright, **settings):
+    """A canonicaliser that tells by the energy alone how an image is rotated."""
+    family, energy = ControlGrid(upright.ndim - 2, 3), WeightedEnergy({"template": FromTemplate(upright)})
+    still, settings = FixedTheta(torch.zeros(1, family.num_parameters)), {"max_energy_increase": None, **settings}
+    return Canonicalizer(energy, family, predictor=still, orientation=Doubts(), rotation_temperature=1e-4, **settings)
+
+
+def lopsided(*size):
+    axes = torch.meshgrid(*(torch.linspace(0, 1, n) for n in size), indexing="ij")
+    return sum(d * axis**2 for d, axis in enumerate(axes, 1))[None, None]
+
+
+@pytest.mark.parametrize("deform", [True, False])
+@pytest.mark.parametrize("dims, numbers", [(2, [0, 1, 3]), (3, [0, 5, 17])])
+def test_every_image_of_a_batch_gets_its_own_rotation(dims, numbers, deform):
+    upright = lopsided(*[12] * dims)
+    canonicalizer, batch = doubting(upright, deform=deform), torch.cat([rotate_axes(upright, k) for k in numbers])
+    together, alone = canonicalizer(batch), [canonicalizer(one) for one in batch.split(1)]
+    assert together.rotations.tolist() == numbers == [int(one.rotations) for one in alone]
+    assert_close(together.image, upright.expand_as(batch), atol=1e-4, rtol=0)
+    assert_close(together.image, torch.cat([one.image for one in alone]), atol=0, rtol=0)
+
+
+def test_oblong_images_get_their_own_rotations():
+    image = torch.rot90(lopsided(16, 24), 1, (2, 3))
+    result = doubting(lopsided(24, 24), working_size=(24, 24))(image)
+    assert result.rotations.tolist() == [1] and result.image.shape[2:] == (16, 24)
+
+
+def test_images_that_are_refused_are_asked_no_energies():
+    asked = []
+    canonicalizer = build(Knows(1, min_confidence=0.6), rotation_temperature=1.0)
+    canonicalizer.energy.register_forward_hook(lambda *_: asked.append(1))
+    canonicalizer(torch.full((1, 1, 24, 24), 0.5))
+    assert len(asked) == 1  # after the search; before it all terms are asked
+
+
 @pytest.mark.parametrize("temperature, taken", [(None, False), (1e6, False), (1.0, True)])
 def test_a_rotation_in_doubt_is_taken_if_the_energy_speaks_for_it(temperature, taken):
     film = torch.rot90(corner(), 1, (2, 3)).repeat(2, 1, 1, 1)
