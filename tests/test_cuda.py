@@ -12,7 +12,7 @@ import torch
 from monai.networks.nets import UNet
 from torch.testing import assert_close
 
-from monai_diffeo.canonicalize import Canonicalizer
+from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
 from monai_diffeo.energies import DeformationRegularizer, VAEEnergy
 from monai_diffeo.families import (
     CPAB,
@@ -36,6 +36,7 @@ from monai_diffeo.networks import (
     SpatialTransformerLayer,
     TemplateTransformer,
 )
+from monai_diffeo.radiograph.packaged import packaged_film
 from monai_diffeo.training import (
     ClassificationStep,
     CriticStep,
@@ -45,6 +46,7 @@ from monai_diffeo.training import (
     TemplateStep,
     VAEStep,
 )
+from monai_diffeo.transforms import LoadImageFilmd, ScaleFilmIntensityd
 from tests.bundles.command import ROOT, run_here, workflow
 from tests.helpers import blob
 
@@ -132,6 +134,21 @@ def test_a_canonicaliser_and_its_inferer():
         one = DiffeoInferer(canonicalizer)(image, network)
         other = DiffeoInferer(copied(canonicalizer))(image.to(DEVICE), copied(network))
     assert other.device.type == DEVICE and other.shape == one.shape and torch.isfinite(other).all()
+
+
+@pytest.mark.parametrize("quarters", [0, 1, 2])
+def test_a_film_that_is_rotated_and_mirrored(quarters):
+    """The energies decide on the rotation, for the network may be in doubt; the canonical film is looked at once more."""
+    pytest.importorskip("data_store")
+    read = LoadImageFilmd("film")({"film": str(packaged_film())})
+    film = ScaleFilmIntensityd("film")(read)["film"].as_tensor()[None].float()
+    film = torch.nn.functional.interpolate(film, (128, 128), mode="bilinear", antialias=True)
+    images = torch.rot90(torch.cat([film, film.flip(3)]), quarters, (2, 3))
+    canonicalizer = load_canonicalizer("cxr")
+    one, other = canonicalizer(images), copied(canonicalizer)(images.to(DEVICE))
+    assert other.rotations.tolist() == one.rotations.tolist() == [quarters, quarters]
+    assert [note.startswith("looks mirrored") for note in other.notes] == [False, True]
+    assert_close(other.ddf.cpu(), one.ddf, atol=1e-2, rtol=0)
 
 
 MODES = ["single_pass", "refine", "faithful"]
