@@ -101,7 +101,7 @@ def measure_outlines(bundle: Path, films: Films, source: str) -> dict[str, list[
 def whole_network(bundle: Path, further: Path | None = None) -> nn.Module:
     """The product that was trained further to find the whole lung, by the bundle's weights or those of ``further``."""
     models, network = bundle / "models", configuration(bundle).get_parsed_content("network_def")
-    return load_weights(network, models / "model.pt", further or models / "whole.pt")
+    return load_weights(network, models / "model.pt", further or models / "whole_lungs.pt")
 
 
 def measure_whole(bundle: Path, films: Films, source: str, further: Path | None = None) -> dict[str, list[float]]:
