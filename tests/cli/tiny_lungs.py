@@ -26,7 +26,7 @@ def tiny_lungs(root):
     (root / "configs" / "metadata.json").write_text('{"name": "tiny"}')
     energy = canonicalizer_folder(root / "models" / "energy")
     torch.manual_seed(0)
-    for name in ("model", "whole"):
+    for name in ("model", "whole_lungs"):
         network = UNet(**{key: value for key, value in config["network_def"].items() if key != "_target_"})
         torch.save(network.state_dict(), root / "models" / f"{name}.pt")
     limits = {"energy": 1.0, "blur": 0.1, "displacement": 0.01}
