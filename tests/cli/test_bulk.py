@@ -241,9 +241,9 @@ def cluster(file, *kinds):
             until = time.monotonic() + 120
             while not file.is_file() and time.monotonic() < until:
                 time.sleep(0.1)
-        with room.Client(scheduler_file=str(file)) as client:
-            while len(client.nthreads()) < len(processes) - 1:
-                time.sleep(0.1)
+        if workers := len(processes) - 1:
+            with room.Client(scheduler_file=str(file)) as client:
+                client.wait_for_workers(workers, timeout=120)
         yield processes
     finally:
         for process in processes:
