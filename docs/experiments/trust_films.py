@@ -24,7 +24,7 @@ from docs.experiments.foreign_images import FITTED, TESTED, foreign_images
 from docs.experiments.lungs_product import SIZE, WORK, masks_of, networks, threshold_of, whole_network, wrappers
 from docs.experiments.measures import dice_of
 from monai_diffeo.files import write_atomically
-from monai_diffeo.networks import load_weights
+from monai_diffeo.networks import OutlierDetector, load_weights
 from monai_diffeo.radiograph.manifest import read_manifest
 from monai_diffeo.transforms import ResizeFilmd, ScaleFilmIntensity
 from monai_diffeo.trust import FilmJudge, References, film_signs, load_trust
@@ -35,12 +35,13 @@ SCALARS = ("energy_before", "energy_after", "folding_fraction", "inverse_error",
 
 
 @lru_cache(maxsize=1)
-def parts(bundle: Path) -> tuple[nn.Module, Any, nn.Module, nn.Module]:
-    """The product's network, the inferer around it, the template's network and that of the whole lung."""
+def parts(bundle: Path) -> tuple[nn.Module, Any, nn.Module, nn.Module, nn.Module]:
+    """The product's network, the inferer around it, the template's network, that of the whole lung and that of outliers."""
     template = bundle.parent / "cxr_lung_template"
     parser = ConfigParser(json.loads((template / "configs" / "inference.json").read_text()))
     other = load_weights(parser.get_parsed_content("network_def"), template / "models" / "model.pt").eval()
-    return networks(bundle)["product"], wrappers(bundle)["product"], other, whole_network(bundle).eval()
+    outlier = load_weights(OutlierDetector(), bundle / "models" / "outlier.pt").eval()
+    return networks(bundle)["product"], wrappers(bundle)["product"], other, whole_network(bundle).eval(), outlier
 
 
 @lru_cache(maxsize=1)
@@ -60,7 +61,7 @@ def as_the_judge_sees(image: Tensor) -> Any:
 
 def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row:
     """All about one film ``(1, 1, 256, 256)``; ``label`` is its mask, if it has one."""
-    network, inferer, template, whole = parts(bundle)
+    network, inferer, template, whole, detector = parts(bundle)
     row, clock = {}, time.process_time
     given = as_the_judge_sees(image)
     began = clock()
@@ -73,7 +74,9 @@ def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row
         second = template.segment(searched.image)
         row["seconds_second"], began = clock() - began, clock()
         hidden = ask_upright(whole, seen, found.rotations)
-        row["seconds_whole"] = clock() - began
+        row["seconds_whole"], began = clock() - began, clock()
+        outlier = detector(searched.image)
+        row["seconds_outlier"] = clock() - began
         back = searched.warp_back(second.log_odds.amax(1, keepdim=True))
         canonicalizer, flat = inferer.canonicalizer, searched.image.float()
         for prefix, one in (("", found), ("searched_", searched)):
@@ -89,7 +92,7 @@ def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row
     row |= {"second_factor": float(second.factor[0]), "second_level": float(second.level[0])}
     row["second_agreement"] = float(second.agreement[0])
     judged = result if result.averaged is None else replace(result, prediction=result.averaged)  # as the judge does
-    row["signs"] = {name: value.item() for name, value in film_signs(judged, references_of(data), back, hidden).items()}
+    row["signs"] = {name: value.item() for name, value in film_signs(judged, references_of(data), back, hidden, outlier).items()}
     p = torch.sigmoid(torch.as_tensor(judged.prediction).double()).clamp(1e-6, 1 - 1e-6)
     row["rivals"] = {"entropy": -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()}
     kept = {"image": seen, "canonical": searched.image, "prediction": result.prediction, "plain": result.plain}

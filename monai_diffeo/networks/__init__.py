@@ -2,6 +2,7 @@
 
 from monai_diffeo.networks.critic import EnergyCritic
 from monai_diffeo.networks.orientation import ImageOrientation, orient_images
+from monai_diffeo.networks.outlier import OutlierDetector
 from monai_diffeo.networks.predictor import DeformationPredictor, standardize_image
 from monai_diffeo.networks.stn import (
     CNNLocalizer,
@@ -25,7 +26,7 @@ from monai_diffeo.networks.weights import load_weights, mean_weights, save_weigh
 
 __all__ = [
     "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageOrientation",
-    "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain", "SpatialTransformerLayer",
+    "OutlierDetector", "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain", "SpatialTransformerLayer",
     "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights", "mean_weights",
     "save_weights",
     "orient_images", "standardize_image", "zero_init_last_layer_",

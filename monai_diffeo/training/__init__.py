@@ -7,6 +7,7 @@ from monai_diffeo.training.steps import (
     ClassificationStep,
     CriticStep,
     OrientationStep,
+    OutlierStep,
     PredictorStep,
     SegmentationStep,
     VAEStep,
@@ -14,6 +15,6 @@ from monai_diffeo.training.steps import (
 from monai_diffeo.training.templates import TemplateStep
 
 __all__ = [
-    "AddAnswerd", "ClassificationStep", "CriticStep", "LossCurve", "OrientationStep", "PredictorStep", "SegmentationStep",
+    "AddAnswerd", "ClassificationStep", "CriticStep", "LossCurve", "OrientationStep", "OutlierStep", "PredictorStep", "SegmentationStep",
     "TemplateStep", "TrainedWeights", "TrainingIteration", "VAEStep", "answer_activation", "boundary_distance",
 ]  # fmt: skip

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.augmentation import (
     random_intensity,
+    random_outliers,
     random_strength_tps,
     random_training_deformation,
     value_range,
@@ -27,7 +28,9 @@ from monai_diffeo.networks import orient_images, standardize_image
 from monai_diffeo.networks.predictor import resample_image
 from monai_diffeo.training.answers import Activation, answer_loss, frozen_copy, network_answer, soft_dice_loss
 
-__all__ = ["ClassificationStep", "CriticStep", "OrientationStep", "PredictorStep", "SegmentationStep", "VAEStep"]
+__all__ = [
+    "ClassificationStep", "CriticStep", "OrientationStep", "OutlierStep", "PredictorStep", "SegmentationStep", "VAEStep",
+]  # fmt: skip
 
 Losses = Mapping[str, Tensor]
 
@@ -165,6 +168,28 @@ class OrientationStep:
         turns, mirrored = (torch.randint(n, (len(shown),), generator=self.generator).to(image.device) for n in among)
         scores = network(orient_images(shown, turns, mirrored.bool()))
         return {"orientation": F.cross_entropy(scores.flatten(1), mirrored * among[0] + turns)}
+
+
+class OutlierStep:
+    """Cross entropy of an :class:`OutlierDetector` on films ``(B, 1, H, W)`` and on as many :func:`random_outliers`.
+
+    Films have opacities and faults and are deformed, see :func:`~monai_diffeo.augmentation.varied_films`.
+
+    Args:
+        intensity: strength of the intensity augmentation, of films and outliers.
+        seed: of all random numbers.
+    """
+
+    def __init__(self, intensity: float = 1.0, seed: int = 0) -> None:
+        self.intensity, self.generator = intensity, torch.Generator().manual_seed(seed)
+
+    def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
+        film, mask = batch["image"], batch["label"]
+        varied = varied_films(film, mask, self.generator, 1.0, framing_share=0.5, opacities=0.3, faults=0.3)[0]
+        shown = torch.cat([varied, random_outliers(film, mask, self.generator)])
+        shown = random_intensity(shown.cpu(), self.generator, self.intensity).to(film)
+        outlier = torch.arange(len(shown), device=film.device) >= len(film)
+        return {"outlier": F.binary_cross_entropy_with_logits(network(shown), outlier.to(film))}
 
 
 class PredictorStep:

@@ -70,6 +70,7 @@ class FilmJudge:
         fallback: ``"best"`` gives another answer than the wrapped one where :func:`best_answers` prefers it; ``"identity"`` and
             ``"raise"`` never do, they are the inferer's.
         whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on upright films; None as for ``second``.
+        outlier: a network that gives log-odds ``(B,)`` that canonical films are other images; None as for ``second``.
         look: canonicalises an inverted film before all is asked of it, which saves time; None asks at once.
 
     Raises:
@@ -84,11 +85,12 @@ class FilmJudge:
         fallback: str = "identity",
         whole: Callable | None = None,
         look: Callable[[Tensor], Canonicalization] | None = None,
+        outlier: Callable | None = None,
     ) -> None:
         if fallback not in FALLBACKS:
             raise ValueError(f"FilmJudge: 'fallback' must be one of {list(FALLBACKS)}, got {fallback!r}.")
         self.model, self.second, self.accept_anything = model, second, parse_switch(accept_anything)
-        self.fallback, self.whole, self.look = fallback, whole, look
+        self.fallback, self.whole, self.outlier, self.look = fallback, whole, outlier, look
 
     def __call__(self, image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> DiffeoResult:
         """What ``ask`` gives for a film, with its verdict; a negative is corrected first, and the notes say so.
@@ -151,11 +153,13 @@ class FilmJudge:
     def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:
         """What the images ``(B, 1, H, W)`` are judged by."""
         given: Any = result.canonicalization  # there is one: see above
+        searched: Any = result.searched
         mean = result if result.averaged is None else replace(result, prediction=result.averaged)
         with torch.no_grad():
             bare = convert_to_tensor(image, track_meta=False)
             whole = None if self.whole is None else ask_upright(self.whole, bare, given.rotations)
-        signs = film_signs(mean, self.model.references, result.second, whole)
+            outlier = None if self.outlier is None else self.outlier(searched.image)
+        signs = film_signs(mean, self.model.references, result.second, whole, outlier)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
         return [
@@ -244,6 +248,8 @@ def load_film_judge(
     whole_weights: str | Path | None = None,
     enabled: bool | str = True,
     look: Callable[[Tensor], Canonicalization] | None = None,
+    outlier: nn.Module | None = None,
+    outlier_weights: str | Path | None = None,
     **settings: Any,
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
@@ -255,6 +261,7 @@ def load_film_judge(
         accept_anything, fallback, look: see :class:`FilmJudge`.
         any_weights: take the model all the same, as one of these weights, and do without networks that are missing.
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
+        outlier, outlier_weights: the network that knows other images; likewise.
         enabled: whether films are canonicalised, true or false, also as a string; else there is no judge.
 
     Raises:
@@ -288,6 +295,7 @@ def load_film_judge(
         )
         return None
     others: Any = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
+    others["outlier"] = outlier, outlier_weights
     asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name)) for name, parts in others.items()}
     return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, look=look, **asked)
 

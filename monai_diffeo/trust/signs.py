@@ -21,6 +21,7 @@ SIGNS: Mapping[str, str] = {
     "energy": "the canonical film is unlike the training films",
     "energy_before": "the film as it came is unlike the training films",
     "likeness": "the canonical film does not look like a chest film",
+    "outlier": "a network takes the canonical film for another kind of image",
     "disagreement": LIMITED_SIGNS["disagreement"],
     "search_disagreement": "the answers from poses around the canonical one disagree",
     "search_change": "the answers on the deformed and on the given film differ",
@@ -62,7 +63,11 @@ class References:
 
 
 def film_signs(
-    result: DiffeoResult, references: References, second: Tensor | None = None, whole: Tensor | None = None
+    result: DiffeoResult,
+    references: References,
+    second: Tensor | None = None,
+    whole: Tensor | None = None,
+    outlier: Tensor | None = None,
 ) -> dict[str, Tensor]:
     """The signs of films, each ``(B,)``, float64, at least 0; NaN for what is unknown of a film, absent what was not asked.
 
@@ -71,6 +76,7 @@ def film_signs(
         references: see :class:`References`.
         second: prediction of another kind of network, logits ``(B, 1, H, W)``.
         whole: prediction of the whole organs, where ``result`` is that of what can be seen of them, logits ``(B, 1, H, W)``.
+        outlier: log-odds that the canonical films are images of another kind, ``(B,)``.
 
     Raises:
         ValueError: if ``result`` has no canonicalisation.
@@ -88,6 +94,8 @@ def film_signs(
     for name, other in (("change", result.plain), ("search_change", result.unchosen), ("second", second), ("whole", whole)):
         if other is not None:
             signs[name] = 1 - mask_dice(mask, torch.as_tensor(other) > 0)
+    if outlier is not None:
+        signs["outlier"] = F.softplus(outlier.double())
     spread = torch.sigmoid(logits)
     signs["blur"] = (4 * spread * (1 - spread)).flatten(1).sum(1) / mask.flatten(1).sum(1).clamp(min=1)
     poses = [_shape(one.warp_input(mask.float())[:, 0] > 0.5, references) for one in (found, given)]
