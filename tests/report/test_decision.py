@@ -6,7 +6,7 @@ import torch
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.report import SWITCHED_OFF
 from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, least_agreement, outcome, remarks
-from monai_diffeo.report.reporter import _decided
+from monai_diffeo.report.reporter import decided as fields_of
 from monai_diffeo.report.writer import ALL_WRITTEN, ReportWriter
 from monai_diffeo.trust import DECISIONS, Verdict
 
@@ -91,11 +91,19 @@ def test_nothing_is_left_alone_where_nothing_could_be_moved(tmp_path):
 
 def test_a_film_beyond_the_limits_of_a_fit_is_to_be_reviewed_for_it_has_a_mask():
     def decided(*verdicts, **record):
-        return _decided(DiffeoResult(torch.zeros(1), records=(record,), verdicts=verdicts))
+        return fields_of(DiffeoResult(torch.zeros(1), records=(record,), verdicts=verdicts))
 
-    assert decided() == decided(decision="ok") == _decided(DiffeoResult(torch.zeros(1))) == {}  # remarks decide
+    assert decided() == decided(decision="ok") == fields_of(DiffeoResult(torch.zeros(1))) == {}  # remarks decide
     assert decided(decision="review: x (3)") == decided(decision="no result: x (3)") == {"decision": "review: x (3)"}
     assert decided(Verdict("ok", signs={"energy": 1.0}), decision="review: x")["decision"] == "ok"
     assert decided(Verdict("review", answer="bare network"))["answer"] == "bare network" and "answer" not in decided(
         Verdict("ok")
     )
+
+
+def test_a_result_that_holds_nothing_is_to_be_reviewed_unless_that_was_decided():
+    def decided(*verdicts, **record):
+        return fields_of(DiffeoResult(torch.zeros(1), records=(record,), verdicts=verdicts), "no label was found")["decision"]
+
+    assert decided() == decided(decision="ok") == decided(Verdict("ok")) == "review: no label was found"
+    assert decided(decision="review: x") == decided(Verdict("review", ("x",))) == "review: x"
