@@ -27,8 +27,9 @@ __all__ = ["CANONICALIZED", "Canonicalization", "LEFT_ALONE", "REJECTED", "mean_
 
 CANONICALIZED = "canonicalized"
 LEFT_ALONE = "left alone"
+SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"  # in a run with ``--enabled false``
 REJECTED = "rejected"
-OK, REVIEW, NO_RESULT = "ok", "review", "no result"  # what a person should do about an image
+OK, NOT_JUDGED, REVIEW, NO_RESULT = "ok", "not judged", "review", "no result"  # what a person should do about an image
 
 
 @dataclass(frozen=True)

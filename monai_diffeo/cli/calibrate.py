@@ -73,7 +73,7 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
     from monai_diffeo.cli.bundle import bundle_parser
     from monai_diffeo.errors import ConfigError
     from monai_diffeo.files import bundle_of
-    from monai_diffeo.trust import DECISIONS, OK, check_films, recalibrated, save_trust, verdict
+    from monai_diffeo.trust import NO_RESULT, OK, REVIEW, check_films, recalibrated, save_trust, verdict
 
     if output.exists() or bundle_of(output.absolute()) is not None:
         where = "exists" if output.exists() else "lies in a bundle, whose files stay as they are"
@@ -99,7 +99,7 @@ def _calibrated(root: Path, given: dict[str, Any], output: Path, share: float, t
 Before, {flagged} of {len(films)} were flagged. Look at their masks first: if they are bad, this model calls bad masks ok.
 Then {f"give --share {percent}, or " if percent <= 50 else ""}do not calibrate.
 """
-    rows = [(kind, *(f"{of.count(kind)}" for of in kinds)) for kind in DECISIONS]
+    rows = [(kind, *(f"{of.count(kind)}" for of in kinds)) for kind in (OK, REVIEW, NO_RESULT)]
     limits = {name: f"{limit:.3g}" for name, limit in new.limits.items()}
     rows += [(f"limit of {name}", f"{limit:.3g}", limits.get(name, "unused")) for name, limit in base.limits.items()]
     table = "\n".join(f"{name:<30}{before:>10}{after:>10}" for name, before, after in [("", "before", "after"), *rows])

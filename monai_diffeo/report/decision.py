@@ -7,13 +7,13 @@ from typing import Any
 
 from monai_diffeo.radiograph.film import joined_notes
 from monai_diffeo.report.record import FAILED, SWITCHED_OFF
-from monai_diffeo.trust import NO_RESULT, OK, REVIEW, decision_by_remarks
+from monai_diffeo.trust import NO_RESULT, NOT_JUDGED, OK, REVIEW, decision_by_remarks
 from monai_diffeo.trust.decision import kind_of_decision
 
 __all__ = ["ACTIONS", "DECISION_COLOURS", "decision", "decision_of", "least_agreement", "outcome", "remarks"]
 
-ACTIONS = {OK: "nothing to do", REVIEW: "look at this film", NO_RESULT: "no result"}
-DECISION_COLOURS = {OK: "#3ddc97", REVIEW: "#ffb000", NO_RESULT: "#ff5d73"}
+ACTIONS = {OK: "nothing to do", NOT_JUDGED: "not judged", REVIEW: "look at this film", NO_RESULT: "no result"}
+DECISION_COLOURS = {OK: "#3ddc97", NOT_JUDGED: "#c5cad1", REVIEW: "#ffb000", NO_RESULT: "#ff5d73"}
 
 
 def decision(record: Mapping[str, Any]) -> str | None:

@@ -129,7 +129,7 @@ def verdict(panel: Panel, numbers: Mapping[str, Any], meaning: str, rows: Sequen
 
 
 def decision_colour(numbers: Mapping[str, Any]) -> str:
-    """Green where nothing is to be done, amber to look at the film, red without a result; ink where no status is known."""
+    """Green where nothing is to be done, grey if nobody judged, amber to look, red without a result; ink without a status."""
     return DECISION_COLOURS.get(decision(numbers) or "", INK)
 
 

@@ -6,7 +6,8 @@ field                        meaning
 schema, versions             of these fields; of the packages that computed the numbers
 input, sha256                name of the film, relative to the input folder; SHA-256 of the file, null if it cannot be read
 status                       ``canonicalized``, ``left alone: reason``, ``rejected: reason`` or ``failed``
-decision                     ``ok``, ``review: why`` or ``no result: why``: what a person should do; calibrated with ``signs``
+decision                     ``ok``, ``not judged``, ``review: why`` or ``no result: why``: what a person should do; calibrated
+                             with ``signs``, and ``not judged`` where canonicalisation was switched off
 predicted_dice               interval in which the Dice is expected, see docs/results/trust.md; only with ``signs``
 answer                       with ``--fallback best``: whose the mask is, ``wrapped``, ``bare network`` or ``second network``
 signs                        what the decision was made of, by name; more is worse, see :mod:`monai_diffeo.trust`
@@ -53,7 +54,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_diffeo.canonicalize.result import LEFT_ALONE, Canonicalization
+from monai_diffeo.canonicalize.result import SWITCHED_OFF, Canonicalization
 from monai_diffeo.errors import FilmError, NumericalError, OutputError, RejectedError
 from monai_diffeo.files import sha256_of
 from monai_diffeo.radiograph.failsafe import root_cause
@@ -65,9 +66,6 @@ SCHEMA = 2
 
 FAILED = "failed"
 """Status of a film that could not be read or processed; there is no mask."""
-
-SWITCHED_OFF = f"{LEFT_ALONE}: canonicalisation is switched off"
-"""Status of a film in a run with ``--enabled false``."""
 
 _ROWS = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement", "steps", "notes")
 _SIGNIFICANT_DIGITS = 7  # what float32 carries

@@ -36,7 +36,7 @@ from monai_diffeo.report.run_log import RunLog
 from monai_diffeo.report.sides import PatientSides, patient_sides
 from monai_diffeo.report.writer import FINISHED_WITH_FAILURES, ReportWriter
 
-__all__ = ["FilmReporter"]
+__all__ = ["FilmReporter", "decided"]
 
 _AFFINES = ("affine", "original_affine")  # of the network's image and of the film
 
@@ -241,7 +241,7 @@ class FilmReporter:
             record = film_record(name, sha256, result.canonicalization, 0, seconds, **self._fields([], None))
             notes = joined_notes(_meta(about, "film_notes", ""), record["notes"] or "")
             record |= {"dicom": []} if self.dicom else {}
-            self._write(record | {"notes": notes or record["notes"]} | _spacing(about) | _decided(result))
+            self._write(record | {"notes": notes or record["notes"]} | _spacing(about) | decided(result))
         except FilmError as changed:
             self.failed(path, changed)
         except OSError as lost:
@@ -261,9 +261,7 @@ class FilmReporter:
         record["notes"] = notes or record["notes"]
         record |= _spacing(about)
         record["largest_displacement_mm"] = _displacement_mm(about, result, record["spacing"])
-        record |= self.more(output, result) | _decided(result)
-        if empty and record.get("decision", OK) == OK:
-            record["decision"] = f"{REVIEW}: {empty}"
+        record |= self.more(output, result) | decided(result, empty)
         if "uncertainty" in output:
             record["uncertainty"] = _below(_write_uncertainty(output["uncertainty"], map_path(masks[0])), self.output_dir)
         if figure is not None:
@@ -371,14 +369,18 @@ def _below(path: str | Path, folder: Path) -> str:
     return Path(path).relative_to(folder).as_posix() if Path(path).is_relative_to(folder) else Path(path).name
 
 
-def _decided(result: DiffeoResult) -> dict[str, Any]:
-    """Fields of a film that a judge decided on, or that is beyond the limits of a fit, which is to be reviewed."""
-    if not result.verdicts:  # limits of a fit add doubts to the remarks
-        decision = result.records[0].get("decision", OK) if result.records else OK
-        return {} if decision == OK else {"decision": decision.replace(NO_RESULT, REVIEW, 1)}
-    verdict = result.verdicts[0]
-    answer = {"answer": verdict.answer} if verdict.answer else {}
-    return json_safe({"decision": verdict.text, "predicted_dice": verdict.dice, "signs": verdict.signs, **answer})
+def decided(result: DiffeoResult, empty: str = "") -> dict[str, Any]:
+    """Fields of a film that a judge decided on, or that is beyond the limits of a fit, or empty: it is to be reviewed."""
+    fields: dict[str, Any] = {}
+    if result.verdicts:
+        verdict = result.verdicts[0]
+        fields = {"decision": verdict.text, "predicted_dice": verdict.dice, "signs": verdict.signs}
+        fields |= {"answer": verdict.answer} if verdict.answer else {}
+    elif result.records and (decision := result.records[0].get("decision", OK)) != OK:
+        fields = {"decision": decision.replace(NO_RESULT, REVIEW, 1)}  # limits of a fit add doubts to the remarks
+    if empty and fields.get("decision", OK) == OK:
+        fields["decision"] = f"{REVIEW}: {empty}"
+    return json_safe(fields)
 
 
 def _write_uncertainty(values: Any, path: Path) -> Path:

@@ -12,7 +12,7 @@ from monai.utils import convert_to_numpy
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.radiograph.film import joined_notes
 from monai_diffeo.report.record import film_record
-from monai_diffeo.report.reporter import FilmReporter
+from monai_diffeo.report.reporter import FilmReporter, decided
 from monai_diffeo.report.resume import sha256_as_read
 
 __all__ = ["VolumeReporter"]
@@ -46,6 +46,7 @@ class VolumeReporter(FilmReporter):
         labels = np.asarray(convert_to_numpy(output["pred"]))
         fields = {**self._fields(masks, None), "areas": {c: float((labels == i).mean()) for i, c in enumerate(self.classes, 1)}}
         record = film_record(self._name(path), sha256_as_read(path, batch), result.canonicalization, 0, seconds, **fields)
-        record["notes"] = joined_notes(record["notes"] or "", "" if labels.any() else "no label was found") or record["notes"]
-        self._write(record | self.more(output, result), masks)
+        empty = "" if labels.any() else "no label was found"
+        record["notes"] = joined_notes(record["notes"] or "", empty) or record["notes"]
+        self._write(record | self.more(output, result) | decided(result, empty), masks)
         self.folder.wrote(masks)

@@ -15,7 +15,7 @@ from monai_diffeo.files import write_atomically
 from monai_diffeo.report.decision import decision, outcome
 from monai_diffeo.report.lines import LineFile, json_line
 from monai_diffeo.report.record import FAILED, SCHEMA, versions
-from monai_diffeo.trust import NO_RESULT, REVIEW
+from monai_diffeo.trust import NO_RESULT, NOT_JUDGED, REVIEW
 
 __all__ = ["ALL_WRITTEN", "FINISHED_WITH_FAILURES", "NOTHING_WRITTEN", "ReportWriter"]
 
@@ -110,11 +110,10 @@ class ReportWriter:
     def summary(self) -> str:
         """The run in one line, for the terminal."""
         total, look = sum(self._counts.values()), self._told[REVIEW]
-        withheld = self._told[NO_RESULT] - self._counts[FAILED]
+        withheld, unjudged = self._told[NO_RESULT] - self._counts[FAILED], self._told[NOT_JUDGED]
         parts = ", ".join(f"{n} {word}" for word in ("segmented", *_STATUSES) if (n := self._told[word]))
-        look_at = (f" {withheld} without a mask by decision." if withheld else "") + (
-            f" Look at {look} of them." if look else ""
-        )
+        look_at = f" {withheld} without a mask by decision." if withheld else ""
+        look_at += (f" {unjudged} not judged." if unjudged else "") + (f" Look at {look} of them." if look else "")
         return (
             f"{total} film{'' if total == 1 else 's'}: {parts}.{look_at} Report: {self.path}" if total else "No film was found."
         )

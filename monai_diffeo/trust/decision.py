@@ -8,13 +8,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from monai_diffeo.canonicalize.acceptance import MIRRORED, NEGATIVE, UNLIKE
-from monai_diffeo.canonicalize.result import NO_RESULT, OK, REJECTED, REVIEW
+from monai_diffeo.canonicalize.result import NO_RESULT, NOT_JUDGED, OK, REJECTED, REVIEW, SWITCHED_OFF
 from monai_diffeo.trust.model import TrustModel
 from monai_diffeo.trust.signs import SIGNS
 
-__all__ = ["DECISIONS", "NO_RESULT", "OK", "REVIEW", "Verdict", "decision_by_remarks", "kind_of_decision", "verdict"]
+__all__ = ["DECISIONS", "NOT_JUDGED", "NO_RESULT", "OK", "REVIEW", "Verdict"]
+__all__ += ["decision_by_remarks", "kind_of_decision", "verdict"]
 
-DECISIONS = (OK, REVIEW, NO_RESULT)
+DECISIONS = (OK, NOT_JUDGED, REVIEW, NO_RESULT)
 _LEAST_AGREEMENT = 0.9  # without a model; not calibrated on errors
 _NO_CHEST = "the image is no chest film, or shows little of one"
 _UNUSUAL = "the film is unusual"
@@ -29,7 +30,7 @@ class Verdict:
     """What is to be done about a film.
 
     Attributes:
-        kind: :data:`OK`, :data:`REVIEW` or :data:`NO_RESULT`.
+        kind: one of :data:`DECISIONS`; :data:`NOT_JUDGED` only by remarks.
         reasons: sentences, the strongest first; of a film that is ok none.
         dice: the interval in which its Dice is expected, None without a model.
         signs: what was measured, by the names of :data:`SIGNS`.
@@ -90,7 +91,8 @@ def decision_by_remarks(status: str, remarks: str, agreements: Sequence[float] =
     reasons += ["the agreement is low"] if min(agreements, default=1.0) < _LEAST_AGREEMENT else []
     reasons += ["the guard of the template had to act"] if guarded else []
     reasons += [status] if status.startswith(REJECTED) else []
-    return Verdict(REVIEW if reasons else OK, tuple(dict.fromkeys(reasons)))
+    kind = NOT_JUDGED if status == SWITCHED_OFF else OK  # without canonicalisation nothing says that it is ok
+    return Verdict(REVIEW if reasons else kind, tuple(dict.fromkeys(reasons)))
 
 
 def kind_of_decision(text: Any) -> str | None:

@@ -116,7 +116,7 @@ def test_labels_lie_on_the_grid_of_the_volume_and_a_bad_file_does_not_stop_the_o
         labels = np.asarray(written.dataobj)
         assert written.shape == shape and np.allclose(written.affine, affine, atol=1e-4) and labels.dtype == np.uint8
         line = lines[f"{name}.nii.gz"]
-        assert line["mask"] == f"{name}_labels.nii.gz" and line["figure"] is None
+        assert line["mask"] == f"{name}_labels.nii.gz" and line["figure"] is None and line["decision"] == "not judged"
         assert line["areas"] == pytest.approx({c: (labels == k).mean() for k, c in enumerate(CLASSES) if k}, abs=1e-6)
 
 

@@ -166,7 +166,7 @@ def test_switched_off_it_is_the_plain_network_and_the_next_run_removes_what_it_d
     out = tmp_path / "out"
     status, report = run(out, dataset_dir=one_film, enabled="FALSE")
     line = report["film.png"]
-    assert status == 0 and line["status"] == OFF and (out / line["figure"]).exists()
+    assert status == 0 and line["status"] == OFF and (out / line["figure"]).exists() and line["decision"] == "not judged"
     assert line["areas"]["right"] is None and line["areas"]["total"] > 0.1
     weights = BUNDLE / "models" / "baselines" / "augmented.pt"
     channels = {"network_def::channels": "$[16, 32, 64, 128, 256]"}

@@ -15,6 +15,7 @@ from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.engines import DiffeoEvaluator
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.report import SWITCHED_OFF
+from monai_diffeo.trust import NOT_JUDGED
 from tests.helpers import blob, tiny_canonicalizer
 
 
@@ -74,4 +75,5 @@ def test_every_digit_has_a_line_with_both_answers_and_what_was_found(tmp_path, c
 def test_switched_off_both_answers_are_one_and_the_status_says_so(tmp_path):
     rows, _ = run(tmp_path, None, figures="false")
     assert all(r["answer"] == r["plain_answer"] and r["status"] == SWITCHED_OFF and r["energy_before"] == "" for r in rows)
+    assert {r["decision"] for r in rows} == {NOT_JUDGED}
     assert [p.name for p in tmp_path.iterdir()] == ["genus.csv"]

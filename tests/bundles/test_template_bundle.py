@@ -89,6 +89,7 @@ def test_a_rotated_film_gives_the_mask_of_the_upright_one_rotated_and_no_film_is
         assert (np.rot90(upright, turns) == masks[turns]).mean() > 0.999
         assert f"rotation by {90 * turns} degrees corrected" in report[f"{turns}.png"]["notes"]
     assert (masks[1] != wrong).mean() > 0.02
+    assert {line["decision"].partition(":")[0] for line in plain[1].values()} <= {"not judged", "review"}
 
 
 def test_any_image_gives_two_components():

@@ -55,20 +55,25 @@ def test_a_task_gives_dicom_results_and_a_result_file(task, tmp_path):
     assert {pydicom.dcmread(path).StudyInstanceUID for path in out.glob("*.dcm")} == {source.StudyInstanceUID}
     result = json.loads((out / "result.json").read_text())
     assert [(line["input"], line["decision"]) for line in result["films"]] == [
-        ("1.2.3#1.2.4.dcm", "ok"),
+        ("1.2.3#1.2.4.dcm", "not judged"),
         ("9.9#9.9.dcm", "no result"),
     ]
     assert result["films"][0]["mode"] == "single_pass" and result["films"][1]["error"] == "NotAFilm"
     notice = result["__mercure_notification"]
-    assert notice == {"text": "Lung films: 1 nothing to do, 1 no result.", "requested": True}
+    assert notice == {"text": "Lung films: 1 not judged, 1 no result.", "requested": True}
     assert "4711" not in (out / "result.json").read_text()
 
 
-def test_the_arguments_do_the_same_and_a_film_that_is_well_asks_for_nothing(task, tmp_path):
-    assert run(task(enabled=False, figures=False, mode="refine"), tmp_path / "out")[0] == 0
-    result = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert result["films"][0]["mode"] == "refine" and result["__mercure_notification"]["requested"] is False
-    assert len([*(tmp_path / "out").iterdir()]) == 3
+def test_the_arguments_do_the_same_and_only_a_film_that_is_well_asks_for_nothing(task, tmp_path, monkeypatch):
+    folder, results = task(enabled=False, figures=False, mode="refine"), []
+    for out in (tmp_path / "not judged", tmp_path / "ok"):
+        assert run(folder, out)[0] == 0 and len([*out.iterdir()]) == 3
+        results.append(json.loads((out / "result.json").read_text()))
+        monkeypatch.setattr("monai_diffeo.report.decision.decision", lambda line: "ok")
+    assert results[0]["films"][0]["mode"] == "refine"
+    notices = [result["__mercure_notification"] for result in results]
+    assert notices[0] == {"text": "Lung films: 1 not judged.", "requested": True}
+    assert notices[1] == {"text": "Lung films: 1 nothing to do.", "requested": False}
 
 
 def test_without_a_result_the_status_is_4_and_the_result_file_says_why(task, tmp_path):

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-for package in ("ignite", "nibabel", "pydicom", "PIL", "matplotlib", "skimage"):
+for package in ("ignite", "nibabel", "pydicom", "PIL", "matplotlib", "skimage", "highdicom"):
     pytest.importorskip(package)
 
 import monai_diffeo  # noqa: E402
@@ -20,6 +20,7 @@ from monai_diffeo.cli import program  # noqa: E402
 from monai_diffeo.cli import segment as segment_module  # noqa: E402
 from monai_diffeo.errors import ConfigError  # noqa: E402
 from tests.bundles.command import lines_of  # noqa: E402
+from tests.dicom_output.films import film  # noqa: E402
 from tests.radiograph.dicom_factory import corner_film, save  # noqa: E402
 
 ROOT = Path(__file__).parents[2]
@@ -222,6 +223,26 @@ def test_films_in_folders_of_any_name_are_segmented(tmp_path, monkeypatch):
     assert status == 3 and lines[-1].startswith("Some films") and set(lines_of(Path("1e5"))[0]) == {"film.dcm", "broken.png"}
     status, _, lines = invoke("segment", "--dataset_dir", films / "broken.png", "--output_dir", "None", *plain)
     assert status == 4 and lines[-1].startswith("Every film") and (Path("None") / "report.jsonl").is_file()
+
+
+def test_without_canonicalisation_a_film_is_not_judged_and_one_with_a_doubt_is_to_be_reviewed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path("films").mkdir()
+    film(Path("films", "a.dcm"))
+    film(Path("films", "lateral.dcm"), ViewPosition="LL")
+    words = ("--dataset_dir", "films", "--output_dir", "out", "--enabled", "false", "--dicom_output", "true")
+    status, said, _ = invoke("segment", *words)
+    report, _ = lines_of(Path("out"))
+    decisions = {name: line["decision"] for name, line in report.items()}
+    assert status == 0 and decisions == {"a.dcm": "not judged", "lateral.dcm": "review: header names a lateral view"}
+    assert all((Path("out") / name).is_file() for line in report.values() for name in (line["mask"], *line["dicom"]))
+    assert "2 films: 2 segmented. 1 not judged. Look at 1 of them." in said
+    assert " not judged: 'a.dcm' segmented (without canonicalisation)" in Path("out", "run.log").read_text()
+    audit = [json.loads(line)["decision"] for line in Path("out", "audit.jsonl").read_text().splitlines()]
+    assert audit == ["not judged", "review"]
+    before = Path("out", "report.jsonl").read_bytes()
+    status, said, _ = invoke("segment", *words, "--resume", "true")
+    assert status == 0 and "2 lines of an earlier run kept" in said and Path("out", "report.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,9 @@ import torch
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.report import SWITCHED_OFF
 from monai_diffeo.report.decision import ACTIONS, DECISION_COLOURS, decision, least_agreement, outcome, remarks
-from monai_diffeo.report.reporter import _decided
-from monai_diffeo.report.writer import ReportWriter
-from monai_diffeo.trust import Verdict
+from monai_diffeo.report.reporter import decided as fields_of
+from monai_diffeo.report.writer import ALL_WRITTEN, ReportWriter
+from monai_diffeo.trust import DECISIONS, Verdict
 
 FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like the training images"}
 
@@ -18,7 +18,10 @@ FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like th
     [
         (FINE, "ok"),
         (ALONE, "ok"),
-        ({"status": SWITCHED_OFF}, "ok"),
+        ({"status": SWITCHED_OFF}, "not judged"),
+        ({"status": SWITCHED_OFF, "notes": "spacing unknown; the mask is empty"}, "review"),
+        ({"status": SWITCHED_OFF, "notes": "header names a lateral view"}, "review"),
+        ({"status": SWITCHED_OFF, "decision": "review: odd shape"}, "review"),
         ({**FINE, "notes": "rotation by 90 degrees corrected; spacing unknown"}, "ok"),
         ({**FINE, "notes": "header names a body part by no defined term"}, "ok"),
         ({"status": "rejected: energy rose from 1 to 2"}, "review"),
@@ -28,7 +31,7 @@ FINE, ALONE = {"status": "canonicalized"}, {"status": "left alone: looks like th
         ({**ALONE, "notes": "looks like a negative (inverted, its energy is multiplied by 0.5) and is not changed"}, "review"),
         ({**FINE, "notes": "header names a lateral view"}, "review"),
         ({**FINE, "notes": "header names another body part"}, "review"),
-        ({"status": SWITCHED_OFF, "template": {"factor": 1, "level": 0, "agreement": 0.9}}, "ok"),
+        ({"status": SWITCHED_OFF, "template": {"factor": 1, "level": 0, "agreement": 0.9}}, "not judged"),
         ({"status": SWITCHED_OFF, "template": {"factor": 0.5, "level": 0}}, "review"),
         ({"status": SWITCHED_OFF, "template": {"factor": 1, "level": -0.5}}, "review"),
         ({**FINE, "agreement": 0.89}, "review"),
@@ -64,8 +67,8 @@ def test_why_a_decision_was_made_stands_before_the_notes_and_once():
 
 
 def test_every_decision_has_words_and_a_colour_of_its_own():
-    assert list(ACTIONS) == list(DECISION_COLOURS) == ["ok", "review", "no result"]
-    assert len(set(DECISION_COLOURS.values())) == len(set(ACTIONS.values())) == 3
+    assert list(ACTIONS) == list(DECISION_COLOURS) == list(DECISIONS) == ["ok", "not judged", "review", "no result"]
+    assert len(set(DECISION_COLOURS.values())) == len(set(ACTIONS.values())) == 4
 
 
 def test_the_notes_that_ask_for_a_look_are_those_that_canonicaliser_and_reader_write():
@@ -82,17 +85,25 @@ def test_nothing_is_left_alone_where_nothing_could_be_moved(tmp_path):
     report = ReportWriter(tmp_path / "report.jsonl")
     for record in [{"status": SWITCHED_OFF}] * 3 + [{"status": SWITCHED_OFF, "notes": "the mask is empty"}, ALONE]:
         report.write(record)
-    assert report.summary() == f"5 films: 4 segmented, 1 left alone. Look at 1 of them. Report: {report.path}"
-    assert report.counts["left alone"] == 5  # the report keeps its own words
+    assert report.summary() == f"5 films: 4 segmented, 1 left alone. 3 not judged. Look at 1 of them. Report: {report.path}"
+    assert report.counts["left alone"] == 5 and report.exit_status() == ALL_WRITTEN  # the report keeps its own words
 
 
 def test_a_film_beyond_the_limits_of_a_fit_is_to_be_reviewed_for_it_has_a_mask():
     def decided(*verdicts, **record):
-        return _decided(DiffeoResult(torch.zeros(1), records=(record,), verdicts=verdicts))
+        return fields_of(DiffeoResult(torch.zeros(1), records=(record,), verdicts=verdicts))
 
-    assert decided() == decided(decision="ok") == _decided(DiffeoResult(torch.zeros(1))) == {}  # remarks decide
+    assert decided() == decided(decision="ok") == fields_of(DiffeoResult(torch.zeros(1))) == {}  # remarks decide
     assert decided(decision="review: x (3)") == decided(decision="no result: x (3)") == {"decision": "review: x (3)"}
     assert decided(Verdict("ok", signs={"energy": 1.0}), decision="review: x")["decision"] == "ok"
     assert decided(Verdict("review", answer="bare network"))["answer"] == "bare network" and "answer" not in decided(
         Verdict("ok")
     )
+
+
+def test_a_result_that_holds_nothing_is_to_be_reviewed_unless_that_was_decided():
+    def decided(*verdicts, **record):
+        return fields_of(DiffeoResult(torch.zeros(1), records=(record,), verdicts=verdicts), "no label was found")["decision"]
+
+    assert decided() == decided(decision="ok") == decided(Verdict("ok")) == "review: no label was found"
+    assert decided(decision="review: x") == decided(Verdict("review", ("x",))) == "review: x"

@@ -11,7 +11,7 @@ pytest.importorskip("matplotlib")
 from PIL import Image
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.report import film_figure
+from monai_diffeo.report import SWITCHED_OFF, film_figure
 from monai_diffeo.report.decision import DECISION_COLOURS
 from monai_diffeo.report.panels import FOLDED
 from monai_diffeo.report.sheet import Panel
@@ -115,6 +115,7 @@ def test_each_input_changes_the_panels_it_belongs_to_and_no_others(draw, usual):
     [
         ("canonicalized", "ok"),
         ("left alone: looks like training", "ok"),
+        (SWITCHED_OFF, "not judged"),
         ("rejected: energy rose", "review"),
         ("failed", "no result"),
     ],

@@ -83,7 +83,9 @@ def test_every_film_has_a_row_and_a_name_is_only_ever_text(output):
     seen = Seen(output / "report.html")
     rows = [attributes for tag, attributes in seen.tags if tag == "tr" and "id" in attributes]
     assert [row["id"] for row in rows] == [f"f{i}" for i in range(9)]
-    assert sorted(row["data-decision"] for row in rows) == ["no result"] + ["ok"] * 8
+    assert sorted(row["data-decision"] for row in rows) == ["no result"] + ["not judged"] * 8
+    assert seen.all("button", "value") == ["", "ok", "not judged", "review", "no result"]
+    assert "Not judged 8" in (output / "report.html").read_text(encoding="utf-8")
     told = {name.encode("unicode_escape").decode() if not name.isprintable() else name for name in (*NAMES, "bad.png")}
     assert set(seen.cells[1::10]) == told and len(seen.cells) == 9 * 10
     assert len(seen.all("img", "src")) == 8 and [a for _, a in seen.tags if any(name.startswith("on") for name in a)] == []
@@ -110,8 +112,8 @@ def test_the_script_runs_in_a_browser_from_the_file(output):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     pressed = re.findall(
         r'<button value="([^"]*)"[^>]*aria-pressed="(\w+)"', done.stdout
-    )  # of four buttons three get it by script
-    assert pressed == [("", "true"), ("ok", "false"), ("review", "false"), ("no result", "false")]
+    )  # of five buttons four get it by script
+    assert pressed == [("", "true"), ("ok", "false"), ("not judged", "false"), ("review", "false"), ("no result", "false")]
     assert "Content Security Policy" not in done.stderr
 
 
@@ -137,7 +139,7 @@ def test_the_table_has_all_fields_and_no_formula(output):
     records = lines_of(output)[:-1]
     assert [row["status"] for row in table] == [record["status"] for record in records] and len(table) == 9
     for row, record in zip(table, records):
-        assert row["decision"] == ("no result" if record["status"] == "failed" else "ok")
+        assert row["decision"] == ("no result" if record["status"] == "failed" else "not judged")
         assert row["sha256"] == record["sha256"] and row["versions.monai"] == record["versions"]["monai"]
         if "areas" in record:
             assert float(row["areas.total"]) == record["areas"]["total"] and row["spacing"] == ""

@@ -32,9 +32,10 @@ def log_of(output):
 def test_the_log_has_a_line_for_the_beginning_each_film_and_the_end(films, tmp_path):
     run(films, tmp_path / "out")
     first, one, bad, two, last = log_of(tmp_path / "out")
-    assert first.startswith("run of 3 films begins, 0 kept; device cpu") and last == "3 films: 2 segmented, 1 failed."
-    assert re.fullmatch(r"ok: 'a.png' segmented \(without canonicalisation\), \d+\.\d\d s(?: \[.*\])?", one)
-    assert bad.startswith("no result: 'bad.png' failed (") and two.startswith(r"ok: 'two\nlines.png' segmented")
+    assert first.startswith("run of 3 films begins, 0 kept; device cpu")
+    assert last == "3 films: 2 segmented, 1 failed. 2 not judged."
+    assert re.fullmatch(r"not judged: 'a.png' segmented \(without canonicalisation\), \d+\.\d\d s(?: \[.*\])?", one)
+    assert bad.startswith("no result: 'bad.png' failed (") and two.startswith(r"not judged: 'two\nlines.png' segmented")
 
 
 def test_a_new_run_begins_a_new_log_and_a_resumed_one_goes_on(films, tmp_path):

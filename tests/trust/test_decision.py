@@ -10,8 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from monai_diffeo.canonicalize.acceptance import mirrored_note, negative_note
+from monai_diffeo.canonicalize.result import CANONICALIZED, SWITCHED_OFF
 from monai_diffeo.errors import WeightsError
-from monai_diffeo.trust import DECISIONS, NO_RESULT, OK, REVIEW, References, Score, TrustModel, load_trust, save_trust, verdict
+from monai_diffeo.trust import (
+    DECISIONS,
+    NO_RESULT,
+    NOT_JUDGED,
+    OK,
+    REVIEW,
+    References,
+    Score,
+    TrustModel,
+    decision_by_remarks,
+    load_trust,
+    save_trust,
+    verdict,
+)
+from monai_diffeo.trust.decision import kind_of_decision
 
 NAMES = ("energy", "shape", "disagreement")
 MODEL = TrustModel(
@@ -45,6 +60,19 @@ def test_the_three_decisions_and_why():
     assert unusual.text == "review: the film is unusual; the canonical film is unlike the training films (60, limit 20)"
     asked = verdict(MODEL, {**GOOD, "energy": 500.0}, accept_anything=True)
     assert asked.kind == REVIEW and asked.reasons == foreign.reasons
+
+
+@given(
+    st.lists(st.sampled_from(["spacing unknown", "the mask is empty", "header names another view", "looks mirrored (0.9)"])),
+    st.lists(st.floats(0, 1)),
+    st.booleans(),
+)
+def test_without_canonicalisation_no_film_is_ok_and_what_speaks_against_it_counts_all_the_same(notes, agreements, guarded):
+    said = "; ".join(notes)
+    usual, off = (decision_by_remarks(status, said, agreements, guarded) for status in (CANONICALIZED, SWITCHED_OFF))
+    assert off.reasons == usual.reasons and off.kind == (NOT_JUDGED if usual.kind == OK else usual.kind)
+    assert decision_by_remarks("left alone: looks like the training images", "").kind == OK
+    assert kind_of_decision(off.text) == off.kind and decision_by_remarks(SWITCHED_OFF, "").text == "not judged"
 
 
 @pytest.mark.parametrize("signs", [{}, {**GOOD, "shape": math.nan}])

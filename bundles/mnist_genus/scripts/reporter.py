@@ -15,6 +15,7 @@ from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.files import write_atomically
 from monai_diffeo.inferers import parse_switch
 from monai_diffeo.report import SWITCHED_OFF
+from monai_diffeo.trust import NOT_JUDGED
 
 __all__ = ["GenusReporter", "digits_figure"]
 
@@ -32,8 +33,8 @@ class GenusReporter:
 
     Columns: ``id``, ``digit``, ``genus`` as labelled, ``answer``, the probabilities ``p0 p1 p2``, ``plain_answer`` without
     canonicalisation, ``status``, ``energy_before``, ``energy_after``, ``displacement`` (largest, voxels), ``folding_fraction``
-    (share of voxels), ``agreement`` of test-time augmentation (0 to 1), ``decision`` by the limits of digits of ``val``. The
-    last six are empty where canonicalisation is switched off.
+    (share of voxels), ``agreement`` of test-time augmentation (0 to 1), ``decision`` by the limits of digits of ``val``.
+    Where canonicalisation is switched off, the decision is ``not judged`` and the five before it are empty.
 
     Args:
         output_dir: folder of both.
@@ -71,7 +72,7 @@ class GenusReporter:
                     **{f"p{k}": round(p, 4) for k, p in enumerate(probabilities)},
                     "plain_answer": plain[i],
                     **_found(found, i),
-                    "decision": result.records[i].get("decision", "") if result.records else "",
+                    "decision": result.records[i].get("decision", "") if result.records else NOT_JUDGED,
                 }
             )
             self.pictures.append((given[i, 0].cpu(), seen[i, 0].cpu()))
