@@ -92,7 +92,9 @@ def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row
     row |= {"second_factor": float(second.factor[0]), "second_level": float(second.level[0])}
     row["second_agreement"] = float(second.agreement[0])
     judged = result if result.averaged is None else replace(result, prediction=result.averaged)  # as the judge does
-    row["signs"] = {name: value.item() for name, value in film_signs(judged, references_of(data), back, hidden, outlier).items()}
+    row["signs"] = {
+        name: value.item() for name, value in film_signs(judged, references_of(data), back, hidden, outlier).items()
+    }
     p = torch.sigmoid(torch.as_tensor(judged.prediction).double()).clamp(1e-6, 1 - 1e-6)
     row["rivals"] = {"entropy": -(p * p.log() + (1 - p) * (1 - p).log()).mean().item()}
     kept = {"image": seen, "canonical": searched.image, "prediction": result.prediction, "plain": result.plain}

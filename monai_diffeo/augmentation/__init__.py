@@ -9,5 +9,6 @@ from monai_diffeo.augmentation.training import random_framing, random_strength_t
 
 __all__ = [
     "random_elastic", "random_faults", "random_framing", "random_homography", "random_intensity", "random_opacities",
-    "random_outliers", "random_strength_tps", "random_svf", "random_training_deformation", "tps_protocol", "value_range", "varied_films",
+    "random_outliers", "random_strength_tps", "random_svf", "random_training_deformation", "tps_protocol", "value_range",
+    "varied_films",
 ]  # fmt: skip

@@ -36,12 +36,12 @@ def random_outliers(films: Tensor, masks: Tensor, generator: torch.Generator | N
     """
     check_films_and_masks("random_outliers()", films, masks)
     draw, count = _Draw(generator), len(films)
-    kinds, others = (torch.randint(n, (count,), generator=generator).tolist() for n in (len(_KINDS), count))
+    kinds, others = (torch.randint(n, (count,), generator=generator).tolist() for n in (len(_KINDS), max(count, 1)))
     made = [
         _KINDS[kind](draw, films[i : i + 1], films[other : other + 1], masks[i : i + 1, :1])
         for i, (kind, other) in enumerate(zip(kinds, others))
     ]
-    images = torch.cat(made)
+    images = torch.cat([films[:0], *made])
     low, high = images.amin((1, 2, 3), keepdim=True), images.amax((1, 2, 3), keepdim=True)
     return (images - low) / (high - low).clamp(min=1e-6)
 

@@ -26,8 +26,7 @@ from monai_diffeo.networks.weights import load_weights, mean_weights, save_weigh
 
 __all__ = [
     "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageOrientation",
-    "OutlierDetector", "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain", "SpatialTransformerLayer",
-    "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights", "mean_weights",
-    "save_weights",
-    "orient_images", "standardize_image", "zero_init_last_layer_",
+    "OutlierDetector", "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain",
+    "SpatialTransformerLayer", "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights",
+    "mean_weights", "orient_images", "save_weights", "standardize_image", "zero_init_last_layer_",
 ]  # fmt: skip

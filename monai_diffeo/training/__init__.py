@@ -15,6 +15,7 @@ from monai_diffeo.training.steps import (
 from monai_diffeo.training.templates import TemplateStep
 
 __all__ = [
-    "AddAnswerd", "ClassificationStep", "CriticStep", "LossCurve", "OrientationStep", "OutlierStep", "PredictorStep", "SegmentationStep",
-    "TemplateStep", "TrainedWeights", "TrainingIteration", "VAEStep", "answer_activation", "boundary_distance",
+    "AddAnswerd", "ClassificationStep", "CriticStep", "LossCurve", "OrientationStep", "OutlierStep", "PredictorStep",
+    "SegmentationStep", "TemplateStep", "TrainedWeights", "TrainingIteration", "VAEStep", "answer_activation",
+    "boundary_distance",
 ]  # fmt: skip

@@ -10,12 +10,13 @@ from torch import nn
 
 from monai_diffeo.errors import NumericalError
 from monai_diffeo.families import ControlGrid
-from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE
+from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, OutlierDetector
 from monai_diffeo.training import (
     AddAnswerd,
     ClassificationStep,
     CriticStep,
     LossCurve,
+    OutlierStep,
     PredictorStep,
     SegmentationStep,
     TrainingIteration,
@@ -52,12 +53,23 @@ def recipe(kind):
         return VAEStep(beta=0.1), EnergyVAE(image_size=SIZE, channels=(8, 8, 8), latent=8), 5e-3
     if kind == "critic":
         return CriticStep(penalty=1.0), EnergyCritic(channels=4, layers=3, stride=2), 3e-3
+    if kind == "outlier":
+        return OutlierStep(), OutlierDetector(image_size=SIZE, channels=(8, 8)), 3e-3
     network = DeformationPredictor(FAMILY.num_parameters, image_size=SIZE, channels=(8, 16), hidden=32)
     torch.manual_seed(1)
     return PredictorStep(FAMILY, segmenter() if kind == "predictor" else None), network, 3e-3
 
 
-KINDS = ["baseline", "augmented", "vae", "critic", "predictor", "predictor-without-network", "predictor-without-answers"]
+KINDS = [
+    "baseline",
+    "augmented",
+    "vae",
+    "critic",
+    "outlier",
+    "predictor",
+    "predictor-without-network",
+    "predictor-without-answers",
+]
 
 
 def batch_for(kind):
@@ -94,7 +106,8 @@ def loss_on_the_same_draws(kind, network):
 
 
 @pytest.mark.parametrize(
-    "kind, share", [("baseline", 0.7), ("augmented", 0.8), ("vae", 0.7), ("predictor", 0.99), ("critic", None)]
+    "kind, share",
+    [("baseline", 0.7), ("augmented", 0.8), ("vae", 0.7), ("predictor", 0.99), ("critic", None), ("outlier", 0.95)],
 )
 def test_training_lowers_the_loss(kind, share):
     before = loss_on_the_same_draws(kind, recipe(kind)[1])
@@ -102,7 +115,7 @@ def test_training_lowers_the_loss(kind, share):
     assert after < (before - 0.1 if share is None else share * before)  # a critic's loss has no zero
 
 
-@pytest.mark.parametrize("kind", ["augmented", "vae", "critic", "predictor"])
+@pytest.mark.parametrize("kind", ["augmented", "vae", "critic", "outlier", "predictor"])
 def test_two_trainings_of_one_seed_are_identical_bit_by_bit(kind):
     (a, first), (b, second) = train(kind, 2), train(kind, 2)
     assert first == second
@@ -117,6 +130,7 @@ def test_two_trainings_of_one_seed_are_identical_bit_by_bit(kind):
         ("augmented", lambda seed: SegmentationStep(strength=1.0, seed=seed)),
         ("vae", lambda seed: VAEStep(seed=seed)),
         ("critic", lambda seed: CriticStep(seed=seed)),
+        ("outlier", lambda seed: OutlierStep(seed=seed)),
         ("predictor", lambda seed: PredictorStep(FAMILY, segmenter(), seed=seed)),
     ],
 )
@@ -132,6 +146,7 @@ def test_the_seed_of_a_step_decides_its_random_numbers(kind, make):
         ("baseline", {"segmentation"}),
         ("vae", {"reconstruction", "divergence"}),
         ("critic", {"wasserstein", "penalty"}),
+        ("outlier", {"outlier"}),
         ("predictor", {"grid", "image", "smooth", "overlap", "answer"}),
         ("predictor-without-network", {"grid", "image", "smooth", "overlap"}),
         ("predictor-without-answers", {"grid", "image", "smooth"}),

@@ -254,6 +254,15 @@ def test_settings_count_by_their_values_however_they_are_written(tmp_path):
     assert len({fitted_to(*files, **{**given, **one}) for one in [{}, *changed]}) == 7
 
 
+def test_the_network_that_knows_other_images_sees_the_canonical_film():
+    seen = []
+    judge = FilmJudge(model_of_any_size(), outlier=lambda image: (seen.append(image), image.mean((1, 2, 3)))[1])
+    result = judge(blob(1), asked(lambda mean: ""))
+    assert len(seen) == 1 and torch.equal(seen[0], result.searched.image)
+    wanted = torch.nn.functional.softplus(result.searched.image.double().mean())
+    assert result.verdicts[0].signs["outlier"] == pytest.approx(wanted.item(), abs=1e-6)
+
+
 def site(folder, model, name="trust.json"):
     """A bundle with a trust model, weights and a canonicaliser's folder: paths of the three."""
     (folder / "configs").mkdir(parents=True)
@@ -267,18 +276,20 @@ def site(folder, model, name="trust.json"):
 
 
 def test_a_network_that_decisions_were_fitted_with_must_be_there(tmp_path):
-    limits = {**MODEL.limits, "second": 0.3, "whole": 0.2}
+    limits = {**MODEL.limits, "second": 0.3, "whole": 0.2, "outlier": 0.1}
     second = replace(MODEL, limits=limits, error=replace(MODEL.error, weights={**MODEL.error.weights, "second": 1.0}))
     whole = replace(MODEL, limits=limits, foreign=replace(MODEL.foreign, weights={**MODEL.foreign.weights, "whole": 1.0}))
+    odd = replace(MODEL, limits=limits, foreign=replace(MODEL.foreign, weights={**MODEL.foreign.weights, "outlier": 1.0}))
     gone, network = tmp_path / "template" / "gone.pt", torch.nn.Identity()
     others = {"second": network, "second_weights": gone, "whole": network, "whole_weights": gone}
-    for name, model in (("second", second), ("whole", whole)):
+    others |= {"outlier": network, "outlier_weights": gone}
+    for name, model in (("second", second), ("whole", whole), ("outlier", odd)):
         files = site(tmp_path / name, model)
         with pytest.raises(WeightsError, match="gone.pt' are missing. Copy .*calibrate.*--trust_model"):
             load_film_judge(*files, **others)
         assert load_film_judge(*files).second is None  # who gives no network wants none
         judge = load_film_judge(*files, any_weights=True, **others)  # to calibrate without it
-        assert judge.second is None and judge.whole is None
+        assert judge.second is None and judge.whole is None and judge.outlier is None
         without = replace(model, limits={sign: limit for sign, limit in limits.items() if sign != name})
         unneeded = load_film_judge(*site(tmp_path / f"no {name}", without), **others)
         assert unneeded.second is None and unneeded.whole is None

@@ -1,5 +1,8 @@
 """Signs are 0 for the best, grow with what is wrong, and of a batch are those of its images."""
 
+import math
+
+import pytest
 import torch
 
 from monai_diffeo.inferers import DiffeoInferer
@@ -73,6 +76,13 @@ def test_what_is_wrong_raises_its_sign_alone_and_agreement_is_zero():
         assert same[sign].item() == 0 < other[sign].item()
         assert {name for name in same if not torch.equal(same[name].nan_to_num(), other[name].nan_to_num())} == {sign}
     assert all(bool((value.isnan() | (value >= 0)).all()) for value in same.values())
+
+
+def test_the_log_odds_of_an_outlier_are_a_sign_from_zero_on():
+    result, odds = wrapped(blob(3), lambda x: x - 0.5), torch.tensor([-40.0, 0.0, 5.0])
+    found = film_signs(result, references(), outlier=odds)["outlier"]
+    assert found[0] < 1e-12 and found[1].item() == pytest.approx(math.log(2)) and 5 < found[2] < 5.01
+    assert found.dtype == torch.float64 and "outlier" not in film_signs(result, references())
 
 
 def test_training_films_are_near_their_own_references_and_noise_is_far():
