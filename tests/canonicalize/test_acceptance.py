@@ -85,6 +85,13 @@ def test_a_mirrored_film_is_noted_from_its_probability_on():
     assert acceptance.mirrored_note(0.74, 0.75) == "" == acceptance.mirrored_note(-1.0, 0.0)
 
 
+def test_a_probability_in_single_precision_reaches_the_same_number_in_double_precision():
+    row = torch.tensor([0.1, 0.9, 0.0, 0.0]).tolist()
+    assert row[1] < 0.9 and acceptance.possible_rotations(row, 0.9, None) == [0, 1]
+    assert acceptance.chosen_rotation(row, {0: 0.0, 1: 0.0}, 0.9, 1.0) == 1
+    assert "mirrored" in acceptance.mirrored_note(row[1], 0.9)
+
+
 def test_the_worst_folding_is_that_of_the_field_or_of_its_inverse():
     flat, folded = torch.zeros(1, 2, 6, 6), torch.zeros(1, 2, 6, 6)
     folded[0, 0] = -2 * torch.arange(6.0)[:, None]
