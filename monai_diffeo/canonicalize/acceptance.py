@@ -16,9 +16,9 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
-    "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "confident_rotations", "finite_rows",
-    "high_energy_note", "looks_again", "mirrored_in_two_looks", "mirrored_note", "negative_note", "possible_rotations",
-    "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy",
+    "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "finite_rows", "high_energy_note",
+    "looks_again", "mirrored_in_two_looks", "mirrored_note", "negative_note", "possible_rotations", "prefer_motion",
+    "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy",
     "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
@@ -55,11 +55,6 @@ def refuse_nonfinite_energy(energy: float) -> str | None:
 def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
     """An image whose energy is at most ``skip_below`` is left alone; None moves every image."""
     return f"{LEFT_ALONE}: looks like the training images" if skip_below is not None and energy <= skip_below else None
-
-
-def confident_rotations(probabilities: Tensor, min_confidence: float) -> Tensor:
-    """Number of the likeliest rotation ``(B,)`` where its probability ``(B, R)`` is at least ``min_confidence``, else 0."""
-    return torch.where(probabilities.amax(1) >= min_confidence, probabilities.argmax(1), 0)
 
 
 def possible_rotations(probabilities: Sequence[float], min_confidence: float, temperature: float | None) -> list[int]:

@@ -67,12 +67,6 @@ def test_an_energy_up_to_the_threshold_is_skipped(energy, skip_below, skipped):
     assert acceptance.skip_low_energy(math.nan, 0.5) is None
 
 
-def test_a_quarter_turn_needs_its_probability():
-    probabilities = torch.tensor([[0.0, 0.75, 0.25, 0.0], [0.0, 0.0, 0.0, 1.0], [0.5, 0.25, 0.25, 0.0], [math.nan] * 4])
-    assert acceptance.confident_rotations(probabilities, 0.75).tolist() == [1, 3, 0, 0]
-    assert acceptance.confident_rotations(probabilities, 0.8).tolist() == [0, 3, 0, 0]
-
-
 def test_a_negative_is_noted_below_the_ratio_of_its_energies():
     assert "negative (inverted, its energy is multiplied by 1.50)" in acceptance.negative_note(2.0, 3.0, 1.6)
     assert acceptance.negative_note(2.0, 3.0, 1.5) == "" == acceptance.negative_note(2.0, 3.0, 1.0)
@@ -308,6 +302,7 @@ def test_without_a_temperature_a_rotation_has_to_lower_the_energy(given, rotated
         ([0.1, 0.9, 0.0, 0.0], None, [0, 1]),
         ([0.2, 0.8, 0.0, 0.0], None, []),
         ([0.95, 0.05, 0.0, 0.0], None, []),
+        ([math.nan] * 4, None, []),
         ([0.2, 0.78, 0.015, 0.005], 5.0, [0, 1, 2]),
         ([0.9, 0.1, 0.0, 0.0], 5.0, []),
         ([0.005, 0.0, 0.0, 0.995], 5.0, [0, 3]),
