@@ -24,15 +24,9 @@ from monai_diffeo.networks import ImageOrientation
 from monai_diffeo.networks.predictor import resample_image
 
 __all__ = [
-    "FitOutcome",
-    "Overlap",
-    "asked_with_signs",
-    "keeps_orientation",
-    "measure",
-    "measure_orientation",
-    "measure_overlap",
-]
-__all__ += ["twin_deformations"]
+    "FitOutcome", "Overlap", "asked_with_signs", "keeps_orientation", "measure", "measure_orientation", "measure_overlap",
+    "twin_deformations",
+]  # fmt: skip
 
 CLOSED, UNDONE, REGAINED = 0.5, 0.5, 1 / 3  # what "it worked" takes
 VISIBLE, UPRIGHT_LOSS, LOSS_SHARE = 0.02, 0.01, 0.25  # Dice; share of what deformed images gain
