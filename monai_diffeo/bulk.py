@@ -35,7 +35,7 @@ from monai_diffeo.report.share import ReportedFilm, take_films
 __all__ = ["Task", "connected", "run_films", "segment_batch", "staging"]
 
 STAGING = ".bulk"
-BATCH, TRIES, PATIENCE = 8, 3, 300.0
+BATCH, TRIES = 8, 3
 _GAVE_UP = FilmError("WorkerEnded", f"The process ended {TRIES} times at this film. Run 'segment' on it alone to see why.")
 _FETCH = 30.0  # seconds for the lines of a batch that has ended
 _AHEAD = 2  # batches a thread of a worker, so that none waits, and few are known to the scheduler
@@ -139,7 +139,7 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         yield client
 
 
-def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmReporter, patience: float = PATIENCE) -> None:
+def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmReporter, patience: float) -> None:
     """Segment films on the workers and report them; where ``reporter.stopped`` is set in the end, films are missing.
 
     The run ends if the scheduler has no worker for ``patience`` seconds. How long a worker takes does not matter.

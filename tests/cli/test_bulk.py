@@ -436,10 +436,16 @@ def test_so_many_processes_are_started_as_are_asked_for(monkeypatch):
 # Clusters that the page names
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "segment-on-many-processes.md").read_text()
+
+
 def page_code(number):
     """The Python code that the page shows, as far as it can be run without a cluster."""
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "segment-on-many-processes.md").read_text()
-    return re.split("^cluster.scale|^cluster = Kube", re.findall(r"```python\n(.*?)```", page, re.S)[number], flags=re.M)[0]
+    return re.split("^cluster.scale|^cluster = Kube", re.findall(r"```python\n(.*?)```", PAGE, re.S)[number], flags=re.M)[0]
+
+
+def test_the_page_names_the_patience_of_the_command():
+    assert f"after which the run ends; without it {command.PATIENCE}. " in PAGE
 
 
 def test_the_page_asks_slurm_for_workers_of_one_thread():
