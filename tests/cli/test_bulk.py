@@ -273,18 +273,28 @@ def test_a_run_that_is_killed_at_any_point_goes_on(films, calm, tmp_path):
     assert made(tmp_path / "resumed") == calm
 
 
-def test_a_scheduler_that_is_lost_ends_the_run_and_another_one_goes_on(films, calm, tmp_path, monkeypatch):
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_scheduler_that_is_lost_ends_the_run_and_another_one_goes_on(films, calm, tmp_path, monkeypatch, waits):
     monkeypatch.setattr(room, "BATCH", 1)
-    output, file = tmp_path / "resumed", tmp_path / "scheduler.json"
+    output, file, lines = tmp_path / "resumed", tmp_path / "scheduler.json", []
 
     def take(reporter, some):
         taken(reporter, some)
-        scheduler.kill()
+        lines.extend(some)
+        if not waits:
+            scheduler.kill()
 
+    def has_ready(done):
+        if waits and lines and not ready(done):
+            scheduler.kill()
+        return ready(done)
+
+    taken, ready = room.take_films, room.as_completed.has_ready
     with cluster(file) as (scheduler, _), monkeypatch.context() as patch:
-        taken = room.take_films
         patch.setattr(room, "take_films", take)
-        status, said = invoke("bulk", films, output, "--scheduler", file)
+        patch.setattr(room.as_completed, "has_ready", has_ready)
+        with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
+            status, said = invoke("bulk", films, output, "--scheduler", file, "--patience", "0.5")
     lines, closing = lines_of(output)
     assert status == 3 and "The scheduler does not answer any more." in said[-1], said
     assert closing is None and 0 < len(lines) < len(calm[0])
