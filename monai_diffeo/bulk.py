@@ -35,9 +35,10 @@ from monai_diffeo.report.share import ReportedFilm, take_films
 __all__ = ["Task", "connected", "run_films", "segment_batch", "staging"]
 
 STAGING = ".bulk"
-BATCH, TRIES, PATIENCE = 8, 3, 300.0
+BATCH, TRIES = 8, 3
 _GAVE_UP = FilmError("WorkerEnded", f"The process ended {TRIES} times at this film. Run 'segment' on it alone to see why.")
 _FETCH = 30.0  # seconds for the lines of a batch that has ended
+_ASK = 1.0  # seconds after which the scheduler is asked for its workers again
 _AHEAD = 2  # batches a thread of a worker, so that none waits, and few are known to the scheduler
 _DYING = "Workers end before they begin a film. Look into their logs: they may lack memory. Then run again."
 _ALONE = "bulk: there must be a worker, and for {:g} seconds there was none. Start some, or wait longer with --patience. "
@@ -139,7 +140,7 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Client]:
         yield client
 
 
-def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmReporter, patience: float = PATIENCE) -> None:
+def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmReporter, patience: float) -> None:
     """Segment films on the workers and report them; where ``reporter.stopped`` is set in the end, films are missing.
 
     The run ends if the scheduler has no worker for ``patience`` seconds. How long a worker takes does not matter.
@@ -186,13 +187,15 @@ def run_films(client: Client, task: Task, films: Sequence[str], reporter: FilmRe
 def _one_ends(client: Client, done: as_completed, patience: float) -> bool:
     """Wait until a batch ends; False if there is no worker for so many seconds."""
     seen = time.monotonic()
-    while not done.has_ready():
-        time.sleep(0.1)
+    while True:
+        with done.thread_condition:  # wakes when a batch ends
+            if done.thread_condition.wait_for(done.has_ready, _ASK):
+                return True
         with suppress(OSError, asyncio.TimeoutError):  # a lost scheduler cancels the batches
-            seen = time.monotonic() if client.nthreads() else seen
-        if time.monotonic() - seen > patience:
-            return False
-    return True
+            if client.nthreads():
+                seen = time.monotonic()
+            elif time.monotonic() - seen > patience:
+                return False
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from distributed import get_task_stream
 from docs.experiments.pages import Experiment, note, section
 from monai_diffeo import bulk
 from monai_diffeo.bundles import find_bundle
-from monai_diffeo.cli.bulk import _segmenter
+from monai_diffeo.cli.bulk import PATIENCE, _segmenter
 from monai_diffeo.cli.bundle import film_parser
 from monai_diffeo.radiograph.packaged import packaged_film
 from monai_diffeo.report.share import ReportedFilm, take_films
@@ -48,7 +48,7 @@ def run(films: Path, output: Path, workers: int) -> dict[str, float]:
         )
         used, own, began = sum(client.run(processor_seconds).values()), time.process_time(), time.perf_counter()
         with get_task_stream(client) as stream:
-            bulk.run_films(client, task, missing, reporter)
+            bulk.run_films(client, task, missing, reporter, PATIENCE)
         wall, own = time.perf_counter() - began, time.process_time() - own
         used = sum(client.run(processor_seconds).values()) - used
     reporter.end()

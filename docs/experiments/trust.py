@@ -21,6 +21,7 @@ from docs.experiments.training import kept
 from docs.experiments.trust_films import Row, foreign_rows, references_of, rows_of
 from monai_diffeo.canonicalize.acceptance import MIRRORED, NEGATIVE
 from monai_diffeo.trust import NO_RESULT, OK, References, Score, TrustModel, fitted_to, save_trust, verdict
+from monai_diffeo.trust.judge import SETTINGS
 
 GOOD = {"shenzhen": 0.9, "montgomery": 0.9, "paediatric_gz": 0.8, "covid_gb": 0.8}  # Dice below is a failure
 ADULTS = ("shenzhen", "montgomery")
@@ -270,7 +271,7 @@ def main(argv: list[str] | None = None) -> None:
     }
     fitted = [film for films in foreign["fitted"].values() for film in films]
     val = [film for films in every["val"].values() for film in films]
-    settings = {name: configuration(bundle)[name] for name in ("mask_threshold", "motion_limits", "image_size")}
+    settings = {name: configuration(bundle)[name] for name in SETTINGS}
     sha256 = fitted_to(bundle / "models" / "model.pt", bundle / "models" / "energy", **settings)
     model = fit_trust(val, fitted, references, sha256)
     if options.write_model:

@@ -16,9 +16,9 @@ from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import axis_rotations, folding_fraction
 
 __all__ = [
-    "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "confident_rotations", "finite_rows",
-    "high_energy_note", "looks_again", "mirrored_in_two_looks", "mirrored_note", "negative_note", "possible_rotations",
-    "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy",
+    "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "finite_rows", "high_energy_note",
+    "looks_again", "mirrored_in_two_looks", "mirrored_note", "negative_note", "possible_rotations", "prefer_motion",
+    "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy",
     "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
@@ -28,7 +28,7 @@ MIRRORED, NEGATIVE, UNLIKE = "looks mirrored", "looks like a negative", "remains
 # of the disagreement after a rotation: on `val` at least 1.35 times as much after false ones, at most 1.1 times after true ones
 ROTATION_LIMITS = {"energy": math.inf, "disagreement": 1.2}
 _RULED_OUT = 0.01  # a rotation that is less likely is not looked at
-_SURE = 1e-6  # the least probability that counts
+_SURE = 1e-6  # the least probability, or difference of two, that counts: float32 has 0.9 as a little less
 
 
 def finite_rows(*tensors: Tensor) -> Tensor:
@@ -57,18 +57,13 @@ def skip_low_energy(energy: float, skip_below: float | None) -> str | None:
     return f"{LEFT_ALONE}: looks like the training images" if skip_below is not None and energy <= skip_below else None
 
 
-def confident_rotations(probabilities: Tensor, min_confidence: float) -> Tensor:
-    """Number of the likeliest rotation ``(B,)`` where its probability ``(B, R)`` is at least ``min_confidence``, else 0."""
-    return torch.where(probabilities.amax(1) >= min_confidence, probabilities.argmax(1), 0)
-
-
 def possible_rotations(probabilities: Sequence[float], min_confidence: float, temperature: float | None) -> list[int]:
     """Numbers of the rotations whose energies decide, 0 for none first; no numbers where an image surely stands upright.
 
     The probabilities are those by an orientation network, of one image. Arguments as for :func:`chosen_rotation`.
     """
     likeliest = max(range(len(probabilities)), key=probabilities.__getitem__)
-    sure = probabilities[likeliest] >= min_confidence
+    sure = probabilities[likeliest] >= min_confidence - _SURE
     if (sure and likeliest == 0) or (not sure and temperature is None):
         return []
     return [0, likeliest] if temperature is None else [0, *(k for k, p in enumerate(probabilities) if k and p >= _RULED_OUT)]
@@ -89,7 +84,7 @@ def chosen_rotation(
     least = min(finite.values(), default=0.0)
     weights = {k: probabilities[k] * math.exp((least - e) / temperature) for k, e in finite.items()}
     best = max(weights, key=weights.__getitem__, default=0)
-    return best if weights and weights[best] >= min_confidence * sum(weights.values()) else 0
+    return best if weights and weights[best] >= (min_confidence - _SURE) * sum(weights.values()) else 0
 
 
 def looks_again(ddf: Tensor, min_motion: float) -> Tensor:
@@ -129,7 +124,7 @@ def mirrored_in_two_looks(probability: Tensor, again: Tensor) -> Tensor:
 
 def mirrored_note(probability: float, min_confidence: float) -> str:
     """A film that is mirrored with at least this probability is only noted, because situs inversus exists."""
-    return f"{MIRRORED} (probability {probability:.2f}) and is not changed" if probability >= min_confidence else ""
+    return f"{MIRRORED} (probability {probability:.2f}) and is not changed" if probability >= min_confidence - _SURE else ""
 
 
 def rotation_note(rotation: int, spatial_dims: int) -> str:

@@ -14,8 +14,9 @@ import click
 from monai_diffeo.cli.options import option
 from monai_diffeo.cli.segment import ENDS, FILM_OPTIONS, opened_bundle
 
-__all__ = ["bulk"]
+__all__ = ["PATIENCE", "bulk"]
 
+PATIENCE = 300  # seconds
 _PATHS = ("dataset_dir", "output_dir", "network_weights", "trust_model")
 
 
@@ -33,7 +34,7 @@ Exit status:
 @option("output_dir", "Folder of the results, which all workers see under this name.", metavar="DIR")
 @option("scheduler", "Address of a scheduler of Dask, such as tcp://node7:8786, or its file. Without it, this machine.", str)
 @option("workers", "Processes on this machine. Without it, one a core, or one with --device cuda.", click.IntRange(min=1), "N")
-@option("patience", "Seconds without a worker that end the run. Without it, 300.", click.FloatRange(0, min_open=True), "N")
+@option("patience", f"Seconds without workers that end a run. Without it, {PATIENCE}.", click.FloatRange(0, min_open=True), "N")
 def bulk(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> int:
     """Segment many films with many processes, of this machine or of a cluster.
 
@@ -65,7 +66,7 @@ def bulk(bundle_root: str | None, trust_bundle: bool | None, **options: Any) -> 
             arguments = (root.absolute(), tuple(given.items()), Path(films.root), bool(trust_bundle))
             folder.mkdir(parents=True, exist_ok=True)  # after the run has the output folder for itself
             task = room.Task(_segmenter, arguments, str(folder), reporter.settings_sha256, str(films.root))
-            room.run_films(client, task, missing, reporter, patience or room.PATIENCE)
+            room.run_films(client, task, missing, reporter, patience or PATIENCE)
         status = reporter.end()
     if status in ENDS and reporter.stopped is None:
         click.echo(ENDS[status], err=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from monai_diffeo.augmentation import random_training_deformation
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
-from monai_diffeo.canonicalize.acceptance import confident_rotations
+from monai_diffeo.canonicalize.acceptance import possible_rotations
 from monai_diffeo.fit.network import NetworkUnderTest, dice_of_masks, masks_of_label
 from monai_diffeo.flow import compose, rotate_axes, warp
 from monai_diffeo.inferers import DiffeoInferer
@@ -24,15 +24,9 @@ from monai_diffeo.networks import ImageOrientation
 from monai_diffeo.networks.predictor import resample_image
 
 __all__ = [
-    "FitOutcome",
-    "Overlap",
-    "asked_with_signs",
-    "keeps_orientation",
-    "measure",
-    "measure_orientation",
-    "measure_overlap",
-]
-__all__ += ["twin_deformations"]
+    "FitOutcome", "Overlap", "asked_with_signs", "keeps_orientation", "measure", "measure_orientation", "measure_overlap",
+    "twin_deformations",
+]  # fmt: skip
 
 CLOSED, UNDONE, REGAINED = 0.5, 0.5, 1 / 3  # what "it worked" takes
 VISIBLE, UPRIGHT_LOSS, LOSS_SHARE = 0.02, 0.01, 0.25  # Dice; share of what deformed images gain
@@ -78,7 +72,8 @@ class FitOutcome:
         canonicalized: share of the deformed images that were moved.
         folding: largest share of folded voxels of a field.
         seconds: an image, at the working size.
-        kept_upright, found_turns: shares of upright images that are seen upright, and of turned ones whose rotation is found.
+        kept_upright, found_turns: shares of upright images that are seen upright, and of turned ones whose rotation is found,
+            by the orientation network alone.
         orientation: whether the canonicaliser uses that.
         overlap: with the network's masks, if there is one.
     """
@@ -182,7 +177,7 @@ def measure_orientation(network: ImageOrientation, images: Tensor, seed: int) ->
     def seen(image: Tensor, index: int) -> float:
         with torch.no_grad():
             rotation, _ = network.probabilities(rotate_axes(image[None], index))
-        return float(int(confident_rotations(rotation, CONFIDENCE)) == index)
+        return float(max(possible_rotations(rotation[0].tolist(), CONFIDENCE, None), default=0) == index)
 
     indices = torch.randint(1, network.num_rotations, (len(images),), generator=torch.Generator().manual_seed(seed)).tolist()
     return fmean(seen(image, 0) for image in images), fmean(seen(*pair) for pair in zip(images, indices))

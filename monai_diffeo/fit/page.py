@@ -41,7 +41,8 @@ def outcome_lines(outcome: FitOutcome) -> list[str]:
         "displacement": f"{outcome.undone:.0%} undone",
         "moved": f"{outcome.canonicalized:.0%} of the deformed images",
         "folded": f"at most {outcome.folding:.2%} of a field",
-        "rotations": f"{outcome.found_turns:.0%} found, {outcome.kept_upright:.0%} of upright images seen upright; {used}",
+        "rotations": f"by the orientation network alone {outcome.found_turns:.0%} found, {outcome.kept_upright:.0%} of upright "
+        f"images seen upright; {used}",
         "time": f"{outcome.seconds:.2f} seconds an image",
     }
     if (dice := outcome.overlap) is not None:

@@ -6,7 +6,7 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,10 @@ from monai_diffeo.trust.fallback import FALLBACKS, best_answers
 from monai_diffeo.trust.model import TrustModel, load_trust
 from monai_diffeo.trust.signs import film_signs
 
-__all__ = ["FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_to", "load_film_judge"]
+__all__ = ["SETTINGS", "FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_to", "load_film_judge"]
+
+SETTINGS = ("mask_threshold", "motion_limits", "image_size")
+"""Names in a bundle's ``inference.json``: a trust model counts for their values alone."""
 
 _log = logging.getLogger(__name__)
 
@@ -213,24 +216,26 @@ def fitted_to(
     further_weights: str | Path | None = None,
     mode: str = "single_pass",
     tta_samples: int | None = None,
-    mask_threshold: float | None = None,
-    motion_limits: Mapping[str, float] | None = None,
-    image_size: Sequence[int] | None = None,
+    **settings: Any,
 ) -> str:
-    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, and settings.
+    """SHA-256 of what gives the answers: weights, all files of a canonicaliser's folder, and the :data:`SETTINGS` of a bundle.
 
-    ``tta_samples`` of None is the number of the mode: both give the same. Of the last three, what is None is left out.
+    ``tta_samples`` of None is the number of the mode: both give the same. Of the settings, what is None is left out.
     ``image_size`` is that of the film which canonicaliser and networks see, so it changes all signs. ``motion_limits`` choose
     the answer that is judged. ``mask_threshold`` changes no sign: all of them cut answers at one half. But the decision is
     fitted to the Dice of masks that are cut there, and so is the Dice that is expected.
+
+    Raises:
+        TypeError: for another setting.
     """
+    if unknown := sorted({*settings} - {*SETTINGS}):
+        raise TypeError(f"fitted_to(): settings must be among {list(SETTINGS)}, got {unknown}. Remove or rename them.")
     parts: list[Any] = [sha256_of(weights), sha256_below(canonicalizer)]
     if tta_samples is not None and tta_samples == tta_samples_of(canonicalizer, mode):
         tta_samples = None
     unusual = [further_weights and sha256_of(further_weights), mode, tta_samples]
     parts += [] if unusual == [None, "single_pass", None] else [unusual]
-    given = {"mask_threshold": mask_threshold, "motion_limits": motion_limits, "image_size": image_size}
-    given = {name: value for name, value in given.items() if value is not None}
+    given = {name: value for name, value in settings.items() if value is not None}
     parts += [json.loads(json.dumps(given), parse_int=float)] if given else []  # 30 is 30.0, a tuple is a list
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 

@@ -67,12 +67,6 @@ def test_an_energy_up_to_the_threshold_is_skipped(energy, skip_below, skipped):
     assert acceptance.skip_low_energy(math.nan, 0.5) is None
 
 
-def test_a_quarter_turn_needs_its_probability():
-    probabilities = torch.tensor([[0.0, 0.75, 0.25, 0.0], [0.0, 0.0, 0.0, 1.0], [0.5, 0.25, 0.25, 0.0], [math.nan] * 4])
-    assert acceptance.confident_rotations(probabilities, 0.75).tolist() == [1, 3, 0, 0]
-    assert acceptance.confident_rotations(probabilities, 0.8).tolist() == [0, 3, 0, 0]
-
-
 def test_a_negative_is_noted_below_the_ratio_of_its_energies():
     assert "negative (inverted, its energy is multiplied by 1.50)" in acceptance.negative_note(2.0, 3.0, 1.6)
     assert acceptance.negative_note(2.0, 3.0, 1.5) == "" == acceptance.negative_note(2.0, 3.0, 1.0)
@@ -83,6 +77,13 @@ def test_a_negative_is_noted_below_the_ratio_of_its_energies():
 def test_a_mirrored_film_is_noted_from_its_probability_on():
     assert "mirrored (probability 0.75)" in acceptance.mirrored_note(0.75, 0.75)
     assert acceptance.mirrored_note(0.74, 0.75) == "" == acceptance.mirrored_note(-1.0, 0.0)
+
+
+def test_a_probability_in_single_precision_reaches_the_same_number_in_double_precision():
+    row = torch.tensor([0.1, 0.9, 0.0, 0.0]).tolist()
+    assert row[1] < 0.9 and acceptance.possible_rotations(row, 0.9, None) == [0, 1]
+    assert acceptance.chosen_rotation(row, {0: 0.0, 1: 0.0}, 0.9, 1.0) == 1
+    assert "mirrored" in acceptance.mirrored_note(row[1], 0.9)
 
 
 def test_the_worst_folding_is_that_of_the_field_or_of_its_inverse():
@@ -301,6 +302,7 @@ def test_without_a_temperature_a_rotation_has_to_lower_the_energy(given, rotated
         ([0.1, 0.9, 0.0, 0.0], None, [0, 1]),
         ([0.2, 0.8, 0.0, 0.0], None, []),
         ([0.95, 0.05, 0.0, 0.0], None, []),
+        ([math.nan] * 4, None, []),
         ([0.2, 0.78, 0.015, 0.005], 5.0, [0, 1, 2]),
         ([0.9, 0.1, 0.0, 0.0], 5.0, []),
         ([0.005, 0.0, 0.0, 0.995], 5.0, [0, 3]),

@@ -273,18 +273,28 @@ def test_a_run_that_is_killed_at_any_point_goes_on(films, calm, tmp_path):
     assert made(tmp_path / "resumed") == calm
 
 
-def test_a_scheduler_that_is_lost_ends_the_run_and_another_one_goes_on(films, calm, tmp_path, monkeypatch):
+@pytest.mark.parametrize("waits", [True, False])
+def test_a_scheduler_that_is_lost_ends_the_run_and_another_one_goes_on(films, calm, tmp_path, monkeypatch, waits):
     monkeypatch.setattr(room, "BATCH", 1)
-    output, file = tmp_path / "resumed", tmp_path / "scheduler.json"
+    output, file, lines = tmp_path / "resumed", tmp_path / "scheduler.json", []
 
     def take(reporter, some):
         taken(reporter, some)
-        scheduler.kill()
+        lines.extend(some)
+        if not waits:
+            scheduler.kill()
 
+    def has_ready(done):
+        if waits and lines and not ready(done):
+            scheduler.kill()
+        return ready(done)
+
+    taken, ready = room.take_films, room.as_completed.has_ready
     with cluster(file) as (scheduler, _), monkeypatch.context() as patch:
-        taken = room.take_films
         patch.setattr(room, "take_films", take)
-        status, said = invoke("bulk", films, output, "--scheduler", file)
+        patch.setattr(room.as_completed, "has_ready", has_ready)
+        with dask.config.set({"distributed.comm.timeouts.connect": "2s"}):
+            status, said = invoke("bulk", films, output, "--scheduler", file, "--patience", "0.5")
     lines, closing = lines_of(output)
     assert status == 3 and "The scheduler does not answer any more." in said[-1], said
     assert closing is None and 0 < len(lines) < len(calm[0])
@@ -436,10 +446,16 @@ def test_so_many_processes_are_started_as_are_asked_for(monkeypatch):
 # Clusters that the page names
 
 
+PAGE = (Path(__file__).parents[2] / "docs" / "how-to" / "segment-on-many-processes.md").read_text()
+
+
 def page_code(number):
     """The Python code that the page shows, as far as it can be run without a cluster."""
-    page = (Path(__file__).parents[2] / "docs" / "how-to" / "segment-on-many-processes.md").read_text()
-    return re.split("^cluster.scale|^cluster = Kube", re.findall(r"```python\n(.*?)```", page, re.S)[number], flags=re.M)[0]
+    return re.split("^cluster.scale|^cluster = Kube", re.findall(r"```python\n(.*?)```", PAGE, re.S)[number], flags=re.M)[0]
+
+
+def test_the_page_names_the_patience_of_the_command():
+    assert f"after which the run ends; without it {command.PATIENCE}. " in PAGE
 
 
 def test_the_page_asks_slurm_for_workers_of_one_thread():

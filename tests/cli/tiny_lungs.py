@@ -10,6 +10,7 @@ from monai.networks.nets import UNet
 from PIL import Image
 
 from monai_diffeo.trust import Score, fitted_to, save_trust
+from monai_diffeo.trust.judge import SETTINGS
 from tests.helpers import canonicalizer_folder
 from tests.trust.test_decision import MODEL
 
@@ -31,7 +32,7 @@ def tiny_lungs(root):
         torch.save(network.state_dict(), root / "models" / f"{name}.pt")
     limits = {"energy": 1.0, "blur": 0.1, "displacement": 0.01}
     error, foreign = Score(0.0, {"energy": 1.0, "blur": 1.0}, 0.0), Score(-1e3, {"energy": 1.0}, 0.0)
-    settings = {name: config[name] for name in ("mask_threshold", "motion_limits", "image_size")}
+    settings = {name: config[name] for name in SETTINGS}
     sha256 = fitted_to(root / "models" / "model.pt", energy, **settings)
     model = replace(MODEL, limits=limits, error=error, foreign=foreign, sha256=sha256)
     save_trust(root / "models" / "trust.json", model)

@@ -252,6 +252,8 @@ def test_settings_count_by_their_values_however_they_are_written(tmp_path):
     changed += [{name: None} for name in given]
     assert fitted_to(*files, **same) == fitted_to(*files, **given)
     assert len({fitted_to(*files, **{**given, **one}) for one in [{}, *changed]}) == 7
+    with pytest.raises(TypeError, match="settings must be among .*'image_size'.*, got .*'size'"):
+        fitted_to(*files, size=[32, 48])
 
 
 def test_the_network_that_knows_other_images_sees_the_canonical_film():
