@@ -30,6 +30,7 @@ def load_weights(network: Network, path: str | Path, further: str | Path | None 
         amp: see :func:`mixed_precision`; also as a string.
 
     Raises:
+        ValueError: for another word than true or false as ``amp``.
         WeightsError: if the file is missing, damaged, holds more than finite tensors, does not fit the network, or is not the
             one that its bundle names, see :func:`monai_diffeo.files.check_sha256`.
     """
