@@ -32,6 +32,8 @@ def test_the_network_of_each_bundle_answers_in_float32_near_that_without_it(name
         parser = ConfigParser()
         parser.read_config(ROOT / "bundles" / name / "configs" / "inference.json")
         parser.update({"bundle_root": str(ROOT / "bundles" / name), **options})
+        if "reporter::settings" in parser:  # by which a run that resumes sees that another precision was asked for
+            assert parser.get_parsed_content("reporter::settings::amp") is (options.get("amp") == "true")
         return parser.get_parsed_content("network")
 
     for options, dtype in (({}, torch.float32), ({"amp": "false"}, torch.float32), ({"amp": "true"}, torch.bfloat16)):
