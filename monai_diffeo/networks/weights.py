@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +12,9 @@ from torch import Tensor, nn
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256, write_atomically
-from monai_diffeo.networks.precision import mixed_precision
+from monai_diffeo.networks.precision import Network, mixed_precision
 
 __all__ = ["load_weights", "mean_weights", "save_weights", "trained_part"]
-
-Network = TypeVar("Network", bound=nn.Module)
 
 
 def load_weights(network: Network, path: str | Path, further: str | Path | None = None, *, amp: bool | str = False) -> Network:
