@@ -2,6 +2,7 @@
 
 from monai_diffeo.networks.critic import EnergyCritic
 from monai_diffeo.networks.orientation import ImageOrientation, orient_images
+from monai_diffeo.networks.precision import mixed_precision
 from monai_diffeo.networks.predictor import DeformationPredictor, standardize_image
 from monai_diffeo.networks.stn import (
     CNNLocalizer,
@@ -27,6 +28,6 @@ __all__ = [
     "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageOrientation",
     "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain", "SpatialTransformerLayer",
     "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights", "mean_weights",
-    "save_weights",
+    "mixed_precision", "save_weights",
     "orient_images", "standardize_image", "zero_init_last_layer_",
 ]  # fmt: skip

@@ -249,6 +249,7 @@ def load_film_judge(
     whole_weights: str | Path | None = None,
     enabled: bool | str = True,
     look: Callable[[Tensor], Canonicalization] | None = None,
+    amp: bool | str = False,
     **settings: Any,
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
@@ -261,6 +262,7 @@ def load_film_judge(
         any_weights: take the model all the same, as one of these weights, and do without networks that are missing.
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
         enabled: whether films are canonicalised, true or false, also as a string; else there is no judge.
+        amp: of both networks, see :func:`monai_diffeo.networks.load_weights`.
 
     Raises:
         ConfigError: for options about decisions where films are not canonicalised.
@@ -293,11 +295,11 @@ def load_film_judge(
         )
         return None
     others: Any = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
-    asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name)) for name, parts in others.items()}
+    asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name), amp=amp) for name, parts in others.items()}
     return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, look=look, **asked)
 
 
-def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool) -> nn.Module | None:
+def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool, amp: bool | str) -> nn.Module | None:
     """The network with its weights, None where a file is missing that is not needed."""
     there = [file for file in files if file is not None and Path(file).is_file()]
     if network is not None and (missing := [file for file in files if file not in there]) and needed:
@@ -306,4 +308,4 @@ def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool) 
             f"{str(missing[0])!r} are missing. Copy the file there, or run `monai-diffeo calibrate` without it, and give what "
             "that writes with --trust_model."
         )
-    return None if network is None or len(there) < len(files) else load_weights(network, *there)
+    return None if network is None or len(there) < len(files) else load_weights(network, *there, amp=amp)
