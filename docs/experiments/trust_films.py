@@ -23,6 +23,7 @@ from docs.experiments.film_data import Films, load_films
 from docs.experiments.foreign_images import FITTED, TESTED, foreign_images
 from docs.experiments.lungs_product import SIZE, WORK, masks_of, networks, threshold_of, whole_network, wrappers
 from docs.experiments.measures import dice_of
+from monai_diffeo.canonicalize.rotation import rotated_back
 from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import OutlierDetector, load_weights
 from monai_diffeo.radiograph.manifest import read_manifest
@@ -75,7 +76,7 @@ def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row
         row["seconds_second"], began = clock() - began, clock()
         hidden = ask_upright(whole, seen, found.rotations)
         row["seconds_whole"], began = clock() - began, clock()
-        outlier = detector(searched.image)
+        outlier = detector(rotated_back(seen, found.rotations))
         row["seconds_outlier"] = clock() - began
         back = searched.warp_back(second.log_odds.amax(1, keepdim=True))
         canonicalizer, flat = inferer.canonicalizer, searched.image.float()

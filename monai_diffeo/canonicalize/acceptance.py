@@ -137,12 +137,13 @@ def rotation_note(rotation: int, spatial_dims: int) -> str:
     return f"rotation corrected: axes 1, 2, 3 of the canonical volume are axes {', '.join(axes)} of the given one"
 
 
-def at_rest_note(note: str, moved: bool, undone: str) -> str:
-    """The ``note`` of an image that was ``moved`` in the search and is not deformed now; a rotation ``undone`` is not one."""
+def at_rest_note(note: str, moved: bool, undone: str, unlike: str) -> str:
+    """The ``note`` of an image that was ``moved`` in the search and is not deformed now; a rotation ``undone`` is not one, and
+    ``unlike`` is its :func:`high_energy_note` as it is now."""
     if not moved:
         return note
-    kept = [part for part in note.split("; ") if part and part != undone]
-    return "; ".join([*kept, f"not {'rotated, not ' if undone else ''}{AT_REST}"])
+    kept = [part for part in note.split("; ") if part != undone and not part.startswith(UNLIKE)]
+    return "; ".join([*filter(None, [*kept, unlike]), f"not {'rotated, not ' if undone else ''}{AT_REST}"])
 
 
 def negative_note(energy: float, inverted: float, min_ratio: float) -> str:

@@ -258,7 +258,8 @@ class Canonicalizer(nn.Module):
             same = upright is image  # then its energy is known
             energy = found.energy_before if same else self.energy(self._resampled(_rows(done, upright, 0.0)))
             undone = [acceptance.rotation_note(k, image.ndim - 2) for k in (found.rotations - rotations).tolist()]
-            notes = [acceptance.at_rest_note(note, *row) for note, *row in zip(found.notes, done.tolist(), undone)]
+            unlike = [acceptance.high_energy_note(e, self.ood_threshold) for e in energy.tolist()]
+            notes = [acceptance.at_rest_note(*row) for row in zip(found.notes, done.tolist(), undone, unlike)]
             own = upright.to(found.image.dtype)
             return replace(
                 found,

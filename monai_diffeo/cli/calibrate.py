@@ -39,7 +39,7 @@ def calibrate(bundle_root: str | None, trust_bundle: bool | None, **options: Any
         click.echo(_calibrated(root, given, output, share, bool(trust_bundle)))
 
 
-_ALSO = {*"bundle_root mode tta_samples mask_threshold convention device network_weights trust_bundle debug".split()}
+_ALSO = {*"bundle_root mode tta_samples mask_threshold convention device amp network_weights trust_bundle debug".split()}
 calibrate.params += [each for each in segment.params if each.name in _ALSO]
 
 

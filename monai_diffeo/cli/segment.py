@@ -51,6 +51,7 @@ Exit status:
 )
 @option("convention", "What of a lung a mask holds: what is 'visible' beside the heart, or the 'whole' of it.", metavar="WHICH")
 @option("device", "'cpu' or 'cuda'.", metavar="DEVICE")
+@option("amp", "Run the networks in mixed precision, bfloat16; faster where the processor has instructions for it.", SWITCH)
 @option("network_weights", "Weights of the network.", metavar="FILE")
 @option("trust_model", "Decide on films by this file, which 'calibrate' wrote for the options of this run.", metavar="FILE")
 @option(

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from monai.data import MetaTensor
 from monai.inferers import Inferer
 from torch import Tensor
 
 from monai_diffeo.inferers.diffeo import DiffeoResult
+from monai_diffeo.inferers.record import like_input
 from monai_diffeo.networks import TemplateTransformer, WarpedTemplate, compress_logits
 
 __all__ = ["TemplateInferer"]
@@ -40,8 +40,5 @@ class TemplateInferer(Inferer):
         result = network.segment(inputs, *args, **kwargs)
         if self.on_result is not None:
             self.on_result(result)
-        answer = compress_logits(result.log_odds)
-        if isinstance(inputs, MetaTensor):
-            answer = MetaTensor(answer)
-            answer.copy_meta_from(inputs, copy_attr=False)
+        answer = like_input(compress_logits(result.log_odds), inputs)
         return DiffeoResult(answer, plain=answer if plain else None, templates=(result,))

@@ -3,6 +3,7 @@
 from monai_diffeo.networks.critic import EnergyCritic
 from monai_diffeo.networks.orientation import ImageOrientation, orient_images
 from monai_diffeo.networks.outlier import OutlierDetector
+from monai_diffeo.networks.precision import mixed_precision
 from monai_diffeo.networks.predictor import DeformationPredictor, standardize_image
 from monai_diffeo.networks.stn import (
     CNNLocalizer,
@@ -28,5 +29,5 @@ __all__ = [
     "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageOrientation",
     "OutlierDetector", "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain",
     "SpatialTransformerLayer", "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights",
-    "mean_weights", "orient_images", "save_weights", "standardize_image", "zero_init_last_layer_",
+    "mean_weights", "mixed_precision", "orient_images", "save_weights", "standardize_image", "zero_init_last_layer_",
 ]  # fmt: skip

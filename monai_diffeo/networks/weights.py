@@ -5,35 +5,36 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import NumericalError, WeightsError
 from monai_diffeo.files import check_sha256, record_sha256, write_atomically
+from monai_diffeo.networks.precision import Network, mixed_precision
 
 __all__ = ["load_weights", "mean_weights", "save_weights", "trained_part"]
 
-Network = TypeVar("Network", bound=nn.Module)
 
-
-def load_weights(network: Network, path: str | Path, further: str | Path | None = None) -> Network:
+def load_weights(network: Network, path: str | Path, further: str | Path | None = None, *, amp: bool | str = False) -> Network:
     """Load a state dictionary into a network, with exactly its keys; set the network to eval mode and return it.
 
     Args:
         network: of the architecture that was trained.
         path: file written by ``torch.save(network.state_dict(), path)``.
         further: file of some of the weights, trained further from those in ``path``; None for none.
+        amp: see :func:`mixed_precision`; also as a string.
 
     Raises:
+        ValueError: for another word than true or false as ``amp``.
         WeightsError: if the file is missing, damaged, holds more than finite tensors, does not fit the network, or is not the
             one that its bundle names, see :func:`monai_diffeo.files.check_sha256`.
     """
     for file in (path, further):
         if file is not None:
             _load(network, _existing("load_weights", file), whole=file is path)
-    return network.eval()
+    return (mixed_precision(network) if parse_switch(amp) else network).eval()
 
 
 def _load(network: nn.Module, path: Path, whole: bool) -> None:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import Canonicalization
 from monai_diffeo.canonicalize.acceptance import NEGATIVE
 from monai_diffeo.canonicalize.folder import tta_samples_of
+from monai_diffeo.canonicalize.rotation import rotated_back
 from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import ConfigError, DiffeoError, RejectedError, WeightsError
 from monai_diffeo.files import bundle_of, sha256_below, sha256_of
@@ -73,7 +74,7 @@ class FilmJudge:
         fallback: ``"best"`` gives another answer than the wrapped one where :func:`best_answers` prefers it; ``"identity"`` and
             ``"raise"`` never do, they are the inferer's.
         whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on upright films; None as for ``second``.
-        outlier: a network that gives log-odds ``(B,)`` that canonical films are other images; None as for ``second``.
+        outlier: a network that gives log-odds ``(B,)`` that upright films are other images; None as for ``second``.
         look: canonicalises an inverted film before all is asked of it, which saves time; None asks at once.
 
     Raises:
@@ -156,12 +157,12 @@ class FilmJudge:
     def observed(self, image: Tensor, result: DiffeoResult) -> list[Observation]:
         """What the images ``(B, 1, H, W)`` are judged by."""
         given: Any = result.canonicalization  # there is one: see above
-        searched: Any = result.searched
         mean = result if result.averaged is None else replace(result, prediction=result.averaged)
         with torch.no_grad():
             bare = convert_to_tensor(image, track_meta=False)
             whole = None if self.whole is None else ask_upright(self.whole, bare, given.rotations)
-            outlier = None if self.outlier is None else self.outlier(searched.image)
+            upright = bare if given.rotations is None else rotated_back(bare, given.rotations)
+            outlier = None if self.outlier is None else self.outlier(upright)
         signs = film_signs(mean, self.model.references, result.second, whole, outlier)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
         stated = (_stated(image, name) for name in ("film_notes", "film_patient_orientation"))
@@ -255,6 +256,7 @@ def load_film_judge(
     look: Callable[[Tensor], Canonicalization] | None = None,
     outlier: nn.Module | None = None,
     outlier_weights: str | Path | None = None,
+    amp: bool | str = False,
     **settings: Any,
 ) -> FilmJudge | None:
     """The judge of a bundle; None, and a warning in the log, where the bundle's model was not fitted to what gives the answers.
@@ -268,6 +270,7 @@ def load_film_judge(
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
         outlier, outlier_weights: the network that knows other images; likewise.
         enabled: whether films are canonicalised, true or false, also as a string; else there is no judge.
+        amp: of both networks, see :func:`monai_diffeo.networks.load_weights`.
 
     Raises:
         ConfigError: for options about decisions where films are not canonicalised.
@@ -301,11 +304,11 @@ def load_film_judge(
         return None
     others: Any = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
     others["outlier"] = outlier, outlier_weights
-    asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name)) for name, parts in others.items()}
+    asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name), amp=amp) for name, parts in others.items()}
     return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, look=look, **asked)
 
 
-def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool) -> nn.Module | None:
+def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool, amp: bool | str) -> nn.Module | None:
     """The network with its weights, None where a file is missing that is not needed."""
     there = [file for file in files if file is not None and Path(file).is_file()]
     if network is not None and (missing := [file for file in files if file not in there]) and needed:
@@ -314,4 +317,4 @@ def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool) 
             f"{str(missing[0])!r} are missing. Copy the file there, or run `monai-diffeo calibrate` without it, and give what "
             "that writes with --trust_model."
         )
-    return None if network is None or len(there) < len(files) else load_weights(network, *there)
+    return None if network is None or len(there) < len(files) else load_weights(network, *there, amp=amp)

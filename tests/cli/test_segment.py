@@ -82,7 +82,7 @@ def test_help_is_quick_and_lists_options_and_exit_status():
     table = re.findall(r"^\| (\d+) \|", readme.split("| exit status |")[1], re.M)
     assert all(f"  {status} " in done.stdout for status in [*table, "130"]) and table == ["0", "1", "3", "4"]
     documented = re.findall(r"^\| `(--\w+)", readme.split("| option |")[1], re.M)
-    assert len(documented) == 19 and all(option in done.stdout for option in documented)
+    assert len(documented) == 20 and all(option in done.stdout for option in documented)
 
 
 def test_version():

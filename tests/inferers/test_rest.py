@@ -107,6 +107,18 @@ def test_each_image_gets_the_better_answer_and_a_batch_gives_what_its_images_giv
     assert_close(DiffeoInferer(made, motion_limits=strict)(image, fickle), still, atol=1e-6, rtol=0)
 
 
+def test_at_rest_an_image_is_unlike_the_training_images_by_the_energy_that_it_then_has():
+    made, image = shifting(ood_threshold=0.0), blob(2, shift=torch.tensor([0.5, 0.0]), width=0.12)
+    energies = [found.energy_after.tolist() for found in (made(image), made.at_rest(image, made(image)))]
+    for threshold in (min(map(min, energies)) - 1, sum(map(sum, energies)) / 4, max(map(max, energies)) + 1):
+        made.ood_threshold = threshold
+        found = made(image)
+        for result, values in zip((found, made.at_rest(image, found)), energies):
+            for note, energy in zip(result.notes, values):
+                said = f"remains unlike the training images (energy {energy:.3g})"
+                assert note.count("remains unlike") == (energy > threshold) and (said in note) == (energy > threshold)
+
+
 @pytest.mark.parametrize("orientation", [None, Turned()])
 def test_at_rest_an_energy_that_is_known_is_not_computed_again_and_the_callers_image_is_a_copy(orientation):
     made, image = canonicalizer(orientation=orientation), torch.rand(2, 1, 32, 32, generator=torch.Generator().manual_seed(0))

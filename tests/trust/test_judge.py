@@ -256,12 +256,18 @@ def test_settings_count_by_their_values_however_they_are_written(tmp_path):
         fitted_to(*files, size=[32, 48])
 
 
-def test_the_network_that_knows_other_images_sees_the_canonical_film():
+def test_the_network_that_knows_other_images_sees_the_film_upright():
     seen = []
     judge = FilmJudge(model_of_any_size(), outlier=lambda image: (seen.append(image), image.mean((1, 2, 3)))[1])
-    result = judge(blob(1), asked(lambda mean: ""))
-    assert len(seen) == 1 and torch.equal(seen[0], result.searched.image)
-    wanted = torch.nn.functional.softplus(result.searched.image.double().mean())
+    film, ask = blob(1, (32, 32), torch.tensor([0.4])), asked(lambda mean: "")
+
+    def turned(image):
+        result = ask(image)
+        return replace(result, canonicalization=replace(result.canonicalization, rotations=torch.tensor([1])))
+
+    result = judge(film, turned)
+    assert len(seen) == 1 and torch.equal(seen[0], torch.rot90(film, -1, (2, 3)))
+    wanted = torch.nn.functional.softplus(film.double().mean())
     assert result.verdicts[0].signs["outlier"] == pytest.approx(wanted.item(), abs=1e-6)
 
 
