@@ -331,7 +331,10 @@ TESTED: Mapping[str, Callable[[Path], Iterator[np.ndarray]]] = {
     "two films side by side": _films("test", 15, _side_by_side),
     "double exposure": _films("test", 15, _double_exposure),
 }
-"""Kinds that nothing is fitted on."""
+"""Kinds that the decision is not fitted on."""
+
+ALIKE = ("cartoons of a chest", "clouds of noise", "stripes", "head phantom", "two films side by side", "double exposure")
+"""Those of them that resemble a kind of :func:`monai_diffeo.augmentation.random_outliers`, which one network learned from."""
 
 
 def foreign_images(kind: str, data: Path) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from monai.networks.nets import UNet
 from PIL import Image
 
+from monai_diffeo.networks import OutlierDetector
 from monai_diffeo.trust import Score, fitted_to, save_trust
 from monai_diffeo.trust.judge import SETTINGS
 from tests.helpers import canonicalizer_folder
@@ -30,6 +31,7 @@ def tiny_lungs(root):
     for name in ("model", "whole_lungs"):
         network = UNet(**{key: value for key, value in config["network_def"].items() if key != "_target_"})
         torch.save(network.state_dict(), root / "models" / f"{name}.pt")
+    torch.save(OutlierDetector().state_dict(), root / "models" / "outlier.pt")
     limits = {"energy": 1.0, "blur": 0.1, "displacement": 0.01}
     error, foreign = Score(0.0, {"energy": 1.0, "blur": 1.0}, 0.0), Score(-1e3, {"energy": 1.0}, 0.0)
     settings = {name: config[name] for name in SETTINGS}
