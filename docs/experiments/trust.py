@@ -298,7 +298,8 @@ def main(argv: list[str] | None = None) -> None:
         right = "" if c not in said else _share(sum(map(said[c], films)), len(films))
         faults.append({**decision_row(c, films, model), "said or corrected": right})
     strange = [
-        {"kind": kind, "fitted on": "yes" if kinds == "fitted" else "alike" if kind in ALIKE else "no", "images": str(len(films)),
+        {"kind": kind, "fitted on": "yes" if kinds == "fitted" else "alike" if kind in ALIKE else "no",
+         "images": str(len(films)),
          "not ok": str(sum(k != OK for k in said)), "without result": str(sum(k == NO_RESULT for k in said))}
         for kinds in foreign for kind, films in foreign[kinds].items() for said in [_flagged(films, model)]
     ]  # fmt: skip
