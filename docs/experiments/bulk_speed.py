@@ -28,9 +28,9 @@ def linked(folder: Path, films: int) -> Path:
     return folder
 
 
-def reporter_of(films: Path, output: Path):
+def reporter_of(films: Path, output: Path, amp: bool = False):
     """The reporter of a run, its films that are missing, and its task for workers."""
-    root, given = find_bundle("cxr").absolute(), {"dataset_dir": str(films), "output_dir": str(output), "figures": False}
+    root, given = find_bundle("cxr").absolute(), {"dataset_dir": str(films), "output_dir": str(output), "figures": False, "amp": amp}
     reporter = (parser := film_parser(root, {**given, "resume": True})).get_parsed_content("reporter")
     missing = [item["image"] for item in reporter.missing(parser.get_parsed_content("films").items)]
     arguments = (root, tuple(given.items()), films, False)
@@ -38,9 +38,9 @@ def reporter_of(films: Path, output: Path):
     return reporter, missing, bulk.Task(_segmenter, arguments, str(staged), reporter.settings_sha256, str(films))
 
 
-def run(films: Path, output: Path, workers: int) -> dict[str, float]:
+def run(films: Path, output: Path, workers: int, amp: bool = False) -> dict[str, float]:
     """Seconds of a run with so many workers, whose networks are loaded: by the clock, within tasks, and of the processor."""
-    reporter, missing, task = reporter_of(films, output)
+    reporter, missing, task = reporter_of(films, output, amp)
     with bulk.connected(None, workers) as client:
         reporter.begin(len(missing))
         client.gather(
@@ -117,6 +117,9 @@ def main(argv: list[str] | None = None) -> None:
             row = {"number of workers": workers, **{name: f"{value / options.films:.3f}" for name, value in some.items()}}
             clock, processor = found[1]["wall"] / (workers * some["wall"]), share * found[1]["workers'"] / some["workers'"]
             rows.append(row | {"busy share": f"{share:.3f}", "by clock": f"{clock:.2f}", "by processor": f"{processor:.2f}"})
+        quick = run(films, Path(place, "amp"), 1, amp=True)
+        quicker = {name: f"{value / options.films:.3f}" for name, value in quick.items()}
+        rows.append({"number of workers": "1, `--amp true`", **quicker, "by clock": f"{found[1]['wall'] / quick['wall']:.2f}"})
         own = taking(Path(place, "2"), options.lines)
     first, second = note("bulk_speed", films=options.films, lines=options.lines, load=f"{load:.1f}", cores=os.cpu_count())
     told = {name: f"{value:.0f}" if "bytes" in name else f"{1000 * value:.2f} ms" for name, value in own.items()}
