@@ -32,6 +32,7 @@ from monai_diffeo.networks import (
     EnergyCritic,
     EnergyVAE,
     ImageOrientation,
+    OutlierDetector,
     ShapePrior,
     SpatialTransformerLayer,
     TemplateTransformer,
@@ -41,6 +42,7 @@ from monai_diffeo.training import (
     ClassificationStep,
     CriticStep,
     OrientationStep,
+    OutlierStep,
     PredictorStep,
     SegmentationStep,
     TemplateStep,
@@ -195,6 +197,7 @@ def steps():
         "vae": (VAEStep(), EnergyVAE(image_size=(32, 32), channels=(8, 8), latent=4), batch),
         "critic": (CriticStep(), EnergyCritic(channels=4, layers=2), batch),
         "orientation": (OrientationStep((32, 32)), ImageOrientation(image_size=(32, 32), channels=(8, 16)), batch),
+        "outlier": (OutlierStep(), OutlierDetector(image_size=(32, 32), channels=(8, 16)), batch),
         "predictor": (
             PredictorStep(family, copied(segmenter)),
             DeformationPredictor(family.num_parameters, image_size=(32, 32), channels=(8, 16)),
@@ -208,7 +211,9 @@ def steps():
     }
 
 
-@pytest.mark.parametrize("kind", ["segmentation", "classification", "vae", "critic", "orientation", "predictor", "template"])
+@pytest.mark.parametrize(
+    "kind", ["segmentation", "classification", "vae", "critic", "orientation", "outlier", "predictor", "template"]
+)
 def test_one_training_step_there(kind):
     torch.manual_seed(0)
     step, network, batch = steps()[kind]
