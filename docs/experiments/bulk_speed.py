@@ -30,10 +30,8 @@ def linked(folder: Path, films: int) -> Path:
 
 def reporter_of(films: Path, output: Path, amp: bool = False):
     """The reporter of a run, its films that are missing, and its task for workers."""
-    root, given = (
-        find_bundle("cxr").absolute(),
-        {"dataset_dir": str(films), "output_dir": str(output), "figures": False, "amp": amp},
-    )
+    root = find_bundle("cxr").absolute()
+    given = {"dataset_dir": str(films), "output_dir": str(output), "figures": False, "amp": amp}
     reporter = (parser := film_parser(root, {**given, "resume": True})).get_parsed_content("reporter")
     missing = [item["image"] for item in reporter.missing(parser.get_parsed_content("films").items)]
     arguments = (root, tuple(given.items()), films, False)
