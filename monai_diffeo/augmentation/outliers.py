@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.augmentation.common import check_films_and_masks, uniform, unit_grid
+from monai_diffeo.errors import ShapeError
 
 __all__ = ["random_outliers"]
 
@@ -17,12 +18,13 @@ __all__ = ["random_outliers"]
 def random_outliers(films: Tensor, masks: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """As many images that are no films, in [0, 1]; each kind is equally likely.
 
-    Made of films are: two on top of each other; parts of two beside each other; the squares of one in another order; an
-    enlarged piece; one with few flat grey values; one with random phases, which has a film's spectrum and nothing of its
-    shape; one under a texture. Drawn are: the outlines of a mask, filled; ellipses, often in pairs; stripes; noise like clouds.
+    Made of films are: two on top of each other, the second rotated or mirrored; parts of two beside each other; the squares of
+    one in another order; an enlarged piece; one with few flat grey values; one with random phases, which has a film's spectrum
+    and nothing of its shape; one under a texture. Drawn are: the outlines of a mask, filled; ellipses, often in pairs; stripes;
+    noise like clouds.
 
     Args:
-        films: shape ``(B, 1, H, W)``, values in [0, 1], H and W at least 32.
+        films: shape ``(B, 1, H, W)``, values in [0, 1], H and W at least 16.
         masks: of the films, shape ``(B, K, H, W)``, 0 or 1.
         generator: source of all random numbers.
 
@@ -35,6 +37,9 @@ def random_outliers(films: Tensor, masks: Tensor, generator: torch.Generator | N
     Reference: Hendrycks et al. (2019), deep anomaly detection with outlier exposure, https://arxiv.org/abs/1812.04606
     """
     check_films_and_masks("random_outliers()", films, masks)
+    if films.shape[1] != 1 or min(films.shape[2:]) < 16:
+        remedy = "Give grey films, resampled to such a frame."
+        raise ShapeError("random_outliers()", "films", "(B, 1, H, W), H and W at least 16", films.shape, remedy)
     draw, count = _Draw(generator), len(films)
     kinds, others = (torch.randint(n, (count,), generator=generator).tolist() for n in (len(_KINDS), max(count, 1)))
     made = [
@@ -65,11 +70,11 @@ class _Draw:
     def noise(self, image: Tensor) -> Tensor:
         return torch.randn(image.shape, generator=self.generator).to(image)
 
-    def oriented(self, image: Tensor) -> Tensor:
-        """Rotated by quarter turns, perhaps mirrored; the frame stays."""
-        size, image = image.shape[2:], torch.rot90(image, self.whole(0, 4), (2, 3))
-        image = image.flip(3) if self.happens(0.5) else image
-        return _resized(image, size)
+    def oriented(self, image: Tensor, least: int = 0) -> Tensor:
+        """Rotated by quarter turns or mirrored, or both; with ``least`` 1 never left as it is. The frame stays."""
+        number, size = self.whole(least, 8), image.shape[2:]
+        image = torch.rot90(image, number % 4, (2, 3))
+        return _resized(image.flip(3) if number >= 4 else image, size)
 
 
 Kind = Callable[[_Draw, Tensor, Tensor, Tensor], Tensor]  # of numbers, a film, another film and the film's mask, batches of 1
@@ -87,7 +92,7 @@ def _places(image: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _double_exposure(draw: _Draw, film: Tensor, other: Tensor, _: Tensor) -> Tensor:
-    other, share = draw.oriented(other), draw.number(0.3, 0.7)
+    other, share = draw.oriented(other, least=1), draw.number(0.3, 0.7)
     if draw.happens(0.5):
         other = other.roll(tuple(draw.whole(0, n) for n in film.shape[2:]), (2, 3))
     return share * film + (1 - share) * other
@@ -98,7 +103,7 @@ def _joined(draw: _Draw, film: Tensor, other: Tensor, _: Tensor) -> Tensor:
     h, w = film.shape[2:]
     if draw.happens(0.5):
         row = int(h * draw.number(0.3, 0.7))
-        return torch.cat([film[:, :, :row], draw.oriented(other)[:, :, row:]], 2)
+        return torch.cat([film[:, :, :row], draw.oriented(other, least=1)[:, :, row:]], 2)
     whole = draw.happens(0.5)
     pair = torch.cat([film, other] if whole else [film[..., : w // 2], other[..., : w // 2]], 3)
     return _resized(pair, (h, w))
@@ -108,7 +113,9 @@ def _shuffled(draw: _Draw, film: Tensor, _: Tensor, __: Tensor) -> Tensor:
     count, size = (2, 4, 8)[draw.whole(0, 3)], film.shape[2:]
     side = [n // count * count for n in size]
     squares = film[..., : side[0], : side[1]].unflatten(3, (count, -1)).unflatten(2, (count, -1))  # (1, 1, c, h, c, w)
-    squares = squares.transpose(3, 4).flatten(2, 3)[:, :, torch.randperm(count**2, generator=draw.generator)]
+    order = torch.randperm(count**2, generator=draw.generator)
+    order = order.roll(1) if torch.equal(order, torch.arange(count**2)) else order
+    squares = squares.transpose(3, 4).flatten(2, 3)[:, :, order]
     return _resized(squares.unflatten(2, (count, count)).transpose(3, 4).flatten(4, 5).flatten(2, 3), size)
 
 
@@ -128,8 +135,8 @@ def _flattened(draw: _Draw, film: Tensor, _: Tensor, __: Tensor) -> Tensor:
 
 
 def _random_phases(draw: _Draw, film: Tensor, _: Tensor, __: Tensor) -> Tensor:
-    phases = draw.number(0.5, math.pi) * draw.noise(film)
-    return torch.fft.ifft2(torch.fft.fft2(film) * torch.polar(torch.ones_like(phases), phases)).real
+    noise = torch.fft.fft2(draw.noise(film))
+    return torch.fft.ifft2(torch.fft.fft2(film).abs() * noise / noise.abs().clamp(min=1e-6)).real
 
 
 def _textured(draw: _Draw, film: Tensor, other: Tensor, mask: Tensor) -> Tensor:

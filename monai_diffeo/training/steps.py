@@ -6,7 +6,7 @@ Each step is a callable ``(network, batch) -> losses by name``; the sum of the l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -173,10 +173,11 @@ class OrientationStep:
 class OutlierStep:
     """Cross entropy of an :class:`OutlierDetector` on films ``(B, 1, H, W)`` and on as many :func:`random_outliers`.
 
-    Films have opacities and faults and are deformed, see :func:`~monai_diffeo.augmentation.varied_films`.
+    Half of the films are mirrored. What else may happen to a film happens to an outlier, too, so that it gives nothing away:
+    opacities, faults, deformations and black around them, see :func:`~monai_diffeo.augmentation.varied_films`.
 
     Args:
-        intensity: strength of the intensity augmentation, of films and outliers.
+        intensity: strength of the intensity augmentation.
         seed: of all random numbers.
     """
 
@@ -185,11 +186,19 @@ class OutlierStep:
 
     def __call__(self, network: nn.Module, batch: Mapping[str, Tensor]) -> Losses:
         film, mask = batch["image"], batch["label"]
-        varied = varied_films(film, mask, self.generator, 1.0, framing_share=0.5, opacities=0.3, faults=0.3)[0]
-        shown = torch.cat([varied, random_outliers(film, mask, self.generator)])
-        shown = random_intensity(shown.cpu(), self.generator, self.intensity).to(film)
+        mirrored = torch.rand(len(film), 1, 1, 1, generator=self.generator).to(film) < 0.5
+        film, mask = (torch.where(mirrored, values.flip(3), values) for values in (film, mask))
+        shown, masks = torch.cat([film, random_outliers(film, mask, self.generator)]), torch.cat([mask, mask])
+        among: Any = {"intensity": self.intensity, "opacities": 0.3, "faults": 0.3, "deformation": _in_pairs}
+        shown, _ = varied_films(shown, masks, self.generator, **among)
         outlier = torch.arange(len(shown), device=film.device) >= len(film)
         return {"outlier": F.binary_cross_entropy_with_logits(network(shown), outlier.to(film))}
+
+
+def _in_pairs(count: int, size: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Deformations of a batch whose halves move alike, drawn on few points."""
+    half = random_training_deformation(count // 2, size, generator, frames=(0.7, 1.8), points=32)
+    return torch.cat([half, half])
 
 
 class PredictorStep:

@@ -24,7 +24,7 @@ def test_it_gives_one_number_an_image_whatever_its_size_and_its_grey_values():
 
 def test_it_learns_in_space_too_and_other_images_are_errors():
     torch.manual_seed(0)
-    network = OutlierDetector(3, 2, (16, 16, 16), (8, 8))
+    network = OutlierDetector((16, 16, 16), 2, (4, 6))
     assert network(torch.rand(2, 2, 20, 16, 12)).shape == (2,)
     for wrong in (torch.rand(2, 1, 16, 16, 16), torch.rand(2, 2, 16, 16)):
         with pytest.raises(ShapeError, match="OutlierDetector"):
