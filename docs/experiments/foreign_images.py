@@ -283,13 +283,10 @@ FITTED: Mapping[str, Callable[[Path], Iterator[np.ndarray]]] = {
     "digits": _digits,
     "white noise": _made(_white, "white"),
     "gradients": _made(_gradient, "gradients"),
-    "chequers": _made(_checks, "chequers"),
     "polygons": _drawn(_polygons),
     "photographs": _photographs,
     "microscopy": _skimage("cell.png", "ihc.png"),
     "MR, one body": _dicom("MR_small.dcm", "MR2_UNCR.dcm"),
-    "pieces of films": _films("train", 20, _piece),
-    "shuffled films": _films("train", 20, _shuffled),
 }
 """Kinds on which the decision is fitted."""
 
@@ -330,11 +327,15 @@ TESTED: Mapping[str, Callable[[Path], Iterator[np.ndarray]]] = {
     "head phantom": _skimage("phantom.png"),
     "two films side by side": _films("test", 15, _side_by_side),
     "double exposure": _films("test", 15, _double_exposure),
+    "pieces of films": _films("test", 15, _piece),
+    "shuffled films": _films("test", 15, _shuffled),
+    "chequers": _made(_checks, "chequers"),
 }
 """Kinds that the decision is not fitted on."""
 
 ALIKE = ("cartoons of a chest", "clouds of noise", "stripes", "head phantom", "two films side by side", "double exposure")
-"""Those of them that resemble a kind of :func:`monai_diffeo.augmentation.random_outliers`, which one network learned from."""
+ALIKE += ("pieces of films", "shuffled films", "chequers")
+"""Those that resemble a kind of :func:`monai_diffeo.augmentation.random_outliers`, from which the outlier detector learned."""
 
 
 def foreign_images(kind: str, data: Path) -> Tensor:

@@ -16,7 +16,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def mixed_precision(network: Network) -> Network:
-    """Let a network run under autocast to bfloat16 from now on; what it gives, one tensor, stays float32. Returns the network.
+    """Let a network run under autocast to bfloat16 from now on; what it gives is float32 again. Returns the network.
 
     Of a :class:`TemplateTransformer` only the networks of its backbone do so: template and fields stay in float32.
     """
@@ -27,6 +27,15 @@ def mixed_precision(network: Network) -> Network:
     return network
 
 
-def _in_bfloat16(network: nn.Module, image: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-    with torch.autocast(image.device.type, dtype=torch.bfloat16):
-        return type(network).forward(network, image, *args, **kwargs).float()
+def _in_bfloat16(network: nn.Module, *args: Any, **kwargs: Any) -> Any:
+    with torch.autocast(next(network.parameters()).device.type, dtype=torch.bfloat16):
+        return _in_float32(type(network).forward(network, *args, **kwargs))
+
+
+def _in_float32(answer: Any) -> Any:
+    """A tensor, or tensors in dictionaries and sequences, those of bfloat16 as float32."""
+    if isinstance(answer, Tensor):
+        return answer.float() if answer.dtype == torch.bfloat16 else answer
+    if isinstance(answer, dict):
+        return {name: _in_float32(part) for name, part in answer.items()}
+    return type(answer)(map(_in_float32, answer)) if isinstance(answer, (list, tuple)) else answer

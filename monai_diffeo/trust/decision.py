@@ -12,8 +12,9 @@ from monai_diffeo.canonicalize.result import NO_RESULT, NOT_JUDGED, OK, REJECTED
 from monai_diffeo.trust.model import TrustModel
 from monai_diffeo.trust.signs import SIGNS
 
-__all__ = ["DECISIONS", "NOT_JUDGED", "NO_RESULT", "OK", "REVIEW", "Verdict"]
-__all__ += ["decision_by_remarks", "kind_of_decision", "verdict"]
+__all__ = [
+    "DECISIONS", "NOT_JUDGED", "NO_RESULT", "OK", "REVIEW", "Verdict", "decision_by_remarks", "kind_of_decision", "verdict",
+]  # fmt: skip
 
 DECISIONS = (OK, NOT_JUDGED, REVIEW, NO_RESULT)
 _LEAST_AGREEMENT = 0.9  # without a model; not calibrated on errors

@@ -74,7 +74,7 @@ class FilmJudge:
         fallback: ``"best"`` gives another answer than the wrapped one where :func:`best_answers` prefers it; ``"identity"`` and
             ``"raise"`` never do, they are the inferer's.
         whole: a network that gives logits ``(B, 1, H, W)`` of the whole lungs on upright films; None as for ``second``.
-        outlier: a network that gives log-odds ``(B,)`` that upright films are other images; None as for ``second``.
+        outlier: a detector that gives log-odds ``(B,)`` that upright images are no films; None as for ``second``.
         look: canonicalises an inverted film before all is asked of it, which saves time; None asks at once.
 
     Raises:
@@ -268,9 +268,9 @@ def load_film_judge(
         accept_anything, fallback, look: see :class:`FilmJudge`.
         any_weights: take the model all the same, as one of these weights, and do without networks that are missing.
         whole, whole_weights: the network of the whole lungs, which has ``weights`` but for those in the second file; likewise.
-        outlier, outlier_weights: the network that knows other images; likewise.
+        outlier, outlier_weights: the outlier detector, which always computes in float32; likewise.
         enabled: whether films are canonicalised, true or false, also as a string; else there is no judge.
-        amp: of both networks, see :func:`monai_diffeo.networks.load_weights`.
+        amp: of both other networks, see :func:`monai_diffeo.networks.load_weights`.
 
     Raises:
         ConfigError: for options about decisions where films are not canonicalised.
@@ -283,7 +283,7 @@ def load_film_judge(
         decides = {"trust_model": typed, "fallback": fallback != "identity", "accept_anything": parse_switch(accept_anything)}
         if given := [f"--{name}" for name, one in decides.items() if one]:
             raise ConfigError(
-                "load_film_judge(): without canonicalisation nothing is decided on films, so options about decisions must be "
+                "load_film_judge(): without canonicalisation films are not judged, so options about decisions must be "
                 f"left out, got {' and '.join(given)} with --enabled false. Leave out one or the other."
             )
         return None
@@ -302,13 +302,13 @@ def load_film_judge(
             "load_film_judge: %s was not fitted to these weights and settings; decisions are not calibrated.", Path(path).name
         )
         return None
-    others: Any = {"second": (second, second_weights), "whole": (whole, weights, whole_weights)}
-    others["outlier"] = outlier, outlier_weights
-    asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name), amp=amp) for name, parts in others.items()}
+    others: Any = {"second": (amp, second, second_weights), "whole": (amp, whole, weights, whole_weights)}
+    others["outlier"] = False, outlier, outlier_weights  # takes no time, and decides alone
+    asked = {name: _loaded(*parts, needed=not any_weights and model.weighs(name)) for name, parts in others.items()}
     return FilmJudge(model, accept_anything=accept_anything, fallback=fallback, look=look, **asked)
 
 
-def _loaded(network: nn.Module | None, *files: str | Path | None, needed: bool, amp: bool | str) -> nn.Module | None:
+def _loaded(amp: bool | str, network: nn.Module | None, *files: str | Path | None, needed: bool) -> nn.Module | None:
     """The network with its weights, None where a file is missing that is not needed."""
     there = [file for file in files if file is not None and Path(file).is_file()]
     if network is not None and (missing := [file for file in files if file not in there]) and needed:

@@ -21,7 +21,7 @@ SIGNS: Mapping[str, str] = {
     "energy": "the canonical film is unlike the training films",
     "energy_before": "the film as it came is unlike the training films",
     "likeness": "the canonical film does not look like a chest film",
-    "outlier": "a network takes the film for another kind of image",
+    "outlier": "to the outlier detector, the film looks less like a chest film than others do",
     "disagreement": LIMITED_SIGNS["disagreement"],
     "search_disagreement": "the answers from poses around the canonical one disagree",
     "search_change": "the answers on the deformed and on the given film differ",
@@ -76,7 +76,7 @@ def film_signs(
         references: see :class:`References`.
         second: prediction of another kind of network, logits ``(B, 1, H, W)``.
         whole: prediction of the whole organs, where ``result`` is that of what can be seen of them, logits ``(B, 1, H, W)``.
-        outlier: log-odds that the films are images of another kind, ``(B,)``.
+        outlier: log-odds by an outlier detector, ``(B,)``.
 
     Raises:
         ValueError: if ``result`` has no canonicalisation.

@@ -58,7 +58,8 @@ def test_a_film_of_the_lung_bundle(tmp_path):
         given = {} if amp is None else {"amp": amp}
         flow = workflow(LUNGS, output_dir=str(tmp_path / str(amp)), figures=False, **given)
         judge, evaluator = flow.evaluator.judge, flow.evaluator
-        owners = {"network": evaluator.network, "second": judge.second, "whole": judge.whole}
+        halves = {"network": evaluator.network, "second": judge.second, "whole": judge.whole}
+        owners = {**halves, "detector": judge.outlier}
         owner = {id(part): name for name, network in owners.items() for part in network.modules()}
 
         def noted(part, _, answer, owner=owner, seen=seen):
@@ -70,7 +71,8 @@ def test_a_film_of_the_lung_bundle(tmp_path):
         handle.remove()
         flow.finalize()
         half = (True, torch.bfloat16) if amp == "true" else (False, torch.float32)
-        assert seen == {*((name, *half) for name in owners), ("canonicaliser", False, torch.float32)}
+        single = {(name, False, torch.float32) for name in ("canonicaliser", "detector")}
+        assert seen == {*((name, *half) for name in halves), *single}
         result = predictions[amp] = evaluator.state.result
         of = [result.prediction, result.plain, result.second, result.canonicalization.ddf, result.canonicalization.agreement]
         assert all(tensor.dtype == torch.float32 for tensor in of)

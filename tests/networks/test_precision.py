@@ -35,6 +35,18 @@ def test_a_network_computes_in_bfloat16_and_answers_in_float32():
     assert not torch.equal(answer, before) and not torch.is_autocast_enabled("cpu")
 
 
+def test_answers_of_several_parts_come_back_in_float32_and_an_image_may_be_given_by_name():
+    class Several(Probe):
+        def forward(self, image, factor=1.0):
+            answer = super().forward(image, factor)
+            return {"map": answer, "deep": [answer, (answer.argmax(1), answer.double())], "name": "x"}
+
+    answer = mixed_precision(Several(1, 2))(image=torch.rand(1, 1, 8, 8))
+    deep, (labels, double) = answer["deep"]
+    assert answer["map"].dtype == deep.dtype == torch.float32 and answer["name"] == "x"
+    assert labels.dtype == torch.int64 and double.dtype == torch.float64 and isinstance(answer["deep"][1], tuple)
+
+
 @pytest.mark.parametrize("copied", [copy.deepcopy, lambda network: pickle.loads(pickle.dumps(network))], ids=["copy", "pickle"])
 def test_a_copy_computes_with_its_own_weights(copied):
     network = mixed_precision(Probe(1, 1))

@@ -300,7 +300,7 @@ def test_a_network_that_decisions_were_fitted_with_must_be_there(tmp_path):
         assert judge.second is None and judge.whole is None and judge.outlier is None
         without = replace(model, limits={sign: limit for sign, limit in limits.items() if sign != name})
         unneeded = load_film_judge(*site(tmp_path / f"no {name}", without), **others)
-        assert unneeded.second is None and unneeded.whole is None
+        assert unneeded.second is None and unneeded.whole is None and unneeded.outlier is None
         for signs in (GOOD, {**GOOD, "energy": 70.0}):
             assert verdict(model, signs) == verdict(without, signs)
 
