@@ -88,6 +88,11 @@ def bundle_command(bundle: Path) -> str:
     return module("monai.bundle", "run", "--config_file", config, "--bundle_root", bundle, "--workflow_type", "infer")
 
 
+def poses(option: str, count: int | None) -> str:
+    """The option of the number of poses; None leaves it to the canonicaliser."""
+    return "" if count is None else f" --{option} {count}"
+
+
 def folds(fitted: Path, preprocessing: Callable[[Any], Any], files: Sequence[Path], device: str) -> dict[str, float]:
     """Volumes with a folded voxel, volumes that were moved, and seconds of the canonicaliser a volume."""
     canonicalizer, found, seconds = load_canonicalizer(fitted, device=device), [], 0.0
@@ -247,7 +252,7 @@ def foreign(options: Any) -> dict[str, Any]:
 
     spent = kept(folder, {"experiment": "fit", "minutes": options.minutes, "device": device}, fit)
     wrapped = shell(module("monai_diffeo", "wrap", bundle, "--canonicalizer", fitted)).strip()
-    runs = {"plain": bundle_command(bundle), "wrapped": f"{wrapped} --diffeo_tta_samples {options.tta_samples}"}
+    runs = {"plain": bundle_command(bundle), "wrapped": f"{wrapped}{poses('diffeo_tta_samples', options.tta_samples)}"}
     truths = shown(max(options.tested // 3, 1), options.template, rotations=options.rotations)  # its windows take long
     return {**measured(bundle, folder, truths, runs, fitted, device, FOREIGN_OF_CLASS), **spent}
 
@@ -255,7 +260,7 @@ def foreign(options: Any) -> dict[str, Any]:
 def ours(options: Any) -> dict[str, Any]:
     """The bundle brain_3d as it lies in the repository."""
     command = f"{bundle_command(OURS)} --device {options.device}"
-    runs = {"plain": f"{command} --enabled false", "wrapped": f"{command} --tta_samples {options.tta_samples}"}
+    runs = {"plain": f"{command} --enabled false", "wrapped": f"{command}{poses('tta_samples', options.tta_samples)}"}
     folder = Path(options.weights_dir).absolute() / "brain_3d"
     truths = shown(options.tested, options.template, rotations=options.rotations)
     return measured(OURS, folder, truths, runs, OURS / "models" / "energy", options.device)
@@ -277,7 +282,7 @@ def results(options: Any) -> tuple[Rows, Rows]:
 
 
 DEFAULTS: dict[str, Any] = {"weights_dir": "runs/any_network_3d", "template": str, "device": "cpu", "seed": 0, "subjects": 40}
-DEFAULTS |= {"iterations": 1000, "minutes": 20.0, "tested": 24, "rotations": 24, "tta_samples": 1, "parts": tuple(PARTS)}
+DEFAULTS |= {"iterations": 1000, "minutes": 20.0, "tested": 24, "rotations": 24, "tta_samples": int, "parts": tuple(PARTS)}
 
 
 def rows(options: Any) -> dict[str, Rows]:
