@@ -41,7 +41,8 @@ def random_outliers(films: Tensor, masks: Tensor, generator: torch.Generator | N
         remedy = "Give grey films, resampled to such a frame."
         raise ShapeError("random_outliers()", "films", "(B, 1, H, W), H and W at least 16", films.shape, remedy)
     draw, count = _Draw(generator), len(films)
-    kinds, others = (torch.randint(n, (count,), generator=generator).tolist() for n in (len(_KINDS), max(count, 1)))
+    kinds = torch.randint(len(_KINDS), (count,), generator=generator).tolist()
+    others = torch.randint(max(count, 1), (count,), generator=generator).tolist()
     made = [
         _KINDS[kind](draw, films[i : i + 1], films[other : other + 1], masks[i : i + 1, :1])
         for i, (kind, other) in enumerate(zip(kinds, others))
@@ -120,14 +121,14 @@ def _shuffled(draw: _Draw, film: Tensor, _: Tensor, __: Tensor) -> Tensor:
 
 
 def _piece(draw: _Draw, film: Tensor, _: Tensor, __: Tensor) -> Tensor:
-    side = [int(n * draw.number(0.12, 0.4)) for n in film.shape[2:]]
+    side = [math.floor(n * draw.number(0.12, 0.4)) for n in film.shape[2:]]
     top, left = (draw.whole(0, n - m) for n, m in zip(film.shape[2:], side))
     return draw.oriented(_resized(film[..., top : top + side[0], left : left + side[1]], film.shape[2:]))
 
 
 def _flattened(draw: _Draw, film: Tensor, _: Tensor, __: Tensor) -> Tensor:
     reach, count = draw.whole(1, 4), draw.whole(2, 5)
-    for _ in range(2):
+    for _again in range(2):
         film = F.avg_pool2d(F.pad(film, (reach,) * 4, mode="replicate"), 2 * reach + 1, 1)
     ends = torch.quantile(film.flatten(), torch.linspace(0, 1, count + 1)[1:-1].to(film))
     values = torch.rand(count, generator=draw.generator).to(film)
@@ -168,7 +169,7 @@ def _ellipses(draw: _Draw, film: Tensor, _: Tensor, __: Tensor) -> Tensor:
     if draw.happens(0.7):
         fill(pair(-0.1, 0.1), pair(0.6, 1.2), 0.0, draw.number(0, 1))
     in_pairs = draw.happens(0.5)
-    for _ in range(draw.whole(1, 7)):
+    for _again in range(draw.whole(1, 7)):
         centre, axes, angle, value = pair(-0.7, 0.7), pair(0.05, 0.6), draw.number(-0.5, 0.5), draw.number(0, 1)
         fill(centre, axes, angle, value)
         if in_pairs:
