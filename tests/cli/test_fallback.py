@@ -13,14 +13,7 @@ from PIL import Image  # noqa: E402
 
 from tests.bundles.command import lines_of, run_bundle  # noqa: E402
 from tests.cli.test_segment import invoke  # noqa: E402
-from tests.cli.tiny_lungs import films_in, tiny_lungs  # noqa: E402
 from tests.radiograph.dicom_factory import corner_film, save  # noqa: E402
-
-
-@pytest.fixture(scope="module")
-def site(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("site")
-    return tiny_lungs(folder / "bundle"), films_in(folder / "films", 2)
 
 
 def segmented(site, output, *words):
