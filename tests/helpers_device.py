@@ -4,6 +4,7 @@ import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+_COPY, _GRAPHED = torch.nn.Parameter.__deepcopy__, torch.cuda.make_graphed_callables
 CLAIMED = torch.device("cuda", 0)
 _NUMPY = {torch.Tensor.numpy, torch.Tensor.__array__}
 _ANY_DEVICE = {torch.Tensor.copy_, torch.Tensor.__getitem__, torch.Tensor.__setitem__, torch.Tensor.data.__set__}
@@ -29,19 +30,26 @@ class ClaimedDevice(TorchFunctionMode):
     Numpy is refused as on a GPU, and so is one operation on tensors of both devices, unless one is a single number.
     """
 
-    def __enter__(self):
-        def as_subclass(tensor, kind):  # the only way from one tensor to another that torch does not tell modes of
+    def __enter__(self):  # the two ways from one tensor to another that torch does not tell modes of
+        def as_subclass(tensor, kind):
             return _mark(torch._C.TensorBase.as_subclass(tensor, kind), claims(tensor), tensor)
 
-        torch.Tensor.as_subclass = as_subclass
+        def deepcopied(parameter, memo):
+            return _mark(_COPY(parameter, memo), claims(parameter), parameter)
+
+        torch.Tensor.as_subclass, torch.nn.Parameter.__deepcopy__ = as_subclass, deepcopied
+        torch.cuda.make_graphed_callables = lambda function, given: function  # what a graph computes
         return super().__enter__()
 
     def __exit__(self, *error):
         del torch.Tensor.as_subclass
+        torch.nn.Parameter.__deepcopy__, torch.cuda.make_graphed_callables = _COPY, _GRAPHED
         return super().__exit__(*error)
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if func == torch.Tensor.__deepcopy__:  # its memo may hold tensors of both devices
+            return _mark(func(*args, **kwargs), claims(args[0]), args[0])
         tensors = [t for t in tree_flatten((args, kwargs))[0] if isinstance(t, torch.Tensor)]
         there = [t for t in tensors if claims(t)]
         if func == torch.Tensor.device.__get__:

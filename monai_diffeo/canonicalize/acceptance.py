@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_diffeo.canonicalize.result import LEFT_ALONE, REJECTED
 from monai_diffeo.flow import axis_rotations, folding_fraction
+from monai_diffeo.flow.grid import axis_numbers
 
 __all__ = [
     "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "finite_rows", "high_energy_note",
@@ -92,7 +93,7 @@ def looks_again(ddf: Tensor, min_motion: float) -> Tensor:
 
     The displacement ``ddf`` ``(B, D, *S)``, voxels, counts in shares of the frame, its length averaged over the voxels.
     """
-    frame = torch.tensor(ddf.shape[2:]).to(ddf).view(-1, *[1] * (ddf.ndim - 2))
+    frame = axis_numbers(ddf.shape[2:], ddf).view(-1, *[1] * (ddf.ndim - 2))
     return (ddf / frame).square().sum(1).sqrt().flatten(1).mean(1) > min_motion
 
 

@@ -174,10 +174,7 @@ class Canonicalizer(nn.Module):
 
     def _is_elsewhere(self, device: torch.device) -> bool:
         """Whether something is on another device than this, or came to it by ``to()`` alone, see :func:`placed`."""
-        if any(tensor.device != device for tensor in (*self.parameters(), *self.buffers())):
-            return True
-        single = isinstance(self.predictor, DeformationPredictor) and next(self.predictor.parameters()).dtype == torch.float32
-        return device.type == "cuda" and single
+        return any(tensor.device != device for tensor in (*self.parameters(), *self.buffers()))
 
     def _canonicalize(self, given: Tensor, began: float) -> Canonicalization:
         image = given.float()
@@ -326,30 +323,44 @@ class Canonicalizer(nn.Module):
         return ["" if refused else acceptance.negative_note(e, i, self.min_polarity_ratio) for e, i, refused in rows]
 
     def _search(self, image: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
-        """Deformations of every image, and the steps of each; images that already have a status are not optimised."""
-        found, steps = Chain(), torch.zeros(len(image), dtype=torch.long, device=image.device)
-        if not self.deform:
-            return found.then(self.family, torch.zeros(len(image), self.family.num_parameters, device=image.device)), steps
-        if self.predictor is not None:
-            found = self._predict(image)
-        if self.search is None and (self.steps == 0 or self.regularizer is None):
-            return found, steps
-        start = found.forward(image.shape[2:]) if found.links else None
-        rows = [slice(i, i + 1) for i, s in enumerate(status) if s is None]
+        """Deformations of every image, and the steps of each; images that already have a status are not optimised.
+
+        Rounding depends on the batch, and Adam makes voxels of it: images go one by one. On CUDA, where a batch hardly takes
+        longer than an image, they go together, in double precision throughout.
+        """
         theta = torch.zeros(len(image), self.search_family.num_parameters, device=image.device)
+        steps = torch.zeros(len(image), dtype=torch.long, device=image.device)
+        if not self.deform:
+            return Chain().then(self.family, theta.new_zeros(len(image), self.family.num_parameters)), steps
+        if self.search is None and (self.steps == 0 or self.regularizer is None):
+            return Chain() if self.predictor is None else self._predict(image), steps
+        rows = [i for i, s in enumerate(status) if s is None]
+        groups, parts = [[i] for i in rows], (self.family, self.search_family, self.energy, self.predictor)
+        if image.is_cuda and self._computes_double():
+            image, groups, parts = image.double(), [rows][: len(rows)], _in_double(parts)
+        family, search_family, energy, predictor = parts
+        found = Chain() if predictor is None else predict(image, predictor, family, self.iterations, self.min_motion)
+        start = found.forward(image.shape[2:]) if found.links else None
         bar = _bar(self.steps * len(rows)) if self.progress else None
-        tick = None if bar is None else lambda step, _: bar.update(step > 0)
-        parts, limits = (self.energy, self.search_family, self.regularizer), (self.steps, self.learning_rate, self.patience)
+        tick = None if bar is None else lambda step, values: bar.update(len(values) * (step > 0))
+        searched, limits = (energy, search_family, self.regularizer), (self.steps, self.learning_rate, self.patience)
         with torch.enable_grad():
-            for row in rows:  # one by one: rounding depends on the batch, and Adam makes voxels of it
+            for row in groups:
                 begin = None if start is None else Deformation(start.matrix[row], start.residual[row])
                 if self.search is None:
-                    theta[row], steps[row] = minimize(image[row], *parts, begin, *limits, seed=self.seed, progress=tick)
+                    best, steps[row] = minimize(image[row], *searched, begin, *limits, seed=self.seed, progress=tick)
+                    theta[row] = best.to(theta)
                 else:
-                    theta[row] = search_theta(self.search, SearchObjective(image[row], *parts, begin, self.seed))
+                    theta[row] = search_theta(self.search, SearchObjective(image[row], *searched, begin, self.seed))
         if bar is not None:
             bar.close()
-        return found.then(self.search_family, theta), steps
+        links = [(self.family, looked.to(theta)) for _, looked in found.links]
+        return Chain((*links, (self.search_family, theta))), steps
+
+    def _computes_double(self) -> bool:
+        """Whether all parts of a search are known to compute in double precision too."""
+        known = self.predictor is None or isinstance(self.predictor, DeformationPredictor)
+        return known and self.search is None and self.energy.any_precision()
 
     def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
         """The deformations on the working frame, halved while they fold, their inverses, and the share of voxels that still
@@ -364,14 +375,9 @@ class Canonicalizer(nn.Module):
 
 
 def placed(canonicalizer: Canonicalizer, device: torch.device) -> Canonicalizer:
-    """The canonicaliser on a device, as is quickest there: on a CPU weights of 2D networks have their channels last. On CUDA
-    predictors are in double precision, since a batch is quicker than its images."""
+    """The canonicaliser on a device, as is quickest there: on a CPU weights of 2D networks have their channels last."""
     last = device.type == "cpu" and canonicalizer.family.spatial_dims == 2
-    layout = torch.channels_last if last else torch.contiguous_format
-    for part in canonicalizer.to(device, memory_format=layout).modules():  # type: ignore[call-overload]
-        if isinstance(part, DeformationPredictor):
-            part.to(torch.float64 if device.type == "cuda" else torch.float32)
-    return canonicalizer
+    return canonicalizer.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
 
 
 def _identity_unless(done: Tensor, maps: Deformation) -> Deformation:
@@ -383,6 +389,11 @@ def _identity_unless(done: Tensor, maps: Deformation) -> Deformation:
 def _all(keep: Tensor) -> bool:
     """Whether nothing need be copied; a GPU is not asked, which would wait for it."""
     return keep.device.type == "cpu" and bool(keep.all())
+
+
+def _in_double(parts: Any) -> Any:
+    """Copies of modules in double precision, which share what they shared; None stays None."""
+    return [part and part.double() for part in copy.deepcopy(parts)]
 
 
 def _frozen(part: Any) -> Any:

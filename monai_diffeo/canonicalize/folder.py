@@ -44,7 +44,6 @@ def load_canonicalizer(
     ``energies`` are weights by name, ``level`` is that of :class:`WeightedEnergy`, ``regularizer`` holds the arguments of
     :class:`DeformationRegularizer`, and ``"standardize": false`` takes the energies as they are. With ``limits.json``, which
     ``monai-diffeo fit`` writes for the default mode, a :class:`DiffeoInferer` gives each image a decision.
-    On a GPU a :class:`DeformationPredictor` computes in double precision, see :func:`placed`.
 
     Args:
         folder: with ``canonicalizer.json``, ``statistics.json`` and the weights they name; or a bundle, by its folder or by a

@@ -21,6 +21,8 @@ from monai_diffeo.networks.channels import explained_channels
 
 __all__ = ["Chain", "SearchObjective", "minimize", "predict", "search_theta"]
 
+_FEW, _MANY = 16, 10  # images whose kernels take less time than their launches; steps that are worth a capture
+
 
 @dataclass(frozen=True)
 class Chain:
@@ -138,8 +140,8 @@ class SearchObjective:
     seed: int = 0
 
     def identity(self) -> Tensor:
-        """Parameters ``(B, P)`` of the deformation that moves nothing."""
-        return self.family.identity(len(self.image), self.image.device, self.seed)
+        """Parameters ``(B, P)`` of the deformation that moves nothing, in the precision of the images."""
+        return self.family.identity(len(self.image), self.image.device, self.seed).to(self.image.dtype)
 
     def __call__(self, theta: Tensor) -> Tensor:
         size = tuple(self.image.shape[2:])
@@ -204,13 +206,14 @@ def minimize(
     """
     goal = SearchObjective(image, energy, family, regularizer, start, seed)
     theta = goal.identity().clone().requires_grad_()
+    lowered = _captured(goal, theta) if image.is_cuda and len(image) < _FEW and steps >= _MANY else goal
     optimizer = torch.optim.Adam([theta], lr=learning_rate)
-    best_theta, best = theta.detach().clone(), torch.full((image.shape[0],), float("inf"), device=image.device)
+    best_theta, best = theta.detach().clone(), image.new_full((image.shape[0],), float("inf"))
     waited = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
     used = torch.zeros_like(waited)
     active = torch.ones_like(waited, dtype=torch.bool)
     for step in range(steps + 1):  # the last round only looks at where the last step led
-        objective = goal(theta)
+        objective = lowered(theta)
         value = objective.detach()
         better = active & torch.isfinite(value) & (value < best - tolerance)
         best_theta = torch.where(better.view(-1, 1), theta.detach(), best_theta)
@@ -226,3 +229,13 @@ def minimize(
         theta.grad = torch.nan_to_num(torch.autograd.grad(total, theta)[0])  # theta's alone: no weight collects one
         optimizer.step()
     return best_theta, used
+
+
+def _captured(goal: SearchObjective, theta: Tensor) -> Callable[[Tensor], Tensor]:
+    """The objective as a CUDA graph, which is launched at once and not kernel by kernel; where something in it waits for the
+    host, the objective itself."""
+    graphed: Any = torch.cuda.make_graphed_callables
+    try:
+        return graphed(lambda theta: goal(theta), (theta,))
+    except RuntimeError:
+        return goal

@@ -20,7 +20,12 @@ class Energy(nn.Module):
 
     Subclasses define :meth:`forward`. An energy owns its networks. The energies of this package copy the network they are
     given and :meth:`freeze` the copy: the caller's own network is not changed and may be trained further.
+
+    Attributes:
+        computes_double: whether an energy of ``double()`` weights takes double images; False says nothing.
     """
+
+    computes_double = False
 
     def __call__(self, image: Tensor) -> Tensor:
         """:meth:`forward`, and a ShapeError if that does not give one number an image."""
@@ -43,6 +48,10 @@ class Energy(nn.Module):
     def evaluate(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Energies ``(B,)`` of images ``(B, C, *S)``, and their named terms, ``(B,)`` each; by default none."""
         return self(image), {}
+
+    def any_precision(self) -> bool:
+        """Whether this and all energies that it consists of compute in double precision too."""
+        return all(part.computes_double for part in self.modules() if isinstance(part, Energy))
 
     def freeze(self) -> Energy:
         """Eval mode for good, no gradients for the weights."""

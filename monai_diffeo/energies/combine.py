@@ -21,6 +21,8 @@ class StandardizedEnergy(Energy):
         std: its spread there, larger than 0.
     """
 
+    computes_double = True
+
     def __init__(self, energy: Energy | Callable[[Tensor], Tensor], mean: float = 0.0, std: float = 1.0) -> None:
         super().__init__()
         if not (0 < std < float("inf") and abs(mean) < float("inf")):
@@ -51,6 +53,8 @@ class WeightedEnergy(Energy):
     Raises:
         ValueError: for a weight without an energy.
     """
+
+    computes_double = True
 
     def __init__(
         self,

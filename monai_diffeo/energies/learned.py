@@ -25,6 +25,8 @@ class VAEEnergy(Energy):
             as published.
     """
 
+    computes_double = True
+
     def __init__(self, vae: EnergyVAE, beta: float = 1.0, standardize: bool = True) -> None:
         super().__init__()
         self.vae, self.beta, self.standardize = copy.deepcopy(vae), beta, standardize
@@ -40,6 +42,8 @@ class VAEEnergy(Energy):
 
 class CriticEnergy(Energy):
     """Score of a Wasserstein critic, larger for deformed images; arguments as :class:`VAEEnergy`."""
+
+    computes_double = True
 
     def __init__(self, critic: EnergyCritic, standardize: bool = True) -> None:
         super().__init__()
@@ -57,6 +61,8 @@ class ResidualDeformationEnergy(Energy):
         predictor: trained :class:`DeformationPredictor`, of which a frozen copy is kept.
         family: the family whose parameters it gives; shared with the caller, since a family has nothing to train.
     """
+
+    computes_double = True
 
     def __init__(self, predictor: nn.Module, family: VelocityFamily) -> None:
         super().__init__()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.flow.axis_rotations import axis_rotations, inverse_rotation, rotate_axes
-from monai_diffeo.flow.grid import centered_grid, half_frame
+from monai_diffeo.flow.grid import axis_numbers, centered_grid, half_frame
 from monai_diffeo.flow.warp import resize_ddf, sample, sample_normalized, unit_of_sampler
 
 __all__ = ["Deformation", "crop_or_pad"]
@@ -91,11 +91,11 @@ class Deformation:
         """Maps of a frame of ``spatial_size`` voxels as maps of the same frame with ``new_size`` voxels, edges on edges."""
         if tuple(spatial_size) == tuple(new_size):
             return self
-        ratio = self.matrix.new_tensor([new / old for new, old in zip(new_size, spatial_size)])
+        ratio = axis_numbers((new / old for new, old in zip(new_size, spatial_size)), self.matrix)
         have, column = self.residual.shape[2:], ratio.view(-1, *[1] * len(ratio))
         grown = [max(new, round(n * new / old)) for n, old, new in zip(have, spatial_size, new_size)]
         grown = [n + (n - new) % 2 for n, new in zip(grown, new_size)]  # the centre stays a centre
-        center = self.residual.new_tensor([(n - 1) / 2 for n in have]).view_as(column)
+        center = axis_numbers(((n - 1) / 2 for n in have), self.residual).view_as(column)
         matrix = self.matrix * ratio[:, None] / torch.cat([ratio, ratio.new_ones(1)])
         if all(m * old == n * new for m, n, old, new in zip(grown, have, spatial_size, new_size)):  # quicker, the same
             mode = "bilinear" if len(have) == 2 else "trilinear"

@@ -130,10 +130,11 @@ def _in_halves(size: tuple[int, ...], device: torch.device, dtype: torch.dtype) 
 def _matrix_exp(generator: Tensor, steps: int = 0) -> Tensor:
     """Of ``(B, D, D + 1)`` over ``2**steps``, with a row of zeros, in double precision; ``(B, D + 1, D + 1)``.
 
-    Exporters have no such operation: they see its series, scaled and squared once more, which is exact to rounding.
+    Exporters have no such operation, and on CUDA it waits for the device: they see its series, scaled and squared once more,
+    which is exact to rounding.
     """
     square = F.pad(generator, (0, 0, 0, 1)).double() / 2**steps
-    if not torch.compiler.is_compiling():
+    if not (square.is_cuda or torch.compiler.is_compiling()):
         return torch.linalg.matrix_exp(square)
     unit = torch.eye(square.shape[-1], dtype=square.dtype, device=square.device)
     result = unit.expand_as(square)

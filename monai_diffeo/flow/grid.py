@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -10,7 +10,7 @@ from torch import Tensor
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.kept import keep_tensors
 
-__all__ = ["check_field", "centered_grid", "half_frame", "sampler_grid", "voxel_grid"]
+__all__ = ["axis_numbers", "check_field", "centered_grid", "half_frame", "sampler_grid", "voxel_grid"]
 
 
 @keep_tensors
@@ -47,9 +47,20 @@ def sampler_grid(spatial_size: Sequence[int], device: torch.device | str = "cpu"
     return _cached_sampler_grid(tuple(int(n) for n in spatial_size), torch.device(device), dtype)
 
 
+@keep_tensors
+def _cached_numbers(values: tuple[float, ...], device: torch.device, dtype: torch.dtype) -> Tensor:
+    return torch.tensor(values, device=device, dtype=dtype)
+
+
+def axis_numbers(values: Iterable[float], like: Tensor) -> Tensor:
+    """A number for each axis, shape ``(D,)``, device and dtype of ``like``; cached as :func:`voxel_grid`, since a GPU waits for
+    numbers of the host."""
+    return _cached_numbers(tuple(values), like.device, like.dtype)
+
+
 def half_frame(spatial_size: Sequence[int], like: Tensor) -> Tensor:
     """Half the frame along each axis, the unit of ``theta``, in voxels, shape ``(D,)``; device and dtype of ``like``."""
-    return torch.tensor([max(n - 1, 1) / 2 for n in spatial_size], device=like.device, dtype=like.dtype)
+    return axis_numbers((max(n - 1, 1) / 2 for n in spatial_size), like)
 
 
 def check_field(who: str, argument: str, field: Tensor) -> None:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.flow.grid import centered_grid, check_field, sampler_grid
+from monai_diffeo.flow.grid import axis_numbers, centered_grid, check_field, sampler_grid
 
 __all__ = ["resize_ddf", "sample", "warp", "warp_points"]
 
@@ -38,7 +38,7 @@ def sample(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: 
 
 def unit_of_sampler(spatial_size: Sequence[int], like: Tensor) -> Tensor:
     """One voxel along each axis in the sampler's coordinates, in which a frame is [-1, 1]; shape ``(D,)``."""
-    return torch.tensor([2 / max(n - 1, 1) for n in spatial_size], device=like.device, dtype=like.dtype)
+    return axis_numbers((2 / max(n - 1, 1) for n in spatial_size), like)
 
 
 def sample_normalized(image: Tensor, points: Tensor, mode: str = "bilinear", padding_mode: str = "border") -> Tensor:
@@ -115,7 +115,7 @@ def resize_ddf(ddf: Tensor, size: tuple[int, ...], frame: tuple[int, ...] | None
         return ddf
     order = next(p for p in itertools.permutations(range(dims)) if tuple(frame[a] for a in p) == tuple(ddf.shape[2:]))
     new, column = tuple(size[a] for a in order), (-1, *[1] * dims)
-    factor = torch.tensor([(n - 1) / max(m - 1, 1) for n, m in zip(size, frame)], device=ddf.device, dtype=ddf.dtype)
+    factor = axis_numbers(((n - 1) / max(m - 1, 1) for n, m in zip(size, frame)), ddf)
     mode = {2: "bilinear", 3: "trilinear"}[dims]
     if order == tuple(range(dims)):
         return F.interpolate(ddf, size, mode=mode, align_corners=True) * factor.view(column)

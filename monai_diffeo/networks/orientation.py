@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
 
 import torch
 from monai.networks.layers.factories import Conv
@@ -13,7 +12,9 @@ from torch import Tensor, nn
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import axis_rotations, mirror, rotate_axes
 from monai_diffeo.flow.axis_rotations import mirror_axis
+from monai_diffeo.flow.kept import keep_tensors
 from monai_diffeo.networks.predictor import ResidualUnit, resample_image, standardize_image
+from monai_diffeo.networks.rows import row_by_row
 
 __all__ = ["ImageOrientation", "orient_images"]
 
@@ -29,14 +30,14 @@ def orient_images(image: Tensor, rotation: Tensor, mirrored: Tensor) -> Tensor:
     return torch.cat([rotate_axes(row, index) for row, index in zip(rows, rotation.tolist())])
 
 
-@lru_cache(maxsize=4)
-def _products(spatial_dims: int) -> Tensor:
+@keep_tensors
+def _products(spatial_dims: int, device: torch.device) -> Tensor:
     """For an image of class g that is shown as h, its class then: entry ``[h, g]``; classes are ``mirrored * R + rotation``."""
     rotations, flip = axis_rotations(spatial_dims), torch.ones(spatial_dims)
     flip[mirror_axis(spatial_dims)] = -1
     maps = torch.cat([rotations, torch.diag(flip) @ rotations])
     products = torch.einsum("gij,hjk->hgik", maps, maps)
-    return (products[:, :, None] - maps).abs().sum((3, 4)).argmin(2)
+    return (products[:, :, None] - maps).abs().sum((3, 4)).argmin(2).to(device)
 
 
 class ImageOrientation(nn.Module):
@@ -83,9 +84,13 @@ class ImageOrientation(nn.Module):
         The log-probabilities of the image in all its orientations are averaged. So the answers on a rotated image are those on
         the image, rotated.
         """
-        classes, totals = _products(self.spatial_dims).to(image.device), []
-        for row in resample_image(image.float(), self.image_size).split(1):  # one by one, so that a batch changes no rounding
-            shown = torch.cat([rotate_axes(each, k) for each in (row, mirror(row)) for k in range(self.num_rotations)])
-            totals.append(self(shown).flatten(1).log_softmax(1).gather(1, classes).mean(0))
-        joint = torch.stack(totals).softmax(1).view(-1, 2, self.num_rotations)
+        scores = row_by_row(self._mean_scores, resample_image(image.float(), self.image_size))
+        joint = scores.softmax(1).view(-1, 2, self.num_rotations)
         return joint.sum(1), joint[:, 1].sum(1)
+
+    def _mean_scores(self, image: Tensor) -> Tensor:
+        """Log-probabilities of the classes ``(B, 2 * R)``, each the mean over all orientations in which an image is shown."""
+        shown = [rotate_axes(each, k) for each in (image, mirror(image)) for k in range(self.num_rotations)]
+        scores = self(torch.cat(shown)).flatten(1).log_softmax(1).unflatten(0, (len(shown), len(image)))
+        classes = _products(self.spatial_dims, image.device)[:, None].expand_as(scores)
+        return scores.gather(2, classes).mean(0)

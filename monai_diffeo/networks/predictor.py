@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow.kept import keep_tensors
+from monai_diffeo.networks.rows import row_by_row
 
 __all__ = ["DeformationPredictor", "standardize_image"]
 
@@ -109,14 +110,14 @@ class DeformationPredictor(nn.Module):
         """Parameters ``theta``, shape ``(B, P)``, of the deformation that moves ``image`` ``(B, C, *S)`` to its canonical pose.
 
         Computed in the precision of the weights. Rounding depends on the batch and grows from iteration to iteration. A batch
-        gives what its images give one by one all the same: outside of training, single precision takes them one by one. With
-        ``double()`` weights, which suit a GPU, all are computed at once, and rounding stays small. Raises :class:`ShapeError`
-        for other axes or channels.
+        gives what its images give one by one all the same: outside of training, single precision takes them
+        :func:`~monai_diffeo.networks.rows.row_by_row`. With ``double()`` weights all are computed at once, and rounding stays
+        small. Raises :class:`ShapeError` for other axes or channels.
         """
         check_image(self, image, self.spatial_dims, self.in_channels)
         dtype, image = image.dtype, image.to(next(self.parameters()).dtype)
         at_once = self.training or image.dtype == torch.float64 or torch.compiler.is_compiling()
-        theta = self._theta(image) if at_once else torch.cat([self._theta(row) for row in image.split(1)])
+        theta = self._theta(image) if at_once else row_by_row(self._theta, image)
         return theta.to(dtype) if dtype.is_floating_point else theta
 
     def _theta(self, image: Tensor) -> Tensor:

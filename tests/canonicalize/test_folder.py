@@ -5,13 +5,15 @@ import pytest
 import torch
 from torch.testing import assert_close
 
+from monai_diffeo.canonicalize import canonicalizer as canonicalizer_module
 from monai_diffeo.canonicalize import fit_statistics, load_canonicalizer
-from monai_diffeo.canonicalize.canonicalizer import placed
 from monai_diffeo.canonicalize.folder import _loaded, _public_class
-from monai_diffeo.energies import VAEEnergy
+from monai_diffeo.canonicalize.search import minimize
+from monai_diffeo.energies import VAEEnergy, WeightedEnergy
 from monai_diffeo.errors import ConfigError, NumericalError, WeightsError
 from monai_diffeo.families import ControlGrid, Siren
 from tests.helpers import canonicalizer_folder
+from tests.helpers_device import ClaimedDevice, claims
 
 
 @pytest.fixture(scope="module")
@@ -132,20 +134,33 @@ def test_energies_are_standardised_unless_the_mode_takes_them_as_they_are(folder
     assert type(load_canonicalizer(folder, "faithful").energy.energies["vae"]) is VAEEnergy
 
 
-def test_a_batch_gives_what_its_images_give_and_on_cuda_predictors_alone_are_in_double_precision(folder):
-    canonicalizer = load_canonicalizer(folder)
-    images = torch.rand(5, 1, 32, 32)
-    thetas = torch.cat([canonicalizer.predictor(image[None]) for image in images])
-    assert torch.equal(canonicalizer.predictor(images), thetas) and thetas.std(0).max() > 0
-    one_by_one = torch.cat([canonicalizer(image[None]).ddf for image in images])
-    assert_close(canonicalizer(images).ddf, one_by_one, atol=1e-5, rtol=0)
-    canonicalizer.to = lambda device, **_: canonicalizer  # as on a machine with CUDA
-    for device, dtype in (("cuda", torch.float64), ("cpu", torch.float32)):
-        energies = {name: energy.energy for name, energy in placed(canonicalizer, torch.device(device)).energy.energies.items()}
-        for network in (canonicalizer.predictor, energies["motion"].predictor):
-            assert {p.dtype for p in network.parameters()} == {dtype}
-        assert {p.dtype for p in energies["vae"].parameters()} == {torch.float32}
-        assert_close(canonicalizer(images).ddf, one_by_one, atol=1e-4, rtol=0)
+@pytest.mark.parametrize("mode", ["single_pass", "refine"])
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_batch_gives_what_its_images_give(folder, mode, device):
+    with ClaimedDevice():
+        canonicalizer, images = load_canonicalizer(folder, mode, device), torch.rand(5, 1, 32, 32).to(device)
+        thetas = torch.cat([canonicalizer.predictor(image[None]) for image in images])
+        assert torch.equal(canonicalizer.predictor(images), thetas) and thetas.std(0).max() > 0
+        together, alone = canonicalizer(images), [canonicalizer(image[None]) for image in images]
+    assert claims(together.ddf) == (device == "cuda")
+    assert_close(together.ddf, torch.cat([one.ddf for one in alone]), atol=1e-5, rtol=0)
+    assert together.steps.tolist() == [step for one in alone for step in one.steps.tolist()]
+    assert (together.steps > 0).all() == (mode == "refine")
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_on_cuda_refine_moves_a_batch_at_once_in_double_precision_if_its_energies_can(folder, own, monkeypatch):
+    asked = []
+    monkeypatch.setattr(canonicalizer_module, "minimize", lambda *a, **k: asked.append((a[0], a[1])) or minimize(*a, **k))
+    with ClaimedDevice():
+        canonicalizer, images = load_canonicalizer(folder, "refine", "cuda"), torch.rand(3, 1, 32, 32).to("cuda")
+        if own:  # whose precision nobody knows
+            canonicalizer.energy = WeightedEnergy({"vae": canonicalizer.energy, "own": lambda image: image.flatten(1).mean(1)})
+        found = canonicalizer(images)
+    assert [len(image) for image, _ in asked] == ([1, 1, 1] if own else [3]) and found.moved.all()
+    precision = torch.float32 if own else torch.float64
+    assert all({p.dtype for p in (*energy.parameters(), image)} == {precision} for image, energy in asked)
+    assert {p.dtype for p in canonicalizer.parameters()} == {torch.float32} and found.ddf.dtype == torch.float32
 
 
 def test_statistics_are_the_median_and_the_scaled_median_deviation(tmp_path):
