@@ -10,6 +10,7 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import AffineMatrix, ControlGrid, DiffeomorphicAffine, Siren
 from monai_diffeo.flow import warp
 from tests.helpers import blob, some_theta
+from tests.helpers_device import ClaimedDevice
 
 SIZE = (17, 17)
 SCALE = torch.tensor([[1.0, 0.0, 0.0, 0.0, 1.0, 0.0]])  # x -> 2 x, in halves of the frame
@@ -213,3 +214,26 @@ def test_the_search_starts_from_the_familys_identity_of_the_seed():
     for seed in (0, 5):
         theta, _ = search(Pull(0.0), 0, family=Family(2, 3), seed=seed)
         assert torch.equal(theta, some_theta(ControlGrid(2, 3), 0.01, seed))
+
+
+@pytest.mark.parametrize("batch, steps, captures", [(2, 10, True), (2, 9, False), (16, 10, False)])
+@pytest.mark.parametrize("fails", [False, True])
+def test_on_cuda_the_objective_of_few_images_and_many_steps_is_a_graph_if_it_can_be_captured(
+    batch, steps, captures, fails, monkeypatch
+):
+    captured = []
+
+    def graphed(function, given):
+        captured.append(given)
+        if fails:
+            raise RuntimeError("Cannot copy between CPU and CUDA tensors during CUDA graph capture")
+        return lambda theta: function(theta) + 0.5  # to see that it is asked
+
+    with ClaimedDevice():
+        monkeypatch.setattr(torch.cuda, "make_graphed_callables", graphed)
+        seen, image = [], blob(batch, SIZE).to("cuda")
+        given = image, Free(), DiffeomorphicAffine(), Pull(1.0), None, steps, 0.125
+        theta, used = minimize(*given, progress=lambda step, values: seen.append(values))
+        alone = minimize(*(part.cpu() if part is image else part for part in given))
+    assert len(captured) == captures and (theta.cpu() - alone[0]).abs().max() < 1e-6
+    assert (seen[0] == 0.5).all() == (captures and not fails)
