@@ -38,8 +38,6 @@ STAGING = ".bulk"
 BATCH, TRIES = 8, 3
 _GAVE_UP = FilmError("WorkerEnded", f"The process ended {TRIES} times at this film. Run 'segment' on it alone to see why.")
 _FETCH = 30.0  # seconds for the lines of a batch that has ended
-# Dask lets workers give memory back at once; networks ask for it again and again, and a film takes half as long again
-_KEEP_MEMORY = {"MALLOC_TRIM_THRESHOLD_": 2**30, "MALLOC_MMAP_THRESHOLD_": 2**25}
 _ASK = 1.0  # seconds after which the scheduler is asked for its workers again
 _AHEAD = 2  # batches a thread of a worker, so that none waits, and few are known to the scheduler
 _DYING = "Workers end before they begin a film. Look into their logs: they may lack memory. Then run again."
@@ -124,9 +122,7 @@ def connected(scheduler: str | None, workers: int | None) -> Iterator[Client]:
     """
     logging.getLogger("distributed").setLevel(logging.CRITICAL)  # its lines name films; what matters is in our report
     if scheduler is None:
-        environ = {**dask.config.get("distributed.nanny.pre-spawn-environ"), **_KEEP_MEMORY}
-        settings = {"distributed.worker.multiprocessing-method": _START, "distributed.nanny.pre-spawn-environ": environ}
-        with dask.config.set(settings):
+        with dask.config.set({"distributed.worker.multiprocessing-method": _START}):
             if _START == "forkserver":  # workers are copies of a process that has all loaded: one that ends is soon replaced
                 get_mp_context().set_forkserver_preload(["distributed", *_PRELOADED])
             quiet = {"silence_logs": logging.CRITICAL, "dashboard_address": "127.0.0.1:8787"}

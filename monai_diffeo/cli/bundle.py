@@ -10,6 +10,7 @@ from typing import Any
 from monai.bundle import ConfigParser
 
 from monai_diffeo.cli.allowed import allow
+from monai_diffeo.cli.memory import keep_memory
 from monai_diffeo.errors import ConfigError, FilmError, OutputError
 from monai_diffeo.files import sha256_or_none
 from monai_diffeo.radiograph.datalist import FilmList
@@ -64,6 +65,7 @@ def run_bundle(root: Path, given: Mapping[str, Any], trusted: bool = False) -> i
     Unlike MONAI's workflow it does not apply the bundle's ``logging.conf``, and only a trusted bundle's folder becomes a place
     where Python looks for modules.
     """
+    keep_memory()
     parser = bundle_parser(root, given, trusted)
     status: Any = None
     try:
@@ -86,6 +88,7 @@ class FilmByFilm:
     """
 
     def __init__(self, root: Path, given: Mapping[str, Any], films: Path, trusted: bool = False, share: bool = False) -> None:
+        keep_memory()
         parser = film_parser(root, given, trusted)
         parser["films"], parser["names"] = FilmList([{"image": str(films)}], films), None
         self.dataset, self.reporter, self.evaluator = map(parser.get_parsed_content, ("dataset", "reporter", "evaluator"))

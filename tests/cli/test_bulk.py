@@ -184,12 +184,6 @@ def test_workers_that_end_before_they_begin_end_the_run(films, tmp_path, monkeyp
     assert status == 3 and "before they begin a film" in said[-1]
 
 
-def test_workers_keep_the_memory_that_networks_ask_for_again_and_again():
-    with room.connected(None, 1) as client:
-        (kept,) = client.run(lambda: os.environ.get("MALLOC_TRIM_THRESHOLD_")).values()
-    assert int(kept) >= 2**30
-
-
 # Disks that are full
 
 
