@@ -153,15 +153,18 @@ def test_a_film_that_is_rotated_and_mirrored(quarters):
     assert_close(other.ddf.cpu(), one.ddf, atol=1e-2, rtol=0)
 
 
-@pytest.mark.parametrize("mode, count", [("single_pass", 40), ("refine", 3)])
-def test_a_batch_gives_what_its_films_give(mode, count):
-    """Each film of another deformation; with a predictor alone to the last bit of its parameters."""
-    canonicalizer = load_canonicalizer("cxr", mode, DEVICE)
+@pytest.mark.parametrize(
+    "mode, count, settings",
+    [("single_pass", 40, {}), ("refine", 3, {}), ("refine", 3, {"cuda_graph": True}), ("faithful", 3, {"steps": 12})],
+)
+def test_a_batch_gives_what_its_films_give(mode, count, settings):
+    """Each film of another deformation; predictors to the last bit of their parameters."""
+    canonicalizer = load_canonicalizer("cxr", mode, DEVICE, **settings)
     v = torch.nn.functional.interpolate(torch.randn(count, 2, 4, 4, generator=torch.Generator().manual_seed(0)), (128, 128))
     images = warp(blob(1, (128, 128)).expand(count, -1, -1, -1), exp(2 * v)).to(DEVICE)
     some = [0, 1, count - 1]
-    thetas = torch.cat([canonicalizer.predictor(images[i : i + 1]) for i in some])
-    assert torch.equal(canonicalizer.predictor(images)[some], thetas)
+    if predictor := canonicalizer.predictor:
+        assert torch.equal(predictor(images)[some], torch.cat([predictor(images[i : i + 1]) for i in some]))
     together, alone = canonicalizer(images), [canonicalizer(images[i : i + 1]) for i in some]
     assert_close(together.ddf[some], torch.cat([one.ddf for one in alone]), atol=1e-4, rtol=0)
     assert [together.status[i] for i in some] == [one.status[0] for one in alone]

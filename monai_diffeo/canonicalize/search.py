@@ -21,8 +21,6 @@ from monai_diffeo.networks.channels import explained_channels
 
 __all__ = ["Chain", "SearchObjective", "minimize", "predict", "search_theta"]
 
-_FEW, _MANY = 16, 10  # images whose kernels take less time than their launches; steps that are worth a capture
-
 
 @dataclass(frozen=True)
 class Chain:
@@ -140,8 +138,9 @@ class SearchObjective:
     seed: int = 0
 
     def identity(self) -> Tensor:
-        """Parameters ``(B, P)`` of the deformation that moves nothing, in the precision of the images."""
-        return self.family.identity(len(self.image), self.image.device, self.seed).to(self.image.dtype)
+        """Parameters ``(B, P)`` of the deformation that moves nothing, in the precision of the images, at least float32."""
+        start = self.family.identity(len(self.image), self.image.device, self.seed)
+        return start.to(torch.promote_types(self.image.dtype, torch.float32))
 
     def __call__(self, theta: Tensor) -> Tensor:
         size = tuple(self.image.shape[2:])
@@ -184,6 +183,7 @@ def minimize(
     tolerance: float = 1e-4,
     seed: int = 0,
     progress: Callable[[int, Tensor], None] | None = None,
+    cuda_graph: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Adam on the parameters of one more deformation, each image by itself.
 
@@ -200,21 +200,25 @@ def minimize(
         tolerance: smallest improvement that counts.
         seed: of the family's starting point.
         progress: called after each step with its number and the objectives ``(B,)``.
+        cuda_graph: as for :class:`Canonicalizer`.
 
     Returns:
         The best ``theta`` (B, P), detached, and the number of steps each image used (B,).
     """
     goal = SearchObjective(image, energy, family, regularizer, start, seed)
     theta = goal.identity().clone().requires_grad_()
-    lowered = _captured(goal, theta) if image.is_cuda and len(image) < _FEW and steps >= _MANY else goal
+    lowered: Any = goal
+    if cuda_graph and image.is_cuda:
+        make: Any = torch.cuda.make_graphed_callables
+        lowered = make(lambda theta: goal(theta), (theta,))
     optimizer = torch.optim.Adam([theta], lr=learning_rate)
-    best_theta, best = theta.detach().clone(), image.new_full((image.shape[0],), float("inf"))
+    best_theta, best = theta.detach().clone(), theta.new_full((len(image),), float("inf"))
     waited = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)
     used = torch.zeros_like(waited)
     active = torch.ones_like(waited, dtype=torch.bool)
     for step in range(steps + 1):  # the last round only looks at where the last step led
         objective = lowered(theta)
-        value = objective.detach()
+        value = objective.detach().clone()  # a graph writes the next one to the same place
         better = active & torch.isfinite(value) & (value < best - tolerance)
         best_theta = torch.where(better.view(-1, 1), theta.detach(), best_theta)
         best = torch.where(better, value, best)
@@ -229,13 +233,3 @@ def minimize(
         theta.grad = torch.nan_to_num(torch.autograd.grad(total, theta)[0])  # theta's alone: no weight collects one
         optimizer.step()
     return best_theta, used
-
-
-def _captured(goal: SearchObjective, theta: Tensor) -> Callable[[Tensor], Tensor]:
-    """The objective as a CUDA graph, which is launched at once and not kernel by kernel; where something in it waits for the
-    host, the objective itself."""
-    graphed: Any = torch.cuda.make_graphed_callables
-    try:
-        return graphed(lambda theta: goal(theta), (theta,))
-    except RuntimeError:
-        return goal

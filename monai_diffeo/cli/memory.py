@@ -11,8 +11,8 @@ _KEPT, _IN_THE_HEAP = 2**30, 2**25  # bytes
 
 
 def keep_memory() -> None:
-    """Let this process keep memory that is freed: networks ask for the same again and again, and the kernel clears all that it
-    gives. A film takes a fifth less. It is a setting of glibc; without that nothing happens."""
+    """Let this process, as long as it lives, keep memory that is freed: networks ask for the same again and again, and the
+    kernel clears all that it gives. It is a setting of glibc; without that nothing happens."""
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):

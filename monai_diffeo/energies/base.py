@@ -22,7 +22,7 @@ class Energy(nn.Module):
     given and :meth:`freeze` the copy: the caller's own network is not changed and may be trained further.
 
     Attributes:
-        computes_double: whether an energy of ``double()`` weights takes double images; False says nothing.
+        computes_double: whether an energy of ``double()`` weights takes double images. It is not inherited.
     """
 
     computes_double = False
@@ -51,7 +51,10 @@ class Energy(nn.Module):
 
     def any_precision(self) -> bool:
         """Whether this and all energies that it consists of compute in double precision too."""
-        return all(part.computes_double for part in self.modules() if isinstance(part, Energy))
+        return all(part._is_known() for part in self.modules() if isinstance(part, Energy))
+
+    def _is_known(self) -> bool:
+        return bool(vars(type(self)).get("computes_double"))
 
     def freeze(self) -> Energy:
         """Eval mode for good, no gradients for the weights."""

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from monai_diffeo.energies.base import Energy
 from monai_diffeo.families import VelocityFamily
 from monai_diffeo.flow import dense_velocity
-from monai_diffeo.networks import EnergyCritic, EnergyVAE, standardize_image
+from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, standardize_image
 from monai_diffeo.networks.predictor import resample_image
 
 __all__ = ["CriticEnergy", "ResidualDeformationEnergy", "VAEEnergy"]
@@ -68,6 +68,9 @@ class ResidualDeformationEnergy(Energy):
         super().__init__()
         self.predictor, self.family = copy.deepcopy(predictor), family
         self.freeze()
+
+    def _is_known(self) -> bool:
+        return type(self.predictor) is DeformationPredictor and super()._is_known()
 
     def forward(self, image: Tensor) -> Tensor:
         size = (33,) * self.family.spatial_dims  # theta is relative to the frame: a coarse grid says the same

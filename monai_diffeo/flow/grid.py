@@ -53,13 +53,18 @@ def _cached_numbers(values: tuple[float, ...], device: torch.device, dtype: torc
 
 
 def axis_numbers(values: Iterable[float], like: Tensor) -> Tensor:
-    """A number for each axis, shape ``(D,)``, device and dtype of ``like``; cached as :func:`voxel_grid`, since a GPU waits for
-    numbers of the host."""
+    """A number for each axis, shape ``(D,)``, device and dtype of ``like``. Cached, since a GPU waits for numbers of the host.
+
+    Do not write to it.
+    """
     return _cached_numbers(tuple(values), like.device, like.dtype)
 
 
 def half_frame(spatial_size: Sequence[int], like: Tensor) -> Tensor:
-    """Half the frame along each axis, the unit of ``theta``, in voxels, shape ``(D,)``; device and dtype of ``like``."""
+    """Half the frame along each axis, the unit of ``theta``, in voxels, shape ``(D,)``; device and dtype of ``like``.
+
+    Cached: do not write to it.
+    """
     return axis_numbers((max(n - 1, 1) / 2 for n in spatial_size), like)
 
 

@@ -14,7 +14,7 @@ from monai_diffeo.flow import axis_rotations, mirror, rotate_axes
 from monai_diffeo.flow.axis_rotations import mirror_axis
 from monai_diffeo.flow.kept import keep_tensors
 from monai_diffeo.networks.predictor import ResidualUnit, resample_image, standardize_image
-from monai_diffeo.networks.rows import row_by_row
+from monai_diffeo.networks.rows import ROWS_ON_CUDA, row_by_row
 
 __all__ = ["ImageOrientation", "orient_images"]
 
@@ -84,7 +84,8 @@ class ImageOrientation(nn.Module):
         The log-probabilities of the image in all its orientations are averaged. So the answers on a rotated image are those on
         the image, rotated.
         """
-        scores = row_by_row(self._mean_scores, resample_image(image.float(), self.image_size))
+        rows = max(ROWS_ON_CUDA * 8 // (2 * self.num_rotations), 1)  # each is shown in all orientations, 8 in 2D
+        scores = row_by_row(self._mean_scores, resample_image(image.float(), self.image_size), rows)
         joint = scores.softmax(1).view(-1, 2, self.num_rotations)
         return joint.sum(1), joint[:, 1].sum(1)
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -10,22 +13,36 @@ from torch import Tensor
 
 __all__ = ["ROWS_ON_CUDA", "row_by_row"]
 
-ROWS_ON_CUDA = 32  # a batch of these takes hardly longer than one image
+ROWS_ON_CUDA = 32  # of small images, the launches of the kernels take longer than the kernels
+_switching = threading.Lock()
 
 
-def row_by_row(network: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+def row_by_row(network: Callable[[Tensor], Tensor], images: Tensor, rows: int = ROWS_ON_CUDA) -> Tensor:
     """What a network gives for each of the images ``(B, ...)``, whatever the others are.
 
-    Rounding depends on the size of a batch, so on a CPU images go one by one. On CUDA they go in batches of
-    :data:`ROWS_ON_CUDA`, the last one filled up with zeros: kernels are chosen by shape alone, and compute every row alike.
-    Convolutions are in full float32 there, without TF32.
+    Rounding depends on the size of a batch, so on a CPU images go one by one. On CUDA they go in batches of ``rows``, the last
+    one filled up with zeros: kernels are chosen by shape alone, and compute every row alike. Convolutions are in full float32
+    there, without TF32.
     """
     if not images.is_cuda:
         return torch.cat([network(row) for row in images.split(1)])
-    with torch.backends.cudnn.flags(torch.backends.cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
-        return torch.cat([network(_filled(some))[: len(some)] for some in images.split(ROWS_ON_CUDA)])
+    with _switching, _full_precision():
+        return torch.cat([network(_filled(some, rows))[: len(some)] for some in images.split(rows)])
 
 
-def _filled(images: Tensor) -> Tensor:
+def _filled(images: Tensor, rows: int) -> Tensor:
     """The images and as many black ones as a batch lacks."""
-    return F.pad(images, [0] * (2 * images.ndim - 1) + [ROWS_ON_CUDA - len(images)])
+    return F.pad(images, [0] * (2 * images.ndim - 1) + [rows - len(images)])
+
+
+@contextmanager
+def _full_precision() -> Iterator[None]:
+    """Convolutions without TF32, for all threads. Who sets this by the newer names may not read the older one."""
+    holder: Any = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
+    name, full = ("fp32_precision", "ieee") if hasattr(holder, "fp32_precision") else ("allow_tf32", False)
+    before = getattr(holder, name)
+    setattr(holder, name, full)
+    try:
+        yield
+    finally:
+        setattr(holder, name, before)

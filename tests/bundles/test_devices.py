@@ -22,7 +22,7 @@ FILMS = [
 
 
 def near(one, other):
-    """The same but for rounding: predictors compute in double precision on a GPU alone."""
+    """The same but for rounding: networks take batches of another size on a GPU."""
     if isinstance(one, dict):
         return one.keys() == other.keys() and all(near(one[key], other[key]) for key in one)
     if isinstance(one, (list, tuple)):

@@ -2,8 +2,12 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+
+from monai_diffeo.cli import bundle
+from monai_diffeo.errors import ConfigError
 
 FAULTS = """
 import resource, sys
@@ -27,3 +31,13 @@ def test_tensors_of_one_size_do_not_come_from_the_kernel_again_and_again():
         done = subprocess.run(given, capture_output=True, text=True, timeout=120, env={"MALLOC_TRIM_THRESHOLD_": "65536"})
         faults[what] = int(done.stdout)
     assert faults["keeps"] < 0.1 * faults["gives back"], faults
+
+
+def test_what_runs_bundles_keeps_memory(monkeypatch, tmp_path):
+    kept = []
+    monkeypatch.setattr(bundle, "keep_memory", lambda: kept.append(1))
+    with pytest.raises(ConfigError):
+        bundle.run_bundle(tmp_path, {})
+    with pytest.raises(ConfigError):
+        bundle.FilmByFilm(tmp_path, {"output_dir": tmp_path}, Path())
+    assert kept == [1, 1]
