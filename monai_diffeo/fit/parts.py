@@ -60,20 +60,22 @@ def _family(dims: int, steps: int) -> dict[str, Any]:
 
 
 def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[FitPart]:
-    """The parts for images of a number of axes and channels, at a working size; the predictor learns at half of it."""
+    """The parts for images of a number of axes and channels, at a working size; the predictor learns at half of it, in space at
+    about a third: there many steps teach more than fine images do."""
     family, plane = _built(_family(dims, 5)), dims == 2
     looks = 2 if plane else 1  # in space there is time for few steps, and twice as many of these teach more
     quick = family if plane else _built({**_family(dims, 5), "spacing": 2})  # so do coarse maps: a step takes half of its time
     drawn = partial(random_training_deformation, points=None if plane else 12)
     shares = (0.6, 0.15, 0.15, 0.1) if plane else (0.75, 0.12, 0.08, 0.05)
-    half, cube, batch = tuple(n // 2 for n in size), (64, 64) if plane else (32, 32, 32), 16 if plane else 4
+    seen = tuple(n // 2 if plane else max(8 * round(n / 24), 16) for n in size)
+    cube, batch = (64, 64) if plane else (32, 32, 32), 16 if plane else 4
 
     def config(network: str, **settings: Any) -> dict[str, Any]:
         return {"_target_": f"monai_diffeo.networks.{network}", "spatial_dims": dims, "in_channels": channels, **settings}
 
     rate, copies = (1e-3, 1) if plane else (3e-3, 12)  # 24 rotations need more than 4
     orientation = rate, lambda seed: OrientationStep(cube, 1.5, seed, copies)
-    count, shape = {"num_parameters": family.num_parameters}, {"image_size": list(half)}
+    count, shape = {"num_parameters": family.num_parameters}, {"image_size": list(seen)}
     predictor = config("DeformationPredictor", **count, **shape, channels=[32, 64, 128])
     vae = config("EnergyVAE", image_size=list(size), channels=[16, 32, 64, 64])
     critic = config("EnergyCritic", **({"stride": 2} if plane else {"stride": 4, "layers": 4}))
@@ -82,7 +84,7 @@ def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[FitPart]:
         return PredictorStep(quick, seed=seed, iterations=looks, deformation=drawn)
 
     return [
-        FitPart("predictor", shares[0], predictor, half, batch, 2e-3, moving),
+        FitPart("predictor", shares[0], predictor, seen, batch, 2e-3, moving),
         FitPart("orientation", shares[1], config("ImageOrientation"), cube, batch, *orientation),
         FitPart("vae", shares[2], vae, size, batch, 1e-3, lambda seed: VAEStep(seed=seed)),
         FitPart("critic", shares[3], critic, size, batch // 2, 1e-3, lambda seed: CriticStep(seed=seed)),

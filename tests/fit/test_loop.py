@@ -147,3 +147,9 @@ def test_every_part_is_trained_on_a_device_that_is_not_the_cpu(dims, size):
             training = loop._Training(some, data, torch.device("cuda", 0), 0, 3)
             training.advance()
             assert claims(next(training.network.parameters())) and training.advance() < float("inf")
+
+
+def test_the_predictor_sees_half_of_the_working_size_and_in_space_about_a_third():
+    for dims, size, seen in ((2, (128, 96), (64, 48)), (3, (48, 64, 48), (16, 24, 16)), (3, (64, 32, 32), (24, 16, 16))):
+        part = parts_of(dims, 1, size)[0]
+        assert part.size == seen == tuple(part.build().image_size)
