@@ -27,7 +27,7 @@ from monai_diffeo.fit.loop import seconds_a_step, train_part
 from monai_diffeo.fit.network import NetworkUnderTest
 from monai_diffeo.fit.outcome import FitOutcome, keeps_orientation, measure, measure_orientation, measure_overlap
 from monai_diffeo.fit.page import PAGE, outcome_lines, plan_lines, write_page
-from monai_diffeo.fit.parts import DEFAULT_MODE, FitPart, folder_settings, parts_of, working_size_of
+from monai_diffeo.fit.parts import DEFAULT_MODE, FitPart, folder_settings, parts_of, predictor_size, working_size_of
 from monai_diffeo.networks import load_weights
 from monai_diffeo.networks.predictor import resample_image
 
@@ -190,7 +190,7 @@ class _Images:
                 if self.network and (len(self.answers) < known["answers"] if known else asking <= _ANSWERS * limit):
                     start = time.perf_counter()
                     answer = self.network.classes(self.network.ask(image, device))
-                    self.answers.append(resample_image(answer[None], tuple(n // 2 for n in self.size))[0].half())
+                    self.answers.append(resample_image(answer[None], predictor_size(self.size))[0].half())
                     asking += time.perf_counter() - start
             count = len(self.held) + len(self.trained)
             late = time.perf_counter() - began - asking > _READING * limit or count * small.numel() > _MOST_VALUES

@@ -12,7 +12,7 @@ from monai.bundle import ConfigParser
 from monai_diffeo.augmentation import random_training_deformation
 from monai_diffeo.training import CriticStep, OrientationStep, PredictorStep, VAEStep
 
-__all__ = ["DEFAULT_MODE", "FitPart", "folder_settings", "parts_of", "working_size_of"]
+__all__ = ["DEFAULT_MODE", "FitPart", "folder_settings", "parts_of", "predictor_size", "working_size_of"]
 
 DEFAULT_MODE = "single_pass"
 _LONGEST = {2: 128, 3: 64}  # voxels of the working size
@@ -22,6 +22,13 @@ def working_size_of(frame: Sequence[int]) -> tuple[int, ...]:
     """Working size of images of a frame: its proportions, the longest side 128 (2D) or 64 (3D), multiples of 16."""
     longest = min(_LONGEST[len(frame)], max(frame))
     return tuple(max(16 * round(n * longest / max(frame) / 16), 32) for n in frame)
+
+
+def predictor_size(working_size: Sequence[int]) -> tuple[int, ...]:
+    """At which the predictor learns: half of the working size, in space about a third. There many steps teach more than fine
+    images do."""
+    plane = len(working_size) == 2
+    return tuple(n // 2 if plane else max(8 * round(n / 24), 16) for n in working_size)
 
 
 @dataclass(frozen=True)
@@ -60,15 +67,13 @@ def _family(dims: int, steps: int) -> dict[str, Any]:
 
 
 def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[FitPart]:
-    """The parts for images of a number of axes and channels, at a working size; the predictor learns at half of it, in space at
-    about a third: there many steps teach more than fine images do."""
+    """The parts for images of a number of axes and channels, at a working size."""
     family, plane = _built(_family(dims, 5)), dims == 2
     looks = 2 if plane else 1  # in space there is time for few steps, and twice as many of these teach more
     quick = family if plane else _built({**_family(dims, 5), "spacing": 2})  # so do coarse maps: a step takes half of its time
     drawn = partial(random_training_deformation, points=None if plane else 12)
     shares = (0.6, 0.15, 0.15, 0.1) if plane else (0.75, 0.12, 0.08, 0.05)
-    seen = tuple(n // 2 if plane else max(8 * round(n / 24), 16) for n in size)
-    cube, batch = (64, 64) if plane else (32, 32, 32), 16 if plane else 4
+    seen, cube, batch = predictor_size(size), (64, 64) if plane else (32, 32, 32), 16 if plane else 4
 
     def config(network: str, **settings: Any) -> dict[str, Any]:
         return {"_target_": f"monai_diffeo.networks.{network}", "spatial_dims": dims, "in_channels": channels, **settings}
