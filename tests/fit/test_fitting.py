@@ -169,10 +169,12 @@ def test_an_orientation_network_that_sees_nothing_is_left_out_and_that_is_said(t
 
 def test_volumes_are_fitted_too(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "measure_orientation", lambda *_: (1.0, 0.0))  # 48 orientations take their time
-    volumes = [blob(1, (36, 32, 34), s)[0] + 0.01 * torch.rand(1, 36, 32, 34) for s in (0.0, 0.1, -0.1, 0.2)]
-    outcome, lines = fit(tmp_path, volumes, size=None, steps=dict.fromkeys(STEPS, 1))
-    assert lines[:2] == ["images        4, 2 of them held back; channels 1, frame 36 x 32 x 34", "working size  32 x 32 x 32"]
-    assert load_canonicalizer(tmp_path)(volumes[0][None]).image.shape == (1, 1, 36, 32, 34) and outcome.images == 2
+    volumes = [blob(1, (48, 32, 34), s)[0] + 0.01 * torch.rand(1, 48, 32, 34) for s in (0.0, 0.1, -0.1, 0.2)]
+    outcome, lines = fit(tmp_path, volumes, torch.nn.Conv3d(1, 2, 1), size=None, steps=dict.fromkeys(STEPS, 1))
+    assert lines[:2] == ["images        4, 2 of them held back; channels 1, frame 48 x 32 x 34", "working size  48 x 32 x 32"]
+    canonicalizer = load_canonicalizer(tmp_path)
+    assert canonicalizer.predictor.image_size == (16, 16, 16)  # and so the answers, else a step fails
+    assert canonicalizer(volumes[0][None]).image.shape == (1, 1, 48, 32, 34) and outcome.images == 2
 
 
 def test_in_a_bundle_the_files_take_the_place_of_those_of_an_earlier_fit(tmp_path):
