@@ -187,7 +187,8 @@ class _Images:
                 self.held_items.append(item)
             else:
                 self.trained.append(small)
-                if self.network and (len(self.answers) < known["answers"] if known else asking <= _ANSWERS * limit):
+                wanted = asking <= _ANSWERS * limit if self._learns_from_answers() else not self.answers
+                if self.network and (len(self.answers) < known["answers"] if known else wanted):
                     start = time.perf_counter()
                     answer = self.network.classes(self.network.ask(image, device))
                     self.answers.append(resample_image(answer[None], predictor_size(self.size))[0].half())
@@ -200,7 +201,12 @@ class _Images:
     def of(self, part: FitPart) -> dict[str, Tensor]:
         """What a part is trained on."""
         images = torch.cat([resample_image(image[None], part.size) for image in self.trained])
-        return {"image": images, **({"answer": torch.stack(self.answers)} if part.name == "predictor" and self.answers else {})}
+        use = part.name == "predictor" and self.answers and self._learns_from_answers()
+        return {"image": images, **({"answer": torch.stack(self.answers)} if use else {})}
+
+    def _learns_from_answers(self) -> bool:
+        """In space answers on so few voxels teach less than they cost: the network is asked once, to see that it can be."""
+        return len(self.size) == 2
 
     def plan(self) -> dict[str, Any]:
         """What is there, for the plan."""
@@ -208,6 +214,7 @@ class _Images:
         if net is not None:
             how = "as given" if net.stated else "chosen by its number of output channels; --activation changes it"
             said = f"{net.source}, {net.activation} ({how}), answers on {len(self.answers)} images"
+            said = said if self._learns_from_answers() else f"{said}, not learned from"
         counts = {"images": len(self.held) + len(self.trained), "held_back": len(self.held), "answers": len(self.answers)}
         return {**counts, "channels": self.reader.channels, "frame": self.frame, "working_size": self.size, "network": said}
 
