@@ -37,12 +37,17 @@ def _filled(images: Tensor, rows: int) -> Tensor:
 
 @contextmanager
 def _full_precision() -> Iterator[None]:
-    """Convolutions without TF32, for all threads. Who sets this by the newer names may not read the older one."""
-    holder: Any = getattr(torch.backends.cudnn, "conv", torch.backends.cudnn)
-    name, full = ("fp32_precision", "ieee") if hasattr(holder, "fp32_precision") else ("allow_tf32", False)
-    before = getattr(holder, name)
-    setattr(holder, name, full)
+    """Convolutions without TF32, for all threads."""
+    cudnn: Any = torch.backends.cudnn
     try:
-        yield
-    finally:
-        setattr(holder, name, before)
+        cudnn.allow_tf32  # noqa: B018
+        flags = cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False)
+    except RuntimeError:  # somebody set it by the newer names, which the older one does not understand
+        before, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, "ieee"
+        try:
+            yield
+        finally:
+            cudnn.conv.fp32_precision = before
+    else:
+        with flags:
+            yield
