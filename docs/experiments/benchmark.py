@@ -357,8 +357,8 @@ class Benchmark:
             if name.startswith("exp and warp"):
                 row["of the bandwidth"] = f"{moved / bandwidth / seconds[name]:.2f}"
         self.values["share of the bandwidth"] = moved / bandwidth / seconds["exp and warp, compiled"]
-        for name, values in refined.items():
-            count, value = int(name.split()[0]), statistics.median(values)
+        for count, (name, values) in zip(modes, refined.items()):
+            value = statistics.median(values)
             rows.append({"what": name, "milliseconds": f"{1e3 * value:.3g}", "films a second": f"{count / value:.3g}"})
             self.values["refined films a second"] = count / value
         return [section(self.heading("gpu"), rows)]

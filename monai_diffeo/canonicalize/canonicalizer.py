@@ -387,7 +387,8 @@ class Canonicalizer(nn.Module):
 def placed(canonicalizer: Canonicalizer, device: torch.device) -> Canonicalizer:
     """The canonicaliser on a device, as is quickest there: on a CPU weights of 2D networks have their channels last."""
     last = device.type == "cpu" and canonicalizer.family.spatial_dims == 2
-    return canonicalizer.to(device, memory_format=torch.channels_last if last else torch.contiguous_format)  # type: ignore[call-overload]
+    layout = torch.channels_last if last else torch.contiguous_format
+    return canonicalizer.to(device, memory_format=layout)  # type: ignore[call-overload]
 
 
 def _identity_unless(done: Tensor, maps: Deformation) -> Deformation:

@@ -16,7 +16,7 @@ from monai_diffeo.canonicalize.drawing import describe_result, html_of_result
 from monai_diffeo.canonicalize.points import move_boxes, move_points
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.flow import Deformation, affine_deformation, warp
-from monai_diffeo.flow.grid import centered_grid, half_frame
+from monai_diffeo.flow.grid import axis_numbers, centered_grid, half_frame
 from monai_diffeo.flow.warp import resize_ddf
 
 _TENSORS = (
@@ -282,9 +282,7 @@ def mean_inverse_error(ddf: Tensor, inverse_ddf: Tensor) -> Tensor:
     """Mean over the voxels whose way stays in the frame of the distance of ``ddf`` after ``inverse_ddf`` from the identity,
     shape ``(B,)``, voxels."""
     where = centered_grid(inverse_ddf.shape[2:], ddf.device, ddf.dtype) + inverse_ddf
-    edge = torch.tensor([(n - 1) / 2 for n in ddf.shape[2:]], device=ddf.device, dtype=ddf.dtype).view(
-        -1, *[1] * (ddf.ndim - 2)
-    )
+    edge = axis_numbers(((n - 1) / 2 for n in ddf.shape[2:]), ddf).view(-1, *[1] * (ddf.ndim - 2))
     inside = (where.abs() <= edge).all(1)
     error = (warp(ddf, inverse_ddf, centered=True) + inverse_ddf).square().sum(1).sqrt()
     return (error * inside).flatten(1).sum(1) / inside.flatten(1).sum(1).clamp(min=1)

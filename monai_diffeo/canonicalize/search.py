@@ -207,10 +207,8 @@ def minimize(
     """
     goal = SearchObjective(image, energy, family, regularizer, start, seed)
     theta = goal.identity().clone().requires_grad_()
-    lowered: Any = goal
-    if cuda_graph and image.is_cuda:
-        make: Any = torch.cuda.make_graphed_callables
-        lowered = make(lambda theta: goal(theta), (theta,))
+    graphed: Any = torch.cuda.make_graphed_callables
+    lowered = graphed(lambda theta: goal(theta), (theta,)) if cuda_graph and image.is_cuda else goal
     optimizer = torch.optim.Adam([theta], lr=learning_rate)
     best_theta, best = theta.detach().clone(), theta.new_full((len(image),), float("inf"))
     waited = torch.zeros(image.shape[0], dtype=torch.long, device=image.device)

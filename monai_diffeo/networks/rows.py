@@ -40,14 +40,15 @@ def _full_precision() -> Iterator[None]:
     """Convolutions without TF32, for all threads."""
     cudnn: Any = torch.backends.cudnn
     try:
-        cudnn.allow_tf32  # noqa: B018
-        flags = cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False)
+        readable = cudnn.allow_tf32 in (True, False)
     except RuntimeError:  # somebody set it by the newer names, which the older one does not understand
-        before, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, "ieee"
-        try:
+        readable = False
+    if readable:
+        with cudnn.flags(cudnn.enabled, benchmark=False, deterministic=True, allow_tf32=False):
             yield
-        finally:
-            cudnn.conv.fp32_precision = before
-    else:
-        with flags:
-            yield
+        return
+    before, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, "ieee"
+    try:
+        yield
+    finally:
+        cudnn.conv.fp32_precision = before

@@ -24,6 +24,7 @@ from monai_diffeo.augmentation import (
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import Family
 from monai_diffeo.flow import axis_rotations, compose, warp
+from monai_diffeo.flow.grid import axis_numbers
 from monai_diffeo.networks import orient_images, standardize_image
 from monai_diffeo.networks.predictor import resample_image
 from monai_diffeo.training.answers import Activation, answer_loss, frozen_copy, network_answer, soft_dice_loss
@@ -253,7 +254,7 @@ class PredictorStep:
 
     def _losses(self, film: Tensor, shown: Tensor, g: Tensor, ddf: Tensor, theta: Tensor, answer: Tensor | None) -> Losses:
         whole = compose(g, ddf)
-        voxel = torch.tensor([128 / n for n in film.shape[2:]]).to(whole).view(-1, *[1] * (film.ndim - 2))
+        voxel = axis_numbers((128 / n for n in film.shape[2:]), whole).view(-1, *[1] * (film.ndim - 2))
         losses = {
             "grid": ((whole * voxel).square().sum(1) + 1).sqrt().mean() - 1,
             "image": (warp(film, whole) - film).square().mean(),

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from monai_diffeo.canonicalize.limits import LIMITED_SIGNS
-from monai_diffeo.flow.grid import centered_grid
+from monai_diffeo.flow.grid import axis_numbers, centered_grid
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.inferers.aggregation import mask_dice
 from monai_diffeo.trust.shapes import shape_numbers
@@ -123,5 +123,5 @@ def _shape(mask: Tensor, references: References) -> tuple[Tensor, Tensor]:
 def _outside(ddf: Tensor, frame: Tensor) -> Tensor:
     """Share of the voxels whose place ``x + ddf(x)`` lies outside of the frame of another field, ``(B,)``."""
     where = (centered_grid(ddf.shape[2:], ddf.device, ddf.dtype) + ddf).abs()
-    edge = torch.tensor([(n - 1) / 2 + 0.5 for n in frame.shape[2:]]).to(ddf).view(-1, *[1] * (ddf.ndim - 2))
+    edge = axis_numbers(((n - 1) / 2 + 0.5 for n in frame.shape[2:]), ddf).view(-1, *[1] * (ddf.ndim - 2))
     return (where > edge).any(1).double().flatten(1).mean(1)
