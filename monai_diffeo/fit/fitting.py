@@ -17,17 +17,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from monai_diffeo.canonicalize import fit_statistics, load_canonicalizer
+from monai_diffeo.canonicalize import Canonicalizer, fit_statistics, load_canonicalizer
 from monai_diffeo.canonicalize.checks import check_device
 from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import record_sha256, write_atomically
+from monai_diffeo.fit.atlas import fit_atlas
 from monai_diffeo.fit.images import LEAST_IMAGES, ImagesReader, Item, find_images, is_held_back
 from monai_diffeo.fit.loop import seconds_a_step, train_part
 from monai_diffeo.fit.network import NetworkUnderTest
 from monai_diffeo.fit.outcome import FitOutcome, keeps_orientation, measure, measure_orientation, measure_overlap
 from monai_diffeo.fit.page import PAGE, outcome_lines, plan_lines, write_page
-from monai_diffeo.fit.parts import DEFAULT_MODE, FitPart, folder_settings, parts_of, predictor_size, working_size_of
+from monai_diffeo.fit.parts import REFINE, SINGLE_PASS, FitPart, folder_settings, parts_of, predictor_size, working_size_of
+from monai_diffeo.fit.settings import read_settings, write_settings
 from monai_diffeo.networks import load_weights
 from monai_diffeo.networks.predictor import resample_image
 
@@ -277,17 +279,29 @@ def _finish(
     judge = load_weights(orientation.build(), folder / "orientation.pt").to(device)
     seen = measure_orientation(judge, held.to(device), seed)
     used = [part for part in parts if part is not orientation or keeps_orientation(*seen)]
-    content = json.dumps(folder_settings(len(data.frame), data.size, used), indent=2) + "\n"
-    write_atomically(folder / "canonicalizer.json", content.encode())
+    write_settings(folder, folder_settings(len(data.frame), data.size, used))
+    modes = [SINGLE_PASS]
+    if len(data.frame) == 3:
+        fit_atlas(folder, data.trained)
+        modes.append(REFINE)
     fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
     record_sha256(folder)
-    canonicalizer = load_canonicalizer(folder, device=device)
-    signs: list[dict[str, float]] = []
-    outcome, *moved = measure(canonicalizer, held.to(device), seed, seconds, signs)
+    tried = [_tried(folder, mode, held.to(device), seed, seconds) for mode in modes]
+    (outcome, *moved), canonicalizer, signs = max(tried, key=lambda found: found[0][0].undone)
+    write_settings(folder, {**read_settings(folder), "default_mode": outcome.mode})
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)
     if network is not None:
         pairs = ((image, data.reader.label(item, image)) for item, image in data.reader.usable(data.held_items))
         outcome = replace(outcome, overlap=measure_overlap(canonicalizer, network, pairs, seed, device, seconds, signs))
-    SignLimits.of(DEFAULT_MODE, signs).save(folder)
+    SignLimits.of(outcome.mode, signs).save(folder)
     write_page(folder, plan, outcome, held, *moved)
     return outcome
+
+
+def _tried(
+    folder: Path, mode: str, held: Tensor, seed: int, seconds: float
+) -> tuple[Any, Canonicalizer, list[dict[str, float]]]:
+    """What a mode does to the images that were held back, its canonicaliser, and the signs of these images."""
+    canonicalizer, signs = load_canonicalizer(folder, mode, held.device), list[dict[str, float]]()
+    outcome, *moved = measure(canonicalizer, held, seed, seconds, signs)
+    return (replace(outcome, mode=mode), *moved), canonicalizer, signs

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import load_canonicalizer
 from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.fit.outcome import asked_with_signs, twin_deformations
-from monai_diffeo.fit.parts import DEFAULT_MODE
+from monai_diffeo.fit.settings import read_settings
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoInferer
 
@@ -19,7 +19,7 @@ __all__ = ["fit_limits"]
 
 
 def fit_limits(
-    folder: str | Path, images: Iterable[Tensor], network: nn.Module, mode: str = DEFAULT_MODE, seed: int = 0
+    folder: str | Path, images: Iterable[Tensor], network: nn.Module, mode: str | None = None, seed: int = 0
 ) -> SignLimits:
     """Measure what is usual of images, as they are and deformed, and write ``limits.json`` into the folder.
 
@@ -27,9 +27,10 @@ def fit_limits(
         folder: as for :func:`load_canonicalizer`.
         images: batches ``(B, C, *S)`` that neither canonicaliser nor network was trained on.
         network: whose answers count; it is left in evaluation mode.
-        mode: of the canonicaliser; limits are for this one, and should be for the default mode.
+        mode: of the canonicaliser; limits are for this one; None takes the default mode.
         seed: of the deformations.
     """
+    mode = read_settings(Path(folder))["default_mode"] if mode is None else mode
     inferer, signs = DiffeoInferer(load_canonicalizer(folder, mode)), list[dict[str, float]]()
     network.eval()
     for number, batch in enumerate(images):

@@ -76,6 +76,7 @@ class FitOutcome:
             by the orientation network alone.
         orientation: whether the canonicaliser uses that.
         overlap: with the network's masks, if there is one.
+        mode: of the canonicaliser, its default; of those that were tried the one that undoes most.
     """
 
     images: int
@@ -90,6 +91,7 @@ class FitOutcome:
     found_turns: float = 0.0
     orientation: bool = False
     overlap: Overlap | None = None
+    mode: str = ""
 
     @property
     def closed(self) -> float:

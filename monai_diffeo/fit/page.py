@@ -43,6 +43,7 @@ def outcome_lines(outcome: FitOutcome) -> list[str]:
         "folded": f"at most {outcome.folding:.2%} of a field",
         "rotations": f"by the orientation network alone {outcome.found_turns:.0%} found, {outcome.kept_upright:.0%} of upright "
         f"images seen upright; {used}",
+        "mode": outcome.mode,
         "time": f"{outcome.seconds:.2f} seconds an image",
     }
     if (dice := outcome.overlap) is not None:

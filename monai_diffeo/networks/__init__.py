@@ -1,5 +1,6 @@
 """Networks that this package adds: the predictor, the energies' networks, spatial transformers, template transformers."""
 
+from monai_diffeo.networks.atlas import ImageAtlas
 from monai_diffeo.networks.critic import EnergyCritic
 from monai_diffeo.networks.orientation import ImageOrientation, orient_images
 from monai_diffeo.networks.outlier import OutlierDetector
@@ -26,8 +27,8 @@ from monai_diffeo.networks.vae import EnergyVAE
 from monai_diffeo.networks.weights import load_weights, mean_weights, save_weights
 
 __all__ = [
-    "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageOrientation",
-    "OutlierDetector", "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain",
+    "AtlasPrior", "CNNLocalizer", "DeformationPredictor", "EnergyCritic", "EnergyVAE", "FCNLocalizer", "ImageAtlas",
+    "ImageOrientation", "OutlierDetector", "RegressorLocalizer", "SegmentThenRegister", "ShapePrior", "SpatialTransformerChain",
     "SpatialTransformerLayer", "TemplatePrior", "TemplateTransformer", "WarpedTemplate", "compress_logits", "load_weights",
     "mean_weights", "mixed_precision", "orient_images", "save_weights", "standardize_image", "zero_init_last_layer_",
 ]  # fmt: skip

@@ -5,6 +5,7 @@ import torch
 from torch.testing import assert_close
 
 from monai_diffeo.energies import (
+    AtlasEnergy,
     CriticEnergy,
     DeformationRegularizer,
     Energy,
@@ -16,7 +17,7 @@ from monai_diffeo.energies import (
     smoothness,
 )
 from monai_diffeo.families import ControlGrid
-from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE
+from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, ImageAtlas, load_weights, save_weights
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta
 
 
@@ -29,6 +30,7 @@ def energies():
         "vae": VAEEnergy(EnergyVAE(image_size=(32, 32), channels=(4, 8, 8), latent=8)),
         "grey vae": VAEEnergy(EnergyVAE(image_size=(32, 32), channels=(4, 8, 8), latent=8), standardize=False),
         "critic": CriticEnergy(EnergyCritic(channels=4, layers=3)),
+        "atlas": AtlasEnergy(ImageAtlas((24, 24)).measure(blob(2, shift=torch.tensor([0.1, -0.1])))),
         "motion": ResidualDeformationEnergy(predictor, family),
     }
 
@@ -238,3 +240,33 @@ def test_the_regulariser_measures_smoothness_on_the_velocity_and_folds_on_the_di
     regularizer = DeformationRegularizer(smooth=2.0, orientation=5.0)
     assert_close(regularizer(v, still), torch.tensor([2 * 0.25]))
     assert_close(regularizer(still, ddf), torch.tensor([5 * 2.0]))
+
+
+class TestAtlas:
+    def test_grey_values_may_be_scaled_and_shifted_and_the_image_be_of_any_size(self):
+        energy = AtlasEnergy(ImageAtlas((32, 32), 2).measure([torch.cat([blob(1)[0], blob(1, width=0.4)[0]])]), contrast=1e-3)
+        image = energy.atlas()
+        assert_close(energy(image), torch.zeros(1), atol=1e-3, rtol=0)
+        assert_close(energy(3 * image - 7), energy(image), atol=1e-3, rtol=0)
+        large = torch.nn.functional.interpolate(image, (64, 64), mode="bilinear")
+        assert energy(large) < 0.05 < 0.3 < energy(image.flip(1).roll(8, 2))
+
+    def test_the_further_the_image_is_moved_the_higher(self):
+        energy = AtlasEnergy(ImageAtlas((32, 32)).measure(blob(1)))
+        found = energy(torch.cat([blob(1, shift=shift) for shift in (0.0, 0.1, 0.2, 0.3)]))
+        assert (found.diff() > 0.02).all() and found[0] < 0.9
+
+    def test_noise_of_less_than_the_contrast_counts_little(self):
+        image, draw = blob(1), torch.Generator().manual_seed(0)
+        noisy = [image + 0.01 * torch.randn(image.shape, generator=draw) for _ in range(2)]
+        calm, nervous = (AtlasEnergy(ImageAtlas((32, 32)).measure(noisy[0]), contrast=c) for c in (0.2, 1e-3))
+        calmly, nervously = (float(e(noisy[1]) - e(noisy[0])) for e in (calm, nervous))
+        assert 0 < calmly < 0.15 * nervously
+
+    def test_its_networks_image_is_a_mean_that_is_saved_and_loaded(self, tmp_path):
+        images = [torch.rand(1, 8, 6, 4), torch.rand(1, 16, 12, 8)]
+        atlas = ImageAtlas((8, 6, 4)).measure(images)
+        small = torch.nn.functional.avg_pool3d(images[1], 2)
+        assert_close(atlas()[0], (images[0] + small) / 2)
+        save_weights(atlas, tmp_path / "atlas.pt")
+        assert torch.equal(load_weights(ImageAtlas((8, 6, 4)), tmp_path / "atlas.pt")(3)[2], atlas()[0])

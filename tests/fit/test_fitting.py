@@ -2,6 +2,7 @@
 
 import json
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -169,12 +170,34 @@ def test_an_orientation_network_that_sees_nothing_is_left_out_and_that_is_said(t
 
 def test_volumes_are_fitted_too(tmp_path, monkeypatch):
     monkeypatch.setattr(fitting, "measure_orientation", lambda *_: (1.0, 0.0))  # 48 orientations take their time
-    volumes = [blob(1, (48, 32, 34), s)[0] + 0.01 * torch.rand(1, 48, 32, 34) for s in (0.0, 0.1, -0.1, 0.2)]
+    volumes = [blob(1, (48, 32, 34), s)[0] + 0.3 * torch.rand(1, 48, 32, 34) for s in (0.0, 0.1, -0.1, 0.2)]
     outcome, lines = fit(tmp_path, volumes, torch.nn.Conv3d(1, 2, 1), size=None, steps=dict.fromkeys(STEPS, 1))
     assert lines[:2] == ["images        4, 2 of them held back; channels 1, frame 48 x 32 x 34", "working size  48 x 32 x 32"]
     canonicalizer = load_canonicalizer(tmp_path)
     assert "answers on 1 images, not learned from" in lines[2] and canonicalizer.predictor.image_size == (16, 16, 16)
     assert canonicalizer(volumes[0][None]).image.shape == (1, 1, 48, 32, 34) and outcome.images == 2
+    searching = load_canonicalizer(tmp_path, "refine").search
+    assert searching.image_size == (24, 16, 16) and searching.energy.atlas().amax() > 0.5
+    assert load_canonicalizer(tmp_path, "single_pass").search is None
+
+
+@pytest.mark.parametrize("best", ["single_pass", "refine"])
+def test_the_mode_that_undoes_most_is_the_default_of_volumes(tmp_path, monkeypatch, best):
+    found = []
+
+    def measured(canonicalizer, *rest, measure=fitting.measure):
+        outcome, *moved = measure(canonicalizer, *rest)
+        found.append("single_pass" if canonicalizer.search is None else "refine")
+        return replace(outcome, undone=float(found[-1] == best)), *moved
+
+    monkeypatch.setattr(fitting, "measure", measured)
+    monkeypatch.setattr(fitting, "measure_orientation", lambda *_: (1.0, 0.0))
+    volumes = [blob(1, (48, 32, 32), s)[0] + 0.3 * torch.rand(1, 48, 32, 32) for s in (0.0, 0.1, -0.1, 0.2)]
+    outcome, lines = fit(tmp_path, volumes, size=None, steps=dict.fromkeys(STEPS, 1))
+    assert found == ["single_pass", "refine"] and outcome.mode == best and f"mode              {best}" in lines
+    assert (load_canonicalizer(tmp_path).search is None) is (best == "single_pass")
+    assert load_canonicalizer(tmp_path).limits.mode == best
+    assert json.loads((tmp_path / "fit.json").read_text())["outcome"]["mode"] == best
 
 
 def test_in_a_bundle_the_files_take_the_place_of_those_of_an_earlier_fit(tmp_path):
