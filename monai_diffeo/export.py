@@ -25,7 +25,7 @@ from monai_diffeo.files import write_atomically
 from monai_diffeo.flow import Deformation, affine_deformation, folding_fraction, warp
 from monai_diffeo.flow.warp import resize_ddf
 from monai_diffeo.inferers.aggregation import agreement, overlap
-from monai_diffeo.networks.predictor import check_image, resample_image
+from monai_diffeo.networks.predictor import check_image, resample_once_more
 
 __all__ = ["OUTPUTS", "DiffeoGraph", "export_graph", "save_program", "smooth_images"]
 
@@ -65,8 +65,9 @@ class DiffeoGraph(nn.Module):
         searches = canonicalizer.steps or canonicalizer.search is not None
         if canonicalizer.predictor is None or searches or not canonicalizer.deform:
             raise ConfigError(
-                f"export: the mode must have a predictor and no optimisation, got steps={canonicalizer.steps} and "
-                f"deform={canonicalizer.deform}. Choose a mode such as single_pass."
+                f"export: the mode must have a predictor and no optimisation, got steps={canonicalizer.steps}, "
+                f"search={type(canonicalizer.search).__name__} and deform={canonicalizer.deform}. Choose a mode such as "
+                "single_pass."
             )
         own: Any = canonicalizer.working_size or getattr(canonicalizer.predictor, "image_size", ())
         single = copy.deepcopy(canonicalizer).float()
@@ -98,14 +99,14 @@ class DiffeoGraph(nn.Module):
         given, finite = image, image.isfinite().flatten(1).all(1)
         image = _where(finite, image, torch.zeros_like(image))
         usable = finite & (image.flatten(1).amax(1) > image.flatten(1).amin(1))
-        seen = resample_image(image, self.work)
+        seen = resample_once_more(image, self.work)
         found, before = self._look(seen), part.energy(seen)
         before = torch.where(finite, before, torch.nan)
         forward, inverse = found.forward(self.work, part.final_steps), self._inverse(found)
         folded = worst_folding(forward.ddf(self.work), inverse.ddf(self.work))
         forward, inverse = forward.resized(self.work, size), inverse.resized(self.work, size)
         ddf, inverse_ddf = forward.ddf(size), inverse.ddf(size)
-        after = part.energy(resample_image(move_image(image, ddf, part.sampling), self.work))
+        after = part.energy(resample_once_more(move_image(image, ddf, part.sampling), self.work))
         done = usable & ((folded == 0) & (folding_fraction(ddf) == 0)) & (before.isfinite() & after.isfinite())
         if part.skip_below is not None:
             done = done & (before > part.skip_below)

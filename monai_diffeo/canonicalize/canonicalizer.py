@@ -24,7 +24,7 @@ from monai_diffeo.energies.base import as_energy
 from monai_diffeo.families import Family
 from monai_diffeo.flow import Deformation, folding_fraction, warp
 from monai_diffeo.networks import ImageOrientation
-from monai_diffeo.networks.predictor import resample_image
+from monai_diffeo.networks.predictor import resample_once_more
 
 __all__ = ["Canonicalizer", "placed"]
 
@@ -283,7 +283,7 @@ class Canonicalizer(nn.Module):
         return tuple(image.shape[2:]) if self.working_size is None else self.working_size
 
     def _resampled(self, image: Tensor) -> Tensor:
-        return resample_image(image, self._size(image))
+        return resample_once_more(image, self._size(image))
 
     def _orientation(self, image: Tensor, status: list[str | None]) -> tuple[Tensor, Tensor]:
         """Numbers of the rotations, and probabilities that images are mirrored (-1: not asked), each ``(B,)``; images that

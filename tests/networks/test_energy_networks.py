@@ -3,12 +3,13 @@ import pickle
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch.testing import assert_close
 
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, standardize_image
-from monai_diffeo.networks.predictor import resample_image
+from monai_diffeo.networks.predictor import resample_image, resample_once_more
 
 
 def build(kind, dims=2, channels=1, seed=0):
@@ -234,3 +235,26 @@ def test_a_volume_that_loses_voxels_is_averaged_over_blocks():
     volume = torch.rand(2, 3, 17, 24, 9)
     blocks = torch.nn.functional.adaptive_avg_pool3d(volume, (8, 16, 9))
     assert_close(resample_image(volume, (8, 16, 9)), blocks)
+
+
+@pytest.mark.parametrize("between, left", [((48, 60), 0.8), ((64, 80), 0.3), ((128, 160), 0.3)])
+def test_an_image_that_was_resampled_before_is_averaged_as_much_less(between, left):
+    draw = torch.Generator().manual_seed(0)
+    image = F.interpolate(torch.rand(2, 3, 64, 80, generator=draw), (256, 320), mode="bicubic")
+    once, first = resample_image(image, (32, 40)), resample_image(image, between)
+    off, twice = ((again(first, (32, 40)) - once).square().mean().sqrt() for again in (resample_once_more, resample_image))
+    assert off < left * twice and off < 0.02
+    assert_close(resample_once_more(torch.full((1, 1, 48, 60), 7.0), (32, 40)), torch.full((1, 1, 32, 40), 7.0))
+    ramp = torch.arange(64.0).expand(1, 1, 32, 64)
+    assert_close(resample_once_more(ramp, (16, 32))[..., 1:-1], resample_image(ramp, (16, 32))[..., 1:-1])
+
+
+def test_what_is_not_made_smaller_is_resampled_as_ever():
+    for image, size in (
+        (torch.rand(1, 1, 20, 30), (40, 30)),
+        (torch.rand(1, 1, 20, 30), (10, 60)),
+        (torch.rand(1, 1, 6, 8, 4), (3, 4, 2)),
+    ):
+        assert torch.equal(resample_once_more(image, size), resample_image(image, size))
+    image = torch.rand(1, 2, 20, 30)
+    assert resample_once_more(image, (20, 30)) is image
