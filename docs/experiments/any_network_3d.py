@@ -150,9 +150,9 @@ def figures(found: Mapping[str, Any], network: str) -> Rows:
     rows = [judged(f"{network}, deformed: share of the gap that is closed", "at least 0.7", text, closed >= 0.7)]
     rows.append(judged(f"{network}, 24 orientations: share of the upright Dice", "at least 0.98", turned, share >= 0.98))
     rows.append(judged(f"{network}: volumes with folds", "0", str(folded), folded == 0))
-    if "minutes" in found:
-        minutes = found["minutes"]
-        rows.append(judged(f"{network}: minutes of `fit`, one thread", "at most 20", f"{minutes:.1f}", minutes <= 20))
+    if "cpu_minutes" in found:
+        minutes = found["cpu_minutes"]
+        rows.append(judged(f"{network}: CPU minutes of `fit`", "at most 20", f"{minutes:.1f}", minutes <= 20))
     return rows
 
 
@@ -245,12 +245,12 @@ def foreign(options: Any) -> dict[str, Any]:
     fitted = folder / f"canonicalizer_{options.minutes:g}"
 
     def fit() -> dict[str, Any]:
-        began = time.perf_counter()
         words = ("--dataset_dir", volumes, "--bundle_root", bundle, "--output_dir", fitted)
         shell(module("monai_diffeo", "fit", *words, "--minutes", options.minutes, "--device", device))
-        return {"minutes": (time.perf_counter() - began) / 60}
+        return {}
 
-    spent = kept(folder, {"experiment": "fit", "minutes": options.minutes, "device": device}, fit)
+    kept(folder, {"experiment": "fit", "minutes": options.minutes, "device": device}, fit)
+    spent = json.loads((fitted / "fit.json").read_text())["took"]
     wrapped = shell(module("monai_diffeo", "wrap", bundle, "--canonicalizer", fitted)).strip()
     runs = {"plain": bundle_command(bundle), "wrapped": f"{wrapped}{poses('diffeo_tta_samples', options.tta_samples)}"}
     truths = shown(max(options.tested // 3, 1), options.template, rotations=options.rotations)  # its windows take long

@@ -255,8 +255,7 @@ class Benchmark:
 
     def volumes(self) -> list[str]:
         network, rows = bundle_network("brain_3d", self.device), []
-        modes = {"single_pass": load_canonicalizer("brain_3d", "single_pass", self.device)}
-        modes[f"refine, {SHORT} of 30 steps"] = load_canonicalizer("brain_3d", "refine", self.device, steps=SHORT)
+        modes = {mode: load_canonicalizer("brain_3d", mode, self.device) for mode in ("single_pass", "refine")}
         for size in ((64,) * 3, (96,) * 3):
             image = self.image(size)
             runs = {mode: partial(inferred, found, 1, image, network) for mode, found in modes.items()}

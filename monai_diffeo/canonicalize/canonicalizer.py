@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from monai_diffeo.canonicalize import acceptance
 from monai_diffeo.canonicalize.checks import check_image
 from monai_diffeo.canonicalize.drawing import describe_canonicalizer
+from monai_diffeo.canonicalize.energy_search import EnergySearch
 from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, move_image
 from monai_diffeo.canonicalize.rotation import rotated_back, rotated_maps
@@ -36,8 +37,8 @@ class Canonicalizer(nn.Module):
 
     An optional predictor looks at the image ``iterations`` times and moves it each time; ``steps`` of Adam then lower
     ``energy(moved image) + regularizer(velocity, ddf)``; the displacement stands in for the velocity where a family has none.
-    With a predictor and no steps this is the mode *single pass*; with both, *refine*; with neither predictor nor early stopping
-    and the published settings, *faithful*.
+    With a predictor and no steps this is the mode *single pass*; with both, or with a ``search`` of its own, *refine*; with
+    neither predictor nor early stopping and the published settings, *faithful*.
 
     Search, energies and networks see the image at ``working_size``. What is found is applied to the image at its own size,
     edges on edges, so that energies and cost hardly depend on it. All channels of an image move together.
@@ -341,26 +342,31 @@ class Canonicalizer(nn.Module):
         if self.search is None and (self.steps == 0 or self.regularizer is None):
             return Chain() if self.predictor is None else self._predict(image), steps
         rows = [i for i, s in enumerate(status) if s is None]
-        groups, parts = [[i] for i in rows], (self.family, self.search_family, self.energy, self.predictor)
+        groups, parts = [[i] for i in rows], (self.family, self.search_family, self.energy, self.predictor, self.search)
         if image.is_cuda and self._computes_double():
             groups = [rows[i : i + _TOGETHER] for i in range(0, len(rows), _TOGETHER)]
             image, parts = image.double(), _in_double(parts)
-        family, search_family, energy, predictor = parts
+        family, search_family, energy, predictor, search = parts
         found = Chain() if predictor is None else predict(image, predictor, family, self.iterations, self.min_motion)
         start = found.forward(image.shape[2:]) if found.links else None
-        bar = _bar(self.steps * len(rows)) if self.progress else None
+        most = search.steps if isinstance(search, EnergySearch) else self.steps
+        bar = _bar(most * len(rows)) if self.progress else None
         tick = None if bar is None else lambda step, values: bar.update(len(values) * (step > 0))
         searched, limits = (energy, search_family, self.regularizer), (self.steps, self.learning_rate, self.patience)
         with torch.enable_grad():
             for row in groups:
                 begin = None if start is None else Deformation(start.matrix[row], start.residual[row])
-                if self.search is None:
+                if search is None:
                     best, steps[row] = minimize(
                         image[row], *searched, begin, *limits, seed=self.seed, progress=tick, cuda_graph=self.cuda_graph
                     )
-                    theta[row] = best.to(theta)
                 else:
-                    theta[row] = search_theta(self.search, SearchObjective(image[row], *searched, begin, self.seed))
+                    goal = SearchObjective(image[row], *searched, begin, self.seed)
+                    if isinstance(search, EnergySearch):
+                        best, steps[row] = search.lower(goal, tick)
+                    else:
+                        best = search_theta(search, goal)
+                theta[row] = best.to(theta)
         if bar is not None:
             bar.close()
         links = [(self.family, looked.to(theta)) for _, looked in found.links]
@@ -370,7 +376,9 @@ class Canonicalizer(nn.Module):
         """Whether all parts of a search are known to compute in double precision too: those of this package."""
         parts = (self.family, self.search_family, self.regularizer, self.predictor)
         ours = all(part is None or type(part).__module__.partition(".")[0] == "monai_diffeo" for part in parts)
-        return ours and self.search is None and self.energy.any_precision()
+        search = self.search
+        known = search is None or (isinstance(search, EnergySearch) and search.energy.any_precision())
+        return ours and known and self.energy.any_precision()
 
     def _unfold(self, found: Chain, size: tuple[int, ...]) -> tuple[Chain, Deformation, Deformation, Tensor]:
         """The deformations on the working frame, halved while they fold, their inverses, and the share of voxels that still

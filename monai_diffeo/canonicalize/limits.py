@@ -70,18 +70,27 @@ class SignLimits:
         far = "energy" in high and signs["energy"] - typical > _FAR * (self.limits["energy"] - typical)
         return f"{NO_RESULT if far else REVIEW}: {'; '.join(reasons)}" if reasons else OK
 
-    def save(self, folder: str | Path) -> None:
-        """Write ``limits.json`` into the folder of the canonicaliser; in a bundle, its SHA-256 goes into the metadata."""
-        record_sha256(write_atomically(Path(folder) / _FILE, f"{json.dumps(asdict(self), indent=2)}\n".encode()))
+    def save(self, folder: str | Path, further: bool = False) -> None:
+        """Write ``limits.json`` into the folder of the canonicaliser; in a bundle, its SHA-256 goes into the metadata.
+
+        Of a ``further`` mode, not the default one, the file is ``limits_`` and its name.
+        """
+        name = _further(self.mode) if further else _FILE
+        record_sha256(write_atomically(Path(folder) / name, f"{json.dumps(asdict(self), indent=2)}\n".encode()))
+
+
+def _further(mode: str) -> str:
+    return f"limits_{mode}.json"
 
 
 def load_limits(folder: str | Path, mode: str) -> SignLimits | None:
-    """What :meth:`SignLimits.save` wrote; None where there is no file, or where it is of another mode.
+    """What :meth:`SignLimits.save` wrote; None where there is no file of this mode.
 
     Raises:
         WeightsError: if the file cannot be read or holds anything else.
     """
-    path = Path(folder) / _FILE
+    path = Path(folder) / _further(mode)
+    path = path if path.is_file() else Path(folder) / _FILE
     if not path.is_file():
         return None
     try:
@@ -90,5 +99,5 @@ def load_limits(folder: str | Path, mode: str) -> SignLimits | None:
         if not (set(found.medians) == set(found.limits) <= set(LIMITED_SIGNS) and all(map(math.isfinite, numbers))):
             raise ValueError(f"expected finite medians and limits of {list(LIMITED_SIGNS)}")
     except (OSError, ValueError, TypeError, AttributeError) as error:
-        raise WeightsError(f"load_canonicalizer(): cannot read {_FILE} in {path.parent}: {error}. Fit it anew.") from error
+        raise WeightsError(f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. Fit it anew.") from error
     return found if found.mode == mode else None

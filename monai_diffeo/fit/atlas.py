@@ -7,7 +7,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from monai_diffeo.fit.parts import ATLAS, atlas_settings
+from monai_diffeo.bundles import canonicalizer_folder
+from monai_diffeo.fit.parts import ATLAS, atlas_settings, built
 from monai_diffeo.fit.settings import read_settings, write_settings
 from monai_diffeo.networks import ImageAtlas, save_weights
 
@@ -17,12 +18,19 @@ __all__ = ["fit_atlas"]
 def fit_atlas(folder: str | Path, images: Iterable[Tensor]) -> None:
     """Write the mean of images as ``atlas.pt``; the mode ``refine`` of the folder then moves images towards it.
 
+    The default mode stays what it is.
+
     Args:
-        folder: of a canonicaliser that :func:`fit_canonicalizer` wrote.
+        folder: of a canonicaliser that :func:`fit_canonicalizer` wrote; as for :func:`load_canonicalizer`.
         images: training images ``(C, *S)`` in [0, 1], undeformed.
+
+    Raises:
+        WeightsError: if there is no such folder.
+        ShapeError: for an image of other axes or channels.
+        ValueError: without images.
     """
-    folder = Path(folder)
+    folder = canonicalizer_folder(folder, "fit_atlas()")
     settings = atlas_settings(read_settings(folder))
-    shape = {name: value for name, value in settings["networks"][ATLAS].items() if name != "_target_"}
-    save_weights(ImageAtlas(**shape).measure(images), folder / settings["weights"][ATLAS])
+    atlas: ImageAtlas = built(settings["networks"][ATLAS])
+    save_weights(atlas.measure(images), folder / settings["weights"][ATLAS])
     write_settings(folder, settings)

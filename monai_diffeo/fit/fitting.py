@@ -31,7 +31,7 @@ from monai_diffeo.fit.page import PAGE, outcome_lines, plan_lines, write_page
 from monai_diffeo.fit.parts import REFINE, SINGLE_PASS, FitPart, folder_settings, parts_of, predictor_size, working_size_of
 from monai_diffeo.fit.settings import read_settings, write_settings
 from monai_diffeo.networks import load_weights
-from monai_diffeo.networks.predictor import resample_image
+from monai_diffeo.networks.predictor import resample_image, resample_once_more
 
 __all__ = ["fit_canonicalizer"]
 
@@ -39,6 +39,7 @@ RECORD = "fit.json"
 _MOST_VALUES = 4e8  # of all images in memory: 1.6 GB
 _READING, _ANSWERS, _OUTCOME = 0.15, 0.15, 0.12  # shares of the time
 _ENOUGH = 8  # images that were held back, for the statistics to be of these alone
+_WORTH_SEARCHING = 0.02  # share of the displacement that a search must undo beyond the predictor, for it takes long
 _LOOKED_AT = 8  # images from which the working size is chosen
 
 
@@ -110,7 +111,7 @@ def fit_canonicalizer(
     for line in plan_lines(record["plan"]):
         say(line)
     _train(folder, parts, inputs, record["plan"]["parts"], device, seed, progress, checkpoint_seconds)
-    outcome = _finish(folder, parts, data, net, device, seed, _OUTCOME * limit / 3, record["plan"])
+    outcome = _finish(folder, parts, data, net, device, seed, _OUTCOME * limit / 4, record["plan"])
     took = {"minutes": (time.perf_counter() - began) / 60, "cpu_minutes": (time.process_time() - worked) / 60}
     _write(folder, {**record, "outcome": outcome.as_dict(), "took": took})
     record_sha256(folder)
@@ -183,7 +184,7 @@ class _Images:
         began, asking, known = time.perf_counter(), 0.0, self.known
         for item, image in chain((self.first.pop(0) for _ in range(len(self.first))), self.usable):  # none is kept at its size
             low, high = image.aminmax()
-            small = resample_image(((torch.Tensor.as_subclass(image, Tensor) - low) / (high - low))[None], self.size)[0]
+            small = resample_once_more(((torch.Tensor.as_subclass(image, Tensor) - low) / (high - low))[None], self.size)[0]
             if is_held_back(len(self.held) + len(self.trained)):
                 self.held.append(small)
                 self.held_items.append(item)
@@ -280,19 +281,23 @@ def _finish(
     seen = measure_orientation(judge, held.to(device), seed)
     used = [part for part in parts if part is not orientation or keeps_orientation(*seen)]
     write_settings(folder, folder_settings(len(data.frame), data.size, used))
-    modes = [SINGLE_PASS]
-    if len(data.frame) == 3:
+    if refines := len(data.frame) == 3:
         fit_atlas(folder, data.trained)
-        modes.append(REFINE)
     fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
     record_sha256(folder)
-    tried = [_tried(folder, mode, held.to(device), seed, seconds) for mode in modes]
-    (outcome, *moved), canonicalizer, signs = max(tried, key=lambda found: found[0][0].undone)
+    refined = _tried(folder, REFINE, held.to(device), seed, seconds) if refines else None
+    shown = held if refined is None else held[: refined[0][0].images]
+    found, other = _tried(folder, SINGLE_PASS, shown.to(device), seed, math.inf if refines else seconds), refined
+    if refined is not None and refined[0][0].undone > found[0][0].undone + _WORTH_SEARCHING:
+        found, other = refined, found
+    (outcome, *moved), canonicalizer, signs = found
     write_settings(folder, {**read_settings(folder), "default_mode": outcome.mode})
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)
     if network is not None:
         pairs = ((image, data.reader.label(item, image)) for item, image in data.reader.usable(data.held_items))
         outcome = replace(outcome, overlap=measure_overlap(canonicalizer, network, pairs, seed, device, seconds, signs))
+    if other is not None:
+        SignLimits.of(other[0][0].mode, other[2]).save(folder, further=True)
     SignLimits.of(outcome.mode, signs).save(folder)
     write_page(folder, plan, outcome, held, *moved)
     return outcome

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from monai_diffeo.bundles import canonicalizer_folder
 from monai_diffeo.canonicalize import load_canonicalizer
 from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.fit.outcome import asked_with_signs, twin_deformations
@@ -30,7 +31,8 @@ def fit_limits(
         mode: of the canonicaliser; limits are for this one; None takes the default mode.
         seed: of the deformations.
     """
-    mode = read_settings(Path(folder))["default_mode"] if mode is None else mode
+    folder = canonicalizer_folder(folder, "fit_limits()")
+    mode = read_settings(folder)["default_mode"] if mode is None else mode
     inferer, signs = DiffeoInferer(load_canonicalizer(folder, mode)), list[dict[str, float]]()
     network.eval()
     for number, batch in enumerate(images):

@@ -13,7 +13,7 @@ from monai_diffeo.augmentation import random_training_deformation
 from monai_diffeo.training import CriticStep, OrientationStep, PredictorStep, VAEStep
 
 __all__ = [
-    "ATLAS", "REFINE", "SINGLE_PASS", "FitPart", "atlas_settings", "folder_settings", "parts_of", "predictor_size",
+    "ATLAS", "REFINE", "SINGLE_PASS", "FitPart", "atlas_settings", "built", "folder_settings", "parts_of", "predictor_size",
     "working_size_of",
 ]  # fmt: skip
 
@@ -58,10 +58,11 @@ class FitPart:
 
     def build(self) -> Any:
         """The network, untrained."""
-        return _built(self.config)
+        return built(self.config)
 
 
-def _built(config: Mapping[str, Any]) -> Any:
+def built(config: Mapping[str, Any]) -> Any:
+    """What a configuration describes."""
     return ConfigParser({"object": dict(config)}).get_parsed_content("object")
 
 
@@ -72,9 +73,9 @@ def _family(dims: int, steps: int) -> dict[str, Any]:
 
 def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[FitPart]:
     """The parts for images of a number of axes and channels, at a working size."""
-    family, plane = _built(_family(dims, 5)), dims == 2
+    family, plane = built(_family(dims, 5)), dims == 2
     looks = 2 if plane else 1  # in space there is time for few steps, and twice as many of these teach more
-    quick = family if plane else _built({**_family(dims, 5), "spacing": 2})  # so do coarse maps: a step takes half of its time
+    quick = family if plane else built({**_family(dims, 5), "spacing": 2})  # so do coarse maps: a step takes half of its time
     drawn = partial(random_training_deformation, points=None if plane else 12)
     shares = (0.6, 0.15, 0.15, 0.1) if plane else (0.75, 0.12, 0.08, 0.05)
     seen, cube, batch = predictor_size(size), (64, 64) if plane else (32, 32, 32), 16 if plane else 4
@@ -137,7 +138,7 @@ def atlas_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     family, single = settings["families"]["control_grid"], settings["modes"][SINGLE_PASS]
     shape: dict[str, Any] = {"image_size": [n // 2 for n in single["working_size"]]}
     network = {"_target_": "monai_diffeo.networks.ImageAtlas", **shape}
-    network["in_channels"] = settings["networks"]["predictor"]["in_channels"]
+    network["in_channels"] = settings["networks"]["predictor"].get("in_channels", 1)
     energy = {"_target_": "monai_diffeo.energies.AtlasEnergy", "atlas": f"@networks::{ATLAS}"}
     search = {"_target_": "monai_diffeo.canonicalize.EnergySearch", "energy": f"@energies::{ATLAS}", **shape}
     search |= {"steps": 40, "learning_rate": 0.02}

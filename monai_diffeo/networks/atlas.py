@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor, nn
 
-from monai_diffeo.networks.predictor import resample_image
+from monai_diffeo.networks.predictor import check_image, resample_image
 
 __all__ = ["ImageAtlas"]
 
@@ -27,9 +27,21 @@ class ImageAtlas(nn.Module):
         self.register_buffer("image", torch.zeros(1, in_channels, *self.image_size))
 
     def measure(self, images: Iterable[Tensor]) -> ImageAtlas:
-        """Take the mean of images ``(C, *any size)``, resampled."""
-        self.image.copy_(torch.cat([resample_image(image[None], self.image_size) for image in images]).mean(0, keepdim=True))
+        """Take the mean of images ``(C, *any size)``, resampled.
+
+        Raises:
+            ShapeError: for an image of other axes or channels.
+            ValueError: without images.
+        """
+        rows = [self._resampled(image[None]) for image in images]
+        if not rows:
+            raise ValueError("ImageAtlas.measure(): there must be one image or more, got none. Give training images.")
+        self.image.copy_(torch.cat(rows).mean(0, keepdim=True))
         return self
+
+    def _resampled(self, image: Tensor) -> Tensor:
+        check_image(self, image, len(self.image_size), self.image.shape[1])
+        return resample_image(image.float(), self.image_size)
 
     def forward(self, count: int = 1) -> Tensor:
         """The atlas, ``count`` times: ``(count, C, *S)``."""

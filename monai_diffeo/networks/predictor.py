@@ -42,17 +42,18 @@ def resample_image(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
 
 
 def resample_once_more(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
-    """As :func:`resample_image`, of an image that may itself be the work of it: twice, by way of a frame between, gives what
-    once gives.
+    """As :func:`resample_image`, with less averaging: images, which must be finite, are taken to be averaged once already. The
+    result is then nearer to that of one resampling.
 
     Linear antialiasing averages by a triangle whose sides are a voxel of the new grid long. Variances of averages add, and that
-    of a triangle is a sixth of its side squared. So where r voxels become one, sides of sqrt(r² - 1) voxels are left to do.
+    of a triangle is a sixth of its side squared. So where r voxels become one, sides of sqrt(r² - 1) voxels remain. Up to the
+    square root of 2 that is interpolation alone. Volumes, and images of which an axis grows, are resampled as ever.
     """
     size = tuple(image.shape[2:])
     if image.ndim != 4 or size == tuple(spatial_size) or any(new > old for new, old in zip(spatial_size, size)):
         return resample_image(image, spatial_size)
     rows, columns = (_triangles(old, new, image.device, image.dtype) for old, new in zip(size, spatial_size))
-    return rows @ image @ columns.T
+    return torch.cat([rows @ one @ columns.T for one in image.split(1)])  # products of a batch are rounded otherwise
 
 
 @keep_tensors

@@ -90,3 +90,15 @@ def test_no_file_names_a_folder_of_the_machine_it_was_made_on(bundle):
 
 def test_it_has_a_readme_a_licence_and_one_for_its_data(bundle):
     assert all((bundle / name).is_file() for name in ("LICENSE", "docs/README.md", "docs/data_license.txt"))
+
+
+def test_the_mode_of_the_configuration_is_the_default_one_and_that_of_its_limits(bundle):
+    folder = bundle / "models" / "energy"
+    if not (folder / "canonicalizer.json").is_file():
+        pytest.skip("no canonicaliser")
+    mode = json.loads((bundle / "configs" / "inference.json").read_text())["mode"]
+    settings = json.loads((folder / "canonicalizer.json").read_text())
+    assert mode == settings["default_mode"]
+    for file in folder.glob("limits*.json"):
+        said = json.loads(file.read_text())["mode"]
+        assert said == (mode if file.name == "limits.json" else file.stem.removeprefix("limits_")) and said in settings["modes"]

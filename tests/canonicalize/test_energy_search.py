@@ -1,14 +1,17 @@
 """A search of another energy, on a frame of its own."""
 
+import pytest
 import torch
 from torch.testing import assert_close
 
 from monai_diffeo.canonicalize import Canonicalizer, EnergySearch
 from monai_diffeo.energies import AtlasEnergy, DeformationRegularizer
+from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.flow import compose
 from monai_diffeo.networks import ImageAtlas
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta, template_canonicalizer
+from tests.helpers_device import ClaimedDevice, claims
 
 FAMILY = ControlGrid(2, controls=3)
 
@@ -53,3 +56,47 @@ def test_it_never_ends_above_where_it_began():
     found = Canonicalizer(energy, FAMILY, search=wild, max_energy_increase=None)(blob(1))
     assert energy(found.image) <= energy(blob(1)) + 1e-4
     assert wild.energy is not energy and not any(value.requires_grad for value in wild.parameters())
+
+
+@pytest.mark.parametrize("own", [False, True])
+def test_on_cuda_a_batch_moves_at_once_in_double_precision_if_its_energy_can(own, monkeypatch):
+    asked, lower = [], EnergySearch.lower
+    monkeypatch.setattr(EnergySearch, "lower", lambda self, goal, tick: asked.append(goal.image) or lower(self, goal, tick))
+    atlas = AtlasEnergy(ImageAtlas((16, 16)).measure(blob(1)))
+    canonicalizer = searched((lambda image: atlas(image)) if own else atlas, (16, 16))  # whose precision nobody knows
+    canonicalizer.energy = atlas
+    assert canonicalizer._computes_double() is not own
+    images = blob(3, shift=torch.tensor([0.2, 0.0, -0.1]))
+    if not own:
+        with ClaimedDevice():
+            found, *alone = [canonicalizer.to("cuda")(some) for some in (images.to("cuda"), *images[:, None].to("cuda"))]
+        assert [(len(image), image.dtype) for image in asked] == [(n, torch.float64) for n in (3, 1, 1, 1)] and claims(
+            found.ddf
+        )
+        assert_close(found.ddf, torch.cat([one.ddf for one in alone]), atol=1e-4, rtol=0)
+        assert {value.dtype for value in canonicalizer.buffers()} == {torch.float32}
+
+
+def test_its_steps_are_counted_and_shown(capfd):
+    pytest.importorskip("tqdm")
+    found = searched(AtlasEnergy(ImageAtlas((16, 16)).measure(blob(1))), (16, 16), progress=True)(blob(2, shift=0.1))
+    assert found.steps.tolist() == [40, 40] and "80/80" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "settings, words",
+    [
+        ({"steps": 0}, "'steps' must be at least 1, got 0"),
+        ({"steps": 2.5}, "'steps' must be a whole number, at least 1, got 2.5"),
+        ({"learning_rate": -1.0}, "'learning_rate' must be at least 0.0, got -1.0"),
+        ({"patience": 0}, "'patience' must be at least 1 or None, got 0"),
+    ],
+)
+def test_settings_without_a_meaning_are_refused(settings, words):
+    with pytest.raises(ValueError, match=f"^EnergySearch: {words}"):
+        EnergySearch(Brightness(), (16, 16), **settings)
+
+
+def test_a_frame_of_other_axes_is_refused():
+    with pytest.raises(ShapeError, match=r"EnergySearch: 'image_size' must have shape \(2,\), got \(1,\)"):
+        searched(Brightness(), (16,))(blob(1))

@@ -16,6 +16,7 @@ from monai_diffeo.energies import (
     folding_penalty,
     smoothness,
 )
+from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.networks import DeformationPredictor, EnergyCritic, EnergyVAE, ImageAtlas, load_weights, save_weights
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta
@@ -270,3 +271,18 @@ class TestAtlas:
         assert_close(atlas()[0], (images[0] + small) / 2)
         save_weights(atlas, tmp_path / "atlas.pt")
         assert torch.equal(load_weights(ImageAtlas((8, 6, 4)), tmp_path / "atlas.pt")(3)[2], atlas()[0])
+
+    @pytest.mark.parametrize("settings", [{"window": 4}, {"window": 0}, {"contrast": 0.0}, {"contrast": float("nan")}])
+    def test_settings_that_measure_nothing_are_refused(self, settings):
+        with pytest.raises(ValueError, match="^AtlasEnergy: 'window' must be odd and 'contrast' larger than 0, got "):
+            AtlasEnergy(ImageAtlas((8, 8)), **settings)
+
+    def test_other_channels_and_no_images_are_refused(self):
+        with pytest.raises(ShapeError, match=r"AtlasEnergy: 'image' must have shape \(B, 1, H, W\), got \(1, 2, 8, 8\)"):
+            AtlasEnergy(ImageAtlas((8, 8)))(torch.rand(1, 2, 8, 8))
+        with pytest.raises(ShapeError, match=r"ImageAtlas: 'image' must have shape \(B, 3, H, W\)"):
+            ImageAtlas((8, 8), 3).measure([torch.rand(1, 8, 8)])
+        with pytest.raises(ValueError, match="^ImageAtlas.measure.*must be one image or more, got none"):
+            ImageAtlas((8, 8)).measure([])
+        whole = ImageAtlas((8, 8)).measure([torch.full((1, 8, 8), 3, dtype=torch.uint8)])
+        assert_close(whole(), torch.full((1, 1, 8, 8), 3.0))

@@ -12,10 +12,11 @@ pytest.importorskip("matplotlib")
 pytest.importorskip("tqdm")
 
 from monai_diffeo.canonicalize import load_canonicalizer
-from monai_diffeo.errors import ConfigError, NumericalError
-from monai_diffeo.fit import fit_canonicalizer, fitting, loop
+from monai_diffeo.errors import ConfigError, NumericalError, WeightsError
+from monai_diffeo.fit import fit_atlas, fit_canonicalizer, fit_limits, fitting, loop
 from monai_diffeo.fit.loop import CHECKPOINT
 from monai_diffeo.inferers import DiffeoInferer
+from monai_diffeo.networks.predictor import resample_image
 from tests.helpers import blob
 
 STEPS = {"predictor": 2, "orientation": 1, "vae": 1, "critic": 1}
@@ -177,12 +178,16 @@ def test_volumes_are_fitted_too(tmp_path, monkeypatch):
     assert "answers on 1 images, not learned from" in lines[2] and canonicalizer.predictor.image_size == (16, 16, 16)
     assert canonicalizer(volumes[0][None]).image.shape == (1, 1, 48, 32, 34) and outcome.images == 2
     searching = load_canonicalizer(tmp_path, "refine").search
-    assert searching.image_size == (24, 16, 16) and searching.energy.atlas().amax() > 0.5
+    scaled = [(volume - volume.amin()) / (volume.amax() - volume.amin()) for volume in volumes]
+    small = [resample_image(resample_image(one[None], (48, 32, 32)), (24, 16, 16)) for one in scaled]
+    pairs = [(small[i] + small[j]) / 2 for i in range(4) for j in range(i)]
+    assert searching.image_size == (24, 16, 16) and any(torch.allclose(searching.energy.atlas(), two) for two in pairs)
     assert load_canonicalizer(tmp_path, "single_pass").search is None
+    assert all(load_canonicalizer(tmp_path, mode).limits.mode == mode for mode in ("single_pass", "refine"))
 
 
-@pytest.mark.parametrize("best", ["single_pass", "refine"])
-def test_the_mode_that_undoes_most_is_the_default_of_volumes(tmp_path, monkeypatch, best):
+@pytest.mark.parametrize("best, other", [("single_pass", "refine"), ("refine", "single_pass")])
+def test_the_mode_that_undoes_most_is_the_default_of_volumes(tmp_path, monkeypatch, best, other):
     found = []
 
     def measured(canonicalizer, *rest, measure=fitting.measure):
@@ -194,9 +199,10 @@ def test_the_mode_that_undoes_most_is_the_default_of_volumes(tmp_path, monkeypat
     monkeypatch.setattr(fitting, "measure_orientation", lambda *_: (1.0, 0.0))
     volumes = [blob(1, (48, 32, 32), s)[0] + 0.3 * torch.rand(1, 48, 32, 32) for s in (0.0, 0.1, -0.1, 0.2)]
     outcome, lines = fit(tmp_path, volumes, size=None, steps=dict.fromkeys(STEPS, 1))
-    assert found == ["single_pass", "refine"] and outcome.mode == best and f"mode              {best}" in lines
+    assert found == ["refine", "single_pass"] and outcome.mode == best and f"mode              {best}" in lines
     assert (load_canonicalizer(tmp_path).search is None) is (best == "single_pass")
-    assert load_canonicalizer(tmp_path).limits.mode == best
+    modes = [json.loads((tmp_path / f"limits{rest}.json").read_text())["mode"] for rest in ("", f"_{other}")]
+    assert modes == [best, other] and load_canonicalizer(tmp_path).limits.mode == best
     assert json.loads((tmp_path / "fit.json").read_text())["outcome"]["mode"] == best
 
 
@@ -230,3 +236,21 @@ def test_settings_without_a_meaning_are_refused_before_anything_is_written(tmp_p
 def test_cuda_that_is_not_there_is_refused(tmp_path):
     with pytest.raises(ValueError, match="^fit: 'device' must be one of this machine.*got 'cuda'. Use device='cpu'"):
         fit(tmp_path, device="cuda")
+
+
+def test_the_atlas_is_of_images_that_were_not_held_back_and_earlier_folders_get_one(tmp_path, monkeypatch):
+    seen = {}
+    monkeypatch.setattr(fitting, "fit_atlas", lambda folder, images: seen.update(atlas=images) or fit_atlas(folder, images))
+    monkeypatch.setattr(fitting, "_tried", lambda *a, tried=fitting._tried: seen.update(held=a[2]) or tried(*a))
+    monkeypatch.setattr(fitting, "measure_orientation", lambda *_: (1.0, 0.0))
+    volumes = [blob(1, (32, 32, 48), s)[0] + 0.3 * torch.rand(1, 32, 32, 48) for s in (0.0, 0.1, -0.1, 0.2)]
+    fit(tmp_path, volumes, size=None, steps=dict.fromkeys(STEPS, 1))
+    assert len(seen["atlas"]) == len(seen["held"]) == 2
+    assert not any(torch.equal(one, other) for one in seen["atlas"] for other in seen["held"])
+    again = (tmp_path / "canonicalizer.json").read_text()
+    fit_atlas(tmp_path, seen["atlas"])
+    assert (tmp_path / "canonicalizer.json").read_text() == again
+    with pytest.raises(WeightsError, match="^fit_atlas"):
+        fit_atlas(tmp_path / "none", seen["atlas"])
+    with pytest.raises(WeightsError, match="^fit_limits"):
+        fit_limits(tmp_path / "none", [], nn.Identity())
