@@ -37,6 +37,7 @@ from monai_diffeo.networks import (
     SpatialTransformerLayer,
     TemplateTransformer,
 )
+from monai_diffeo.networks.predictor import resample_image
 from monai_diffeo.radiograph.packaged import packaged_film
 from monai_diffeo.training import (
     ClassificationStep,
@@ -168,6 +169,18 @@ def test_a_batch_gives_what_its_films_give(mode, count, settings):
     together, alone = canonicalizer(images), [canonicalizer(images[i : i + 1]) for i in some]
     assert_close(together.ddf[some], torch.cat([one.ddf for one in alone]), atol=1e-4, rtol=0)
     assert [together.status[i] for i in some] == [one.status[0] for one in alone]
+
+
+def test_volumes_that_move_towards_an_atlas_together_move_as_they_do_alone():
+    canonicalizer = load_canonicalizer("brain_3d", "refine", DEVICE, orientation=None)
+    assert canonicalizer._computes_double()
+    volume = resample_image(canonicalizer.search.energy.atlas(), canonicalizer.working_size)
+    v = 2 * torch.randn(2, 3, 4, 4, 4, generator=torch.Generator().manual_seed(0))
+    v = torch.nn.functional.interpolate(v, canonicalizer.working_size, mode="trilinear").to(DEVICE)
+    images = warp(volume.expand(2, -1, -1, -1, -1), exp(v))
+    together, alone = canonicalizer(images), [canonicalizer(image[None]) for image in images]
+    assert_close(together.ddf, torch.cat([one.ddf for one in alone]), atol=1e-3, rtol=0)
+    assert together.steps.tolist() == [40, 40] and together.moved.all()
 
 
 MODES = ["single_pass", "refine", "faithful"]
