@@ -10,6 +10,7 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.flow import compose
 from monai_diffeo.networks import ImageAtlas
+from monai_diffeo.networks.predictor import resample_image
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta, template_canonicalizer
 from tests.helpers_device import ClaimedDevice, claims
 
@@ -39,11 +40,14 @@ def test_on_half_the_frame_it_moves_the_image_nearly_as_far():
 
 
 def test_it_goes_on_from_where_the_predictor_ended():
-    theta = some_theta(FAMILY, 0.05)
+    theta, seen = some_theta(FAMILY, 0.1), []
     predictor = FixedTheta(theta)
     image, resting = blob(1, shift=0.2), searched(lambda image: 0 * image.flatten(1).mean(1), (16, 16), predictor=predictor)
     assert_close(resting(image).ddf, FAMILY(theta, (32, 32), 7).ddf((32, 32)), atol=1e-5, rtol=0)
     atlas = AtlasEnergy(ImageAtlas((16, 16)).measure(blob(1)))
+    searched(lambda moved: seen.append(moved.detach()) or atlas(moved), (16, 16), predictor=predictor)(image)
+    assert_close(seen[0], resample_image(resting(image).image, (16, 16)), atol=0.05, rtol=0)
+    assert (seen[0] - resample_image(image, (16, 16))).abs().max() > 0.2
     found = searched(atlas, (16, 16), predictor=predictor)(image)
     both = [link(image) for link in (resting, searched(atlas, (16, 16), predictor=predictor))]
     assert atlas(both[1].image) < 0.7 * atlas(both[0].image)

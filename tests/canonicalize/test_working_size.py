@@ -11,7 +11,7 @@ from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import ControlGrid
 from monai_diffeo.flow import axis_rotations, rotate_axes
 from monai_diffeo.inferers import DiffeoInferer
-from monai_diffeo.networks.predictor import resample_image
+from monai_diffeo.networks.predictor import resample_image, resample_once_more
 from monai_diffeo.transforms import Canonicalized
 from tests.helpers import FixedTheta, FromTemplate
 
@@ -70,6 +70,16 @@ def test_the_same_image_on_a_finer_lattice_gets_the_same_field_and_energies(dims
 def test_at_its_own_size_it_computes_what_it_computes_without_one():
     image = anatomy(OBLONG[2])
     assert torch.equal(build(2, OBLONG[2])(image).image, build(2, None)(image).image)
+
+
+def test_an_image_is_taken_to_be_averaged_once_already():
+    canonicalizer, seen, image = build(2, OBLONG[2]), [], torch.rand(1, 1, 48, 72)
+    canonicalizer.energy.register_forward_hook(lambda module, given, out: seen.append(given[0]))
+    canonicalizer.energy.evaluate = lambda image: (canonicalizer.energy(image), {})
+    canonicalizer(image)
+    assert torch.equal(seen[0], resample_once_more(image, OBLONG[2])) and not torch.equal(
+        seen[0], resample_image(image, OBLONG[2])
+    )
 
 
 def test_refining_sees_the_working_size_only():
