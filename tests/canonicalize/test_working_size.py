@@ -74,8 +74,7 @@ def test_at_its_own_size_it_computes_what_it_computes_without_one():
 
 def test_an_image_is_taken_to_be_averaged_once_already():
     canonicalizer, seen, image = build(2, OBLONG[2]), [], torch.rand(1, 1, 48, 72)
-    canonicalizer.energy.register_forward_hook(lambda module, given, out: seen.append(given[0]))
-    canonicalizer.energy.evaluate = lambda image: (canonicalizer.energy(image), {})
+    canonicalizer.energy.energies["template"].register_forward_hook(lambda module, given, out: seen.append(given[0]))
     canonicalizer(image)
     assert torch.equal(seen[0], resample_once_more(image, OBLONG[2])) and not torch.equal(
         seen[0], resample_image(image, OBLONG[2])
