@@ -53,6 +53,8 @@ def resample_once_more(image: Tensor, spatial_size: Sequence[int]) -> Tensor:
     if image.ndim != 4 or size == tuple(spatial_size) or any(new > old for new, old in zip(spatial_size, size)):
         return resample_image(image, spatial_size)
     rows, columns = (_triangles(old, new, image.device, image.dtype) for old, new in zip(size, spatial_size))
+    if torch.compiler.is_compiling():  # a graph takes batches of any size
+        return rows @ image @ columns.T
     return torch.cat([rows @ one @ columns.T for one in image.split(1)])  # products of a batch are rounded otherwise
 
 
