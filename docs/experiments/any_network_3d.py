@@ -247,10 +247,9 @@ def foreign(options: Any) -> dict[str, Any]:
     def fit() -> dict[str, Any]:
         words = ("--dataset_dir", volumes, "--bundle_root", bundle, "--output_dir", fitted)
         shell(module("monai_diffeo", "fit", *words, "--minutes", options.minutes, "--device", device))
-        return {}
+        return json.loads((fitted / "fit.json").read_text())["took"]
 
-    kept(folder, {"experiment": "fit", "minutes": options.minutes, "device": device}, fit)
-    spent = json.loads((fitted / "fit.json").read_text())["took"]
+    spent = kept(folder, {"experiment": "fit", "minutes": options.minutes, "device": device}, fit)
     wrapped = shell(module("monai_diffeo", "wrap", bundle, "--canonicalizer", fitted)).strip()
     runs = {"plain": bundle_command(bundle), "wrapped": f"{wrapped}{poses('diffeo_tta_samples', options.tta_samples)}"}
     truths = shown(max(options.tested // 3, 1), options.template, rotations=options.rotations)  # its windows take long

@@ -356,16 +356,15 @@ class Canonicalizer(nn.Module):
         with torch.enable_grad():
             for row in groups:
                 begin = None if start is None else Deformation(start.matrix[row], start.residual[row])
+                goal = SearchObjective(image[row], *searched, begin, self.seed)
                 if search is None:
                     best, steps[row] = minimize(
                         image[row], *searched, begin, *limits, seed=self.seed, progress=tick, cuda_graph=self.cuda_graph
                     )
+                elif isinstance(search, EnergySearch):
+                    best, steps[row] = search.lower(goal, tick)
                 else:
-                    goal = SearchObjective(image[row], *searched, begin, self.seed)
-                    if isinstance(search, EnergySearch):
-                        best, steps[row] = search.lower(goal, tick)
-                    else:
-                        best = search_theta(search, goal)
+                    best = search_theta(search, goal)
                 theta[row] = best.to(theta)
         if bar is not None:
             bar.close()

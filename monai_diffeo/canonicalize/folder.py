@@ -63,7 +63,7 @@ def load_canonicalizer(
     device = check_device("load_canonicalizer()", device)
     folder = canonicalizer_folder(folder, "load_canonicalizer()")
     check_sha256(folder)
-    settings = _settings(folder)
+    settings = read_settings(folder)
     mode = settings["default_mode"] if mode is None else str(mode)
     chosen = {**_named(settings, "modes", mode), **changes}
     unknown = sorted(set(chosen) - _SETTINGS)
@@ -104,7 +104,7 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
         NumericalError: if an energy is not finite, or without images; the file stays as it was.
     """
     folder = Path(folder)
-    settings = _settings(folder)
+    settings = read_settings(folder)
     parser = _parser(folder, settings, trusted)
     modes = [mode for mode in settings["modes"].values() if mode.get("standardize", True)]
     names = [name for name in settings["energies"] if any(name in mode.get("energies", ()) for mode in modes)]
@@ -128,7 +128,7 @@ def fit_statistics(folder: str | Path, images: Iterable[Tensor], trusted: bool =
 
 def tta_samples_of(folder: str | Path, mode: str) -> int:
     """Poses of the test-time augmentation in a mode of a folder; errors are those of :func:`load_canonicalizer`."""
-    return _named(_settings(Path(folder)), "modes", mode).get("tta_samples", 1)
+    return _named(read_settings(Path(folder)), "modes", mode).get("tta_samples", 1)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -140,8 +140,8 @@ def _read(path: Path) -> dict[str, Any]:
         raise WeightsError(message) from error
 
 
-def _settings(folder: Path) -> dict[str, Any]:
-    """What the file says, with all its sections."""
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The content of ``canonicalizer.json``, with all its sections; errors are those of :func:`load_canonicalizer`."""
     settings = _read(folder / "canonicalizer.json")
     if any("kind" in part for section in ("families", "networks") for part in settings.get(section, {}).values()):
         raise ConfigError(

@@ -89,8 +89,11 @@ def load_limits(folder: str | Path, mode: str) -> SignLimits | None:
     Raises:
         WeightsError: if the file cannot be read or holds anything else.
     """
-    path = Path(folder) / _further(mode)
-    path = path if path.is_file() else Path(folder) / _FILE
+    found = (_read(Path(folder) / name) for name in (_FILE, _further(mode)))
+    return next((limits for limits in found if limits is not None and limits.mode == mode), None)
+
+
+def _read(path: Path) -> SignLimits | None:
     if not path.is_file():
         return None
     try:
@@ -100,4 +103,4 @@ def load_limits(folder: str | Path, mode: str) -> SignLimits | None:
             raise ValueError(f"expected finite medians and limits of {list(LIMITED_SIGNS)}")
     except (OSError, ValueError, TypeError, AttributeError) as error:
         raise WeightsError(f"load_canonicalizer(): cannot read {path.name} in {path.parent}: {error}. Fit it anew.") from error
-    return found if found.mode == mode else None
+    return found

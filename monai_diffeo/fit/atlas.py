@@ -8,8 +8,9 @@ from pathlib import Path
 from torch import Tensor
 
 from monai_diffeo.bundles import canonicalizer_folder
+from monai_diffeo.canonicalize.folder import read_settings
 from monai_diffeo.fit.parts import ATLAS, atlas_settings, built
-from monai_diffeo.fit.settings import read_settings, write_settings
+from monai_diffeo.fit.settings import write_settings
 from monai_diffeo.networks import ImageAtlas, save_weights
 
 __all__ = ["fit_atlas"]

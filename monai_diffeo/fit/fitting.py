@@ -12,13 +12,14 @@ from importlib.util import find_spec
 from itertools import chain, islice
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import Canonicalizer, fit_statistics, load_canonicalizer
 from monai_diffeo.canonicalize.checks import check_device
+from monai_diffeo.canonicalize.folder import read_settings
 from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.errors import ConfigError
 from monai_diffeo.files import record_sha256, write_atomically
@@ -29,7 +30,7 @@ from monai_diffeo.fit.network import NetworkUnderTest
 from monai_diffeo.fit.outcome import FitOutcome, keeps_orientation, measure, measure_orientation, measure_overlap
 from monai_diffeo.fit.page import PAGE, outcome_lines, plan_lines, write_page
 from monai_diffeo.fit.parts import REFINE, SINGLE_PASS, FitPart, folder_settings, parts_of, predictor_size, working_size_of
-from monai_diffeo.fit.settings import read_settings, write_settings
+from monai_diffeo.fit.settings import write_settings
 from monai_diffeo.networks import load_weights
 from monai_diffeo.networks.predictor import resample_image, resample_once_more
 
@@ -286,27 +287,33 @@ def _finish(
     fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
     record_sha256(folder)
     refined = _tried(folder, REFINE, held.to(device), seed, seconds) if refines else None
-    shown = held if refined is None else held[: refined[0][0].images]
-    found, other = _tried(folder, SINGLE_PASS, shown.to(device), seed, math.inf if refines else seconds), refined
-    if refined is not None and refined[0][0].undone > found[0][0].undone + _WORTH_SEARCHING:
-        found, other = refined, found
-    (outcome, *moved), canonicalizer, signs = found
+    shown = held if refined is None else held[: refined.outcome.images]
+    chosen, other = _tried(folder, SINGLE_PASS, shown.to(device), seed, math.inf if refines else seconds), refined
+    if refined is not None and refined.outcome.undone > chosen.outcome.undone + _WORTH_SEARCHING:
+        chosen, other = refined, chosen
+    outcome, signs = chosen.outcome, chosen.signs
     write_settings(folder, {**read_settings(folder), "default_mode": outcome.mode})
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)
     if network is not None:
         pairs = ((image, data.reader.label(item, image)) for item, image in data.reader.usable(data.held_items))
-        outcome = replace(outcome, overlap=measure_overlap(canonicalizer, network, pairs, seed, device, seconds, signs))
+        outcome = replace(outcome, overlap=measure_overlap(chosen.canonicalizer, network, pairs, seed, device, seconds, signs))
     if other is not None:
-        SignLimits.of(other[0][0].mode, other[2]).save(folder, further=True)
+        SignLimits.of(other.outcome.mode, other.signs).save(folder, further=True)
     SignLimits.of(outcome.mode, signs).save(folder)
-    write_page(folder, plan, outcome, held, *moved)
+    write_page(folder, plan, outcome, held, *chosen.states)
     return outcome
 
 
-def _tried(
-    folder: Path, mode: str, held: Tensor, seed: int, seconds: float
-) -> tuple[Any, Canonicalizer, list[dict[str, float]]]:
-    """What a mode does to the images that were held back, its canonicaliser, and the signs of these images."""
+class _Tried(NamedTuple):
+    """What a mode does to images that were held back; ``states`` are they deformed, and canonicalised after that."""
+
+    outcome: FitOutcome
+    states: tuple[Tensor, Tensor]
+    canonicalizer: Canonicalizer
+    signs: list[dict[str, float]]
+
+
+def _tried(folder: Path, mode: str, held: Tensor, seed: int, seconds: float) -> _Tried:
     canonicalizer, signs = load_canonicalizer(folder, mode, held.device), list[dict[str, float]]()
-    outcome, *moved = measure(canonicalizer, held, seed, seconds, signs)
-    return (replace(outcome, mode=mode), *moved), canonicalizer, signs
+    outcome, twins, moved = measure(canonicalizer, held, seed, seconds, signs)
+    return _Tried(replace(outcome, mode=mode), (twins, moved), canonicalizer, signs)

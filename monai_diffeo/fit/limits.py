@@ -10,9 +10,9 @@ from torch import Tensor, nn
 
 from monai_diffeo.bundles import canonicalizer_folder
 from monai_diffeo.canonicalize import load_canonicalizer
+from monai_diffeo.canonicalize.folder import read_settings
 from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.fit.outcome import asked_with_signs, twin_deformations
-from monai_diffeo.fit.settings import read_settings
 from monai_diffeo.flow import warp
 from monai_diffeo.inferers import DiffeoInferer
 
@@ -22,7 +22,8 @@ __all__ = ["fit_limits"]
 def fit_limits(
     folder: str | Path, images: Iterable[Tensor], network: nn.Module, mode: str | None = None, seed: int = 0
 ) -> SignLimits:
-    """Measure what is usual of images, as they are and deformed, and write ``limits.json`` into the folder.
+    """Measure what is usual of images, as they are and deformed, and write ``limits.json`` into the folder; of a mode that is
+    not the default one ``limits_`` and its name.
 
     Args:
         folder: as for :func:`load_canonicalizer`.
@@ -32,7 +33,8 @@ def fit_limits(
         seed: of the deformations.
     """
     folder = canonicalizer_folder(folder, "fit_limits()")
-    mode = read_settings(folder)["default_mode"] if mode is None else mode
+    default = read_settings(folder)["default_mode"]
+    mode = default if mode is None else mode
     inferer, signs = DiffeoInferer(load_canonicalizer(folder, mode)), list[dict[str, float]]()
     network.eval()
     for number, batch in enumerate(images):
@@ -42,5 +44,5 @@ def fit_limits(
             with torch.no_grad():
                 asked_with_signs(inferer, signs, shown, network)
     limits = SignLimits.of(mode, signs)
-    limits.save(folder)
+    limits.save(folder, further=mode != default)
     return limits

@@ -1,4 +1,4 @@
-"""The file that says what a canonicaliser consists of."""
+"""Writing the file that says what a canonicaliser consists of; :mod:`monai_diffeo.canonicalize.folder` reads it."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from typing import Any
 
 from monai_diffeo.files import record_sha256, write_atomically
 
-__all__ = ["read_settings", "write_settings"]
-
-_FILE = "canonicalizer.json"
-
-
-def read_settings(folder: Path) -> dict[str, Any]:
-    """The content of ``canonicalizer.json``."""
-    return json.loads((folder / _FILE).read_text())
+__all__ = ["write_settings"]
 
 
 def write_settings(folder: Path, settings: dict[str, Any]) -> None:
     """Write ``canonicalizer.json``; in a bundle, its SHA-256 goes into the metadata."""
-    record_sha256(write_atomically(folder / _FILE, f"{json.dumps(settings, indent=2)}\n".encode()))
+    record_sha256(write_atomically(folder / "canonicalizer.json", f"{json.dumps(settings, indent=2)}\n".encode()))

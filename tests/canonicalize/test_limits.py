@@ -113,3 +113,11 @@ def test_the_file_is_read_strictly(tmp_path, change):
     (tmp_path / "limits.json").write_text(json.dumps(content))
     with pytest.raises(WeightsError, match="limits.json"):
         load_limits(tmp_path, "single_pass")
+
+
+def test_each_mode_has_limits_and_the_file_of_the_default_one_comes_first(tmp_path):
+    SignLimits.of("refine", ROWS[:4]).save(tmp_path, further=True)
+    LIMITS.save(tmp_path)
+    assert load_limits(tmp_path, "single_pass") == LIMITS and load_limits(tmp_path, "refine").images == 4
+    SignLimits.of("refine", ROWS).save(tmp_path)  # the default now; what was measured for it before no longer counts
+    assert load_limits(tmp_path, "refine").images == len(ROWS) and load_limits(tmp_path, "single_pass") is None

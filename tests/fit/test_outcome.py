@@ -188,3 +188,6 @@ def test_limits_of_a_folder_that_was_fitted_earlier(tmp_path):
         "change",
     } and limits == fit_limits(folder, batches, network)
     assert fit_limits(folder, batches, network, seed=1) != limits
+    before = (folder / "limits.json").read_bytes()
+    assert fit_limits(folder, batches, network, mode="refine") == load_canonicalizer(folder, "refine").limits
+    assert (folder / "limits.json").read_bytes() == before
