@@ -18,9 +18,9 @@ from monai_diffeo.flow.grid import axis_numbers
 
 __all__ = [
     "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "finite_rows", "high_energy_note",
-    "looks_again", "mirrored_in_two_looks", "mirrored_note", "negative_note", "possible_rotations", "prefer_motion",
-    "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation", "refuse_nonfinite_energy",
-    "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
+    "looks_again", "may_be_mirrored", "mirrored_in_two_looks", "mirrored_note", "negative_note", "possible_rotations",
+    "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation",
+    "refuse_nonfinite_energy", "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
 AT_REST = "deformed: no better answers"
@@ -28,7 +28,7 @@ MIRRORED, NEGATIVE, UNLIKE = "looks mirrored", "looks like a negative", "remains
 """How the notes begin by which a film is to be looked at."""
 # of the disagreement after a rotation: on `val` at least 1.35 times as much after false ones, at most 1.1 times after true ones
 ROTATION_LIMITS = {"energy": math.inf, "disagreement": 1.2}
-_RULED_OUT = 0.01  # a rotation that is less likely is not looked at
+_RULED_OUT = 0.01  # a rotation, or a mirrored image, that is less likely is not looked at
 _SURE = 1e-6  # the least probability, or difference of two, that counts: float32 has 0.9 as a little less
 
 
@@ -115,6 +115,11 @@ def prefer_motion(energy: Tensor, agreement: Tensor, agreement_at_rest: Tensor, 
     """
     better = agrees_better(agreement, agreement_at_rest, limits["disagreement"])
     return better & ((energy <= limits["energy"]) | ~agreement_at_rest.isfinite())
+
+
+def may_be_mirrored(probability: Tensor) -> Tensor:
+    """Whether an image that one look holds mirrored with this probability is looked at again, bool."""
+    return probability >= _RULED_OUT
 
 
 def mirrored_in_two_looks(probability: Tensor, again: Tensor) -> Tensor:

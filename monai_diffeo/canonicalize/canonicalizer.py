@@ -206,7 +206,8 @@ class Canonicalizer(nn.Module):
         finite = acceptance.finite_rows(ddf, inverse_ddf, velocity)
         moved = move_image(image, _rows(finite, ddf, 0.0), self.sampling)
         looks = self._resampled(moved)
-        after, finite = self.energy(looks), finite & acceptance.finite_rows(moved)
+        after, reached = self.energy.evaluate(looks)
+        finite = finite & acceptance.finite_rows(moved)
         columns = (column.tolist() for column in (before, after, finite, torch.maximum(folded, folding)))
         for i, (first, last, whole, share) in enumerate(zip(*columns)):
             status[i] = (
@@ -219,10 +220,12 @@ class Canonicalizer(nn.Module):
             )
         done = torch.tensor([s == CANONICALIZED for s in status], device=image.device)
         if moved.shape != image.shape and not done.any():  # the only image is left as it is, on its own frame
-            moved, looks, ddf, inverse_ddf = image, seen, torch.zeros_like(inverse_ddf), torch.zeros_like(inverse_ddf)
+            moved, looks, reached = image, seen, terms
+            ddf = inverse_ddf = torch.zeros_like(inverse_ddf)
             forward = inverse
         energy, ddf, inverse_ddf = torch.where(done, after, before), _rows(done, ddf, 0.0), _rows(done, inverse_ddf, 0.0)
-        notes, negatives = [], self._negatives(_rows(done, looks, seen) if looks.shape == seen.shape else looks)
+        reached = {name: torch.where(done, reached[name], terms[name]) for name in terms}
+        notes, negatives = [], self._negatives(_rows(done, looks, seen) if looks.shape == seen.shape else looks, reached)
         rows = self._mirrored(mirrored, looks, done), negatives, torch.where(done, rotations, 0).tolist(), energy.tolist()
         for p, negative, index, e in zip(*rows):
             remarks = acceptance.mirrored_note(p, self.min_confidence), negative, acceptance.rotation_note(index, ddf.shape[1])
@@ -304,11 +307,12 @@ class Canonicalizer(nn.Module):
         return acceptance.chosen_rotation(probabilities, energies, *settings)
 
     def _mirrored(self, probability: Tensor, canonical: Tensor, done: Tensor) -> list[float]:
-        """Probabilities that images are mirrored, of what the orientation network saw of them as given, and here of those
-        that are ``done``, in canonical pose; where nothing was deformed, that would be the same look twice."""
-        if self.orientation is not None and self.deform:
-            twice = acceptance.mirrored_in_two_looks(probability, self.orientation.probabilities(canonical)[1])
-            probability = torch.where(done, twice, probability)
+        """Probabilities that images are mirrored, of what the orientation network saw of them as given, and here in canonical
+        pose, of those that are ``done`` and may be mirrored; where nothing was deformed, that would be the same look twice."""
+        again = (done & acceptance.may_be_mirrored(probability)).nonzero().flatten()
+        if self.orientation is not None and self.deform and len(again):
+            twice = acceptance.mirrored_in_two_looks(probability[again], self.orientation.probabilities(canonical[again])[1])
+            probability = probability.index_copy(0, again, twice)
         return probability.tolist()
 
     def _predicted(self, image: Tensor) -> Tensor:
@@ -321,11 +325,12 @@ class Canonicalizer(nn.Module):
     def _predict(self, image: Tensor) -> Chain:
         return predict(image, self.predictor, self.family, self.iterations, self.min_motion)
 
-    def _negatives(self, image: Tensor) -> list[str]:
-        """Remarks on images that look like negatives; a constant image has no polarity."""
+    def _negatives(self, image: Tensor, terms: dict[str, Tensor]) -> list[str]:
+        """Remarks on images that look like negatives, by the terms of their energies; a constant image has no polarity."""
         if self.polarity is None:
             return [""] * len(image)
-        energies, inverted = self.polarity(torch.cat([image, 1 - image])).chunk(2)
+        known = self.energy.value_among(terms, self.polarity)
+        energies, inverted = self.polarity(image) if known is None else known, self.polarity(1 - image)
         rows = zip(energies.tolist(), inverted.tolist(), acceptance.refuse_unusable_image(image))
         return ["" if refused else acceptance.negative_note(e, i, self.min_polarity_ratio) for e, i, refused in rows]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -48,6 +48,11 @@ class Energy(nn.Module):
     def evaluate(self, image: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Energies ``(B,)`` of images ``(B, C, *S)``, and their named terms, ``(B,)`` each; by default none."""
         return self(image), {}
+
+    def value_among(self, terms: Mapping[str, Tensor], part: Energy) -> Tensor | None:
+        """The value ``(B,)`` of an energy that is a part of this one, by the terms of :meth:`evaluate`; None if it is not among
+        them."""
+        return None
 
     def any_precision(self) -> bool:
         """Whether this and all energies that it consists of compute in double precision too."""

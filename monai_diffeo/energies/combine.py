@@ -80,5 +80,14 @@ class WeightedEnergy(Energy):
             total = total + self.weights[name] * (value if self.level is None else torch.relu(value - self.level))
         return total, terms
 
+    def value_among(self, terms: Mapping[str, Tensor], part: Energy) -> Tensor | None:
+        for name, value in terms.items():
+            energy = self.energies[name]
+            if isinstance(energy, StandardizedEnergy) and energy.energy is part:
+                return value * energy.std + energy.mean
+            if energy is part:
+                return value
+        return None
+
     def forward(self, image: Tensor) -> Tensor:
         return self.evaluate(image)[0]

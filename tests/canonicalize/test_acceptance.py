@@ -7,7 +7,7 @@ import torch
 from torch.testing import assert_close
 
 from monai_diffeo.canonicalize import Canonicalizer, acceptance
-from monai_diffeo.energies import DeformationRegularizer, Energy, WeightedEnergy
+from monai_diffeo.energies import DeformationRegularizer, Energy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.families import AffineMatrix, ControlGrid, Family
 from monai_diffeo.flow import Deformation
 from tests.canonicalize.test_any_family import FAMILIES
@@ -289,6 +289,22 @@ def test_a_negative_is_noted_at_the_canonical_pose_and_never_changed():
             shifted(**part)
 
 
+@pytest.mark.parametrize("scaled", [True, False])
+@pytest.mark.parametrize("increase", [0.0, -1e9])
+def test_an_energy_that_is_the_polarity_too_is_not_asked_again(scaled, increase):
+    images, shown = torch.cat([blob(1), 1 - blob(1, shift=-0.4), blob(1, shift=0.4), torch.full((1, 1, 32, 32), math.nan)]), []
+    polarity, other = FromTemplate(blob()), FromTemplate(blob())
+    term = StandardizedEnergy(polarity, 3.0, 0.2) if scaled else polarity
+    energy = WeightedEnergy({"other": Brightness(), "blob": term}, level=-9.0)
+    settings = {"energy": energy, "min_polarity_ratio": 1.8, "max_energy_increase": increase}
+    expected = shifted(**settings, polarity=other)(images)
+    polarity.register_forward_hook(lambda _, given, value: shown.append(len(value)))
+    assert shifted(**settings, polarity=polarity)(images).notes == expected.notes
+    assert "negative" in expected.notes[1] and shown == [4, 4, 4]  # before, after, and inverted
+    kinds = ["rejected", "canonicalized", "canonicalized", "rejected"]
+    assert [status.split(":")[0] for status in expected.status] == (kinds if increase == 0 else ["rejected"] * 4)
+
+
 @pytest.mark.parametrize(
     "given, rotated, number", [(1.0, 2.0, 0), (2.0, 1.0, 3), (1.0, 1.0, 3), (1.0, math.nan, 0), (math.nan, 1.0, 0)]
 )
@@ -342,9 +358,8 @@ def test_two_looks_at_a_mirrored_image_multiply_their_odds():
 def test_a_turn_is_noted_only_where_it_was_made():
     class Sideways(torch.nn.Module):
         def probabilities(self, image):
-            return torch.tensor([[0.05, 0.95, 0.0, 0.0], [0.0, 0.0, 0.95, 0.05], [0.8, 0.2, 0.0, 0.0]]), torch.tensor(
-                [0.8, 0.1, 0.1]
-            )
+            turns = torch.tensor([[0.05, 0.95, 0.0, 0.0], [0.0, 0.0, 0.95, 0.05], [0.8, 0.2, 0.0, 0.0]])
+            return turns[: len(image)], torch.tensor([0.8, 0.1, 0.1])[: len(image)]
 
     images = torch.cat([blob(1, shift=-0.4), torch.full((1, 1, 32, 32), 0.5), blob(1, shift=-0.4)])
     result = shifted(orientation=Sideways(), ood_threshold=-1.0, energy=lambda image: image.new_zeros(len(image)))(images)

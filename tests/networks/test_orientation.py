@@ -108,6 +108,22 @@ def test_what_is_not_deformed_is_not_looked_at_twice():
     assert "looks mirrored (probability 0.99)" in build(Knows(0, mirrored=0.99), deform=False)(corner()).notes[0]
 
 
+def test_only_an_image_that_may_be_mirrored_is_looked_at_twice():
+    class Changes(Knows):
+        """Whether an image is mirrored by its brightest voxel, and with much larger odds at every further look."""
+
+        def probabilities(self, image):
+            looked.append(len(image))
+            mirrored = image.flatten(1).amax(1) if len(looked) == 1 else torch.full((len(image),), 0.9999)
+            return super().probabilities(image)[0], mirrored
+
+    looked, images = [], corner() * torch.tensor([0.009, 0.5, 0.02]).view(3, 1, 1, 1)
+    noted = build(Changes(0))(images).notes
+    assert looked == [3, 2] and noted[0] == "" and "mirrored" in noted[1] and "mirrored" in noted[2]
+    looked.clear()
+    assert build(Changes(0))(images[:1]).notes == ("",) and looked == [1]
+
+
 def test_what_is_left_as_it_came_is_not_looked_at_twice():
     left = build(Knows(0, mirrored=0.8), skip_below=1e9)(corner())
     assert left.status[0].startswith("left alone") and left.notes == ("",)
@@ -155,9 +171,9 @@ def test_oblong_images_get_their_own_rotations():
 def test_images_that_are_refused_are_asked_no_energies():
     asked = []
     canonicalizer = build(Knows(1, min_confidence=0.6), rotation_temperature=1.0)
-    canonicalizer.energy.register_forward_hook(lambda *_: asked.append(1))
+    canonicalizer.energy.energies["template"].register_forward_hook(lambda *_: asked.append(1))
     canonicalizer(torch.full((1, 1, 24, 24), 0.5))
-    assert len(asked) == 1  # after the search; before it all terms are asked
+    assert len(asked) == 2  # before the search and after it
 
 
 @pytest.mark.parametrize("temperature, taken", [(None, False), (1e6, False), (1.0, True)])
