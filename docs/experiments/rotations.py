@@ -16,7 +16,12 @@ from docs.experiments.pages import Experiment, note, section
 from docs.experiments.training import kept
 from docs.experiments.trust_films import shown
 from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
-from monai_diffeo.canonicalize.acceptance import chosen_rotation, mirrored_in_two_looks, possible_rotations
+from monai_diffeo.canonicalize.acceptance import (
+    chosen_rotation,
+    may_be_mirrored,
+    mirrored_in_two_looks,
+    possible_rotations,
+)
 from monai_diffeo.flow import axis_rotations, mirror, rotate_axes
 from monai_diffeo.flow.axis_rotations import inverse_rotation
 
@@ -62,7 +67,7 @@ def mirrored_row(title: str, looks: Sequence[Look], confidence: float) -> dict[s
     row = {"films": f"{title}, {len(looks)}"}
     for name in ("mirrored", "as it came"):
         pairs = torch.tensor([look["looks"][name] for look in looks])
-        both = mirrored_in_two_looks(pairs[:, 0], pairs[:, 1])
+        both = torch.where(may_be_mirrored(pairs[:, 0]), mirrored_in_two_looks(pairs[:, 0], pairs[:, 1]), pairs[:, 0])
         for how, values in (("one look", pairs[:, 0]), ("two looks", both)):
             row[f"{name}, {how}"] = f"{(values >= confidence).float().mean():.2f}"
     return row
