@@ -156,7 +156,13 @@ def test_a_film_that_is_rotated_and_mirrored(quarters):
 
 @pytest.mark.parametrize(
     "mode, count, settings",
-    [("single_pass", 40, {}), ("refine", 3, {}), ("refine", 3, {"cuda_graph": True}), ("faithful", 3, {"steps": 12})],
+    [
+        ("single_pass", 40, {}),
+        ("refine", 3, {}),
+        ("refine", 3, {"search": None, "steps": 12}),
+        ("refine", 3, {"search": None, "steps": 12, "cuda_graph": True}),
+        ("faithful", 3, {"steps": 12}),
+    ],
 )
 def test_a_batch_gives_what_its_films_give(mode, count, settings):
     """Each film of another deformation; predictors to the last bit of their parameters."""

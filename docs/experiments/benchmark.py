@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from docs.experiments.pages import Experiment, judged, note, section
 from monai_diffeo.bundles import bundles_folder
-from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
+from monai_diffeo.canonicalize import Canonicalizer, EnergySearch, load_canonicalizer
 from monai_diffeo.canonicalize.search import SearchObjective
 from monai_diffeo.flow import compose, exp, warp
 from monai_diffeo.flow.grid import centered_grid
@@ -231,8 +231,7 @@ class Benchmark:
         return [section(self.heading("step"), rows_of(times, "refine"))]
 
     def films(self) -> list[str]:
-        graph = {"cuda_graph": self.clock.cuda}
-        network, settings = film_network(self.device), {"single_pass": {}, "refine": graph, "faithful": {"steps": SHORT}}
+        network, settings = film_network(self.device), {"single_pass": {}, "refine": {}, "faithful": {"steps": SHORT}}
         modes = {mode: load_canonicalizer("cxr", mode, self.device, **some) for mode, some in settings.items()}
         rows = [row for side in (128, 256, 512) for row in self.film_at(side, modes, network)]
         return [section(self.heading("films"), [*rows, *self.absent("SimpleITK")])]
@@ -342,7 +341,7 @@ class Benchmark:
         compiled = torch.compile(exp_and_warp, dynamic=False, mode="reduce-overhead")
         runs = {"copy of 1 GiB": large.clone, "exp and warp": exp_and_warp, "exp and warp, compiled": compiled}
         runs["exp alone"], runs["warp alone"] = partial(exp, v, STEPS), partial(warp, image, v)
-        modes = {n: load_canonicalizer("cxr", "refine", self.device, cuda_graph=n == 1) for n in (1, 16, 64)}
+        modes = dict.fromkeys((1, 16, 64), load_canonicalizer("cxr", "refine", self.device))
         films = self.image((256, 256), 64)
         with torch.no_grad():
             times = self.clock.interleaved({name: partial(several_times, run) for name, run in runs.items()}, 0.4, 10)
@@ -551,10 +550,13 @@ def film_network(device: str) -> nn.Module:
 
 
 def adam(image: Tensor, canonicalizer: Canonicalizer) -> Callable[[], None]:
-    """One step of a mode's own search."""
-    goal = SearchObjective(image, canonicalizer.energy, canonicalizer.search_family, canonicalizer.regularizer)
+    """One step of a mode's own search, on the frame of that."""
+    energy, rate = canonicalizer.energy, canonicalizer.learning_rate
+    if isinstance(search := canonicalizer.search, EnergySearch):
+        energy, rate, image = search.energy, search.learning_rate, resample_image(image, search.image_size)
+    goal = SearchObjective(image, energy, canonicalizer.search_family, canonicalizer.regularizer)
     theta = goal.identity().clone().requires_grad_()
-    optimizer = torch.optim.Adam([theta], lr=canonicalizer.learning_rate)
+    optimizer = torch.optim.Adam([theta], lr=rate)
 
     def step() -> None:
         theta.grad = torch.autograd.grad(goal(theta).sum(), theta)[0]

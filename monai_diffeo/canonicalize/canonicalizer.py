@@ -88,8 +88,8 @@ class Canonicalizer(nn.Module):
         search: what to do in place of the ``steps`` of Adam: a function of a :class:`SearchObjective`, which holds one image as
             the predictor left it, that returns ``theta`` of ``search_family``.
         deform: False only undoes rotations; the predictor then only helps to decide whether an image is rotated.
-        cuda_graph: on CUDA, capture a step of the optimisation once for each batch, and replay it. That saves half of the time
-            of few images. Nothing in a step may wait for the host, and no other thread may use the device meanwhile.
+        cuda_graph: on CUDA, capture one of the ``steps`` once for each batch, and replay it; not for a ``search``. That saves
+            half of the time of few images. Nothing in a step may wait for the host, and no other thread may use the device.
 
     Raises:
         TypeError: for a part of another kind.

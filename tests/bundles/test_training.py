@@ -22,8 +22,11 @@ pytest.importorskip("skimage")
 import ignite.distributed
 from monai.bundle import ConfigWorkflow
 from monai.bundle.utils import DEFAULT_MLFLOW_SETTINGS
+from torch.testing import assert_close
 
+from monai_diffeo.canonicalize import load_canonicalizer
 from monai_diffeo.errors import NumericalError
+from monai_diffeo.networks.predictor import resample_image
 from monai_diffeo.networks.weights import trained_part
 
 ROOT = Path(__file__).parents[2]
@@ -35,6 +38,7 @@ CONFIGS = sorted(
 )
 NAMES = [f"{bundle}-{config or 'train'}" for bundle, config in CONFIGS]
 MAIN = sorted({bundle for bundle, _ in CONFIGS})
+ATLASES = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/atlas.json"))
 PARALLEL = sorted(path.parents[1].name for path in BUNDLES.glob("*/configs/multi_gpu_train.json"))
 
 
@@ -138,6 +142,20 @@ def test_it_has_monais_properties_and_a_failure_leaves_the_weights_that_were_the
     error = (RuntimeError, KeyboardInterrupt, SystemExit)[CONFIGS.index((bundle, config)) % 3]
     assert isinstance(failure_of(flow, error("stop")), error)
     assert files_below(root) == before
+
+
+@pytest.mark.parametrize("bundle", ATLASES)
+def test_the_atlas_is_the_mean_of_the_training_images(bundle, copy_of, data):
+    root = copy_of(bundle)
+    files = [str(root / "configs" / name) for name in ("train.json", "atlas.json")]
+    options = {"workflow_type": "train", "logging_file": False, "bundle_root": str(root), **settings(bundle, data)}
+    flow = ConfigWorkflow(files, **options)
+    flow.initialize()
+    run(flow)
+    atlas = load_canonicalizer(root / "models" / "energy", "refine").search.energy.atlas  # its SHA-256 is looked at
+    images = [item["image"][None] for item in flow.parser.get_parsed_content("train::dataset")]
+    expected = torch.cat([resample_image(image, atlas.image_size) for image in images]).mean(0, keepdim=True)
+    assert_close(atlas.image, expected, atol=1e-3, rtol=0)
 
 
 @pytest.mark.parametrize("bundle", MAIN)
