@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,6 +59,10 @@ def restarts(network: nn.Module, canonicalizer: Canonicalizer) -> Method:
     return run
 
 
+REFINE: dict[str, Any] = {"search": None, "search_family": None, "steps": 30, "level": 0.0}
+REFINE["regularizer"] = {"smooth": 100.0, "orientation": 10.0}  # the rows vary this search; the bundle's is another one today
+
+
 class Ablation:
     """The rows by group: functions that build methods. Small predictors are kept in ``weights_dir``; None keeps nothing."""
 
@@ -68,7 +73,7 @@ class Ablation:
 
     def rows(self) -> dict[str, dict[str, Build]]:
         """Builders by group and name; the first row is what the others are compared with."""
-        single, refine = partial(self._loaded, "single_pass"), partial(self._loaded, "refine")
+        single, refine = partial(self._loaded, "single_pass"), partial(self._loaded, "refine", **REFINE)
         alone = {"predictor": None, "orientation": None, "max_energy_increase": None}
         search = partial(refine, **{**alone, "steps": 50, "tta_samples": 1})
         siren = {"search_family": "siren", "learning_rate": 0.0039}
@@ -124,7 +129,7 @@ class Ablation:
             values = torch.cat([energy(part) for part in self.train.images.split(32)])
         middle = values.median()
         spread = 1.4826 * (values - middle).abs().median()
-        searched = load_canonicalizer(self.folder, "refine", **{**alone, "steps": 50})
+        searched = load_canonicalizer(self.folder, "refine", **{**REFINE, **alone, "steps": 50})
         searched.energy = WeightedEnergy({"vae": StandardizedEnergy(energy, middle.item(), spread.item())}, level=0.0)
         return searched
 

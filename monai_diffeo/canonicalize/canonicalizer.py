@@ -60,7 +60,7 @@ class Canonicalizer(nn.Module):
         predictor: image to the parameters of ``family``, any module or function; None starts the search from the identity.
         orientation: sees how the axes of an image are rotated. Where a rotation is likely enough, the search starts from the
             image rotated back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus
-            exists.
+            exists. One that may be, with 0.01 or more, is looked at again in canonical pose, and the odds multiply.
         min_confidence: smallest probability of a rotation that is undone, and of a mirrored image that is noted.
         rotation_temperature: fall of the energy that makes a rotation e times as likely. None takes the likeliest one by
             ``orientation`` alone, and refuses it where the energy rises.
@@ -86,7 +86,8 @@ class Canonicalizer(nn.Module):
         working_size: frame on which everything is computed, one number an axis; None is the image's own, rotated back.
         rows_first: a :class:`DiffeoInferer` turns a film of MONAI's ``LoadImage``, columns x rows, to rows x columns first.
         search: what to do in place of the ``steps`` of Adam: a function of a :class:`SearchObjective`, which holds one image as
-            the predictor left it, that returns ``theta`` of ``search_family``.
+            the predictor left it, that returns ``theta`` of ``search_family``. Where it raises ``energy`` too far, what the
+            predictor found counts alone.
         deform: False only undoes rotations; the predictor then only helps to decide whether an image is rotated.
         cuda_graph: on CUDA, capture one of the ``steps`` once for each batch, and replay it; not for a ``search``. That saves
             half of the time of few images. Nothing in a step may wait for the host, and no other thread may use the device.
@@ -196,7 +197,7 @@ class Canonicalizer(nn.Module):
             status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
         rotations, mirrored = self._orientation(seen, status)
         upright = rotated_back(image, rotations)
-        found, steps = self._search(seen if upright is image else self._resampled(upright), status)
+        found, steps = self._search(seen if upright is image else self._resampled(upright), before, status)
         frame, size = upright.shape[2:], self._size(upright)
         found, forward, inverse, folded = self._unfold(found, size)
         forward, inverse = rotated_maps(forward.resized(size, frame), inverse.resized(size, frame), rotations)
@@ -307,8 +308,8 @@ class Canonicalizer(nn.Module):
         return acceptance.chosen_rotation(probabilities, energies, *settings)
 
     def _mirrored(self, probability: Tensor, canonical: Tensor, done: Tensor) -> list[float]:
-        """Probabilities that images are mirrored, of what the orientation network saw of them as given, and here in canonical
-        pose, of those that are ``done`` and may be mirrored; where nothing was deformed, that would be the same look twice."""
+        """Probabilities that images are mirrored. The orientation network saw them as given. Those that are ``done`` and may be
+        mirrored it sees again here, in canonical pose. Where nothing was deformed, that would be the same look twice."""
         again = (done & acceptance.may_be_mirrored(probability)).nonzero().flatten()
         if self.orientation is not None and self.deform and len(again):
             twice = acceptance.mirrored_in_two_looks(probability[again], self.orientation.probabilities(canonical[again])[1])
@@ -317,10 +318,11 @@ class Canonicalizer(nn.Module):
 
     def _predicted(self, image: Tensor) -> Tensor:
         """Images as the predictor alone moves them."""
-        if self.predictor is None:
-            return image
+        return image if self.predictor is None else self._moved(image, self._predict(image))
+
+    def _moved(self, image: Tensor, found: Chain) -> Tensor:
         size = image.shape[2:]
-        return warp(image, self._predict(image).forward(size).ddf(size))
+        return warp(image, found.forward(size).ddf(size))
 
     def _predict(self, image: Tensor) -> Chain:
         return predict(image, self.predictor, self.family, self.iterations, self.min_motion)
@@ -329,13 +331,14 @@ class Canonicalizer(nn.Module):
         """Remarks on images that look like negatives, by the terms of their energies; a constant image has no polarity."""
         if self.polarity is None:
             return [""] * len(image)
-        known = self.energy.value_among(terms, self.polarity)
+        known = self.energy.known_value(self.polarity, terms)
         energies, inverted = self.polarity(image) if known is None else known, self.polarity(1 - image)
         rows = zip(energies.tolist(), inverted.tolist(), acceptance.refuse_unusable_image(image))
         return ["" if refused else acceptance.negative_note(e, i, self.min_polarity_ratio) for e, i, refused in rows]
 
-    def _search(self, image: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
-        """Deformations of every image, and the steps of each; images that already have a status are not optimised.
+    def _search(self, image: Tensor, before: Tensor, status: list[str | None]) -> tuple[Chain, Tensor]:
+        """Deformations of every image, whose energies ``before`` are known, and the steps of each; images that already have a
+        status are not optimised.
 
         Rounding depends on the batch, and Adam makes voxels of it: images go one by one. On CUDA, where a batch hardly takes
         longer than an image, up to 64 go together, in double precision throughout, if all parts are known to compute in it.
@@ -373,8 +376,15 @@ class Canonicalizer(nn.Module):
                 theta[row] = best.to(theta)
         if bar is not None:
             bar.close()
-        links = [(self.family, looked.to(theta)) for _, looked in found.links]
-        return Chain((*links, (self.search_family, theta))), steps
+        predicted = Chain(tuple((self.family, looked.to(theta)) for _, looked in found.links))
+        whole = predicted.then(self.search_family, theta)
+        if self.search is None or not found.links:
+            return whole, steps
+        # a search may lower another energy and raise this one: what the predictor found is kept then
+        energies = zip(before.tolist(), self.energy(self._moved(image.to(theta), whole)).tolist())
+        keep = [acceptance.refuse_energy_increase(first, last, self.max_energy_increase) is None for first, last in energies]
+        kept = torch.tensor(keep, device=theta.device)[:, None]
+        return predicted.then(self.search_family, torch.where(kept, theta, 0.0)), steps
 
     def _computes_double(self) -> bool:
         """Whether all parts of a search are known to compute in double precision too: those of this package."""

@@ -14,6 +14,7 @@ _OPTIONAL = {"patience": 1, "min_motion": 0.0, "rotation_temperature": 0.0}
 _OPTIONAL |= dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf"))
 _LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
 _LEAST |= {"min_polarity_ratio": 0.0}
+_OF_STEPS = {"steps": 0, "learning_rate": 0.01, "patience": 10, "cuda_graph": False}
 
 
 def check_settings(settings: Mapping[str, Any]) -> None:
@@ -40,6 +41,11 @@ def check_settings(settings: Mapping[str, Any]) -> None:
     dims, size, sampling = settings["family"].spatial_dims, settings["working_size"], settings["sampling"]
     if settings["deform"] and settings["predictor"] is None and settings["steps"] == 0 and settings["search"] is None:
         raise ValueError("Canonicalizer: without a predictor, 'steps' must be larger than 0; got steps=0, predictor=None.")
+    if settings["search"] is not None:
+        idle = {name: settings[name] for name, default in _OF_STEPS.items() if settings[name] != default}
+        if idle:
+            remedy = "Give them to the search itself, or search=None."
+            raise ValueError(f"Canonicalizer: beside a 'search' nothing reads {', '.join(idle)}, got {idle}. {remedy}")
     if settings["steps"] and settings["regularizer"] is None:
         raise ValueError("Canonicalizer: optimisation needs a 'regularizer', for example DeformationRegularizer().")
     if sampling not in ("bilinear", "bicubic")[: 2 if dims == 2 else 1]:

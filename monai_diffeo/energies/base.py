@@ -49,9 +49,9 @@ class Energy(nn.Module):
         """Energies ``(B,)`` of images ``(B, C, *S)``, and their named terms, ``(B,)`` each; by default none."""
         return self(image), {}
 
-    def value_among(self, terms: Mapping[str, Tensor], part: Energy) -> Tensor | None:
-        """The value ``(B,)`` of an energy that is a part of this one, by the terms of :meth:`evaluate`; None if it is not among
-        them."""
+    def known_value(self, part: Energy, terms: Mapping[str, Tensor]) -> Tensor | None:
+        """The values ``(B,)`` of an energy that this one consists of, by the ``terms`` of :meth:`evaluate`; None where these do
+        not tell."""
         return None
 
     def any_precision(self) -> bool:

@@ -40,6 +40,10 @@ class StandardizedEnergy(Energy):
     def forward(self, image: Tensor) -> Tensor:
         return (self.energy(image) - self.mean) / self.std
 
+    def unscaled(self, value: Tensor) -> Tensor:
+        """What the energy itself gave where this one gave ``value``."""
+        return value * self.std + self.mean
+
 
 class WeightedEnergy(Energy):
     """Weighted sum of named energies; :meth:`terms` gives each by itself. The energies are shared with the caller, not copied.
@@ -80,13 +84,12 @@ class WeightedEnergy(Energy):
             total = total + self.weights[name] * (value if self.level is None else torch.relu(value - self.level))
         return total, terms
 
-    def value_among(self, terms: Mapping[str, Tensor], part: Energy) -> Tensor | None:
-        for name, value in terms.items():
-            energy = self.energies[name]
-            if isinstance(energy, StandardizedEnergy) and energy.energy is part:
-                return value * energy.std + energy.mean
-            if energy is part:
-                return value
+    def known_value(self, part: Energy, terms: Mapping[str, Tensor]) -> Tensor | None:
+        for name, energy in self.energies.items():
+            if name in terms and energy is part:
+                return terms[name]
+            if name in terms and isinstance(energy, StandardizedEnergy) and energy.energy is part:
+                return energy.unscaled(terms[name])
         return None
 
     def forward(self, image: Tensor) -> Tensor:

@@ -173,7 +173,7 @@ def test_switched_off_it_is_the_plain_network_and_the_next_run_removes_what_it_d
     options = {"mode": "refine", "network_weights": weights, "device": "cpu", "figures": "false", **channels}
     status, report = run(out, dataset_dir=one_film, **options)
     line = report["film.png"]
-    assert status == 0 and line["mode"] == "refine" and line["status"] != OFF and line["figure"] is None
+    assert status == 0 and line["mode"] == "refine" and line["status"] == "canonicalized" and line["figure"] is None
     assert lines_of(out)[1]["removed"] == ["film_lungs_report.png"] and not list(out.glob("*_report.png"))
 
 

@@ -120,6 +120,7 @@ def test_the_energy_of_both_polarities_is_named_as_it_is_and_off_unless_set(fold
     image = torch.rand(2, 1, 32, 32)
     off, *on = (load_canonicalizer(folder, **part) for part in ({}, {"polarity": "vae"}, {"polarity": "@energies::vae"}))
     assert off.polarity is None and all(isinstance(c.polarity, VAEEnergy) for c in on)
+    assert all(c.energy.energies["vae"].energy is c.polarity for c in on)  # so its value is known
     always = load_canonicalizer(folder, polarity="vae", min_polarity_ratio=1e6)(image)
     assert all("looks like a negative" in note for note in always.notes) and torch.equal(always.image, off(image).image)
     with pytest.raises(ConfigError, match="polarity|absent"):

@@ -7,7 +7,7 @@ from torch.testing import assert_close
 from monai_diffeo.canonicalize import Canonicalizer, SearchObjective
 from monai_diffeo.energies import DeformationRegularizer, Energy, FunctionEnergy, StandardizedEnergy, WeightedEnergy
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.families import ControlGrid, DiffeomorphicAffine
+from monai_diffeo.families import AffineMatrix, ControlGrid, DiffeomorphicAffine
 from monai_diffeo.flow import dense_velocity, warp
 from tests.helpers import Brightness, FixedTheta, FromTemplate, blob, some_theta, template_canonicalizer
 
@@ -64,9 +64,30 @@ def test_adam_written_by_hand_finds_what_steps_find():
         return theta
 
     image = blob(1, shift=0.2)
-    own, ours = template_canonicalizer(search=adam)(image), template_canonicalizer(patience=None)(image)
+    own = template_canonicalizer(search=adam, steps=0, learning_rate=0.01)(image)
+    ours = template_canonicalizer(patience=None)(image)
     assert own.status == ours.status == ("canonicalized",)
     assert own.energy_after < 0.5 * own.energy_before and abs(own.energy_after - ours.energy_after) < 0.1 * ours.energy_before
+
+
+def test_where_a_search_raises_the_energy_what_the_predictor_found_counts_alone():
+    family, energy, images = AffineMatrix(), FromTemplate(blob()), torch.cat([blob(1, shift=0.4), blob(1, shift=0.15)])
+    there = torch.tensor([[0.0, 0.0, 0.2, 0.0, 0.0, 0.0]])  # the first image is nearer after twice this way, the second is not
+    settings = {"predictor": FixedTheta(there), "max_energy_increase": 0.0}
+    single = Canonicalizer(energy, family, **settings)
+    both = Canonicalizer(energy, family, search=lambda objective: there, **settings)
+    found, alone, without = both(images), [both(image[None]) for image in images], single(images)
+    assert found.status == without.status == ("canonicalized",) * 2 and found.energy_after[0] < without.energy_after[0] / 4
+    assert torch.equal(found.ddf[1], without.ddf[1]) and not torch.allclose(found.ddf[0], without.ddf[0])
+    assert_close(found.ddf, torch.cat([one.ddf for one in alone]), atol=1e-5, rtol=0)
+    never = Canonicalizer(energy, family, search=lambda objective: there, **{**settings, "max_energy_increase": None})(images)
+    assert_close(never.ddf[1], never.ddf[0])
+
+
+@pytest.mark.parametrize("given", [{"steps": 3}, {"learning_rate": 0.1}, {"patience": None}, {"cuda_graph": True}])
+def test_settings_that_nothing_reads_beside_a_search_are_refused(given):
+    with pytest.raises(ValueError, match=f"beside a 'search' nothing reads {next(iter(given))}"):
+        template_canonicalizer(search=lambda objective: objective.identity(), **{"steps": 0, "learning_rate": 0.01, **given})
 
 
 def test_what_a_search_returns_is_checked():

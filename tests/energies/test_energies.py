@@ -286,3 +286,15 @@ class TestAtlas:
             ImageAtlas((8, 8)).measure([])
         whole = ImageAtlas((8, 8)).measure([torch.full((1, 8, 8), 3, dtype=torch.uint8)])
         assert_close(whole(), torch.full((1, 1, 8, 8), 3.0))
+
+
+def test_the_terms_tell_the_value_of_each_energy_that_they_consist_of():
+    image, parts = torch.rand(2, 1, 4, 4), [Brightness() for _ in range(4)]
+    total = WeightedEnergy(
+        {"own": parts[0], "scaled": StandardizedEnergy(parts[1], 3.0, 0.5), "off": parts[2]}, {"off": 0.0}, level=0.0
+    )
+    terms = total.terms(image)
+    for part in parts[:2]:
+        assert_close(total.known_value(part, terms), part(image))
+    assert total.known_value(parts[2], terms) is None is total.known_value(parts[3], terms)
+    assert parts[0].known_value(parts[0], {}) is None

@@ -212,6 +212,8 @@ def test_every_row_of_the_ablation_can_be_built(tmp_path):
     assert len({name for name, _ in rows}) == len(rows) > 30
     methods = {name: build() for name, build in rows}
     assert methods["2 iterations, 1 TTA sample"](images).masks.shape == labels.shape
+    canonicalizer = Ablation(BUNDLE, Films(images, labels, tuple("abcd")), None, 1)._grey_vae({"predictor": None})
+    assert (canonicalizer.search, canonicalizer.steps, canonicalizer.regularizer.smooth) == (None, 50, 100.0)
 
 
 def test_a_row_is_measured_anew_with_other_weights(tmp_path):
