@@ -82,6 +82,8 @@ def test_where_a_search_raises_the_energy_what_the_predictor_found_counts_alone(
     assert_close(found.ddf, torch.cat([one.ddf for one in alone]), atol=1e-5, rtol=0)
     never = Canonicalizer(energy, family, search=lambda objective: there, **{**settings, "max_energy_increase": None})(images)
     assert_close(never.ddf[1], never.ddf[0])
+    nothing = Canonicalizer(energy, family, search=lambda objective: -there, max_energy_increase=0.0)(images[:1])
+    assert nothing.status[0].startswith("rejected: energy rose")  # there is no predictor
 
 
 @pytest.mark.parametrize("given", [{"steps": 3}, {"learning_rate": 0.1}, {"patience": None}, {"cuda_graph": True}])
