@@ -282,23 +282,20 @@ def _finish(
     seen = measure_orientation(judge, held.to(device), seed)
     used = [part for part in parts if part is not orientation or keeps_orientation(*seen)]
     write_settings(folder, folder_settings(len(data.frame), data.size, used))
-    if refines := len(data.frame) == 3:
-        fit_atlas(folder, data.trained)
+    fit_atlas(folder, data.trained)
     fit_statistics(folder, (held if len(held) >= _ENOUGH else torch.cat([held, torch.stack(data.trained)])).split(8))
     record_sha256(folder)
-    refined = _tried(folder, REFINE, held.to(device), seed, seconds) if refines else None
-    shown = held if refined is None else held[: refined.outcome.images]
-    chosen, other = _tried(folder, SINGLE_PASS, shown.to(device), seed, math.inf if refines else seconds), refined
-    if refined is not None and refined.outcome.undone > chosen.outcome.undone + _WORTH_SEARCHING:
-        chosen, other = refined, chosen
+    other = _tried(folder, REFINE, held.to(device), seed, seconds)
+    chosen = _tried(folder, SINGLE_PASS, held[: other.outcome.images].to(device), seed, math.inf)
+    if other.outcome.undone > chosen.outcome.undone + _WORTH_SEARCHING:
+        chosen, other = other, chosen
     outcome, signs = chosen.outcome, chosen.signs
     write_settings(folder, {**read_settings(folder), "default_mode": outcome.mode})
     outcome = replace(outcome, kept_upright=seen[0], found_turns=seen[1], orientation=orientation in used)
     if network is not None:
         pairs = ((image, data.reader.label(item, image)) for item, image in data.reader.usable(data.held_items))
         outcome = replace(outcome, overlap=measure_overlap(chosen.canonicalizer, network, pairs, seed, device, seconds, signs))
-    if other is not None:
-        SignLimits.of(other.outcome.mode, other.signs).save(folder, further=True)
+    SignLimits.of(other.outcome.mode, other.signs).save(folder, further=True)
     SignLimits.of(outcome.mode, signs).save(folder)
     write_page(folder, plan, outcome, held, *chosen.states)
     return outcome

@@ -102,7 +102,7 @@ def parts_of(dims: int, channels: int, size: tuple[int, ...]) -> list[FitPart]:
 
 
 def folder_settings(dims: int, size: Sequence[int], parts: Sequence[FitPart]) -> dict[str, Any]:
-    """The content of ``canonicalizer.json``, with the modes ``single_pass`` and ``refine``."""
+    """The content of ``canonicalizer.json``, with the mode ``single_pass``; :func:`atlas_settings` adds ``refine``."""
     names, kinds = [part.name for part in parts], {"vae": "VAEEnergy", "critic": "CriticEnergy"}
     used: dict[str, Any] = {name: f"@networks::{name}" for name in ("predictor", "orientation") if name in names}
     motion = {"predictor": used["predictor"], "family": "@families::control_grid"}
@@ -117,36 +117,36 @@ def folder_settings(dims: int, size: Sequence[int], parts: Sequence[FitPart]) ->
         "steps": 0,
     }
     single |= {"energies": dict.fromkeys(energies, 1.0), "max_energy_increase": 2.0, "ood_threshold": 50.0}
-    search: dict[str, Any] = {"steps": 30, "learning_rate": 0.01, "patience": 10, "level": 0.0}
-    search |= {"regularizer": {"smooth": 100.0, "orientation": 10.0}}
     return {
         "default_mode": SINGLE_PASS,
         "families": {"control_grid": _family(dims, 7)},
         "networks": {part.name: dict(part.config) for part in parts},
         "weights": {name: f"{name}.pt" for name in names},
         "energies": energies,
-        "modes": {SINGLE_PASS: single, REFINE: {**single, **search}},
+        "modes": {SINGLE_PASS: single},
     }
 
 
 def atlas_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The content of ``canonicalizer.json`` with an atlas of half the working size, towards which the mode ``refine`` moves.
 
-    Chosen on volumes of no test: fewer steps or a weaker cost gain less, finer control points or other windows nothing. Chest
-    films differ more from their mean: the lung bundle has a cost of its own, ten times as large, and a quarter of the steps.
+    Chosen on images of no test. In space fewer steps or a weaker cost gain less, finer control points or other windows nothing.
+    In the plane images differ more from their mean: a higher cost keeps them from what the network does not know.
     """
     family, single = settings["families"]["control_grid"], settings["modes"][SINGLE_PASS]
+    plane = family["spatial_dims"] == 2
+    fine, window, steps, smooth = ({"steps": 4}, 9, 10, 3.0) if plane else ({"controls": 6, "steps": 5}, 5, 40, 0.3)
     shape: dict[str, Any] = {"image_size": [n // 2 for n in single["working_size"]]}
     network = {"_target_": "monai_diffeo.networks.ImageAtlas", **shape}
     network["in_channels"] = settings["networks"]["predictor"].get("in_channels", 1)
-    energy = {"_target_": "monai_diffeo.energies.AtlasEnergy", "atlas": f"@networks::{ATLAS}"}
+    energy = {"_target_": "monai_diffeo.energies.AtlasEnergy", "atlas": f"@networks::{ATLAS}", "window": window}
     search = {"_target_": "monai_diffeo.canonicalize.EnergySearch", "energy": f"@energies::{ATLAS}", **shape}
-    search |= {"steps": 40, "learning_rate": 0.02}
-    cost = {"smooth": 0.3, "orientation": 0.0}
-    refine = {**single, "search_family": "@families::fine_grid", "search": search, "regularizer": cost}
+    search |= {"steps": steps, "learning_rate": 0.02}
+    cost = {"smooth": smooth, "orientation": 0.0}
+    refine = {**single, "search_family": "@families::search_grid", "search": search, "regularizer": cost}
     return {
         **settings,
-        "families": {**settings["families"], "fine_grid": {**family, "controls": 6, "steps": 5}},
+        "families": {**settings["families"], "search_grid": {**family, **fine}},
         "networks": {**settings["networks"], ATLAS: network},
         "weights": {**settings["weights"], ATLAS: f"{ATLAS}.pt"},
         "energies": {**settings["energies"], ATLAS: energy},

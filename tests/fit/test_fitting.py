@@ -20,6 +20,7 @@ from monai_diffeo.networks.predictor import resample_image
 from tests.helpers import blob
 
 STEPS = {"predictor": 2, "orientation": 1, "vae": 1, "critic": 1}
+OTHER = {"single_pass": "refine", "refine": "single_pass"}
 
 
 def some_images(count=12, size=(40, 36), channels=1):
@@ -46,13 +47,24 @@ def fitted(tmp_path_factory):
 
 def test_the_folder_loads_and_its_modes_work_at_the_working_size(fitted):
     folder, outcome, lines, _ = fitted
-    files = {"README.md", "canonicalizer.json", "critic.pt", "fit.json", "orientation.pt", "predictor.pt", "sheet.png"}
-    assert {path.name for path in folder.iterdir()} == files | {"limits.json", "statistics.json", "vae.pt"}
+    files = {
+        "README.md",
+        "canonicalizer.json",
+        "critic.pt",
+        "fit.json",
+        "orientation.pt",
+        "predictor.pt",
+        "sheet.png",
+        "vae.pt",
+    }
+    files |= {"atlas.pt", "statistics.json", "limits.json", f"limits_{OTHER[outcome.mode]}.json"}
+    assert {path.name for path in folder.iterdir()} == files
     for mode in (None, "refine"):
         canonicalizer = load_canonicalizer(folder, mode)
         assert canonicalizer.working_size == (32, 32) and canonicalizer.tta_samples == 8
         assert canonicalizer(torch.rand(1, 2, 64, 48)).image.shape == (1, 2, 64, 48)
-    assert load_canonicalizer(folder, "refine").steps == 30
+    search = load_canonicalizer(folder, "refine").search
+    assert (search.steps, search.image_size, search.energy.atlas.image.shape) == (10, (16, 16), (1, 2, 16, 16))
     assert (canonicalizer.orientation is not None) is outcome.orientation
 
 
@@ -186,8 +198,9 @@ def test_volumes_are_fitted_too(tmp_path, monkeypatch):
     assert all(load_canonicalizer(tmp_path, mode).limits.mode == mode for mode in ("single_pass", "refine"))
 
 
-@pytest.mark.parametrize("best, other", [("single_pass", "refine"), ("refine", "single_pass")])
-def test_the_mode_that_undoes_most_is_the_default_of_volumes(tmp_path, monkeypatch, best, other):
+@pytest.mark.parametrize("best, other", OTHER.items())
+@pytest.mark.parametrize("size", [(48, 32), (48, 32, 32)])
+def test_the_mode_that_undoes_most_is_the_default(tmp_path, monkeypatch, size, best, other):
     found = []
 
     def measured(canonicalizer, *rest, measure=fitting.measure):
@@ -197,8 +210,8 @@ def test_the_mode_that_undoes_most_is_the_default_of_volumes(tmp_path, monkeypat
 
     monkeypatch.setattr(fitting, "measure", measured)
     monkeypatch.setattr(fitting, "measure_orientation", lambda *_: (1.0, 0.0))
-    volumes = [blob(1, (48, 32, 32), s)[0] + 0.3 * torch.rand(1, 48, 32, 32) for s in (0.0, 0.1, -0.1, 0.2)]
-    outcome, lines = fit(tmp_path, volumes, size=None, steps=dict.fromkeys(STEPS, 1))
+    images = [blob(1, size, s)[0] + 0.3 * torch.rand(1, *size) for s in (0.0, 0.1, -0.1, 0.2)]
+    outcome, lines = fit(tmp_path, images, size=None, steps=dict.fromkeys(STEPS, 1))
     assert found == ["refine", "single_pass"] and outcome.mode == best and f"mode              {best}" in lines
     assert (load_canonicalizer(tmp_path).search is None) is (best == "single_pass")
     modes = [json.loads((tmp_path / f"limits{rest}.json").read_text())["mode"] for rest in ("", f"_{other}")]
