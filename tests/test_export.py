@@ -213,7 +213,7 @@ def test_a_graph_that_differs_is_not_accepted(onnx_runtime, tmp_path):
         (["cxr", "--output_dir", "out", "--size", "big"], "--size must be numbers such as 128,112, got 'big'"),
         (
             ["cxr", "--output_dir", "out", "--mode", "refine"],
-            "the mode must have a predictor and no optimisation, got steps=30",
+            "the mode must have a predictor and no optimisation, got steps=0, search=EnergySearch",
         ),
         (["nowhere", "--output_dir", "out"], "export: expected a folder or the name of a bundle"),
     ],
