@@ -341,13 +341,11 @@ class Benchmark:
         compiled = torch.compile(exp_and_warp, dynamic=False, mode="reduce-overhead")
         runs = {"copy of 1 GiB": large.clone, "exp and warp": exp_and_warp, "exp and warp, compiled": compiled}
         runs["exp alone"], runs["warp alone"] = partial(exp, v, STEPS), partial(warp, image, v)
-        modes = dict.fromkeys((1, 16, 64), load_canonicalizer("cxr", "refine", self.device))
+        refine, counts = load_canonicalizer("cxr", "refine", self.device), (1, 16, 64)
         films = self.image((256, 256), 64)
         with torch.no_grad():
             times = self.clock.interleaved({name: partial(several_times, run) for name, run in runs.items()}, 0.4, 10)
-            refined = self.clock.interleaved(
-                {f"{n} films refined": partial(refine, films[:n]) for n, refine in modes.items()}, 0.0
-            )
+            refined = self.clock.interleaved({f"{n} films refined": partial(refine, films[:n]) for n in counts}, 0.0)
         seconds = {name: statistics.median(values) / QUEUED for name, values in times.items()}
         bandwidth = 2 * large.nbytes / seconds["copy of 1 GiB"]
         rows = [{"what": name, "milliseconds": f"{1e3 * value:.3g}"} for name, value in seconds.items()]
@@ -355,7 +353,7 @@ class Benchmark:
             if name.startswith("exp and warp"):
                 row["of the bandwidth"] = f"{moved / bandwidth / seconds[name]:.2f}"
         self.values["share of the bandwidth"] = moved / bandwidth / seconds["exp and warp, compiled"]
-        for count, (name, values) in zip(modes, refined.items()):
+        for count, (name, values) in zip(counts, refined.items()):
             value = statistics.median(values)
             rows.append({"what": name, "milliseconds": f"{1e3 * value:.3g}", "films a second": f"{count / value:.3g}"})
             self.values["refined films a second"] = count / value

@@ -292,10 +292,8 @@ def test_a_negative_is_noted_at_the_canonical_pose_and_never_changed():
 @pytest.mark.parametrize("scaled", [True, False])
 @pytest.mark.parametrize("increase", [0.0, -1e9])
 def test_an_energy_that_is_the_polarity_too_is_not_asked_again(scaled, increase):
-    images, shown = (
-        torch.cat([blob(1, shift=-0.1), 1 - blob(1, shift=-0.4), blob(1, shift=0.4), torch.full((1, 1, 32, 32), math.nan)]),
-        [],
-    )
+    shown, broken = [], torch.full((1, 1, 32, 32), math.nan)
+    images = torch.cat([blob(1, shift=-0.1), 1 - blob(1, shift=-0.4), blob(1, shift=0.4), broken])
     polarity, other = FromTemplate(blob()), FromTemplate(blob())
     term = StandardizedEnergy(polarity, 3.0, 0.2) if scaled else polarity
     energy = WeightedEnergy({"other": Brightness(), "blob": term}, level=-9.0)
