@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from monai_diffeo.canonicalize import Canonicalizer
-from monai_diffeo.canonicalize.acceptance import looks_again, prefer_motion, worst_folding
+from monai_diffeo.canonicalize.acceptance import looks_again, poses_of_each, prefer_motion, worst_folding
 from monai_diffeo.canonicalize.result import move_image, pose_generators
 from monai_diffeo.canonicalize.search import Chain
 from monai_diffeo.errors import ConfigError, NumericalError
@@ -39,7 +39,7 @@ class DiffeoGraph(nn.Module):
 
     Every look of the predictor, every pose and the network are in the graph; nothing in it depends on a value but by choosing
     between two tensors. It rejects an image by the rules of the canonicaliser, and such an image goes to the network as it is.
-    A deformation that folds is rejected, not halved. Rotations and polarity are left out.
+    A deformation that folds is rejected, not halved. Rotations, polarity and enlarging are left out.
 
     Args:
         canonicalizer: in a mode without ``steps`` and ``search``; copied, in single precision.
@@ -79,10 +79,11 @@ class DiffeoGraph(nn.Module):
             )
         self.network = copy.deepcopy(network).float().eval().requires_grad_(False)
         self.count = canonicalizer.tta_samples if tta_samples is None else tta_samples
+        each = poses_of_each(self.count) if motion_limits else self.count
         self.work, self.limits = canonicalizer.working_size or self.size, motion_limits
         one = (1,) * len(self.size)
-        pairs = [[Deformation.identity(1, one).matrix]] * (self.count % 2)
-        for generator in pose_generators(self.size, self.count):
+        pairs = [[Deformation.identity(1, one).matrix]] * (each % 2)
+        for generator in pose_generators(self.size, each):
             pairs.append([affine_deformation(sign * generator[None], one).matrix for sign in (1, -1)])
         self.steps: Tensor  # from the canonical pose to each pose, (A, 1, D, D + 1)
         self.undo: Tensor  # and back

@@ -76,8 +76,8 @@ def test_answers_at_rest_count_as_for_the_inferer(least, disagreement):
     with torch.no_grad():
         energies = DiffeoGraph(canonicalizer, network, SIZE, 2)(given)[3]
         limits = {"energy": energies[:2].mean().item(), "disagreement": disagreement, "overlap": least}
-        found = DiffeoGraph(canonicalizer, network, SIZE, 2, limits)(given)
-        expected = by_inferer(canonicalizer, network, given, 2, limits)
+        found = DiffeoGraph(canonicalizer, network, SIZE, 4, limits)(given)
+        expected = by_inferer(canonicalizer, network, given, 4, limits)
     assert found[1].tolist() == [True, True, False]
     still = (found[4].flatten(1) == 0).all(1)
     assert still[:2].tolist() == ((energies[:2] > limits["energy"]) | (disagreement < 0)).tolist() and still[2]

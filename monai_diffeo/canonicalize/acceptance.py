@@ -18,12 +18,13 @@ from monai_diffeo.flow.grid import axis_numbers
 
 __all__ = [
     "ROTATION_LIMITS", "agrees_better", "at_rest_note", "chosen_rotation", "finite_rows", "high_energy_note",
-    "looks_again", "may_be_mirrored", "mirrored_in_two_looks", "mirrored_note", "negative_note", "possible_rotations",
-    "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation",
+    "looks_again", "may_be_mirrored", "mirrored_in_two_looks", "mirrored_note", "negative_note", "poses_of_each",
+    "possible_rotations", "prefer_motion", "refuse_energy_increase", "refuse_folding", "refuse_nonfinite_deformation",
     "refuse_nonfinite_energy", "refuse_unusable_image", "rotation_note", "skip_low_energy", "worst_folding",
 ]  # fmt: skip
 
 AT_REST = "deformed: no better answers"
+ENLARGED = "enlarged: a constant border was left out"
 MIRRORED, NEGATIVE, UNLIKE = "looks mirrored", "looks like a negative", "remains unlike the training images"
 """How the notes begin by which a film is to be looked at."""
 # of the disagreement after a rotation: on `val` at least 1.35 times as much after false ones, at most 1.1 times after true ones
@@ -116,6 +117,14 @@ def prefer_motion(energy: Tensor, agreement: Tensor, agreement_at_rest: Tensor, 
     """
     better = agrees_better(agreement, agreement_at_rest, limits["disagreement"])
     return better & ((energy <= limits["energy"]) | ~agreement_at_rest.isfinite())
+
+
+def poses_of_each(count: int) -> int:
+    """How many poses of a deformed image, and of the image at rest, are asked, of ``count`` in all.
+
+    Half of them, but no less than two, for the answer at a single pose agrees with nothing. One pose stays one.
+    """
+    return max(count // 2, min(count, 2))
 
 
 def may_be_mirrored(probability: Tensor) -> Tensor:

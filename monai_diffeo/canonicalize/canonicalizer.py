@@ -15,6 +15,7 @@ from monai_diffeo.canonicalize import acceptance
 from monai_diffeo.canonicalize.checks import check_image
 from monai_diffeo.canonicalize.drawing import describe_canonicalizer
 from monai_diffeo.canonicalize.energy_search import EnergySearch
+from monai_diffeo.canonicalize.framing import Enlarging
 from monai_diffeo.canonicalize.limits import SignLimits
 from monai_diffeo.canonicalize.result import CANONICALIZED, Canonicalization, move_image
 from monai_diffeo.canonicalize.rotation import rotated_back, rotated_maps
@@ -61,6 +62,8 @@ class Canonicalizer(nn.Module):
         orientation: sees how the axes of an image are rotated. Where a rotation is likely enough, the search starts from the
             image rotated back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus
             exists. One that may be, with 0.01 or more, is looked at again in canonical pose, and the odds multiply.
+        enlarge_below: what lies within a constant border, such as a small film on a black screen, is enlarged to the frame
+            before anything looks at it, if it takes at most this share of each axis; None enlarges nothing.
         min_confidence: smallest probability of a rotation that is undone, and of a mirrored image that is noted.
         rotation_temperature: fall of the energy that makes a rotation e times as likely. None takes the likeliest one by
             ``orientation`` alone, and refuses it where the energy rises.
@@ -130,6 +133,7 @@ class Canonicalizer(nn.Module):
         deform: bool = True,
         rotation_temperature: float | None = None,
         cuda_graph: bool = False,
+        enlarge_below: float | None = None,
     ) -> None:
         settings = dict(locals())
         super().__init__()
@@ -148,7 +152,7 @@ class Canonicalizer(nn.Module):
         self.final_steps, self.max_halvings, self.tta_samples = final_steps, max_halvings, tta_samples
         self.sampling, self.seed, self.progress, self.training = sampling, seed, progress, False
         self.rows_first, self.deform, self.rotation_temperature = rows_first, deform, rotation_temperature
-        self.cuda_graph = cuda_graph
+        self.cuda_graph, self.enlarge_below = cuda_graph, enlarge_below
 
     def train(self, mode: bool = True) -> Canonicalizer:
         """A canonicaliser has no training mode: its networks are frozen copies."""
@@ -195,12 +199,16 @@ class Canonicalizer(nn.Module):
         for i, energy in enumerate(before.tolist()):
             refused = status[i] or acceptance.refuse_nonfinite_energy(energy)
             status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
-        rotations, mirrored = self._orientation(seen, status)
-        upright = rotated_back(image, rotations)
-        found, steps = self._search(seen if upright is image else self._resampled(upright), before, status)
+        enlarging = Enlarging(image, self.enlarge_below)
+        shown = enlarging(image, self.sampling)
+        looks = seen if shown is image else self._resampled(shown)
+        rotations, mirrored = self._orientation(looks, status)
+        upright = rotated_back(shown, rotations)
+        found, steps = self._search(looks if upright is shown else self._resampled(upright), before, status)
         frame, size = upright.shape[2:], self._size(upright)
         found, forward, inverse, folded = self._unfold(found, size)
         forward, inverse = rotated_maps(forward.resized(size, frame), inverse.resized(size, frame), rotations)
+        forward, inverse = enlarging.maps(forward, inverse)
         ddf, inverse_ddf = forward.ddf(frame), inverse.ddf(image.shape[2:])
         folding = folding_fraction(ddf)
         velocity = found.velocity(size)
@@ -228,9 +236,10 @@ class Canonicalizer(nn.Module):
         reached = {name: torch.where(done, reached[name], terms[name]) for name in terms}
         notes, negatives = [], self._negatives(_rows(done, looks, seen) if looks.shape == seen.shape else looks, reached)
         rows = self._mirrored(mirrored, looks, done), negatives, torch.where(done, rotations, 0).tolist(), energy.tolist()
-        for p, negative, index, e in zip(*rows):
-            remarks = acceptance.mirrored_note(p, self.min_confidence), negative, acceptance.rotation_note(index, ddf.shape[1])
-            notes.append("; ".join(filter(None, (*remarks, acceptance.high_energy_note(e, self.ood_threshold)))))
+        for p, negative, index, e, large in zip(*rows, (done & enlarging.rows).tolist()):
+            remarks = [acceptance.mirrored_note(p, self.min_confidence), negative, acceptance.ENLARGED if large else ""]
+            remarks += [acceptance.rotation_note(index, ddf.shape[1]), acceptance.high_energy_note(e, self.ood_threshold)]
+            notes.append("; ".join(filter(None, remarks)))
         return Canonicalization(
             image=_rows(done, moved.to(given.dtype), given) if moved.shape == given.shape else moved.to(given.dtype),
             velocity=_rows(done, velocity, 0.0),
@@ -253,16 +262,17 @@ class Canonicalizer(nn.Module):
     def at_rest(self, given: Tensor, found: Canonicalization, rotated: bool = True) -> Canonicalization:
         """What was found for images ``(B, C, *S)``, with the rotations alone, or without them, if not ``rotated``.
 
-        Rows that were not moved stay as they are.
+        What was enlarged stays so. Rows that were not moved stay as they are.
         """
         if found.rotations is None:
             raise ValueError("Canonicalizer.at_rest(): 'found' must be a result of this canonicalizer, it has no rotations.")
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(given.device.type, enabled=False):
             image = given.detach().clone().float()  # a network may write to it
             rotations, done = found.rotations if rotated else torch.zeros_like(found.rotations), found.moved
-            upright = rotated_back(image, rotations)
+            enlarging = Enlarging(_rows(done, image, 0.0), self.enlarge_below)
+            upright = rotated_back(enlarging(image, self.sampling), rotations)
             maps = [Deformation.identity(len(image), upright.shape[2:], image.device)] * 2
-            forward, inverse = rotated_maps(maps[0], maps[1], rotations)
+            forward, inverse = enlarging.maps(*rotated_maps(maps[0], maps[1], rotations))
             same = upright is image  # then its energy is known
             energy = found.energy_before if same else self.energy(self._resampled(_rows(done, upright, 0.0)))
             undone = [acceptance.rotation_note(k, image.ndim - 2) for k in (found.rotations - rotations).tolist()]

@@ -10,7 +10,7 @@ from monai_diffeo.families import Family
 
 __all__ = ["check_settings"]
 
-_OPTIONAL = {"patience": 1, "min_motion": 0.0, "rotation_temperature": 0.0}
+_OPTIONAL = {"patience": 1, "min_motion": 0.0, "rotation_temperature": 0.0, "enlarge_below": 0.0}
 _OPTIONAL |= dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf"))
 _LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
 _LEAST |= {"min_polarity_ratio": 0.0}

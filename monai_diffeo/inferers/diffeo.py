@@ -15,7 +15,7 @@ from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor
 
 from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
-from monai_diffeo.canonicalize.acceptance import ROTATION_LIMITS, prefer_motion
+from monai_diffeo.canonicalize.acceptance import ROTATION_LIMITS, poses_of_each, prefer_motion
 from monai_diffeo.canonicalize.answers import check_outputs, map_parts
 from monai_diffeo.canonicalize.checks import check_callable, check_number
 from monai_diffeo.canonicalize.result import REJECTED
@@ -93,10 +93,11 @@ class DiffeoInferer(Inferer):
         images: which further arguments of the network are images, by name, or by position after the network from 0:
             ``["prior", 0]``. ``{"prior": "map", "organs": "labels"}`` says how each moves; ``"scores"`` does not move. A
             ``condition`` always moves. Any other argument on the images' frame is an error.
-        motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network at as many poses of the image that is only
-            rotated, too. The answers on the deformed image count only if its energy is at most the one, and if they disagree
-            at most by this factor of the others' disagreement. A rotation counts unless its answers disagree by 1.2 times
-            as much as those on the image as it was given, or more. With ``"overlap": 0.97``, the mean over the poses of an
+        motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network about the image that is only rotated, too.
+            Half of the poses, and at least two, are then of this, the others of the deformed image. The answers on the deformed
+            image count only if its energy is at most the one, and if they disagree at most by this factor of the others'
+            disagreement. A rotation counts unless its answers disagree by 1.2 times as much as those on the image as it was
+            given, or more. With ``"overlap": 0.97``, the mean over the poses of an
             image that is only rotated counts only where its Dice with the answer at one pose is at least this. For networks
             that were trained on many poses; needs several ``tta_samples``. None always takes the answers on the deformed image.
         tta_batch_size: how many images the inner inferer gets at once, of the poses of test-time augmentation. With more than 1
@@ -206,6 +207,9 @@ class DiffeoInferer(Inferer):
             raise RejectedError(f"DiffeoInferer: {'; '.join(rejected)}. {remedy}", found)
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
+        at_rest = getattr(self.canonicalizer, "at_rest", None)
+        motion = None if at_rest is None else self.motion_limits
+        count = poses_of_each(count) if motion else count
 
         def ask(found: Canonicalization) -> tuple[Canonicalization, Any, list[DiffeoResult]]:
             with torch.autocast(inputs.device.type, enabled=False):
@@ -221,8 +225,7 @@ class DiffeoInferer(Inferer):
         found, prediction, results = ask(found)
         searched, unchosen, averaged, without = found, None, None, None
         quick = given if self.tta_batch_size > 1 else inputs  # without metadata
-        at_rest = getattr(self.canonicalizer, "at_rest", None)
-        if self.motion_limits and at_rest is not None and found.agreement is not None and bool(found.moved.any()):
+        if at_rest is not None and motion and found.agreement is not None and bool(found.moved.any()):
             rest, answer, others = ask(at_rest(given, found))
             results += others
             if found.rotations is not None and bool(found.rotations.any()):
@@ -230,14 +233,14 @@ class DiffeoInferer(Inferer):
                 results += others
                 keep = _prefer(rest, still, found.rotations != 0, ROTATION_LIMITS)
                 rest, answer = rest.where(keep, still), choose_rows(keep, answer, still_answer)
-            keep = _prefer(found, rest, found.moved, self.motion_limits)
+            keep = _prefer(found, rest, found.moved, motion)
             unchosen, mean = choose_rows(keep, answer, prediction), choose_rows(keep, prediction, answer)
             found, prediction = found.where(keep, rest), mean
-            if "overlap" in self.motion_limits:
+            if "overlap" in motion:
                 single = self._at_pose(rest, quick, network, *args, **kwargs).prediction
                 without = single if rest.rotations is None or not bool(rest.rotations.any()) else None
                 if (same := overlap(answer, single, self.outputs)) is not None:
-                    same = keep | (same.to(keep.device) >= self.motion_limits["overlap"])
+                    same = keep | (same.to(keep.device) >= motion["overlap"])
                     prediction, averaged = choose_rows(same, mean, single), mean
         if self.tta_batch_size > 1:
             prediction = map_parts(prediction, lambda part, *_: like_input(part, inputs))

@@ -92,7 +92,7 @@ def test_each_image_gets_the_better_answer_and_a_batch_gives_what_its_images_giv
     """The first lies in the middle once it is moved, the second lies there as it is."""
     image, results, plain = blob(2, shift=torch.tensor([0.5, 0.0]), width=0.12), [], []
     made, limits = shifting(), {"energy": 10.0, "disagreement": 0.9}
-    answer = DiffeoInferer(made, on_result=results.append, motion_limits=limits)(image, fickle)
+    answer = DiffeoInferer(made, on_result=results.append, tta_samples=8, motion_limits=limits)(image, fickle)
     moved = DiffeoInferer(shifting(), on_result=plain.append)(image, fickle)
     rest = made.at_rest(image, plain[0])
     still = torch.stack([pose.warp_back(fickle(pose.image)) for pose in rest.tta_samples(image, 4)]).mean(0)
@@ -102,9 +102,11 @@ def test_each_image_gets_the_better_answer_and_a_batch_gives_what_its_images_giv
     assert results[0].largest_displacement[0] > 7 and results[0].largest_displacement[1] == 0
     assert results[0].status == ("canonicalized",) * 2
     for i in range(2):
-        assert_close(DiffeoInferer(made, motion_limits=limits)(image[i : i + 1], fickle)[0], answer[i], atol=1e-4, rtol=0)
+        assert_close(
+            DiffeoInferer(made, tta_samples=8, motion_limits=limits)(image[i : i + 1], fickle)[0], answer[i], atol=1e-4, rtol=0
+        )
     strict = {"energy": -1.0, "disagreement": 0.9}
-    assert_close(DiffeoInferer(made, motion_limits=strict)(image, fickle), still, atol=1e-6, rtol=0)
+    assert_close(DiffeoInferer(made, tta_samples=8, motion_limits=strict)(image, fickle), still, atol=1e-6, rtol=0)
 
 
 def test_at_rest_an_image_is_unlike_the_training_images_by_the_energy_that_it_then_has():
@@ -138,8 +140,8 @@ def test_at_rest_the_answer_at_one_pose_counts_where_the_mean_over_poses_differs
     """The first counts as it is moved, whatever the limit; the second lies in the middle as it is."""
     image, made = blob(2, shift=torch.tensor([0.5, 0.0]), width=0.12), shifting()
     limits = {"energy": 10.0, "disagreement": 0.9}
-    mean = DiffeoInferer(made, motion_limits=limits).infer(image, fickle)
-    found = DiffeoInferer(made, motion_limits=limits | {"overlap": limit}).infer(image, fickle)
+    mean = DiffeoInferer(made, tta_samples=8, motion_limits=limits).infer(image, fickle)
+    found = DiffeoInferer(made, tta_samples=8, motion_limits=limits | {"overlap": limit}).infer(image, fickle)
     assert mean.averaged is None and (mean.prediction[1] - fickle(image)[1]).abs().max() > 0.01
     assert_close(found.averaged, mean.prediction)
     assert_close(found.prediction[0], mean.prediction[0])
@@ -176,7 +178,7 @@ def test_a_rotation_counts_only_where_the_answers_agree_better_than_on_the_image
     made = Canonicalizer(lambda x: 0 * x.flatten(1).mean(1), family, predictor=FixedTheta(some_theta(family, 0.0)), **loose)
     assert all(made(one[None]).rotations.tolist() == [1] for one in image)
     for one, turned in zip(image, (False, True)):
-        inferer = DiffeoInferer(made, on_result=results.append, motion_limits=LIMITS)
+        inferer = DiffeoInferer(made, on_result=results.append, tta_samples=8, motion_limits=LIMITS)
         answer = inferer(one[None], lying)
         found = made(one[None])
         rest = made.at_rest(one[None], found, rotated=turned)
@@ -186,9 +188,22 @@ def test_a_rotation_counts_only_where_the_answers_agree_better_than_on_the_image
         assert ("not rotated, not deformed" in results[-1].notes[0]) != turned
         assert ("rotation by 90 degrees corrected" in results[-1].notes[0]) == turned
     if size[0] == size[1]:
-        both = DiffeoInferer(made, on_result=results.append, motion_limits=LIMITS)(image, lying)
-        singles = [DiffeoInferer(made, motion_limits=LIMITS)(one[None], lying)[0] for one in image]
+        both = DiffeoInferer(made, on_result=results.append, tta_samples=8, motion_limits=LIMITS)(image, lying)
+        singles = [DiffeoInferer(made, tta_samples=8, motion_limits=LIMITS)(one[None], lying)[0] for one in image]
         assert_close(both, torch.stack(singles), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("count, each", [(1, 1), (2, 2), (3, 2), (4, 2), (5, 2), (8, 4)])
+def test_half_of_the_poses_are_of_the_image_at_rest(count, each):
+    asked, image = [], blob(1)
+    DiffeoInferer(canonicalizer(), tta_samples=count, motion_limits=LIMITS)(image, lambda x: asked.append(x) or x)
+    found = canonicalizer()(image)
+    expected = [pose.image for pose in found.tta_samples(image, each)]
+    if count > 1:
+        expected += [pose.image for pose in canonicalizer().at_rest(image, found).tta_samples(image, each)]
+    assert len(asked) == len(expected)
+    for one, other in zip(asked, expected):
+        assert_close(one, other)
 
 
 def test_one_pose_alone_has_no_agreement_and_the_deformed_image_counts():

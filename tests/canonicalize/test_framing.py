@@ -1,0 +1,126 @@
+"""Images within a constant border are enlarged before anything looks at them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from monai_diffeo.canonicalize import Canonicalizer
+from monai_diffeo.canonicalize.acceptance import ENLARGED
+from monai_diffeo.canonicalize.framing import Enlarging
+from monai_diffeo.families import ControlGrid
+from monai_diffeo.flow import Deformation, warp
+from monai_diffeo.inferers import DiffeoInferer
+from tests.helpers import FixedTheta
+
+LOOSE = {"max_energy_increase": None, "enlarge_below": 0.75}
+
+
+class Turned(torch.nn.Module):
+    """Sees every image rotated by 90 degrees."""
+
+    def probabilities(self, image):
+        return torch.tensor([[0.0, 1.0, 0.0, 0.0]]).expand(len(image), -1), torch.zeros(len(image))
+
+
+def waves(size, count=1):
+    """Smooth images without a constant border."""
+    axes = torch.meshgrid(*(torch.linspace(0, 1, n) for n in size), indexing="ij")
+    phase = torch.arange(1.0, count + 1).view(-1, *[1] * len(size))
+    return (sum(torch.sin((3 + 2 * i) * x + phase) for i, x in enumerate(axes)) + 3)[:, None]
+
+
+def framed(image, size, low, value=0.0):
+    """The image at the voxel ``low`` of a frame of one value."""
+    frame = torch.full((*image.shape[:2], *size), value)
+    frame[(..., *(slice(start, start + n) for start, n in zip(low, image.shape[2:])))] = image
+    return frame
+
+
+def still(dims=2, **settings):
+    family = ControlGrid(dims, controls=4)
+    predictor = FixedTheta(torch.zeros(1, family.num_parameters))
+    return Canonicalizer(lambda x: x.flatten(1).mean(1), family, predictor=predictor, **{**LOOSE, **settings})
+
+
+@pytest.mark.parametrize(
+    "size, part, low", [((32, 32), (16, 16), (3, 12)), ((24, 40), (12, 20), (0, 9)), ((16,) * 3, (8,) * 3, (2, 5, 8))]
+)
+@pytest.mark.parametrize("border", [0.0, 7.0])
+def test_what_lies_within_the_border_fills_the_frame(size, part, low, border):
+    whole = waves(size)
+    small = torch.nn.functional.interpolate(whole, part, mode="bilinear" if len(size) == 2 else "trilinear")
+    image = framed(small, size, low, border)
+    enlarging = Enlarging(image, 0.75)
+    assert enlarging.rows.tolist() == [True]
+    inner = (..., *(slice(2, -2) for _ in size))
+    assert_close(enlarging(image, "bilinear")[inner], whole[inner], atol=0.2, rtol=0)
+    assert (enlarging(image, "bilinear") - border).abs().amin() > 0.1  # nothing of the border is left
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        waves((32, 32)),
+        framed(waves((32, 16)), (32, 32), (0, 8)),  # a letter box
+        framed(waves((26, 26)), (32, 32), (3, 3)),  # more than the share
+        framed(waves((2, 2)), (32, 32), (9, 9)),  # a marker
+        framed(waves((16, 16)), (32, 32), (0, 0)),  # in a corner
+        torch.ones(1, 1, 32, 32),
+    ],
+)
+def test_other_images_stay_as_they_are(image):
+    enlarging = Enlarging(image, 0.75)
+    assert enlarging.rows.tolist() == [False] and enlarging(image, "bilinear") is image
+    maps = Deformation.identity(1, (32, 32)), Deformation.identity(1, (40, 40))
+    assert all(one is other for one, other in zip(enlarging.maps(*maps), maps))
+
+
+def test_noise_of_a_hundredth_is_still_a_border_and_without_a_share_there_is_none():
+    draw = torch.Generator().manual_seed(0)
+    image = framed(waves((16, 16)), (32, 32), (4, 7))
+    image = image + 0.02 * torch.rand(image.shape, generator=draw)
+    assert Enlarging(image, 0.75).rows.item() and not Enlarging(image, None).rows.item()
+
+
+@pytest.mark.parametrize("orientation", [None, Turned()])
+def test_a_batch_gives_what_its_images_give_and_the_way_back_is_exact(orientation):
+    image = torch.cat([framed(waves((16, 16)), (32, 32), (5, 9)), waves((32, 32)), torch.ones(1, 1, 32, 32)])
+    canonicalizer = still(orientation=orientation)
+    found = canonicalizer(image)
+    assert [ENLARGED in note for note in found.notes] == [True, False, False]
+    for i in range(3):
+        one = canonicalizer(image[i : i + 1])
+        for name in ("image", "ddf", "inverse_ddf", "energy_after"):
+            assert_close(getattr(one, name), getattr(found, name)[i : i + 1], atol=1e-4, rtol=1e-5)
+    assert_close(found.image[0], warp(image, found.ddf)[0])
+    assert found.inverse_error.max() < 1e-3 and not found.ddf[2].any()
+    inside = found.warp_back(found.image)[0, 0, 7:19, 11:23]
+    assert_close(inside, image[0, 0, 7:19, 11:23], atol=0.02, rtol=0)
+    without = still(orientation=orientation, enlarge_below=None)(image)
+    assert torch.equal(without.image[1:], found.image[1:]) and without.notes[1:] == found.notes[1:]
+
+
+def test_at_rest_an_image_stays_enlarged():
+    image, canonicalizer = framed(waves((16, 16)), (32, 32), (5, 9)), still(tta_samples=4)
+    found = canonicalizer(image)
+    for rest in (canonicalizer.at_rest(image, found), canonicalizer.at_rest(image, replace(found), rotated=False)):
+        assert_close(rest.image, found.image, atol=1e-5, rtol=0)
+        assert_close(rest.energy_after, found.energy_after, atol=1e-5, rtol=0)
+        assert rest.notes[0].startswith(ENLARGED)
+    asked = []
+    answer = DiffeoInferer(canonicalizer, tta_samples=1)(image, lambda x: asked.append(x) or x)
+    assert_close(asked[0], found.image)
+    assert_close(answer, found.warp_back(found.image))
+
+
+def test_an_image_that_is_rejected_is_not_enlarged():
+    image = framed(waves((16, 16)), (32, 32), (5, 9))
+    found = still(max_energy_increase=0.0)(image)  # its mean rises
+    assert "rejected" in found.status[0] and torch.equal(found.image, image) and not found.notes[0]
+
+
+def test_a_share_must_be_a_number():
+    with pytest.raises(ValueError, match="'enlarge_below'"):
+        still(enlarge_below=-0.1)
