@@ -21,6 +21,7 @@ __all__ = ["ScaleFilmIntensity", "ScaleFilmIntensityD", "ScaleFilmIntensityDict"
 
 _PERCENTILES = (0.5, 99.5)  # of the film, that become 0 and 1
 _MONAI_SORTS = 1_000_000  # up to so many values MONAI takes torch's percentiles, which round otherwise
+_SAMPLE = 20_000  # values that tell about where the percentiles of a large film lie
 _SIDE = 320  # of the lattice on which a film is judged, pixels at most
 _LAYERS = 8  # of a border: its sides, and one inside the other
 _SHARE = 0.01  # of the film that a border covers at least
@@ -143,6 +144,17 @@ def _grown(mask: np.ndarray, width: int) -> np.ndarray:
     return mask
 
 
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    """Both percentiles of many values ``(N,)``; only those beyond a sample's percentiles, somewhat further in, are sorted."""
+    sample, last, ends = np.sort(values[:: len(values) // _SAMPLE | 1]), len(values) - 1, []
+    for share, sign in zip((_PERCENTILES[0], 100 - _PERCENTILES[1]), (1, -1)):
+        rank, bound = share / 100 * last, sample[::sign][int(1.5 * share / 100 * len(sample)) + 1]
+        some = values[values <= bound] if sign > 0 else -values[values >= bound]
+        some = some if len(some) > rank + 1 else sign * values
+        ends.append(sign * float(np.percentile(some, 100 * rank / (len(some) - 1))))
+    return ends[0], ends[1]
+
+
 def _extreme(values: np.ndarray, gap: float) -> int:
     """How many of the smallest of the sorted ``values`` (N,) lie apart from the others."""
     inside = int(_IN_GAP * len(values))
@@ -192,8 +204,8 @@ class ScaleFilmIntensity(Transform):
         film = convert_to_tensor(img, track_meta=False)
         if film.dtype != torch.float32 or film.device.type != "cpu" or film.numel() <= _MONAI_SORTS:
             return self.whole(img)
-        low, high = torch.from_numpy(np.percentile(film.numpy(), _PERCENTILES)).float()
-        if not high > low:
+        low, high = _ends(film.numpy().ravel())
+        if not (high > low and film.sum().isfinite()):
             return self.whole(img)
         return convert_to_dst_type((film - low).div_(high - low).clamp_(0, 1), img)[0]
 

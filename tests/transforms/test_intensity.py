@@ -255,3 +255,24 @@ def test_a_mask_grows_by_rows_and_columns(width, seed):
 
 def test_names():
     assert intensity.ScaleFilmIntensityD is intensity.ScaleFilmIntensityDict is ScaleFilmIntensityd
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        lambda draw: draw.normal(2000, 600, 1_500_000).clip(0, 4095).round(),
+        lambda draw: np.r_[np.zeros(1_000_000), draw.random(400_000)],
+        lambda draw: np.sort(draw.random(1_100_001)),
+        lambda draw: -draw.exponential(size=1_200_003),
+        lambda draw: np.tile(np.r_[0.0, np.ones(60)], 20_000),  # the sample sees hardly any 0
+    ],
+)
+def test_the_percentiles_of_many_values_are_those_of_numpy(values):
+    values = values(np.random.default_rng(0)).astype(np.float32)
+    np.testing.assert_allclose(intensity._ends(values), np.percentile(values, [0.5, 99.5]), rtol=1e-6)
+
+
+def test_a_large_film_with_a_value_that_is_not_finite_is_scaled_as_monai_does():
+    film = torch.rand(1, 1100, 1000, generator=torch.Generator().manual_seed(0))
+    film[0, 500, 500] = torch.nan
+    assert_close(ScaleFilmIntensity()(film), ScaleFilmIntensity().whole(film), equal_nan=True)
