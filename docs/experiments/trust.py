@@ -5,17 +5,22 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import minimize
 from scipy.stats import rankdata
+from torch import Tensor, nn
 
 from docs.experiments.film_conditions import FAULTS, FRAMES
+from docs.experiments.film_data import segmentation_network
 from docs.experiments.foreign_images import ALIKE
 from docs.experiments.lungs import SOURCES
 from docs.experiments.lungs_product import TURNS, configuration
+from docs.experiments.measures import dice_of
 from docs.experiments.pages import Experiment, judged, note, section
 from docs.experiments.reverse_accuracy import reverse_accuracy
 from docs.experiments.training import kept
@@ -57,7 +62,7 @@ ERROR = ("whole", "second", "search_change")
 FOREIGN = ("energy", "likeness", "shape", "whole", "disagreement", "search_change", "outlier")
 SPARED, MARGIN = 0.995, 0.5  # share of the good films of val that have a result, and the distance to the others, in log-odds
 RIVALS = {"agreement": "disagreement", "edges": "blur", "energy": "energy", "second network": "second", "entropy": "entropy"}
-RIVALS |= {"whole lung": "whole", "reverse": "reverse"}
+RIVALS |= {"whole lung": "whole", "reverse": "reverse", "five seeds": "seeds"}
 Film = dict[str, Any]  # signs, Dice, source, condition
 
 
@@ -171,6 +176,13 @@ def gap_closed(score: Sequence[float], dice: Sequence[float]) -> float:
     return (random - area_under_risk(score, risk)) / max(random - oracle, 1e-12)
 
 
+@torch.no_grad()
+def disagreement(networks: Sequence[nn.Module], film: Tensor) -> float:
+    """One minus the mean Dice of the masks of a film ``(1, 1, H, W)`` by two of several networks."""
+    masks = [(network(film) > 0).float() for network in networks]
+    return 1 - float(np.mean([dice_of(one, other).item() for one, other in combinations(masks, 2)]))
+
+
 def _flagged(films: Sequence[Film], model: TrustModel) -> list[str]:
     """The kind of the decision on each film."""
     return [verdict(model, film["signs"], film["notes"] or "").kind for film in films]
@@ -187,7 +199,8 @@ def ranking_row(title: str, films: Sequence[Film], model: TrustModel, measure: s
     """How well each score ranks the films of one set: AUROC of failure where it has enough of both, or the share of the gap."""
     bad, dice = [bool(film["bad"]) for film in films], [film["dice_prediction"] for film in films]
     row, enough = {"films": title, "failures": f"{sum(bad)} of {len(bad)}"}, ENOUGH <= sum(bad) < len(bad)
-    for name in ("this decision", *RIVALS):
+    known = {*films[0]["rivals"], *films[0]["signs"]}
+    for name in ("this decision", *(name for name, key in RIVALS.items() if key in known)):
         score = _score(films, model, name)
         if measure == "gap":
             row[name] = f"{gap_closed(score, dice):.2f}"
@@ -240,12 +253,13 @@ def _least(what: str, asked: str, least: float, hits: Sequence[bool]) -> dict[st
 def main(argv: list[str] | None = None) -> None:
     """Measure, fit, write the page; with ``--write_model`` the bundle's model, too."""
     defaults = {"most": int, "seed": 0, "write_model": False}  # most films of a set, for a try
-    experiment = Experiment("trust", __doc__, argv, dataset_dir=str, weights_dir=str, **defaults)
+    experiment = Experiment("trust", __doc__, argv, dataset_dir=str, weights_dir=str, seeds=str, **defaults)
     options = experiment.options
     bundle, data = Path(__file__).parents[2] / "bundles" / "cxr_lung_segmentation", Path(options.dataset_dir)
     keep = Path(options.weights_dir or "trust_rows")
     references = references_of(data)
     atlases = rows_of(bundle, keep, data, "shenzhen", "train", "plain", ATLASES, options.seed)
+    seeds = [segmentation_network(path) for path in sorted(Path(options.seeds).glob("*.pt"))] if options.seeds else []
 
     def films_of(split: str, source: str, condition: str, count: int) -> list[Film]:
         rows = rows_of(bundle, keep, data, source, split, condition, min(count, options.most or count), options.seed)
@@ -260,6 +274,9 @@ def main(argv: list[str] | None = None) -> None:
             found = kept(keep, settings, lambda: {"dice": [reverse_accuracy(row, atlases) for row in rows]})
             for film, dice in zip(films, found["dice"]):
                 film["rivals"]["reverse"] = 1 - dice
+            if seeds:
+                for film, row in zip(films, rows):
+                    film["rivals"]["seeds"] = disagreement(seeds, row["canonical"][None].float())
         return films
 
     every = {

@@ -15,6 +15,7 @@ from docs.experiments.trust import (
     auroc,
     conformal,
     decision_row,
+    disagreement,
     fit_least_squares,
     fit_logistic,
     fit_trust,
@@ -45,6 +46,12 @@ def test_intervals_cover_exchangeable_numbers_as_often_as_they_promise():
         below, above = conformal(numbers[:120])
         inside.append(np.mean((numbers[120:] >= -below) & (numbers[120:] <= above)))
     assert 0.949 <= np.mean(inside) < 0.955  # 118 of 121 lie above the lower end, and as many below the upper one
+
+
+def test_networks_disagree_by_one_minus_the_mean_dice_of_their_pairs():
+    film = torch.tensor([1.0, 2.0, 3.0, 4.0]).view(1, 1, 2, 2)
+    networks = [lambda x, least=least: x - least for least in (0.0, 2.0, 3.0)]  # masks of 4, 2 and 1 voxels
+    assert disagreement(networks, film) == pytest.approx(1 - np.mean([2 * 2 / 6, 2 * 1 / 5, 2 * 1 / 3]), abs=1e-6)
 
 
 def test_fits_find_what_made_the_data_and_no_weight_is_below_zero():
