@@ -100,6 +100,21 @@ def test_good_films_are_segmented_beside_bad_ones_and_every_bad_one_is_a_line(tm
     assert overlap > 0.98  # one film in two formats
 
 
+def test_a_small_film_on_a_black_screen_gets_the_mask_of_the_film_alone(tmp_path, small_film):
+    films, (height, width) = tmp_path / "films", small_film.shape
+    films.mkdir()
+    screen = np.zeros((2 * height, 3 * width), np.uint8)
+    place = slice(height // 2, height // 2 + height), slice(width // 3, width // 3 + width)
+    screen[place] = small_film
+    Image.fromarray(small_film).save(films / "film.png")
+    Image.fromarray(screen).save(films / "screen.png")
+    status, report = run(tmp_path / "out", dataset_dir=films, figures="false")
+    assert status == 0 and "enlarged: a constant border was left out" in report["screen.png"]["notes"]
+    assert "enlarged" not in (report["film.png"]["notes"] or "")
+    film, whole = (np.asarray(Image.open(tmp_path / "out" / f"{name}_lungs.png")) > 0 for name in ("film", "screen"))
+    assert 2 * (film & whole[place]).sum() / (film.sum() + whole.sum()) > 0.96
+
+
 def test_the_patients_right_lung_stays_right_however_the_film_lies(tmp_path, small_film):
     films = tmp_path / "films"
     films.mkdir()
