@@ -22,6 +22,7 @@ from monai_diffeo.canonicalize.acceptance import (
     mirrored_in_two_looks,
     possible_rotations,
 )
+from monai_diffeo.canonicalize.framing import Enlarging
 from monai_diffeo.flow import axis_rotations, mirror, rotate_axes
 from monai_diffeo.flow.axis_rotations import inverse_rotation
 
@@ -36,6 +37,7 @@ Look = dict[str, Any]  # of an upright film: probabilities and energies of its r
 def look_at(canonicalizer: Canonicalizer, film: Tensor, mirrored: bool) -> Look:
     """What decides on one film ``(1, 1, H, W)``; a rotated film has the same numbers in another order."""
     ask, found = canonicalizer.orientation.probabilities, {}
+    film = Enlarging(film, canonicalizer.enlarge_below)(film, canonicalizer.sampling)
     probabilities, given = ask(film)
     views = [rotate_axes(film, inverse_rotation(2)[k]) for k in range(QUARTERS)]
     energies = [canonicalizer.energy(canonicalizer._predicted(view)).item() for view in views]
