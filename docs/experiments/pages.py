@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 PLACES = {"dataset_dir": "DIR", "films_dir": "DIR", "films_512": "DIR512", "weights_dir": "KEEP", "whole_20": "FILE"}
+PLACES |= {"seeds": "SEEDS"}
 
 
 class Experiment:
