@@ -522,6 +522,8 @@ def enlarged_films(dataset_dir: str, count: int, side: int = 2000) -> list[np.nd
     from PIL import Image
 
     rows = read_manifest(dataset_dir, "test", ["shenzhen"], limit=count)
+    if len(rows) < count:
+        raise SystemExit(f"benchmark: --films_dir must have {count} films of shenzhen, got {len(rows)}.")
     films = (Image.open(row["image"]).convert("L").resize((side, side), Image.Resampling.BICUBIC) for row in rows)
     return [np.asarray(film).astype(np.uint16) * 16 for film in films]
 

@@ -260,6 +260,8 @@ def main(argv: list[str] | None = None) -> None:
     references = references_of(data)
     atlases = rows_of(bundle, keep, data, "shenzhen", "train", "plain", ATLASES, options.seed)
     seeds = [segmentation_network(path) for path in sorted(Path(options.seeds).glob("*.pt"))] if options.seeds else []
+    if options.seeds and len(seeds) != 5:
+        raise SystemExit(f"trust: --seeds must hold five files of weights, got {len(seeds)}.")
 
     def films_of(split: str, source: str, condition: str, count: int) -> list[Film]:
         rows = rows_of(bundle, keep, data, source, split, condition, min(count, options.most or count), options.seed)

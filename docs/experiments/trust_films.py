@@ -23,13 +23,12 @@ from docs.experiments.film_data import Films, load_films
 from docs.experiments.foreign_images import FITTED, TESTED, foreign_images
 from docs.experiments.lungs_product import SIZE, WORK, masks_of, networks, threshold_of, whole_network, wrappers
 from docs.experiments.measures import dice_of
-from monai_diffeo.canonicalize.rotation import rotated_back
 from monai_diffeo.files import write_atomically
 from monai_diffeo.networks import OutlierDetector, load_weights
 from monai_diffeo.radiograph.manifest import read_manifest
 from monai_diffeo.transforms import ResizeFilmd, ScaleFilmIntensity
 from monai_diffeo.trust import FilmJudge, References, film_signs, load_trust
-from monai_diffeo.trust.judge import ask_upright
+from monai_diffeo.trust.judge import at_rest
 
 Row = dict[str, Any]
 SCALARS = ("energy_before", "energy_after", "folding_fraction", "inverse_error", "largest_displacement", "agreement")
@@ -74,9 +73,10 @@ def row_of(bundle: Path, data: Path, image: Tensor, label: Tensor | None) -> Row
         found, searched = result.canonicalization, result.searched
         second = template.segment(searched.image)
         row["seconds_second"], began = clock() - began, clock()
-        hidden = ask_upright(whole, seen, found.rotations)
+        upright, way_back = at_rest(seen, result)
+        hidden = way_back(whole(upright))
         row["seconds_whole"], began = clock() - began, clock()
-        outlier = detector(rotated_back(seen, found.rotations))
+        outlier = detector(upright)
         row["seconds_outlier"] = clock() - began
         back = searched.warp_back(second.log_odds.amax(1, keepdim=True))
         canonicalizer, flat = inferer.canonicalizer, searched.image.float()

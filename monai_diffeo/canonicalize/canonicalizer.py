@@ -62,8 +62,10 @@ class Canonicalizer(nn.Module):
         orientation: sees how the axes of an image are rotated. Where a rotation is likely enough, the search starts from the
             image rotated back, on the frame that it then has. An image that looks mirrored is only noted: situs inversus
             exists. One that may be, with 0.01 or more, is looked at again in canonical pose, and the odds multiply.
-        enlarge_below: what lies within a constant border, such as a small film on a black screen, is enlarged to the frame
-            before anything looks at it, if it takes at most this share of each axis; None enlarges nothing.
+        enlarge_below: the foreground of an image within a constant border, such as a small film on a black screen, is enlarged
+            to the frame first, if it takes at most this share of each axis. Each axis has its own factor. ``energy_before``
+            and ``skip_below`` are of the image as it was given. None enlarges nothing, and is right where a background is
+            constant anyway.
         min_confidence: smallest probability of a rotation that is undone, and of a mirrored image that is noted.
         rotation_temperature: fall of the energy that makes a rotation e times as likely. None takes the likeliest one by
             ``orientation`` alone, and refuses it where the energy rises.
@@ -91,7 +93,7 @@ class Canonicalizer(nn.Module):
         search: what to do in place of the ``steps`` of Adam: a function of a :class:`SearchObjective`, which holds one image as
             the predictor left it, that returns ``theta`` of ``search_family``. Where it raises ``energy`` too far, what the
             predictor found counts alone.
-        deform: False only undoes rotations; the predictor then only helps to decide whether an image is rotated.
+        deform: False only undoes rotations and enlarges; the predictor then only helps to decide whether an image is rotated.
         cuda_graph: on CUDA, capture one of the ``steps`` once for each batch, and replay it; not for a ``search``. That saves
             half of the time of few images. Nothing in a step may wait for the host, and no other thread may use the device.
 
@@ -201,10 +203,13 @@ class Canonicalizer(nn.Module):
             status[i] = refused or acceptance.skip_low_energy(energy, self.skip_below)
         enlarging = Enlarging(image, self.enlarge_below)
         shown = enlarging(image, self.sampling)
-        looks = seen if shown is image else self._resampled(shown)
+        looks, start = seen, before  # the energy from which a deformation must not rise
+        if enlarging.any:
+            looks = self._resampled(shown)
+            start = torch.where(enlarging.rows, self.energy(looks), before)
         rotations, mirrored = self._orientation(looks, status)
         upright = rotated_back(shown, rotations)
-        found, steps = self._search(looks if upright is shown else self._resampled(upright), before, status)
+        found, steps = self._search(looks if upright is shown else self._resampled(upright), start, status)
         frame, size = upright.shape[2:], self._size(upright)
         found, forward, inverse, folded = self._unfold(found, size)
         forward, inverse = rotated_maps(forward.resized(size, frame), inverse.resized(size, frame), rotations)
@@ -217,7 +222,7 @@ class Canonicalizer(nn.Module):
         looks = self._resampled(moved)
         after, reached = self.energy.evaluate(looks)
         finite = finite & acceptance.finite_rows(moved)
-        columns = (column.tolist() for column in (before, after, finite, torch.maximum(folded, folding)))
+        columns = (column.tolist() for column in (start, after, finite, torch.maximum(folded, folding)))
         for i, (first, last, whole, share) in enumerate(zip(*columns)):
             status[i] = (
                 status[i]
@@ -318,8 +323,8 @@ class Canonicalizer(nn.Module):
         return acceptance.chosen_rotation(probabilities, energies, *settings)
 
     def _mirrored(self, probability: Tensor, canonical: Tensor, done: Tensor) -> list[float]:
-        """Probabilities that images are mirrored. The orientation network saw them as given. Those that are ``done`` and may be
-        mirrored it sees again here, in canonical pose. Where nothing was deformed, that would be the same look twice."""
+        """Probabilities that images are mirrored. The orientation network saw them before they were deformed. Those that are
+        ``done`` and may be mirrored it sees again here, in canonical pose; where nothing is deformed, the look is the same."""
         again = (done & acceptance.may_be_mirrored(probability)).nonzero().flatten()
         if self.orientation is not None and self.deform and len(again):
             twice = acceptance.mirrored_in_two_looks(probability[again], self.orientation.probabilities(canonical[again])[1])

@@ -40,8 +40,8 @@ class Canonicalization:
         image: canonical images, shape ``(B, C, *S)``; rows that are not ``"canonicalized"`` hold the input, bit for bit. ``*S``
             is the input's frame ``*S'``, or, where oblong images were rotated back, the frame that they have then.
         velocity: the T velocities that were found, shape ``(B, T, D, *W)``, voxels per unit time of the working frame; ``ddf``
-            is the composition of their flows, then of the rotation. In families that know no velocities, the T displacements.
-            Those of an image that needed fewer than others of its batch end with zeros.
+            is the composition of their flows, then of rotation and enlarging. In families that know no velocities, the T
+            displacements. Those of an image that needed fewer than others of its batch end with zeros.
         ddf: canonical = ``warp(input, ddf, centered=True)``; shape ``(B, D, *S)``, voxels; exactly zero for rows left as they
             were.
         inverse_ddf: the way back, shape ``(B, D, *S')``, voxels.
@@ -52,7 +52,7 @@ class Canonicalization:
         status: ``"canonicalized"``, ``"left alone: reason"`` or ``"rejected: reason"``, one an image.
         seconds: wall time for the batch.
         terms: named energies before, ``(B,)`` each, for the report.
-        notes: remarks for the report, one an image: a rotation that was corrected, a film that looks mirrored or negative.
+        notes: remarks for the report, one an image: what was rotated or enlarged, a film that looks mirrored or negative.
         agreement: how much the answers from several poses agree, shape ``(B,)``, 0 to 1; None where there was one pose.
         forward, inverse: the maps of which ``ddf`` and ``inverse_ddf`` are the displacements; they hold outside the frame too.
         sampling: how ``image`` was sampled, and how :meth:`tta_samples` are, see :func:`move_image`.

@@ -42,6 +42,7 @@ class DiffeoResult:
         templates: the :class:`WarpedTemplate` of each pose, if a :class:`TemplateInferer` ran.
         records: what happened to each image in words and numbers, as in the metadata of the prediction.
         searched: of the images as the search moved them, where ``motion_limits`` asked both; else the ``canonicalization``.
+        rest: the images at rest, only rotated and enlarged, where ``motion_limits`` asked them; None without.
         unchosen: the prediction that ``motion_limits`` did not take, of images that were not moved the other; None without.
         verdicts: the :class:`monai_diffeo.trust.Verdict` of each image, if a judge was asked.
         second: prediction of another kind of network, if a judge asked one.
@@ -55,6 +56,7 @@ class DiffeoResult:
     templates: tuple[Any, ...] = ()
     records: tuple[Mapping[str, Any], ...] = ()
     searched: Canonicalization | None = None
+    rest: Canonicalization | None = None
     unchosen: Any = None
     verdicts: tuple[Any, ...] = ()
     second: Any = None
@@ -93,13 +95,13 @@ class DiffeoInferer(Inferer):
         images: which further arguments of the network are images, by name, or by position after the network from 0:
             ``["prior", 0]``. ``{"prior": "map", "organs": "labels"}`` says how each moves; ``"scores"`` does not move. A
             ``condition`` always moves. Any other argument on the images' frame is an error.
-        motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network about the image that is only rotated, too.
-            Half of the poses, and at least two, are then of this, the others of the deformed image. The answers on the deformed
-            image count only if its energy is at most the one, and if they disagree at most by this factor of the others'
-            disagreement. A rotation counts unless its answers disagree by 1.2 times as much as those on the image as it was
-            given, or more. With ``"overlap": 0.97``, the mean over the poses of an
-            image that is only rotated counts only where its Dice with the answer at one pose is at least this. For networks
-            that were trained on many poses; needs several ``tta_samples``. None always takes the answers on the deformed image.
+        motion_limits: ``{"energy": 30.0, "disagreement": 0.5}`` asks the network about the image at rest, too, which is only
+            rotated and enlarged. Half of the poses, and at least two, are then of this, as many of the deformed image, and a
+            rotated image is also asked unrotated. The answers on the deformed image count only if its energy is at most the
+            one, and if they disagree at most by this factor of the others' disagreement. A rotation counts unless its answers
+            disagree by 1.2 times as much as those without it, or more. With ``"overlap": 0.97``, the mean over the poses of an
+            image at rest counts only where its Dice with the answer at one pose is at least this. For networks that were
+            trained on many poses; needs several ``tta_samples``. None always takes the answers on the deformed image.
         tta_batch_size: how many images the inner inferer gets at once, of the poses of test-time augmentation. With more than 1
             they have no metadata, and answers are the same to rounding; quicker, for more memory. Networks with further
             arguments, and a :class:`TemplateInferer`, get one pose after another.
@@ -208,7 +210,7 @@ class DiffeoInferer(Inferer):
         given = inputs.as_tensor() if isinstance(inputs, MetaTensor) else inputs
         count = getattr(self.canonicalizer, "tta_samples", 1) if self.tta_samples is None else self.tta_samples
         at_rest = getattr(self.canonicalizer, "at_rest", None)
-        motion = None if at_rest is None else self.motion_limits
+        motion = self.motion_limits if at_rest else None
         count = poses_of_each(count) if motion else count
 
         def ask(found: Canonicalization) -> tuple[Canonicalization, Any, list[DiffeoResult]]:
@@ -224,8 +226,9 @@ class DiffeoInferer(Inferer):
 
         found, prediction, results = ask(found)
         searched, unchosen, averaged, without = found, None, None, None
+        rest: Canonicalization | None = None
         quick = given if self.tta_batch_size > 1 else inputs  # without metadata
-        if at_rest is not None and motion and found.agreement is not None and bool(found.moved.any()):
+        if at_rest and motion and found.agreement is not None and bool(found.moved.any()):
             rest, answer, others = ask(at_rest(given, found))
             results += others
             if found.rotations is not None and bool(found.rotations.any()):
@@ -238,7 +241,7 @@ class DiffeoInferer(Inferer):
             found, prediction = found.where(keep, rest), mean
             if "overlap" in motion:
                 single = self._at_pose(rest, quick, network, *args, **kwargs).prediction
-                without = single if rest.rotations is None or not bool(rest.rotations.any()) else None
+                without = None if bool(rest.ddf.any()) else single  # the image as it was given
                 if (same := overlap(answer, single, self.outputs)) is not None:
                     same = keep | (same.to(keep.device) >= motion["overlap"])
                     prediction, averaged = choose_rows(same, mean, single), mean
@@ -258,7 +261,8 @@ class DiffeoInferer(Inferer):
             likeness = agreement([prediction, without], found.moved, self.outputs) if plain else None
             signs = zip(records, signs_of(searched, found.agreement, likeness), found.status)
             records = tuple({**record, "decision": limits.decision(row, status)} for record, row, status in signs)
-        return DiffeoResult(prediction, found, without, templates, records, searched, unchosen, averaged=averaged, poses=kept)
+        told = DiffeoResult(prediction, found, without, templates, records, searched, rest, unchosen)
+        return replace(told, averaged=averaged, poses=kept)
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""
@@ -347,6 +351,7 @@ def _joined(parts: Sequence[DiffeoResult]) -> DiffeoResult:
         tuple(template for part in parts for template in part.templates),
         tuple(record for part in parts for record in part.records),
         joined([part.searched for part in parts]),
+        None if any(part.rest is None for part in parts) else joined([part.rest for part in parts]),
         None if any(part.unchosen is None for part in parts) else join_predictions([part.unchosen for part in parts]),
         averaged=None if any(part.averaged is None for part in parts) else join_predictions([p.averaged for p in parts]),
         poses=tuple(join_predictions(answers) for answers in zip(*(part.poses for part in parts))),  # as many as all have

@@ -200,7 +200,7 @@ class ScaleFilmIntensity(Transform):
         return _noted(convert_to_dst_type(film, img, dtype=torch.float32)[0], border, found.note), found.note
 
     def _all_film(self, img: Any) -> Any:
-        """What MONAI gives; of a large film both percentiles are looked for at once, and the rest is done in place."""
+        """What MONAI gives; of a large film the percentiles are found by :func:`_ends`, and the rest is done in place."""
         film = convert_to_tensor(img, track_meta=False)
         if film.dtype != torch.float32 or film.device.type != "cpu" or film.numel() <= _MONAI_SORTS:
             return self.whole(img)

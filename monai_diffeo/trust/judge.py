@@ -24,7 +24,6 @@ from monai_diffeo.command_line import parse_switch
 from monai_diffeo.errors import ConfigError, DiffeoError, RejectedError, WeightsError
 from monai_diffeo.files import bundle_of, sha256_below, sha256_of
 from monai_diffeo.flow import rotate_axes
-from monai_diffeo.flow.axis_rotations import inverse_rotation
 from monai_diffeo.inferers import DiffeoResult
 from monai_diffeo.networks import load_weights
 from monai_diffeo.radiograph.film import joined_notes
@@ -34,7 +33,7 @@ from monai_diffeo.trust.fallback import FALLBACKS, best_answers
 from monai_diffeo.trust.model import TrustModel, load_trust
 from monai_diffeo.trust.signs import film_signs
 
-__all__ = ["SETTINGS", "FilmJudge", "Observation", "WithheldError", "ask_upright", "fitted_to", "load_film_judge"]
+__all__ = ["SETTINGS", "FilmJudge", "Observation", "WithheldError", "at_rest", "fitted_to", "load_film_judge"]
 
 SETTINGS = ("mask_threshold", "motion_limits", "image_size")
 """Names in a bundle's ``inference.json``: a trust model counts for their values alone."""
@@ -160,8 +159,8 @@ class FilmJudge:
         mean = result if result.averaged is None else replace(result, prediction=result.averaged)
         with torch.no_grad():
             bare = convert_to_tensor(image, track_meta=False)
-            whole = None if self.whole is None else ask_upright(self.whole, bare, given.rotations)
-            upright = bare if given.rotations is None else rotated_back(bare, given.rotations)
+            upright, back = at_rest(bare, result)
+            whole = None if self.whole is None else back(self.whole(upright))
             outlier = None if self.outlier is None else self.outlier(upright)
         signs = film_signs(mean, self.model.references, result.second, whole, outlier)
         rows = [{name: value[i].item() for name, value in signs.items()} for i in range(len(image))]
@@ -172,11 +171,16 @@ class FilmJudge:
         ]
 
 
-def ask_upright(network: Callable, images: Tensor, rotations: Tensor | None) -> Tensor:
-    """What a network gives for images ``(B, C, *S)`` whose rotations, by their numbers, are undone first; rotated back."""
-    inverse = inverse_rotation(images.ndim - 2)
-    pairs = zip(images.split(1), [0] * len(images) if rotations is None else rotations.tolist())
-    return torch.cat([rotate_axes(network(rotate_axes(one, inverse[number])), number) for one, number in pairs])
+def at_rest(images: Tensor, result: DiffeoResult) -> tuple[Tensor, Callable[[Tensor], Tensor]]:
+    """Images ``(B, C, *S)`` upright, and enlarged where the inferer did so; and the way back of maps on them."""
+    if result.rest is not None:
+        return result.rest.image, result.rest.warp_back
+    found = result.canonicalization
+    if found is None or found.rotations is None:
+        return images, lambda answer: answer
+    pairs = found.rotations.tolist()
+    back = lambda answer: torch.cat([rotate_axes(*pair) for pair in zip(answer.split(1), pairs)])  # noqa: E731
+    return rotated_back(images, found.rotations), back
 
 
 def _answer(image: Tensor, ask: Callable[[Tensor], DiffeoResult]) -> tuple[DiffeoResult, RejectedError | None]:

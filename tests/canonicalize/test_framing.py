@@ -1,6 +1,4 @@
-"""Images within a constant border are enlarged before anything looks at them."""
-
-from dataclasses import replace
+"""The foreground of images within a constant border is enlarged."""
 
 import pytest
 import torch
@@ -9,7 +7,7 @@ from torch.testing import assert_close
 from monai_diffeo.canonicalize import Canonicalizer
 from monai_diffeo.canonicalize.acceptance import ENLARGED
 from monai_diffeo.canonicalize.framing import Enlarging
-from monai_diffeo.families import ControlGrid
+from monai_diffeo.families import AffineMatrix, ControlGrid
 from monai_diffeo.flow import Deformation, warp
 from monai_diffeo.inferers import DiffeoInferer
 from tests.helpers import FixedTheta
@@ -102,25 +100,61 @@ def test_a_batch_gives_what_its_images_give_and_the_way_back_is_exact(orientatio
     assert torch.equal(without.image[1:], found.image[1:]) and without.notes[1:] == found.notes[1:]
 
 
-def test_at_rest_an_image_stays_enlarged():
-    image, canonicalizer = framed(waves((16, 16)), (32, 32), (5, 9)), still(tta_samples=4)
+@pytest.mark.parametrize("orientation", [None, Turned()])
+@pytest.mark.parametrize("size, part, low", [((32, 32), (16, 16), (5, 9)), ((24, 40), (12, 20), (3, 9))])
+def test_at_rest_an_image_stays_enlarged(orientation, size, part, low):
+    image = framed(waves(part, 2).transpose(0, 1), size, low)
+    canonicalizer = still(tta_samples=4, orientation=orientation)
     found = canonicalizer(image)
-    for rest in (canonicalizer.at_rest(image, found), canonicalizer.at_rest(image, replace(found), rotated=False)):
-        assert_close(rest.image, found.image, atol=1e-5, rtol=0)
-        assert_close(rest.energy_after, found.energy_after, atol=1e-5, rtol=0)
-        assert rest.notes[0].startswith(ENLARGED)
-    asked = []
-    answer = DiffeoInferer(canonicalizer, tta_samples=1)(image, lambda x: asked.append(x) or x)
+    for rotated in (True, False):
+        rest = canonicalizer.at_rest(image, found, rotated=rotated)
+        turned = rotated and orientation is not None
+        expected = found.image if turned or orientation is None else still()(image).image
+        assert_close(rest.image, expected, atol=1e-4, rtol=0)
+        assert_close(rest.image, rest.moved_image(image))
+        assert_close(rest.energy_after, canonicalizer.energy(rest.image))
+        assert rest.inverse_error.max() < 1e-3 and ENLARGED in rest.notes[0] and ("corrected" in rest.notes[0]) == turned
+
+
+@pytest.mark.parametrize("overlap", [{}, {"overlap": 0.0}])
+def test_the_plain_prediction_of_an_enlarged_image_is_that_of_the_image_as_given(overlap):
+    image, canonicalizer = framed(waves((16, 16)), (32, 32), (5, 9)), still(tta_samples=4)
+    rows = torch.arange(32.0).view(-1, 1)
+    result = DiffeoInferer(canonicalizer, motion_limits={"energy": -99.0, "disagreement": 0.0, **overlap}).infer(
+        image, lambda x: x * rows, plain=True
+    )
+    assert torch.equal(result.plain, image * rows) and not torch.equal(result.prediction, result.plain)
+    assert_close(result.rest.image, canonicalizer(image).image)
+
+
+def test_the_network_sees_the_enlarged_image():
+    image, canonicalizer, asked = framed(waves((16, 16)), (32, 32), (5, 9)), still(tta_samples=1), []
+    answer = DiffeoInferer(canonicalizer)(image, lambda x: asked.append(x) or x)
+    found = canonicalizer(image)
     assert_close(asked[0], found.image)
     assert_close(answer, found.warp_back(found.image))
 
 
-def test_an_image_that_is_rejected_is_not_enlarged():
-    image = framed(waves((16, 16)), (32, 32), (5, 9))
-    found = still(max_energy_increase=0.0)(image)  # its mean rises
-    assert "rejected" in found.status[0] and torch.equal(found.image, image) and not found.notes[0]
+def test_a_deformation_must_not_raise_the_energy_of_the_enlarged_image():
+    """Moved half out of the frame, it is still brighter than with its border."""
+    image = framed(torch.ones(1, 1, 12, 12), (32, 32), (10, 10))
+    predictor = FixedTheta(torch.tensor([[0.0, 0.0, 0.5, 0.0, 0.0, 0.0]]))
+    energy = lambda x: 1 - x.flatten(1).mean(1)  # noqa: E731
+    found, loose = (
+        Canonicalizer(energy, AffineMatrix(), predictor=predictor, enlarge_below=0.6, max_energy_increase=most)(image)
+        for most in (0.1, None)
+    )
+    assert "energy rose from 0.0" in found.status[0] and torch.equal(found.image, image)
+    assert 0.2 < loose.energy_after < found.energy_before - 0.2
 
 
-def test_a_share_must_be_a_number():
+def test_a_weak_channel_counts_as_much_as_a_strong_one():
+    strong, weak = framed(1000 * waves((8, 8)), (32, 32), (12, 12)), framed(waves((20, 20)), (32, 32), (4, 4))
+    assert Enlarging(torch.cat([strong, weak], 1), 0.7).share.tolist() == [[0.625, 0.625]]
+    assert Enlarging(torch.cat([strong, weak], 1).double(), 0.7)(strong.double(), "bilinear").dtype == torch.float64
+
+
+@pytest.mark.parametrize("share", [-0.1, 0.0, 1.0, 60, "0.6"])
+def test_what_is_no_share_of_an_axis_is_refused(share):
     with pytest.raises(ValueError, match="'enlarge_below'"):
-        still(enlarge_below=-0.1)
+        still(enlarge_below=share)

@@ -18,7 +18,7 @@ from monai_diffeo.flow.axis_rotations import inverse_rotation  # noqa: E402
 from monai_diffeo.inferers import DiffeoInferer, DiffeoResult  # noqa: E402
 from monai_diffeo.trust import NO_RESULT, OK, REVIEW, FilmJudge, Verdict, fitted_to, load_film_judge, save_trust  # noqa: E402
 from monai_diffeo.trust.decision import verdict  # noqa: E402
-from monai_diffeo.trust.judge import ask_upright  # noqa: E402
+from monai_diffeo.trust.judge import at_rest  # noqa: E402
 from tests.helpers import blob, tiny_canonicalizer  # noqa: E402
 from tests.report.runs import folder_of_films, lines_of, run  # noqa: E402
 from tests.trust.test_decision import GOOD, MODEL  # noqa: E402
@@ -196,11 +196,25 @@ def test_the_network_of_the_whole_lung_sees_the_film_as_it_came_and_of_a_negativ
     torch.testing.assert_close(seen[1], film)
 
 
-def test_a_network_is_asked_upright_and_its_answer_rotated_back():
-    films, seen = torch.arange(24.0).view(2, 1, 3, 4)[:, :, :, :3], []
-    answer = ask_upright(lambda image: seen.append(image) or image + 1, films, torch.tensor([0, 1]))
-    assert torch.equal(answer, films + 1) and torch.equal(seen[0], films[:1])
-    assert torch.equal(seen[1], rotate_axes(films[1:], int(inverse_rotation(2)[1]))) and not torch.equal(seen[1], films[1:])
+def test_images_are_given_upright_and_answers_are_rotated_back():
+    films = torch.arange(24.0).view(2, 1, 3, 4)[:, :, :, :3]
+    found = replace(tiny_canonicalizer()(films), rotations=torch.tensor([0, 1]))
+    upright, back = at_rest(films, DiffeoResult(films, found))
+    assert torch.equal(upright[:1], films[:1]) and torch.equal(back(upright + 1), films + 1)
+    assert torch.equal(upright[1:], rotate_axes(films[1:], int(inverse_rotation(2)[1]))) and not torch.equal(upright, films)
+    same, back = at_rest(films, DiffeoResult(films, replace(found, rotations=None)))
+    assert same is films and back(films) is films
+
+
+def test_images_that_were_enlarged_are_given_so():
+    film = torch.zeros(1, 1, 32, 32)
+    film[..., 8:20, 6:18] = blob(1, (12, 12)) + 0.5
+    canonicalizer = tiny_canonicalizer(enlarge_below=0.6, tta_samples=4)
+    limits = {"energy": 99.0, "disagreement": 0.5}
+    result = DiffeoInferer(canonicalizer, motion_limits=limits).infer(film, lambda x: x)
+    upright, back = at_rest(film, result)
+    assert (upright > 0.4).float().mean() > 0.8 > 0.2 > (film > 0.4).float().mean()
+    torch.testing.assert_close(back(upright)[..., 9:19, 7:17], film[..., 9:19, 7:17], atol=0.05, rtol=0)
 
 
 def test_the_mean_over_the_poses_is_judged_also_where_the_answer_at_one_pose_is_given():
