@@ -63,7 +63,7 @@ def test_the_model_of_a_bundle_counts_for_its_own_settings_alone(site, caplog):
         parser.update(typed)
         return parser.get_parsed_content("judge")
 
-    limits = {"energy": 30, "disagreement": 0.35, "overlap": 0.97}
+    limits = {"energy": 60, "disagreement": 0.35, "overlap": 0.97}
     assert judge() and judge(mask_threshold="0.47", motion_limits=limits, image_size=(32, 32)) and not caplog.text
     for other in ({"mask_threshold": "0.5"}, {"motion_limits": limits | {"energy": 20}}, {"image_size": [40, 40]}):
         caplog.clear()
