@@ -10,7 +10,7 @@ from monai_diffeo.canonicalize.framing import Enlarging
 from monai_diffeo.families import AffineMatrix, ControlGrid
 from monai_diffeo.flow import Deformation, warp
 from monai_diffeo.inferers import DiffeoInferer
-from tests.helpers import FixedTheta
+from tests.helpers import Brightness, FixedTheta
 
 LOOSE = {"max_energy_increase": None, "enlarge_below": 0.75}
 
@@ -65,6 +65,7 @@ def test_what_lies_within_the_border_fills_the_frame(size, part, low, border):
         framed(waves((26, 26)), (32, 32), (3, 3)),  # more than the share
         framed(waves((2, 2)), (32, 32), (9, 9)),  # a marker
         framed(waves((16, 16)), (32, 32), (0, 0)),  # in a corner
+        framed(waves((16, 16)), (32, 32), (16, 16)),  # in another
         torch.ones(1, 1, 32, 32),
     ],
 )
@@ -146,6 +147,17 @@ def test_a_deformation_must_not_raise_the_energy_of_the_enlarged_image():
     )
     assert "energy rose from 0.0" in found.status[0] and torch.equal(found.image, image)
     assert 0.2 < loose.energy_after < found.energy_before - 0.2
+
+
+def test_an_image_that_is_rejected_is_not_enlarged():
+    image = framed(waves((16, 16)), (32, 32), (5, 9))
+    canonicalizer = Canonicalizer(
+        Brightness(), AffineMatrix(), predictor=FixedTheta(torch.tensor([[9.0, 0.0, 0.0, 0.0, 9.0, 0.0]])), **LOOSE
+    )
+    canonicalizer.max_energy_increase = -99.0
+    found = canonicalizer(image)
+    assert "rejected" in found.status[0] and torch.equal(found.image, image) and not found.notes[0]
+    assert not found.ddf.any() and not canonicalizer.at_rest(image, found).ddf.any()
 
 
 def test_a_weak_channel_counts_as_much_as_a_strong_one():

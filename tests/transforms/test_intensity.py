@@ -264,7 +264,8 @@ def test_names():
         lambda draw: np.r_[np.zeros(1_000_000), draw.random(400_000)],
         lambda draw: np.sort(draw.random(1_100_001)),
         lambda draw: -draw.exponential(size=1_200_003),
-        lambda draw: np.tile(np.r_[0.0, np.ones(60)], 20_000),  # the sample sees hardly any 0
+        lambda draw: np.tile(np.r_[0.0, np.ones(60)], 20_000),  # the sample sees nothing but 0
+        lambda draw: np.c_[np.linspace(-2, -1, 20_000), draw.random((20_000, 60))].ravel(),  # it sees nothing but the smallest
     ],
 )
 def test_the_percentiles_of_many_values_are_those_of_numpy(values):
