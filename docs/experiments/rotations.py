@@ -11,9 +11,9 @@ from torch import Tensor
 
 from docs.experiments.film_data import load_films
 from docs.experiments.lungs import SOURCES
-from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees
+from docs.experiments.lungs_product import SIZE, WORK, as_the_bundle_sees, state_of
 from docs.experiments.pages import Experiment, note, section
-from docs.experiments.training import code_digest, kept
+from docs.experiments.training import kept
 from docs.experiments.trust_films import shown
 from monai_diffeo.canonicalize import Canonicalizer, load_canonicalizer
 from monai_diffeo.canonicalize.acceptance import (
@@ -23,7 +23,6 @@ from monai_diffeo.canonicalize.acceptance import (
     possible_rotations,
 )
 from monai_diffeo.canonicalize.framing import Enlarging
-from monai_diffeo.files import sha256_below
 from monai_diffeo.flow import axis_rotations, mirror, rotate_axes
 from monai_diffeo.flow.axis_rotations import inverse_rotation
 
@@ -93,7 +92,7 @@ def main(argv: list[str] | None = None) -> None:
     for source in options.sources:
         for condition in options.conditions:
             settings = {"experiment": "rotations", "source": source, "condition": condition, "films": options.films}
-            settings |= {"code": code_digest(), "canonicalizer": sha256_below(Path(options.bundle) / "models" / "energy")}
+            settings |= state_of(Path(options.bundle))
             run = lambda s=source, c=condition: {"looks": measured(s, c)}  # noqa: E731
             found[source, condition] = kept(options.weights_dir, settings, run)["looks"]
     rows = [rotation_row(c, [look for s in options.sources for look in found[s, c]], confidence) for c in options.conditions]

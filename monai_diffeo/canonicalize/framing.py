@@ -34,9 +34,11 @@ class Enlarging:
         self.shape, self.any = tuple(image.shape[2:]), False
         self.rows = torch.zeros(len(image), dtype=torch.bool, device=image.device)
         if most is not None:
-            box, frame = _foreground(image), axis_numbers(self.shape, image)
+            low, high = image.flatten(2).aminmax(dim=2)
+            noise, frame = _TOLERANCE * (high - low), axis_numbers(self.shape, image)
+            box = _foreground(image, noise)
             self.share, self.center = (box[1] - box[0] + 1) / frame, box.mean(0) - (frame - 1) / 2
-            self.rows = ((self.share <= most) & (self.share >= _LEAST)).all(1) & _alike(image)
+            self.rows = ((self.share <= most) & (self.share >= _LEAST)).all(1) & _alike(image, noise)
             self.any = bool(self.rows.any())
 
     def __call__(self, image: Tensor, sampling: str) -> Tensor:
@@ -61,25 +63,22 @@ def _matrix(scale: Tensor, shift: Tensor) -> Tensor:
     return torch.cat([torch.diag_embed(scale), shift[..., None]], 2)
 
 
-def _noise(image: Tensor) -> Tensor:
-    """What values of the border may differ by, ``(B, C)``."""
-    low, high = image.flatten(2).aminmax(dim=2)
-    return _TOLERANCE * (high - low)
-
-
-def _alike(image: Tensor) -> Tensor:
-    """Whether all corners of an image have one value, ``(B,)``, bool."""
+def _alike(image: Tensor, noise: Tensor) -> Tensor:
+    """Whether all corners of an image have one value but for the noise of its channels ``(B, C)``; ``(B,)``, bool."""
     corners = image
     for axis in range(2, image.ndim):
         corners = torch.cat([corners.narrow(axis, 0, 1), corners.narrow(axis, corners.shape[axis] - 1, 1)], axis)
     low, high = corners.flatten(2).aminmax(dim=2)
-    return (high - low <= _noise(image)).all(1)
+    return (high - low <= noise).all(1)
 
 
-def _foreground(image: Tensor) -> Tensor:
-    """First and last voxel along each axis that differ from the first corner, ``(2, B, D)``; the frame where none does."""
+def _foreground(image: Tensor, noise: Tensor) -> Tensor:
+    """First and last voxel along each axis that differ from the first corner by more than noise ``(B, C)``; ``(2, B, D)``.
+
+    The frame where none does.
+    """
     wide = (*image.shape[:2], *[1] * (image.ndim - 2))
-    inside = ((image - image.flatten(2)[..., 0].view(wide)).abs() > _noise(image).view(wide)).any(1)
+    inside = ((image - image.flatten(2)[..., 0].view(wide)).abs() > noise.view(wide)).any(1)
     ends = []
     for axis in range(1, inside.ndim):
         along = inside.movedim(axis, -1).flatten(1, -2).any(1).to(torch.uint8)

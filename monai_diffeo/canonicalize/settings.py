@@ -10,7 +10,7 @@ from monai_diffeo.families import Family
 
 __all__ = ["check_settings"]
 
-_OPTIONAL = {"patience": 1, "min_motion": 0.0, "rotation_temperature": 0.0}
+_OPTIONAL = {"patience": 1, "min_motion": 0.0, "rotation_temperature": 0.0, "enlarge_below": 0.0}
 _OPTIONAL |= dict.fromkeys(("skip_below", "max_energy_increase", "ood_threshold"), float("-inf"))
 _LEAST = {"steps": 0, "iterations": 1, "final_steps": 0, "max_halvings": 0, "tta_samples": 1, **_OPTIONAL}
 _LEAST |= {"min_polarity_ratio": 0.0}
@@ -35,9 +35,7 @@ def check_settings(settings: Mapping[str, Any]) -> None:
         check_number("Canonicalizer", name, settings[name], least, isinstance(least, int), name in _OPTIONAL)
     if not 0 <= settings["min_confidence"] <= 1:
         raise ValueError(f"Canonicalizer: 'min_confidence' must be a probability, 0 to 1, got {settings['min_confidence']}.")
-    share = settings["enlarge_below"]
-    check_number("Canonicalizer", "enlarge_below", share, 0.0, whole=False, optional=True)
-    if share is not None and not 0 < share < 1:
+    if (share := settings["enlarge_below"]) is not None and not 0 < share < 1:
         raise ValueError(f"Canonicalizer: 'enlarge_below' must be a share of an axis, between 0 and 1, got {share}.")
     for name in ("learning_rate", "rotation_temperature"):
         if settings[name] is not None and not 0 < settings[name] < float("inf"):

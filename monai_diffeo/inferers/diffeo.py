@@ -261,8 +261,9 @@ class DiffeoInferer(Inferer):
             likeness = agreement([prediction, without], found.moved, self.outputs) if plain else None
             signs = zip(records, signs_of(searched, found.agreement, likeness), found.status)
             records = tuple({**record, "decision": limits.decision(row, status)} for record, row, status in signs)
-        told = DiffeoResult(prediction, found, without, templates, records, searched, rest, unchosen)
-        return replace(told, averaged=averaged, poses=kept)
+        return DiffeoResult(
+            prediction, found, without, templates, records, searched, rest, unchosen, averaged=averaged, poses=kept
+        )
 
     def _one_by_one(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:
         """Oblong images that may be rotated differently: their canonical images need not have the same frame."""

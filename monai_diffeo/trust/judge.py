@@ -178,8 +178,8 @@ def at_rest(images: Tensor, result: DiffeoResult) -> tuple[Tensor, Callable[[Ten
     found = result.canonicalization
     if found is None or found.rotations is None:
         return images, lambda answer: answer
-    pairs = found.rotations.tolist()
-    back = lambda answer: torch.cat([rotate_axes(*pair) for pair in zip(answer.split(1), pairs)])  # noqa: E731
+    numbers = found.rotations.tolist()
+    back = lambda answer: torch.cat([rotate_axes(*pair) for pair in zip(answer.split(1), numbers)])  # noqa: E731
     return rotated_back(images, found.rotations), back
 
 

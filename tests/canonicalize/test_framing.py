@@ -10,16 +10,9 @@ from monai_diffeo.canonicalize.framing import Enlarging
 from monai_diffeo.families import AffineMatrix, ControlGrid
 from monai_diffeo.flow import Deformation, warp
 from monai_diffeo.inferers import DiffeoInferer
-from tests.helpers import Brightness, FixedTheta
+from tests.helpers import Brightness, FixedTheta, Turned
 
 LOOSE = {"max_energy_increase": None, "enlarge_below": 0.75}
-
-
-class Turned(torch.nn.Module):
-    """Sees every image rotated by 90 degrees."""
-
-    def probabilities(self, image):
-        return torch.tensor([[0.0, 1.0, 0.0, 0.0]]).expand(len(image), -1), torch.zeros(len(image))
 
 
 def waves(size, count=1):
@@ -39,7 +32,7 @@ def framed(image, size, low, value=0.0):
 def still(dims=2, **settings):
     family = ControlGrid(dims, controls=4)
     predictor = FixedTheta(torch.zeros(1, family.num_parameters))
-    return Canonicalizer(lambda x: x.flatten(1).mean(1), family, predictor=predictor, **{**LOOSE, **settings})
+    return Canonicalizer(Brightness(), family, predictor=predictor, **{**LOOSE, **settings})
 
 
 @pytest.mark.parametrize(
@@ -151,10 +144,7 @@ def test_a_deformation_must_not_raise_the_energy_of_the_enlarged_image():
 
 def test_an_image_that_is_rejected_is_not_enlarged():
     image = framed(waves((16, 16)), (32, 32), (5, 9))
-    canonicalizer = Canonicalizer(
-        Brightness(), AffineMatrix(), predictor=FixedTheta(torch.tensor([[9.0, 0.0, 0.0, 0.0, 9.0, 0.0]])), **LOOSE
-    )
-    canonicalizer.max_energy_increase = -99.0
+    canonicalizer = still(max_energy_increase=-99.0)
     found = canonicalizer(image)
     assert "rejected" in found.status[0] and torch.equal(found.image, image) and not found.notes[0]
     assert not found.ddf.any() and not canonicalizer.at_rest(image, found).ddf.any()

@@ -11,16 +11,9 @@ from monai_diffeo.canonicalize.acceptance import agrees_better, prefer_motion
 from monai_diffeo.families import AffineMatrix, ControlGrid
 from monai_diffeo.inferers import DiffeoInferer
 from monai_diffeo.inferers.aggregation import choose_rows, overlap
-from tests.helpers import Brightness, FixedTheta, blob, some_theta, tiny_canonicalizer
+from tests.helpers import Brightness, FixedTheta, Turned, blob, some_theta, tiny_canonicalizer
 
 LIMITS = {"energy": 10.0, "disagreement": 0.5}
-
-
-class Turned(torch.nn.Module):
-    """Sees every image rotated by 90 degrees."""
-
-    def probabilities(self, image):
-        return torch.tensor([[0.0, 1.0, 0.0, 0.0]]).expand(len(image), -1), torch.zeros(len(image))
 
 
 def canonicalizer(**settings):
