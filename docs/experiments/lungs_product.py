@@ -25,7 +25,7 @@ from docs.experiments.training import code_digest, kept
 from monai_diffeo.canonicalize import load_canonicalizer
 from monai_diffeo.cli.bundle import run_bundle
 from monai_diffeo.files import sha256_below, sha256_of
-from monai_diffeo.inferers import DiffeoInferer
+from monai_diffeo.inferers import DiffeoInferer, PartsInPlace
 from monai_diffeo.networks import load_weights
 from monai_diffeo.transforms import ResizeFilmd, ScaleFilmIntensity
 from monai_diffeo.transforms.shapes import largest_parts
@@ -42,8 +42,14 @@ Rows = list[dict[str, str]]
 
 def wrappers(bundle: Path) -> dict[str, DiffeoInferer]:
     """For each network the inferer around it."""
-    canonicalizer, limits = load_canonicalizer(bundle / "models" / "energy"), configuration(bundle)["motion_limits"]
-    return {name: DiffeoInferer(canonicalizer, motion_limits=LIMITS.get(name, limits), tta_batch_size=8) for name in NETWORKS}
+    energy, parser = bundle / "models" / "energy", configuration(bundle)
+    canonicalizer, limits = load_canonicalizer(energy), parser["motion_limits"]
+    atlas = load_weights(parser.get_parsed_content("inferer#parts#atlas#network"), energy / "label_atlas.pt")
+    parts = {name: PartsInPlace(atlas, 2, threshold_of(bundle, name)) for name in NETWORKS}
+    return {
+        name: DiffeoInferer(canonicalizer, motion_limits=LIMITS.get(name, limits), tta_batch_size=8, parts=parts[name])
+        for name in NETWORKS
+    }
 
 
 def configuration(bundle: Path) -> ConfigParser:

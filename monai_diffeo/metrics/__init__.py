@@ -3,6 +3,7 @@
 from monai_diffeo.metrics.topology import (
     BettiNumberMetric,
     betti_numbers,
+    components_in_place,
     connected_components,
     euler_characteristic,
     largest_components,
@@ -11,6 +12,6 @@ from monai_diffeo.metrics.topology import (
 )
 
 __all__ = [
-    "BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "largest_components",
-    "shape_topology", "shapes_intact",
+    "BettiNumberMetric", "betti_numbers", "components_in_place", "connected_components", "euler_characteristic",
+    "largest_components", "shape_topology", "shapes_intact",
 ]  # fmt: skip

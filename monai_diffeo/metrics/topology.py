@@ -15,8 +15,8 @@ from monai.utils import optional_import
 from torch import Tensor
 
 __all__ = [
-    "BettiNumberMetric", "betti_numbers", "connected_components", "euler_characteristic", "largest_components",
-    "shape_topology", "shapes_intact",
+    "BettiNumberMetric", "betti_numbers", "components_in_place", "connected_components", "euler_characteristic",
+    "largest_components", "shape_topology", "shapes_intact",
 ]  # fmt: skip
 
 ndimage, _has_scipy = optional_import("scipy.ndimage")
@@ -68,6 +68,32 @@ def ranked_components(labels: np.ndarray, found: int, count: int) -> np.ndarray:
     rank = np.zeros(found + 1, dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
     rank[order + 1] = np.arange(1, len(order) + 1)
     return rank.take(labels)
+
+
+def components_in_place(mask: np.ndarray, place: np.ndarray, count: int, least: float = 0.0) -> np.ndarray:
+    """The ``count`` parts of a mask that have most of a place, bool. Only the first may have less than ``least`` on average.
+
+    Parts have neighbours of kind ``"full"``. Of parts that have as much the first in scan order comes first.
+
+    Args:
+        mask: shape ``S``, 2 or 3 axes; everything but 0 is inside.
+        place: how likely a voxel is inside, shape ``S``, at least 0.
+        count: of parts, at least 1.
+        least: mean of the place over a part.
+
+    Example:
+        >>> components_in_place(np.array([[1, 1, 1, 0, 1]]), np.array([[0.0, 0.0, 0.1, 0.2, 0.9]]), 1).astype(int).tolist()
+        [[0, 0, 0, 0, 1]]
+    """
+    labels, found = connected_components(mask, "full")
+    if not found:
+        return np.zeros(labels.shape, dtype=bool)
+    share = np.bincount(labels.ravel(), place.ravel(), found + 1)[1:]
+    order = np.argsort(-share, kind="stable")[:count]
+    mean = (share / np.bincount(labels.ravel(), minlength=found + 1)[1:])[order]
+    kept = np.zeros(found + 1, dtype=bool)
+    kept[1 + order[(mean >= least) | (np.arange(len(order)) == 0)]] = True
+    return kept[labels]
 
 
 def euler_characteristic(mask: np.ndarray, connectivity: str = "face") -> int:

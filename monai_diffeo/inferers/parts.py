@@ -1,0 +1,73 @@
+"""Which parts of an answer lie where they are expected: in canonical pose, not by size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_diffeo.canonicalize import Canonicalization
+from monai_diffeo.canonicalize.checks import check_number
+from monai_diffeo.errors import ShapeError
+from monai_diffeo.metrics.topology import components_in_place
+from monai_diffeo.networks import ImageAtlas
+from monai_diffeo.networks.predictor import resample_image
+
+__all__ = ["PartsInPlace"]
+
+
+class PartsInPlace:
+    """Makes background of the parts of an answer that lie where no training mask has much: see :func:`components_in_place`.
+
+    A part that is dropped gets its logits mirrored at the threshold. The outline of the others, resized linearly, stays the
+    same. Images that were not moved stay bit for bit.
+
+    Args:
+        atlas: the mean of training masks, one channel, over the canonical frame.
+        num_components: how many parts are kept at most.
+        threshold: probability above which a network's answer is inside.
+        least: mean of the atlas over a part, from which on it may be kept; 0 to 1.
+
+    Example::
+
+        inferer = DiffeoInferer(canonicalizer, parts=PartsInPlace(atlas, num_components=2))
+    """
+
+    def __init__(self, atlas: ImageAtlas, num_components: int = 1, threshold: float = 0.5, least: float = 0.1) -> None:
+        check_number("PartsInPlace", "num_components", num_components, 1)
+        check_number("PartsInPlace", "least", least, 0.0, whole=False)
+        if not 0 < threshold < 1:
+            raise ValueError(f"PartsInPlace: 'threshold' must lie between 0 and 1, got {threshold!r}. Give a probability.")
+        self.atlas, self.num_components, self.least = atlas, num_components, least
+        self.level = math.log(threshold / (1 - threshold))
+
+    @torch.no_grad()
+    def dropped(self, logits: Tensor, found: Canonicalization) -> Tensor:
+        """Which voxels lie in parts that are dropped, shape and device of the logits, bool; arguments as for a call."""
+        canonical = resample_image(self.atlas(len(logits)).to(found.image.device), found.image.shape[2:])
+        place = resample_image(found.warp_back(canonical, outputs="map"), logits.shape[2:]).cpu().numpy()
+        inside = (logits > self.level).cpu().numpy()
+        out = np.zeros_like(inside)
+        for i in np.flatnonzero(found.moved.cpu().numpy()):
+            for k, mask in enumerate(inside[i]):
+                out[i, k] = mask & ~components_in_place(mask, place[i, 0], self.num_components, self.least)
+        return torch.from_numpy(out).to(logits.device)
+
+    def __call__(self, logits: Tensor, found: Canonicalization) -> Tensor:
+        """The logits without the parts that are dropped.
+
+        Args:
+            logits: ``(B, K, *S)``, in the frame of the images; each channel has its own parts.
+            found: canonicalisation of the images.
+
+        Raises:
+            ShapeError: for another prediction.
+        """
+        axes = found.ddf.ndim
+        if not isinstance(logits, Tensor) or logits.ndim != axes or len(logits) != len(found.status):
+            expected = f"one tensor of logits ({len(found.status)}, K{', H, W' if axes == 4 else ', H, W, D'})"
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ShapeError("PartsInPlace", "prediction", expected, got, "Leave out 'parts' for such a network.")
+        return torch.where(self.dropped(logits, found), 2 * self.level - logits, logits)
