@@ -38,8 +38,8 @@ DEFORMED = ("TPS", "TPS 45°/0.18", "TPS 60°/0.25")
 FILMS: Mapping[str, Mapping[str, tuple[int, ...]]] = {  # of each of SOURCES, at most
     "val": {
         "plain": (46, 30, 101, 16),
-        "TPS 45°/0.18": (20, 20, 20, 16),
-        "TPS 60°/0.25": (12, 12, 12, 12),
+        "TPS 45°/0.18": (46, 30, 20, 16),
+        "TPS 60°/0.25": (46, 30, 12, 12),
         **dict.fromkeys((*FILM_FAULTS, *WRONG), (3, 3, 3, 3)),
         **dict.fromkeys(HALVES, (8, 8, 8, 8)),
         **dict.fromkeys(TURNS, (2, 2, 2, 2)),

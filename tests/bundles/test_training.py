@@ -26,6 +26,7 @@ from torch.testing import assert_close
 
 from monai_diffeo.canonicalize import load_canonicalizer
 from monai_diffeo.errors import NumericalError
+from monai_diffeo.networks import ImageAtlas, load_weights
 from monai_diffeo.networks.predictor import resample_image
 from monai_diffeo.networks.weights import trained_part
 
@@ -144,18 +145,36 @@ def test_it_has_monais_properties_and_a_failure_leaves_the_weights_that_were_the
     assert files_below(root) == before
 
 
-@pytest.mark.parametrize("bundle", ATLASES)
-def test_the_atlas_is_the_mean_of_the_training_images(bundle, copy_of, data):
-    root = copy_of(bundle)
+def measured_atlas(root, bundle, data, **further):
+    """What a bundle's ``atlas.json`` gave for made-up data."""
     files = [str(root / "configs" / name) for name in ("train.json", "atlas.json")]
-    options = {"workflow_type": "train", "logging_file": False, "bundle_root": str(root), **settings(bundle, data)}
+    options = {"workflow_type": "train", "logging_file": False, "bundle_root": str(root), **settings(bundle, data), **further}
     flow = ConfigWorkflow(files, **options)
     flow.initialize()
     run(flow)
+    return flow
+
+
+@pytest.mark.parametrize("bundle", ATLASES)
+def test_the_atlas_is_the_mean_of_the_training_images(bundle, copy_of, data):
+    root = copy_of(bundle)
+    flow = measured_atlas(root, bundle, data)
     atlas = load_canonicalizer(root / "models" / "energy", "refine").search.energy.atlas  # its SHA-256 is looked at
     images = [item["image"][None] for item in flow.parser.get_parsed_content("train::dataset")]
     expected = torch.cat([resample_image(image, atlas.image_size) for image in images]).mean(0, keepdim=True)
     assert_close(atlas.image, expected, atol=1e-3, rtol=0)
+
+
+def test_the_label_atlas_is_the_mean_of_the_training_masks(copy_of, data):
+    root = copy_of("cxr_lung_segmentation")
+    name = "models/energy/label_atlas.pt"
+    before = (root / name).read_bytes()
+    flow = measured_atlas(root, "cxr_lung_segmentation", data, atlas_of="label", output_file=name)
+    atlas = load_weights(ImageAtlas((64, 64)), root / name)  # its SHA-256 is looked at
+    masks = [item["label"][None] for item in flow.parser.get_parsed_content("train::dataset")]
+    expected = torch.cat([resample_image(mask, (64, 64)) for mask in masks]).mean(0, keepdim=True)
+    assert_close(atlas.image, expected, atol=1e-3, rtol=0)
+    assert (root / name).read_bytes() != before and 0 < atlas.image.mean() < 0.6 and atlas.image.max() == 1
 
 
 @pytest.mark.parametrize("bundle", MAIN)
