@@ -106,7 +106,7 @@ class DiffeoInferer(Inferer):
             they have no metadata, and answers are the same to rounding; quicker, for more memory. Networks with further
             arguments, and a :class:`TemplateInferer`, get one pose after another.
         keep_poses: the result holds the prediction from each pose, for :func:`uncertainty_map`; also as a string.
-        parts: what becomes of the prediction at the end, with the canonicalisation, such as :class:`PartsInPlace`.
+        parts: what becomes of the prediction at the end, with the canonicalisation that counts, such as :class:`PartsInPlace`.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
@@ -248,7 +248,7 @@ class DiffeoInferer(Inferer):
                     same = keep | (same.to(keep.device) >= motion["overlap"])
                     prediction, averaged = choose_rows(same, mean, single), mean
         if self.parts is not None:
-            prediction = self.parts(prediction, _pose_that_counts(searched, found))
+            prediction = self.parts(prediction, found)
         if self.tta_batch_size > 1:
             prediction = map_parts(prediction, lambda part, *_: like_input(part, inputs))
         if getattr(self.canonicalizer, "rows_first", False):
@@ -333,13 +333,6 @@ def _prefer(one: Canonicalization, other: Canonicalization, differ: Tensor, limi
         return torch.ones_like(differ)
     energy, agreed, other_agreed = (t.to(differ.device) for t in (one.energy_after, one.agreement, other.agreement))
     return ~differ | prefer_motion(energy, agreed, other_agreed, limits)
-
-
-def _pose_that_counts(searched: Canonicalization, found: Canonicalization) -> Canonicalization:
-    """Where a search brought the images, but for those whose rotation was refused."""
-    if searched.rotations is None or found.rotations is None or torch.equal(searched.rotations, found.rotations):
-        return searched
-    return searched.where(searched.rotations == found.rotations, found)
 
 
 def _infer(inferer: Callable[..., Any], inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> DiffeoResult:

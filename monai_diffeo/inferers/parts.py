@@ -19,7 +19,8 @@ __all__ = ["PartsInPlace"]
 
 
 class PartsInPlace:
-    """Makes background of the parts of an answer that lie where no training mask has much: see :func:`components_in_place`.
+    """Makes background of all but a few parts of an answer, by where they lie: those stay that have most of the mean of the
+    training masks, brought to the pose of the image. See :func:`components_in_place`.
 
     A part that is dropped gets its logits mirrored at the threshold. The outline of the others, resized linearly, stays the
     same. Images that were not moved stay bit for bit.
@@ -28,19 +29,17 @@ class PartsInPlace:
         atlas: the mean of training masks, one channel, over the canonical frame.
         num_components: how many parts are kept at most.
         threshold: probability above which a network's answer is inside.
-        least: mean of the atlas over a part, from which on it may be kept; 0 to 1.
 
     Example::
 
         inferer = DiffeoInferer(canonicalizer, parts=PartsInPlace(atlas, num_components=2))
     """
 
-    def __init__(self, atlas: ImageAtlas, num_components: int = 1, threshold: float = 0.5, least: float = 0.1) -> None:
+    def __init__(self, atlas: ImageAtlas, num_components: int = 1, threshold: float = 0.5) -> None:
         check_number("PartsInPlace", "num_components", num_components, 1)
-        check_number("PartsInPlace", "least", least, 0.0, whole=False)
         if not 0 < threshold < 1:
             raise ValueError(f"PartsInPlace: 'threshold' must lie between 0 and 1, got {threshold!r}. Give a probability.")
-        self.atlas, self.num_components, self.least = atlas, num_components, least
+        self.atlas, self.num_components = atlas, num_components
         self.level = math.log(threshold / (1 - threshold))
 
     @torch.no_grad()
@@ -52,7 +51,7 @@ class PartsInPlace:
         out = np.zeros_like(inside)
         for i in np.flatnonzero(found.moved.cpu().numpy()):
             for k, mask in enumerate(inside[i]):
-                out[i, k] = mask & ~components_in_place(mask, place[i, 0], self.num_components, self.least)
+                out[i, k] = mask & ~components_in_place(mask, place[i, 0], self.num_components)
         return torch.from_numpy(out).to(logits.device)
 
     def __call__(self, logits: Tensor, found: Canonicalization) -> Tensor:

@@ -64,36 +64,36 @@ def largest_components(mask: np.ndarray, count: int, connectivity: str = "face")
 
 def ranked_components(labels: np.ndarray, found: int, count: int) -> np.ndarray:
     """What :func:`connected_components` gave as :func:`largest_components` gives it."""
-    order = np.argsort(-np.bincount(labels.ravel(), minlength=found + 1)[1:], kind="stable")[:count]
-    rank = np.zeros(found + 1, dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
+    return _ranked(labels, np.bincount(labels.ravel(), minlength=found + 1), count)
+
+
+def _ranked(labels: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
+    """Parts by their ``sizes``, that of label 0 first: 1 for the one with most, up to ``count``; 0 elsewhere."""
+    order = np.argsort(-sizes[1:], kind="stable")[:count]
+    rank = np.zeros(len(sizes), dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
     rank[order + 1] = np.arange(1, len(order) + 1)
     return rank.take(labels)
 
 
-def components_in_place(mask: np.ndarray, place: np.ndarray, count: int, least: float = 0.0) -> np.ndarray:
-    """The ``count`` parts of a mask that have most of a place, bool. Only the first may have less than ``least`` on average.
+def components_in_place(mask: np.ndarray, place: np.ndarray, count: int) -> np.ndarray:
+    """The ``count`` parts of a mask that have most of a place, bool: its sum over a part decides.
 
-    Parts have neighbours of kind ``"full"``. Of parts that have as much the first in scan order comes first.
+    Parts have neighbours of kind ``"full"``. Of parts that have as much the first in scan order comes first. Errors as for
+    :func:`largest_components`.
 
     Args:
         mask: shape ``S``, 2 or 3 axes; everything but 0 is inside.
         place: how likely a voxel is inside, shape ``S``, at least 0.
         count: of parts, at least 1.
-        least: mean of the place over a part.
 
     Example:
         >>> components_in_place(np.array([[1, 1, 1, 0, 1]]), np.array([[0.0, 0.0, 0.1, 0.2, 0.9]]), 1).astype(int).tolist()
         [[0, 0, 0, 0, 1]]
     """
+    if count < 1:
+        raise ValueError(f"components_in_place(): 'count' must be at least 1, got {count}.")
     labels, found = connected_components(mask, "full")
-    if not found:
-        return np.zeros(labels.shape, dtype=bool)
-    share = np.bincount(labels.ravel(), place.ravel(), found + 1)[1:]
-    order = np.argsort(-share, kind="stable")[:count]
-    mean = (share / np.bincount(labels.ravel(), minlength=found + 1)[1:])[order]
-    kept = np.zeros(found + 1, dtype=bool)
-    kept[1 + order[(mean >= least) | (np.arange(len(order)) == 0)]] = True
-    return kept[labels]
+    return _ranked(labels, np.bincount(labels.ravel(), place.ravel(), found + 1), count) > 0
 
 
 def euler_characteristic(mask: np.ndarray, connectivity: str = "face") -> int:

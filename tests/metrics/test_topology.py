@@ -9,6 +9,7 @@ from skimage.measure import euler_number
 from monai_diffeo.metrics import (
     BettiNumberMetric,
     betti_numbers,
+    components_in_place,
     connected_components,
     euler_characteristic,
     largest_components,
@@ -167,3 +168,24 @@ def test_wrong_arguments_are_said():
             count(np.zeros((1, 1, 4, 4)))
         with pytest.raises(ValueError, match=f"{count.__name__}.*'face' or 'full', got 'corner'"):
             count(RING, "corner")
+
+
+@given(arrays(bool, st.tuples(*[st.integers(1, 9)] * 2)), st.integers(1, 4))
+def test_in_a_place_that_is_the_same_everywhere_the_parts_with_most_of_it_are_the_largest(mask, count):
+    kept = components_in_place(mask, np.full(mask.shape, 0.5), count)
+    assert np.array_equal(kept, largest_components(mask, count, "full") > 0)
+
+
+@given(arrays(bool, (6, 7)), arrays(float, (6, 7), elements=st.floats(0, 1)), st.integers(1, 3))
+def test_no_part_that_is_left_out_has_more_of_the_place_than_one_that_is_kept(mask, place, count):
+    kept = components_in_place(mask, place, count)
+    labels, found = connected_components(mask, "full")
+    shares = [(place[labels == i].sum(), kept[labels == i]) for i in range(1, found + 1)]
+    assert all(part.all() or not part.any() for _, part in shares) and not (kept & ~mask).any()
+    inside, outside = ([share for share, part in shares if part.all() == wanted] for wanted in (True, False))
+    assert len(inside) == min(count, found) and max(outside, default=0) <= min(inside, default=0) + 1e-9
+
+
+def test_a_count_of_parts_below_one_is_refused():
+    with pytest.raises(ValueError, match=r"components_in_place\(\): 'count' must be at least 1, got 0"):
+        components_in_place(RING, RING.astype(float), 0)
