@@ -45,11 +45,12 @@ def wrappers(bundle: Path) -> dict[str, DiffeoInferer]:
     energy, parser = bundle / "models" / "energy", configuration(bundle)
     canonicalizer, limits = load_canonicalizer(energy), parser["motion_limits"]
     atlas = load_weights(parser.get_parsed_content("inferer#parts#atlas#network"), energy / "label_atlas.pt")
-    parts = {name: PartsInPlace(atlas, 2, threshold_of(bundle, name)) for name in NETWORKS}
-    return {
-        name: DiffeoInferer(canonicalizer, motion_limits=LIMITS.get(name, limits), tta_batch_size=8, parts=parts[name])
-        for name in NETWORKS
-    }
+
+    def wrapper(name: str) -> DiffeoInferer:
+        parts = PartsInPlace(atlas, parser["inferer#parts#num_components"], threshold_of(bundle, name))
+        return DiffeoInferer(canonicalizer, motion_limits=LIMITS.get(name, limits), tta_batch_size=8, parts=parts)
+
+    return {name: wrapper(name) for name in NETWORKS}
 
 
 def configuration(bundle: Path) -> ConfigParser:

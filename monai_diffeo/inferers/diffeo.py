@@ -106,7 +106,8 @@ class DiffeoInferer(Inferer):
             they have no metadata, and answers are the same to rounding; quicker, for more memory. Networks with further
             arguments, and a :class:`TemplateInferer`, get one pose after another.
         keep_poses: the result holds the prediction from each pose, for :func:`uncertainty_map`; also as a string.
-        parts: what becomes of the prediction at the end, with the canonicalisation that counts, such as :class:`PartsInPlace`.
+        parts: called with the prediction and the canonicalisation that counts, gives what becomes of the prediction at the end,
+            such as :class:`PartsInPlace`. ``plain`` and ``unchosen`` of a result do not change.
         on_result: called with each :class:`Canonicalization`, for example to report it. The inferer keeps no state of an image
             and may serve several threads.
 
@@ -155,6 +156,8 @@ class DiffeoInferer(Inferer):
         self.images, self.motion_limits = check_images(images), _check_limits(motion_limits)
         self.tta_batch_size = tta_batch_size
         self.keep_poses, self.parts = parse_switch(keep_poses), parts
+        if parts is not None:
+            check_callable("DiffeoInferer", "parts", parts, "a function", "Create it first, for example PartsInPlace(atlas).")
         self.enabled, self.fallback, self.mode, self.on_result = parse_switch(enabled), fallback, mode, on_result
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any] | None = None, *args: Any, **kwargs: Any) -> Any:
@@ -247,8 +250,10 @@ class DiffeoInferer(Inferer):
                 if (same := overlap(answer, single, self.outputs)) is not None:
                     same = keep | (same.to(keep.device) >= motion["overlap"])
                     prediction, averaged = choose_rows(same, mean, single), mean
+        whole = prediction
         if self.parts is not None:
             prediction = self.parts(prediction, found)
+            averaged = None if averaged is None else self.parts(averaged, found)
         if self.tta_batch_size > 1:
             prediction = map_parts(prediction, lambda part, *_: like_input(part, inputs))
         if getattr(self.canonicalizer, "rows_first", False):
@@ -262,7 +267,7 @@ class DiffeoInferer(Inferer):
         kept = tuple(result.prediction for result in results) if self.keep_poses else ()
         records = records_of(found)
         if limits := getattr(self.canonicalizer, "limits", None):
-            likeness = agreement([prediction, without], found.moved, self.outputs) if plain else None
+            likeness = agreement([whole, without], found.moved, self.outputs) if plain else None
             signs = zip(records, signs_of(searched, found.agreement, likeness), found.status)
             records = tuple({**record, "decision": limits.decision(row, status)} for record, row, status in signs)
         return DiffeoResult(

@@ -26,9 +26,13 @@ class PartsInPlace:
     same. Images that were not moved stay bit for bit.
 
     Args:
-        atlas: the mean of training masks, one channel, over the canonical frame.
+        atlas: the mean of training masks, one channel, over the canonical frame, with as many axes as the images.
         num_components: how many parts are kept at most.
         threshold: probability above which a network's answer is inside.
+
+    Raises:
+        ShapeError: for an atlas of several channels.
+        ValueError: for another setting without a meaning.
 
     Example::
 
@@ -39,14 +43,19 @@ class PartsInPlace:
         check_number("PartsInPlace", "num_components", num_components, 1)
         if not 0 < threshold < 1:
             raise ValueError(f"PartsInPlace: 'threshold' must lie between 0 and 1, got {threshold!r}. Give a probability.")
+        if atlas.image.shape[1] != 1:
+            raise ShapeError(
+                "PartsInPlace", "atlas", "one channel", tuple(atlas.image.shape[1:]), "Measure it on single masks."
+            )
         self.atlas, self.num_components = atlas, num_components
         self.level = math.log(threshold / (1 - threshold))
 
     @torch.no_grad()
     def dropped(self, logits: Tensor, found: Canonicalization) -> Tensor:
         """Which voxels lie in parts that are dropped, shape and device of the logits, bool; arguments as for a call."""
-        canonical = resample_image(self.atlas(len(logits)).to(found.image.device), found.image.shape[2:])
-        place = resample_image(found.warp_back(canonical, outputs="map"), logits.shape[2:]).cpu().numpy()
+        with torch.autocast(logits.device.type, enabled=False):
+            canonical = resample_image(self.atlas(len(logits)).to(found.image.device), found.image.shape[2:])
+            place = resample_image(found.warp_back(canonical, outputs="map"), logits.shape[2:]).cpu().numpy()
         inside = (logits > self.level).cpu().numpy()
         out = np.zeros_like(inside)
         for i in np.flatnonzero(found.moved.cpu().numpy()):
@@ -58,15 +67,19 @@ class PartsInPlace:
         """The logits without the parts that are dropped.
 
         Args:
-            logits: ``(B, K, *S)``, in the frame of the images; each channel has its own parts.
+            logits: ``(B, K, *S)``, in the frame of the images; each channel is a sigmoid's and has its own parts.
             found: canonicalisation of the images.
 
         Raises:
-            ShapeError: for another prediction.
+            ShapeError: for another prediction, or an atlas of another number of axes.
         """
         axes = found.ddf.ndim
-        if not isinstance(logits, Tensor) or logits.ndim != axes or len(logits) != len(found.status):
-            expected = f"one tensor of logits ({len(found.status)}, K{', H, W' if axes == 4 else ', H, W, D'})"
-            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        if len(self.atlas.image_size) != axes - 2:
+            expected = f"{axes - 2} axes as the images have"
+            raise ShapeError("PartsInPlace", "atlas", expected, self.atlas.image_size, "Measure one on masks of such images.")
+        fits = isinstance(logits, Tensor) and logits.is_floating_point() and logits.ndim == axes
+        if not fits or len(logits) != len(found.status):
+            expected = f"one tensor of floating-point logits ({len(found.status)}, K{', H, W' if axes == 4 else ', H, W, D'})"
+            got = (*logits.shape, str(logits.dtype)) if isinstance(logits, Tensor) else type(logits).__name__
             raise ShapeError("PartsInPlace", "prediction", expected, got, "Leave out 'parts' for such a network.")
         return torch.where(self.dropped(logits, found), 2 * self.level - logits, logits)

@@ -64,13 +64,14 @@ def largest_components(mask: np.ndarray, count: int, connectivity: str = "face")
 
 def ranked_components(labels: np.ndarray, found: int, count: int) -> np.ndarray:
     """What :func:`connected_components` gave as :func:`largest_components` gives it."""
-    return _ranked(labels, np.bincount(labels.ravel(), minlength=found + 1), count)
+    return _ranked(labels, count, np.bincount(labels.ravel(), minlength=found + 1))
 
 
-def _ranked(labels: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
-    """Parts by their ``sizes``, that of label 0 first: 1 for the one with most, up to ``count``; 0 elsewhere."""
-    order = np.argsort(-sizes[1:], kind="stable")[:count]
-    rank = np.zeros(len(sizes), dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
+def _ranked(labels: np.ndarray, count: int, *measures: np.ndarray) -> np.ndarray:
+    """1 for the part with most of the first measure, up to ``count``, 0 elsewhere; a further measure decides where one is
+    equal. A measure has one number a label, from 0 on."""
+    order = np.lexsort([-measure[1:] for measure in reversed(measures)])[:count]
+    rank = np.zeros(len(measures[0]), dtype=np.min_scalar_type(count))  # few bytes a voxel: films are large
     rank[order + 1] = np.arange(1, len(order) + 1)
     return rank.take(labels)
 
@@ -78,8 +79,8 @@ def _ranked(labels: np.ndarray, sizes: np.ndarray, count: int) -> np.ndarray:
 def components_in_place(mask: np.ndarray, place: np.ndarray, count: int) -> np.ndarray:
     """The ``count`` parts of a mask that have most of a place, bool: its sum over a part decides.
 
-    Parts have neighbours of kind ``"full"``. Of parts that have as much the first in scan order comes first. Errors as for
-    :func:`largest_components`.
+    Parts have neighbours of kind ``"full"``. Of parts that have as much the largest comes first. Errors as for
+    :func:`largest_components`, and ValueError for a ``place`` of another shape.
 
     Args:
         mask: shape ``S``, 2 or 3 axes; everything but 0 is inside.
@@ -92,8 +93,13 @@ def components_in_place(mask: np.ndarray, place: np.ndarray, count: int) -> np.n
     """
     if count < 1:
         raise ValueError(f"components_in_place(): 'count' must be at least 1, got {count}.")
+    if np.shape(place) != np.shape(mask):
+        raise ValueError(
+            f"components_in_place(): 'place' must have shape {np.shape(mask)} as 'mask' has, got {np.shape(place)}."
+        )
     labels, found = connected_components(mask, "full")
-    return _ranked(labels, np.bincount(labels.ravel(), place.ravel(), found + 1), count) > 0
+    flat = labels.ravel()
+    return _ranked(labels, count, np.bincount(flat, place.ravel(), found + 1), np.bincount(flat, minlength=found + 1)) > 0
 
 
 def euler_characteristic(mask: np.ndarray, connectivity: str = "face") -> int:

@@ -9,7 +9,7 @@ import torch
 from monai.networks.nets import UNet
 from PIL import Image
 
-from monai_diffeo.networks import OutlierDetector
+from monai_diffeo.networks import ImageAtlas, OutlierDetector
 from monai_diffeo.trust import Score, fitted_to, save_trust
 from monai_diffeo.trust.judge import SETTINGS
 from tests.helpers import canonicalizer_folder
@@ -27,6 +27,7 @@ def tiny_lungs(root):
     (root / "configs" / "inference.json").write_text(json.dumps(config))
     (root / "configs" / "metadata.json").write_text('{"name": "tiny"}')
     energy = canonicalizer_folder(root / "models" / "energy")
+    torch.save(ImageAtlas((64, 64)).measure([torch.ones(1, 64, 64)]).state_dict(), energy / "label_atlas.pt")
     torch.manual_seed(0)
     for name in ("model", "whole_lungs"):
         network = UNet(**{key: value for key, value in config["network_def"].items() if key != "_target_"})

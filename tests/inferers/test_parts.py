@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from monai.data import MetaTensor
 from torch.testing import assert_close
 
 from monai_diffeo.canonicalize import Canonicalizer
@@ -157,9 +158,14 @@ def test_the_pose_whose_answers_count_says_where_parts_lie():
         assert bool((kept[..., 8:] > 0).any()) is right and bool((kept[..., :8] > 0).any()) is not right
 
 
-@pytest.mark.parametrize("answer", [torch.zeros(1, 3), torch.zeros(2, 1, N, N), {"seg": torch.zeros(1, 1, N, N)}])
+WRONG = [torch.zeros(1, 3), torch.zeros(2, 1, N, N), {"seg": torch.zeros(1, 1, N, N)}, torch.ones(1, 1, N, N, dtype=torch.long)]
+
+
+@pytest.mark.parametrize("answer", WRONG)
 def test_another_prediction_is_refused(answer):
-    with pytest.raises(ShapeError, match=r"PartsInPlace.*one tensor of logits \(1, K, H, W\).*Leave out 'parts'"):
+    with pytest.raises(
+        ShapeError, match=r"PartsInPlace.*one tensor of floating-point logits \(1, K, H, W\).*Leave out 'parts'"
+    ):
         PartsInPlace(atlas_of(EXPECTED))(answer, shifted()(IMAGE))
 
 
@@ -175,3 +181,40 @@ def test_gradients_flow_through_what_is_kept():
     kept = PartsInPlace(atlas_of(EXPECTED), 1)(logits, shifted()(IMAGE))
     kept.sum().backward()
     assert np.unique(logits.grad).tolist() == [-1.0, 1.0]
+
+
+def test_an_atlas_of_other_axes_or_of_several_channels_and_what_cannot_be_called_are_refused():
+    with pytest.raises(ShapeError, match="PartsInPlace.*one channel"):
+        PartsInPlace(ImageAtlas((N, N), in_channels=2))
+    with pytest.raises(ShapeError, match=r"PartsInPlace.*2 axes as the images have.*\(4, 4, 4\)"):
+        PartsInPlace(ImageAtlas((4, 4, 4)))(answer_of(EXPECTED), shifted()(IMAGE))
+    with pytest.raises(TypeError, match="DiffeoInferer: 'parts' must be a function, got the class PartsInPlace"):
+        DiffeoInferer(shifted(), parts=PartsInPlace)
+
+
+def test_under_autocast_and_with_metadata_several_poses_give_the_same_parts():
+    cube, far = box(*[slice(2, 5)] * 3, shape=(8, 8, 8)), box(slice(6, 8), shape=(8, 8, 8))
+    found = Canonicalizer(Brightness(), AffineMatrix(3), predictor=FixedTheta(torch.zeros(1, 12)))(
+        torch.rand(1, 1, 8, 8, 8) + 0.1
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = PartsInPlace(atlas_of(F.interpolate(cube[None, None], (16, 16, 16))[0, 0]))(answer_of(cube + far), found)
+    assert (kept[0, 0] > 0).equal(cube > 0)
+    mask = box(*LEFT) + box(*RIGHT) + box(slice(13, 16), slice(0, 16))
+    network = lambda image: answer_of(mask).expand(len(image), -1, -1, -1)  # noqa: E731
+    settings = {"parts": PartsInPlace(atlas_of(EXPECTED), 2), "tta_samples": 4}
+    one = DiffeoInferer(shifted(), **settings)(IMAGE, network)
+    many = DiffeoInferer(shifted(), tta_batch_size=4, **settings)(MetaTensor(IMAGE, meta={"told": [1]}), network)
+    assert (one > 0).sum() == EXPECTED.sum() and isinstance(many, MetaTensor) and many.meta["told"] == [1]
+    assert_close(many.as_tensor(), one, atol=1e-5, rtol=0)
+
+
+def test_the_mean_over_poses_loses_the_same_parts_and_a_decision_compares_what_both_gave():
+    mask = box(*LEFT) + box(*RIGHT) + box(slice(13, 16), slice(0, 16))
+    network = lambda image: answer_of(mask).expand(len(image), -1, -1, -1)  # noqa: E731
+    settings = {"motion_limits": {"energy": -1e9, "disagreement": 0.5, "overlap": 1.01}, "tta_samples": 4}
+    inferer = DiffeoInferer(shifted(0.05), parts=PartsInPlace(atlas_of(EXPECTED), 2), **settings)
+    result = inferer.infer(IMAGE, network, plain=True)
+    corner = (slice(None), slice(None), slice(13, 16))
+    assert not (result.averaged[corner] > 0).any() and not (result.prediction[corner] > 0).any()
+    assert (result.plain[corner] > 0).all()
