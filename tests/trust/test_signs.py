@@ -1,6 +1,7 @@
 """Signs are 0 for the best, grow with what is wrong, and of a batch are those of its images."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
