@@ -1,10 +1,13 @@
 """The bundle on the command line, as others rely on it; most runs are made in this process, which has MONAI loaded."""
 
+import shutil
 import subprocess
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
+import torch
 
 for package in ("ignite", "fire", "nibabel", "pydicom", "PIL", "matplotlib", "skimage", "data_store"):
     pytest.importorskip(package)
@@ -14,6 +17,8 @@ import pydicom  # noqa: E402
 from monai.bundle import ConfigParser  # noqa: E402
 from PIL import Image  # noqa: E402
 
+from docs.experiments.lungs_product import as_the_bundle_sees  # noqa: E402
+from monai_diffeo.errors import WeightsError  # noqa: E402
 from monai_diffeo.radiograph.packaged import packaged_film  # noqa: E402
 from monai_diffeo.radiograph.reader import read_film  # noqa: E402
 from monai_diffeo.report import FolderInUseError, RunFolder  # noqa: E402
@@ -304,3 +309,32 @@ def test_noise_has_no_result_and_a_negative_is_corrected(tmp_path, small_film):
     status, report = run(tmp_path / "asked", dataset_dir=films, figures="false", accept_anything="true")
     assert status == 0 and report["noise.png"]["decision"].startswith("review: the image is no chest film")
     assert (tmp_path / "asked" / "noise_lungs.png").is_file()
+
+
+def parsed(folder, **options):
+    """The bundle's configuration in a folder like its own."""
+    parser = ConfigParser({})
+    parser.read_config(str(folder / "configs" / "inference.json"))
+    parser.update({"bundle_root": str(folder), "root": str(folder), **options})
+    return parser
+
+
+def test_of_three_parts_the_bundle_keeps_those_where_lungs_lie():
+    """The corner is larger than one lung; what lies between the thresholds of the product and of the baselines is a part."""
+    inferer = parsed(BUNDLE).get_parsed_content("inferer")
+    film = as_the_bundle_sees(torch.as_tensor(read_film(packaged_film()).pixels).float()[None, None], (128, 128))
+    inferer.canonicalizer = partial(inferer.canonicalizer.at_rest, found=inferer.canonicalizer(film), rotated=False)
+    logits = torch.full((1, 1, 128, 128), -4.0)
+    lungs, corner = torch.zeros(1, 1, 128, 128, dtype=torch.bool), torch.zeros(1, 1, 128, 128, dtype=torch.bool)
+    lungs[..., 40:90, 25:50] = lungs[..., 50:70, 80:95] = corner[..., 108:, 40:] = True
+    logits[lungs], logits[corner] = -0.05, 4.0  # a probability of 0.4875
+    kept = inferer(film, lambda image: logits)
+    assert torch.equal(kept[lungs], logits[lungs]) and (kept[corner] < -4).all()
+
+
+def test_switched_off_the_bundle_needs_no_files_of_the_canonicaliser(tmp_path):
+    shutil.copytree(BUNDLE / "configs", tmp_path / "configs")
+    assert parsed(tmp_path, enabled=False).get_parsed_content("inferer").parts is None
+    with pytest.raises(RuntimeError) as error:
+        parsed(tmp_path).get_parsed_content("inferer#parts")
+    assert isinstance(error.value.__cause__, WeightsError) and "label_atlas.pt" in str(error.value.__cause__)
