@@ -27,8 +27,7 @@ SIGNS: Mapping[str, str] = {
     "search_change": "the answers on the deformed and on the given film differ",
     "change": LIMITED_SIGNS["change"],
     "second": "another kind of network gives another answer",
-    "whole": "answers for the visible and for the whole lungs differ",
-    "hidden": "much of the whole lungs is hidden",
+    "whole": "much of the lungs is hidden: answers for the visible and for the whole lungs differ",
     "blur": "the edges of the answer are uncertain",
     "shape": "the mask is not shaped like lungs of the training films, neither in the canonical pose nor as it came",
     "parts": "the mask has parts beside two lungs",
@@ -95,9 +94,6 @@ def film_signs(
     for name, other in (("change", result.plain), ("search_change", result.unchosen), ("second", second), ("whole", whole)):
         if other is not None:
             signs[name] = 1 - mask_dice(mask, torch.as_tensor(other) > 0)
-    if whole is not None:
-        lungs = (torch.as_tensor(whole) > 0).flatten(1)
-        signs["hidden"] = (lungs & ~mask.flatten(1)).sum(1) / lungs.sum(1).clamp(min=1)
     if outlier is not None:
         signs["outlier"] = F.softplus(outlier.double())
     spread = torch.sigmoid(logits)
