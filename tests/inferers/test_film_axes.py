@@ -12,7 +12,8 @@ from monai.transforms import Compose, LoadImage, LoadImaged, Resized, ScaleInten
 from PIL import Image
 
 from monai_diffeo.errors import ShapeError
-from monai_diffeo.inferers import DiffeoInferer
+from monai_diffeo.inferers import DiffeoInferer, PartsInPlace
+from monai_diffeo.networks import ImageAtlas
 from monai_diffeo.radiograph.axes import film_axes, from_rows_first, to_rows_first
 from monai_diffeo.transforms import LoadImageFilm
 from tests.helpers import tiny_canonicalizer
@@ -77,6 +78,17 @@ def test_a_film_of_loadimage_has_the_answer_of_the_same_film_in_rows_and_columns
     assert "exchanged" not in right.canonicalization.notes[0]
     assert isinstance(found.prediction, MetaTensor) and "film_axes" not in found.prediction.meta
     assert torch.equal(found.prediction.affine, other.affine)
+
+
+def test_parts_are_chosen_in_rows_and_columns(file):
+    """The atlas knows which axis is which: the part in the upper half stays, though the other is larger."""
+    place = torch.cat([torch.ones(1, 8, 16), torch.zeros(1, 8, 16)], 1)
+    answer = torch.full((1, 1, *SIZE), -1.0)
+    answer[..., 5:10, 5:10] = answer[..., 40:55, 20:35] = 1.0
+    inferer = DiffeoInferer(rows_first(), parts=PartsInPlace(ImageAtlas((16, 16)).measure([place])))
+    other = loaded(file)[None] / 255
+    kept = to_rows_first(torch.as_tensor(inferer(other, lambda image: answer)), film_axes(other)) > 0
+    assert kept[..., :20, :].any() and not kept[..., 30:, :].any()
 
 
 def test_batches_of_a_dataloader_after_resizing(tmp_path):

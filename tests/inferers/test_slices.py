@@ -8,7 +8,8 @@ import torch
 from monai.data import DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.inferers import SliceInferer, SlidingWindowInferer
 
-from monai_diffeo.inferers import DiffeoInferer
+from monai_diffeo.inferers import DiffeoInferer, PartsInPlace
+from monai_diffeo.networks import ImageAtlas
 from tests.helpers import tiny_canonicalizer
 
 NETWORK = torch.nn.Conv2d(1, 2, 5, padding=2).requires_grad_(False)
@@ -33,6 +34,16 @@ def test_it_equals_a_loop_over_slices(axis, roi, poses):
     expected = torch.stack([alone(image, NETWORK) for image in images.unbind(axis + 2)], axis + 2)
     torch.testing.assert_close(out, expected, atol=1e-5, rtol=0)
     assert not torch.allclose(out, inner(images, NETWORK), atol=1e-2)
+
+
+def test_each_slice_keeps_its_own_parts():
+    images, canonicalizer = volumes(), tiny_canonicalizer()
+    parts = PartsInPlace(ImageAtlas((8, 8)).measure([torch.ones(1, 8, 8)]))
+    network = lambda x: 8 * (NETWORK(x) - NETWORK(x).mean((2, 3), keepdim=True))  # noqa: E731
+    out = DiffeoInferer(canonicalizer, SliceInferer(2, (-1, -1), sw_batch_size=5), parts=parts)(images, network)
+    alone = DiffeoInferer(canonicalizer, parts=parts)
+    torch.testing.assert_close(out, torch.stack([alone(image, network) for image in images.unbind(4)], 4), atol=1e-5, rtol=0)
+    assert not torch.allclose(out, DiffeoInferer(canonicalizer, SliceInferer(2, (-1, -1)))(images, network), atol=1e-2)
 
 
 def test_switched_off_or_with_a_canonicaliser_of_volumes_the_inner_inferer_gets_the_volume():
