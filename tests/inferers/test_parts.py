@@ -1,5 +1,8 @@
 """Parts of an answer are kept by where they lie in canonical pose."""
 
+import math
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,10 +10,11 @@ import torch.nn.functional as F
 from monai.data import MetaTensor
 from torch.testing import assert_close
 
-from monai_diffeo.canonicalize import Canonicalizer
+from monai_diffeo.canonicalize import Canonicalization, Canonicalizer
 from monai_diffeo.errors import ShapeError
 from monai_diffeo.families import AffineMatrix
 from monai_diffeo.inferers import DiffeoInferer, PartsInPlace
+from monai_diffeo.inferers.aggregation import mask_dice
 from monai_diffeo.metrics import connected_components
 from monai_diffeo.networks import ImageAtlas
 from tests.helpers import Brightness, FixedTheta, Turned
@@ -91,6 +95,12 @@ def test_outlines_of_what_is_kept_stay_when_the_answer_is_resized():
     assert [not one for one in whole] == gone and 0 < sum(gone) < count and not (after & ~before).any()
 
 
+def test_what_is_dropped_is_mirrored_at_the_threshold():
+    mask = box(*LEFT) + box(slice(13, 16), slice(0, 16))
+    given, kept = asked(mask, count=1, threshold=0.7)
+    assert_close(kept[0, 0, 13:], 2 * math.log(0.7 / 0.3) - given[0, 0, 13:])
+
+
 def test_a_threshold_decides_what_is_a_part():
     faint = box(slice(13, 16), slice(0, 16)) * 0.2
     answer = answer_of(box(*LEFT)) * (faint[None, None] == 0) + faint
@@ -110,6 +120,13 @@ def test_a_batch_is_each_image_and_each_channel_has_its_own_parts():
         found = canonicalizer(images[i : i + 1])
         for k in range(2):
             assert together[i : i + 1, k : k + 1].equal(parts(logits[i : i + 1, k : k + 1], found))
+
+
+def test_the_images_of_a_batch_have_places_of_their_own():
+    found = Canonicalization.join([shifted(quarters)(IMAGE) for quarters in (-0.5, 0.5)])
+    answer = answer_of(box(slice(6, 10), slice(2, 5)) + box(slice(6, 10), slice(11, 14))).repeat(2, 1, 1, 1)
+    kept = PartsInPlace(atlas_of(box(slice(6, 10), slice(6, 10))))(answer, found) > 0
+    assert kept[0, ..., :8].any() and not kept[0, ..., 8:].any() and kept[1, ..., 8:].any() and not kept[1, ..., :8].any()
 
 
 def test_an_image_that_is_not_moved_stays_as_it_is():
@@ -148,7 +165,7 @@ def test_an_inferer_drops_parts_of_its_prediction_and_nothing_else():
 def test_the_pose_whose_answers_count_says_where_parts_lie():
     """Of two like parts the one counts that is in place at rest, where answers on the deformed image do not count."""
     answer = answer_of(box(slice(6, 10), slice(2, 5)) + box(slice(6, 10), slice(11, 14)))
-    parts = PartsInPlace(atlas_of(box(slice(6, 10), slice(12, 16))), 1)
+    parts = PartsInPlace(atlas_of(box(slice(6, 10), slice(12, 15))), 1)
     for energy, right in ((1e9, False), (-1e9, True)):
         settings = {"motion_limits": {"energy": energy, "disagreement": 1e9}, "tta_samples": 4, "parts": parts}
         poses = []
@@ -217,3 +234,7 @@ def test_the_mean_over_poses_loses_the_same_parts_and_a_decision_compares_what_b
     corner = (slice(None), slice(None), slice(13, 16))
     assert not (result.averaged[corner] > 0).any() and not (result.prediction[corner] > 0).any()
     assert (result.plain[corner] > 0).all()
+    seen = []
+    inferer.canonicalizer.limits = SimpleNamespace(decision=lambda signs, status: seen.append(signs["change"]) or "ok")
+    inferer.infer(IMAGE, network, plain=True)
+    assert seen[0] < 0.1 < 1 - mask_dice(result.prediction > 0, result.plain > 0)
