@@ -51,11 +51,11 @@ def exp(v: Tensor, steps: int = 7, spacing: int = 1) -> Tensor:
     with torch.autocast(v.device.type, enabled=False):
         size = half_frame(v.shape[2:], v).flip(0).view(-1, *[1] * (v.ndim - 2))
         base = sampler_grid(v.shape[2:], v.device, v.dtype)
-        u = v.flip(1) / (size * 2**steps)  # in units of half a frame and reversed axis order, as grid_sample wants it
+        u = v.flip(1).div_(size * 2**steps)  # in units of half a frame and reversed axis order, as grid_sample wants it
         for _ in range(steps):
             where = base + u.movedim(1, -1)
             u = F.grid_sample(u, where, mode="bilinear", padding_mode="border", align_corners=True).add_(u)
-        return (u * size).flip(1)
+        return u.flip(1).mul_(size.flip(0))
 
 
 def affine_deformation(generator: Tensor, spatial_size: Sequence[int]) -> Deformation:
@@ -108,12 +108,12 @@ def exp_affine(generator: Tensor, v: Tensor, steps: int = 7, spacing: int = 1) -
         for _ in range(steps):
             powers.append(powers[-1] @ powers[-1])
         column = half_frame(v.shape[2:], v).view(-1, *[1] * dims)
-        u, grid = v.flip(1) / (column.flip(0) * 2**steps), grid.expand(v.shape[0], -1, -1)
+        u, grid = v.flip(1).div_(column.flip(0) * 2**steps), grid.expand(v.shape[0], -1, -1)
         for whole in torch.stack(powers)[:-1, :, :-1].to(v.dtype).unbind():
             where = torch.baddbmm(u.flatten(2), whole, grid).view(u.shape).movedim(1, -1)
             beyond = F.grid_sample(u, where, mode="bilinear", padding_mode="border", align_corners=True)
             u = torch.baddbmm(beyond.flatten(2), whole[..., :-1], u.flatten(2)).view(u.shape)
-        return Deformation((back @ powers[-1] @ units)[:, :-1].to(v.dtype), u.flip(1) * column)
+        return Deformation((back @ powers[-1] @ units)[:, :-1].to(v.dtype), u.flip(1).mul_(column))
 
 
 @keep_tensors
