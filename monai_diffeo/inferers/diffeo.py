@@ -250,7 +250,7 @@ class DiffeoInferer(Inferer):
                 if (same := overlap(answer, single, self.outputs)) is not None:
                     same = keep | (same.to(keep.device) >= motion["overlap"])
                     prediction, averaged = choose_rows(same, mean, single), mean
-        whole = prediction
+        with_all_parts = prediction
         if self.parts is not None:
             prediction = self.parts(prediction, found)
             averaged = None if averaged is None else self.parts(averaged, found)
@@ -267,7 +267,7 @@ class DiffeoInferer(Inferer):
         kept = tuple(result.prediction for result in results) if self.keep_poses else ()
         records = records_of(found)
         if limits := getattr(self.canonicalizer, "limits", None):
-            likeness = agreement([whole, without], found.moved, self.outputs) if plain else None
+            likeness = agreement([with_all_parts, without], found.moved, self.outputs) if plain else None
             signs = zip(records, signs_of(searched, found.agreement, likeness), found.status)
             records = tuple({**record, "decision": limits.decision(row, status)} for record, row, status in signs)
         return DiffeoResult(
