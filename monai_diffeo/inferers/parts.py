@@ -44,9 +44,7 @@ class PartsInPlace:
         if not 0 < threshold < 1:
             raise ValueError(f"PartsInPlace: 'threshold' must lie between 0 and 1, got {threshold!r}. Give a probability.")
         if atlas.image.shape[1] != 1:
-            raise ShapeError(
-                "PartsInPlace", "atlas", "one channel", tuple(atlas.image.shape[1:]), "Measure it on single masks."
-            )
+            raise ShapeError("PartsInPlace", "atlas", "one channel", tuple(atlas.image.shape[1:]), "Measure single masks.")
         self.atlas, self.num_components = atlas, num_components
         self.level = math.log(threshold / (1 - threshold))
 

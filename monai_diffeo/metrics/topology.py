@@ -94,9 +94,7 @@ def components_in_place(mask: np.ndarray, place: np.ndarray, count: int) -> np.n
     if count < 1:
         raise ValueError(f"components_in_place(): 'count' must be at least 1, got {count}.")
     if np.shape(place) != np.shape(mask):
-        raise ValueError(
-            f"components_in_place(): 'place' must have shape {np.shape(mask)} as 'mask' has, got {np.shape(place)}."
-        )
+        raise ValueError(f"components_in_place(): 'place' must have the mask's shape {np.shape(mask)}, got {np.shape(place)}.")
     labels, found = connected_components(mask, "full")
     flat = labels.ravel()
     return _ranked(labels, count, np.bincount(flat, place.ravel(), found + 1), np.bincount(flat, minlength=found + 1)) > 0

@@ -194,5 +194,5 @@ def test_a_count_of_parts_below_one_is_refused():
 def test_of_parts_with_as_much_of_a_place_the_largest_is_kept_and_a_place_of_another_shape_is_refused():
     kept = components_in_place(np.array([[1, 0, 1, 1, 1, 0, 1]]), np.zeros((1, 7)), 1)
     assert kept.astype(int).tolist() == [[0, 0, 1, 1, 1, 0, 0]]
-    with pytest.raises(ValueError, match=r"'place' must have shape \(7, 7\) as 'mask' has, got \(49,\)"):
+    with pytest.raises(ValueError, match=r"'place' must have the mask's shape \(7, 7\), got \(49,\)"):
         components_in_place(RING, np.zeros(49), 1)
